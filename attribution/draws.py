@@ -1,0 +1,157 @@
+"""Draws: the timestep, noise and flip at which an example is evaluated, as data.
+
+A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker
+(METHODS.md §1). ``Draws`` holds them for a batch; the schemes ``Uniform``, ``Even`` and ``Fixed`` make them. Noise is kept as
+a 64-bit seed and expanded when it is needed, so that draws are small enough to record for every step of training.
+
+Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution import philox
+
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K draws of each of B examples: ``timestep``, ``noise_seed`` (int64) and ``flip`` (bool), all ``[B, K]``."""
+
+    timestep: Tensor
+    noise_seed: Tensor
+    flip: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+    @property
+    def count(self) -> int:
+        """K, the number of draws of each example."""
+        return self.timestep.shape[1]
+
+    def noise(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """ε for an image of ``shape`` (C, H, W): ``[B, K, C, H, W]``, standard normal."""
+        size = torch.Size(shape)
+        return philox.normal(self.noise_seed, size.numel()).view(*self.noise_seed.shape, *size).to(dtype)
+
+    def images(self, x0: Tensor) -> Tensor:
+        """``x0 [B, C, H, W]`` once per draw, mirrored left to right where the draw says so: ``[B, K, C, H, W]``."""
+        x = x0.unsqueeze(1).expand(-1, self.count, *x0.shape[1:])
+        if not self.flip.any():
+            return x
+        return torch.where(self.flip[:, :, None, None, None], x.flip(-1), x)
+
+    def rows(self, index: slice | Tensor) -> "Draws":
+        """The draws of some of the examples."""
+        return Draws(self.timestep[index], self.noise_seed[index], self.flip[index])
+
+    def columns(self, index: slice | Tensor) -> "Draws":
+        """Some of the draws of every example."""
+        return Draws(self.timestep[:, index], self.noise_seed[:, index], self.flip[:, index])
+
+    def to(self, device: torch.device | str) -> "Draws":
+        return Draws(self.timestep.to(device), self.noise_seed.to(device), self.flip.to(device))
+
+
+def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False) -> Draws:
+    """The draw with each ``number`` of each ``example``: t ~ U{1..T}, a noise seed, and a fair coin for the flip.
+
+    ``example`` and ``number`` are int64 and broadcast to ``[B, K]``. ``flips=False`` leaves every image as it is.
+    """
+    example, number = torch.broadcast_tensors(example, number)
+    key0, key1 = philox.key(seed, role)
+    zero = torch.zeros_like(example)
+    w0, w1, w2, w3 = philox.philox(key0, key1, (number & _MASK, example & _MASK, (example >> 32) & _MASK, zero))
+    flip = (w3 & 1).bool() if flips else torch.zeros_like(example, dtype=torch.bool)
+    return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip)
+
+
+@dataclass(frozen=True)
+class DrawScheme(ABC):
+    """How the K draws of an example are chosen; ``seed`` is independent of the seed of training."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """K."""
+
+    @abstractmethod
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        """K draws of each ``example [B]`` (int64 ids) for ``role`` ("query", "train", ...); T timesteps in the schedule."""
+
+
+@dataclass(frozen=True)
+class Uniform(DrawScheme):
+    """``n`` independent draws, t ~ U{1..T} (K-FAC paper). The first k of n are the draws of ``Uniform(k)``."""
+
+    n: int
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least_one(n=self.n)
+
+    @property
+    def count(self) -> int:
+        return self.n
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        number = torch.arange(self.n, device=example.device)
+        return random_draws(self.seed, role, example[:, None], number, T, flips)
+
+
+@dataclass(frozen=True)
+class Fixed(DrawScheme):
+    """The given ``timesteps`` (1..T), each with ``noises`` independent noises; draw number = position · noises + noise."""
+
+    timesteps: Sequence[int]
+    noises: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least_one(timesteps=len(self.timesteps), noises=self.noises)
+
+    @property
+    def count(self) -> int:
+        return len(self.timesteps) * self.noises
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        if outside := [t for t in self.timesteps if not 1 <= t <= T]:
+            raise ValueError(f"draws.timesteps has {outside}, but the schedule's timesteps are 1..{T}: choose from these")
+        number = torch.arange(self.count, device=example.device)
+        random = random_draws(self.seed, role, example[:, None], number, T, flips)
+        timestep = torch.tensor(list(self.timesteps), device=example.device).repeat_interleave(self.noises)
+        return Draws(timestep.expand(len(example), -1), random.noise_seed, random.flip)
+
+
+@dataclass(frozen=True)
+class Even(DrawScheme):
+    """``n`` evenly spaced timesteps ``t_j = 1 + ⌊jT/n⌋``, j = 0..n-1, with ``noises`` noises each (ReTrac §5.1, eq. 8)."""
+
+    n: int
+    noises: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least_one(n=self.n, noises=self.noises)
+
+    @property
+    def count(self) -> int:
+        return self.n * self.noises
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        if self.n > T:
+            raise ValueError(f"draws.n={self.n} evenly spaced timesteps, but the schedule has T={T}: set draws.n <= {T}")
+        timesteps = [1 + j * T // self.n for j in range(self.n)]
+        return Fixed(timesteps, self.noises, self.seed).draw(role, example, T, flips)
+
+
+def _at_least_one(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"draws.{name}={value}: must be at least 1")
