@@ -1,8 +1,8 @@
 """A node: a computation whose identity is the content of its fields. Knows nothing of disks.
 
 A node is a frozen dataclass; its fields are what defines its result, except those declared with ``execution()`` (device,
-workers, attribution batch size), which say how to compute it, not what. ``fingerprint`` hashes the description. ``get`` (a store, or
-``InMemory``) turns a node into its artifact, computing it if nobody has.
+workers, attribution batch size), which say how to compute it, not what. ``fingerprint`` hashes the description. ``get`` (a
+store, or ``InMemory``) turns a node into its artifact, computing it if nobody has.
 """
 
 import dataclasses
