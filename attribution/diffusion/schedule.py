@@ -58,7 +58,7 @@ class NoiseSchedule:
 
 
 def denoiser(model: nn.Module) -> Denoiser:
-    """``ε_θ`` from a network called as ``model(x_t, t - 1)``, returning a tensor or, as in diffusers, an object with ``.sample``."""
+    """``ε_θ`` from a network called as ``model(x_t, t - 1)`` that returns a tensor or (diffusers) has ``.sample``."""
 
     def epsilon(x_t: Tensor, t: Tensor) -> Tensor:
         output = model(x_t, t - 1)
