@@ -1,0 +1,145 @@
+"""Which steps of a training to keep, and which of the kept ones an estimator uses.
+
+A checkpoint is named by its step: the number of optimizer steps taken before it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CheckpointRule(ABC):
+    """When training records a checkpoint; the last step is always one."""
+
+    @abstractmethod
+    def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
+        """Steps to record while training."""
+
+    def keep(self, candidates: Sequence[int], losses: np.ndarray) -> list[int]:
+        """Those of the recorded steps that stay, given the loss of every step ``[steps]``."""
+        return list(candidates)
+
+
+@dataclass(frozen=True)
+class EverySteps(CheckpointRule):
+    """Every ``every`` steps."""
+
+    every: int
+
+    def __post_init__(self):
+        _positive("every", self.every)
+
+    def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
+        return _within(range(self.every, steps + 1, self.every), steps)
+
+
+@dataclass(frozen=True)
+class EveryEpochs(CheckpointRule):
+    """Every ``every`` epochs."""
+
+    every: int = 1
+
+    def __post_init__(self):
+        _positive("every", self.every)
+
+    def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
+        every = self.every * steps_per_epoch
+        return _within(range(every, steps + 1, every), steps)
+
+
+@dataclass(frozen=True)
+class AtSteps(CheckpointRule):
+    """The given ``steps``."""
+
+    steps: Sequence[int]
+
+    def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
+        if outside := [s for s in self.steps if not 1 <= s <= steps]:
+            raise ValueError(f"checkpoints.steps has {outside}, but training takes steps 1..{steps}: choose from these")
+        return _within(self.steps, steps)
+
+
+@dataclass(frozen=True)
+class SteadyDecline(CheckpointRule):
+    """``count`` of the checkpoints taken every ``every`` steps, spread over the stretch of steady loss decline (ReTrac F.2)."""
+
+    count: int
+    every: int
+
+    def __post_init__(self):
+        _positive("count", self.count)
+        _positive("every", self.every)
+
+    def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
+        return EverySteps(self.every).candidates(steps, steps_per_epoch)
+
+    def keep(self, candidates: Sequence[int], losses: np.ndarray) -> list[int]:
+        return _within(spread_over_decline(candidates, losses, self.count), len(losses))
+
+
+def steady_decline(losses: np.ndarray, start: float = 0.5, stop: float = 0.98) -> tuple[int, int]:
+    """First and last step of the stretch of steady decline of the loss ``[steps]``.
+
+    ReTrac F.2 asks for "consistent learning and a steady decline in loss", neither the unstable beginning nor convergence,
+    without saying how to find it. Here [ours]: smooth the logarithm of the loss (block means of 1/50 of the training, then
+    the running minimum); the stretch is where it has made between ``start`` and ``stop`` of its whole decline.
+    """
+    block = max(1, len(losses) // 50)
+    means = np.log([chunk.mean() for chunk in np.array_split(losses, max(1, len(losses) // block))])
+    level = np.minimum.accumulate(means)
+    done = (level[0] - level) / max(level[0] - level[-1], 1e-12)
+    first, last = np.searchsorted(done, start), np.searchsorted(done, stop)
+    return int(first * block) + 1, min(int((last + 1) * block), len(losses))
+
+
+def spread_over_decline(recorded: Sequence[int], losses: np.ndarray, count: int) -> list[int]:
+    """``count`` of the ``recorded`` steps, evenly spread over the steady decline, or over all if too few lie there."""
+    if count > len(recorded):
+        raise ValueError(
+            f"{count} checkpoints asked for, but training recorded {len(recorded)} ({', '.join(map(str, recorded))}): "
+            "ask for fewer (estimator.checkpoints) or record more (checkpoints.every)"
+        )
+    first, last = steady_decline(losses)
+    inside = [step for step in recorded if first <= step <= last]
+    chosen_from = inside if len(inside) >= count else list(recorded)
+    return [chosen_from[i] for i in np.linspace(0, len(chosen_from) - 1, count).round().astype(int)]
+
+
+def select(wanted: "int | str | Sequence[int]", recorded: Sequence[int], losses: np.ndarray) -> list[int]:
+    """The steps that an estimator's ``checkpoints`` setting names.
+
+    Args:
+        wanted: "all", "last", a number (that many over the steady decline of the loss), or a list of recorded steps.
+        recorded: the steps at which training recorded a checkpoint, ascending.
+        losses: the loss of every training step ``[steps]``.
+
+    Raises:
+        ValueError: a step that was not recorded, more than there are, or another word.
+    """
+    if wanted == "all":
+        return list(recorded)
+    if wanted == "last":
+        return [recorded[-1]]
+    if isinstance(wanted, str):
+        raise ValueError(f"estimator.checkpoints={wanted}: choose all, last, a number, or a list of steps")
+    if isinstance(wanted, int):
+        _positive("estimator.checkpoints", wanted)
+        return spread_over_decline(recorded, losses, wanted)
+    if absent := sorted(set(wanted) - set(recorded)):
+        raise ValueError(
+            f"estimator.checkpoints={list(wanted)}: no checkpoint at step {absent}; "
+            f"training recorded {', '.join(map(str, recorded))} (checkpoints.every sets which)"
+        )
+    return sorted(set(wanted))
+
+
+def _within(candidates: Sequence[int] | range, steps: int) -> list[int]:
+    return sorted({*candidates, steps})
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value}: must be at least 1")

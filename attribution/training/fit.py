@@ -1,0 +1,115 @@
+"""One training: recipe, hardware, and the run that Lightning makes of them."""
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from attribution.images import Images
+from attribution.measurements import Measure
+from attribution.training.checkpoints import CheckpointRule
+from attribution.training.module import DiffusionModule
+from attribution.training.order import BatchOrder, StepLoader
+from attribution.training.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; all of it is part of the model's identity.
+
+    ``lr_schedule`` is one of diffusers' (constant, constant_with_warmup, linear, cosine, ...), ``warmup`` a fraction of ``steps``;
+    ``clip`` the largest gradient norm; ``ema`` the decay of the parameter average; ``precision`` Lightning's (32-true, 64-true,
+    bf16-mixed, ...).
+    """
+
+    steps: int
+    batch_size: int
+    lr_schedule: str = "constant"
+    warmup: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    precision: str = "32-true"
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"trainer.steps={self.steps}, trainer.batch_size={self.batch_size}: both must be at least 1")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"trainer.warmup={self.warmup}: a fraction of trainer.steps, between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a model is trained and how often progress is saved (``interval`` steps): no part of its identity."""
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    interval: int = 200
+
+
+def fit(
+    folder: Path,
+    images: Images,
+    model: Callable[[], nn.Module],
+    measure: Measure,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    recipe: Recipe,
+    checkpoints: CheckpointRule,
+    seed: int,
+    flips: bool = False,
+    hardware: Hardware | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    logger: Any = False,
+) -> None:
+    """Trains and leaves a record (``attribution.training.record``) in ``folder``; goes on where an earlier call was killed.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    if (folder / "record.json").exists():  # killed between the last step and the store's rename
+        return
+    hardware = hardware or Hardware()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = DiffusionModule(
+            model(), measure, optimizer, seed, flips, recipe.lr_schedule, recipe.warmup, recipe.clip, recipe.ema
+        ).train()
+        recorder = Recorder(folder, checkpoints, hardware.interval, len(images), recipe.batch_size, seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+            trainer = L.Trainer(
+                accelerator=hardware.accelerator,
+                devices=hardware.devices,
+                num_nodes=hardware.num_nodes,
+                strategy=hardware.strategy,
+                precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+                max_steps=recipe.steps,
+                callbacks=[recorder, *callbacks],
+                logger=logger,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            order = BatchOrder(
+                seed,
+                len(images),
+                recipe.batch_size,
+                recipe.steps,
+                lambda: trainer.global_step,
+                trainer.global_rank,
+                trainer.world_size,
+            )
+            # Lightning converts after it restores a checkpoint, which would round a float64 one to float32.
+            module = trainer.precision_plugin.convert_module(module)
+            trainer.fit(module, StepLoader(images, order), ckpt_path=recorder.resume_from, weights_only=True)
+    if trainer.is_global_zero:
+        shutil.rmtree(recorder.progress)

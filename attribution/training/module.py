@@ -1,0 +1,84 @@
+"""The LightningModule: the training loss at recorded draws, and nothing that Lightning already does."""
+
+from collections.abc import Callable, Iterable
+
+import lightning as L
+import numpy as np
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from attribution import philox
+from attribution.diffusion import denoiser
+from attribution.draws import Draws, random_draws
+from attribution.measurements import Measure
+
+
+def training_loss(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, dropout_seed: int) -> Tensor:
+    """Mean over the batch of the loss at one draw per example; ``x0 [B, C, H, W]``, ``draws [B, 1]``.
+
+    Training and its replay both call this. The dropout seed makes the network's own randomness a part of the record.
+    """
+    torch.manual_seed(dropout_seed)
+    noise = draws.noise(x0.shape[1:], x0.dtype)[:, 0]
+    return measure(denoiser(model), draws.images(x0)[:, 0], draws.timestep[:, 0], noise).mean()
+
+
+class DiffusionModule(L.LightningModule):
+    """Trains ``model`` on ``measure`` with draws that are a function of (seed, example, step).
+
+    Batches are ``(ids [B], x0 [B, C, H, W])``. After each step ``ids``, ``draws``, ``loss``, ``dropout_seed``,
+    ``learning_rates`` and ``clip_factor`` hold what it did, for the recorder.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measure: Measure,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        seed: int,
+        flips: bool = False,
+        lr_schedule: str = "constant",
+        warmup: float = 0.0,
+        clip: float | None = None,
+        ema: float | None = None,
+    ):
+        super().__init__()
+        self.model, self.measure, self.build_optimizer = model, measure, optimizer
+        self.seed, self.flips, self.lr_schedule, self.warmup, self.clip = seed, flips, lr_schedule, warmup, clip
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.clip_factor: Tensor | float = 1.0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.ids, x0 = batch
+        step = self.global_step
+        self.draws = random_draws(self.seed, "train", self.ids[:, None], torch.tensor(step), self.measure.schedule.T, self.flips)
+        self.dropout_seed = philox.key(self.seed, "dropout", step, self.global_rank)[0]
+        loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed)
+        self.loss = loss.detach()
+        self.log("loss", self.loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Lightning steps the scheduler before on_train_batch_end: only here is the rate the one that is applied.
+        self.learning_rates = np.array([group["lr"] for group in optimizer.param_groups])
+        self.log("lr", self.learning_rates[0])
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        if self.clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.clip_factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # what clip_grad_norm_ multiplied by
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def configure_optimizers(self):
+        optimizer = self.build_optimizer(self.model.parameters())
+        steps = self.trainer.max_steps
+        scheduler = get_scheduler(
+            self.lr_schedule, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,176 @@
+"""The training record: one format, its reader and the table layouts that its writer shares.
+
+A record is a folder:
+
+    record.json            schema version, seed, batch size, number of examples, recorded steps
+    visits.npy             one row per example and step (``VISIT``): what training really did
+    steps.npy              one row per step (``step_dtype``): loss, learning rate per group, clip factor, dropout seed
+    checkpoints/N.safetensors   parameters after N steps
+    average.safetensors    averaged parameters (EMA) at the end, if training kept an average
+
+Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; checkpoint N comes after steps 0..N-1.
+"""
+
+import json
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from attribution.diffusion import NoiseSchedule
+from attribution.draws import Draws
+from attribution.node import Artifact, Get, Node
+
+SCHEMA = 1
+VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
+
+
+def step_dtype(groups: int) -> np.dtype:
+    """One training step; ``rank`` is the process that wrote the row, ``learning_rate`` has one value per parameter group."""
+    return np.dtype(
+        [
+            ("step", "<i4"),
+            ("rank", "<i4"),
+            ("loss", "<f8"),
+            ("learning_rate", "<f8", (groups,)),
+            ("clip_factor", "<f8"),
+            ("dropout_seed", "<i8"),
+        ]
+    )
+
+
+def draws_of(visits: np.ndarray) -> Draws:
+    """The one draw of each visit, ``[B, 1]``."""
+    columns = [torch.from_numpy(np.ascontiguousarray(visits[name])) for name in ("timestep", "noise_seed", "flip")]
+    return Draws(columns[0].long()[:, None], columns[1][:, None], columns[2][:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRecord(Artifact):
+    """What a training did: checkpoints (step, learning rate, parameters) and visits."""
+
+    folder: Path
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        info = json.loads((self.folder / "record.json").read_text())
+        if info["schema"] != SCHEMA:
+            raise ValueError(
+                f"the training record in {self.folder} has schema {info['schema']}, this version reads {SCHEMA}: train again"
+            )
+        return info
+
+    @property
+    def steps(self) -> list[int]:
+        """Recorded checkpoints, ascending."""
+        return self.info["checkpoints"]
+
+    @cached_property
+    def visits(self) -> np.ndarray:
+        """All visits in order of step (dtype ``VISIT``), memory-mapped."""
+        return np.load(self.folder / "visits.npy", mmap_mode="r")
+
+    @cached_property
+    def step_table(self) -> np.ndarray:
+        """One row per step and process (``step_dtype``)."""
+        return np.load(self.folder / "steps.npy", mmap_mode="r")
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """Mean training loss of every step ``[steps]``, over processes."""
+        table = self.step_table
+        return np.bincount(table["step"], table["loss"]) / np.bincount(table["step"])
+
+    def learning_rate(self, step: int) -> float:
+        """η at checkpoint ``step``: that of the last step before it.
+
+        Raises:
+            ValueError: parameter groups have different learning rates.
+        """
+        rates = np.unique(self.step_table["learning_rate"][self.step_table["step"] == step - 1])
+        if len(rates) != 1:
+            raise ValueError(f"checkpoint {step} has learning rates {rates.tolist()}: one for all parameters is needed")
+        return float(rates[0])
+
+    def parameters(self, step: int) -> dict[str, Tensor]:
+        """Parameters and buffers after ``step`` steps."""
+        if step not in self.steps:
+            raise ValueError(f"no checkpoint at step {step}: training recorded {', '.join(map(str, self.steps))}")
+        return load_file(self.folder / "checkpoints" / f"{step}.safetensors")
+
+    def final_parameters(self) -> dict[str, Tensor]:
+        """What the trained model is used with: the average if training kept one, else the last checkpoint."""
+        average = self.folder / "average.safetensors"
+        return load_file(average) if average.exists() else self.parameters(self.steps[-1])
+
+    def visits_of_step(self, step: int) -> np.ndarray:
+        """The visits of one step (0-based), in batch order."""
+        first, last = np.searchsorted(self.visits["step"], [step, step + 1])
+        return np.array(self.visits[first:last])
+
+    def latest_draws(self, step: int, examples: np.ndarray) -> Draws:
+        """The draw at which each of ``examples [B]`` (ids) was last trained on before checkpoint ``step``: ``[B, 1]``.
+
+        Raises:
+            ValueError: an example that training had not visited by then.
+        """
+        rows = self._latest_rows(step)
+        ids, positions = rows["example"], np.searchsorted(rows["example"], examples)
+        found = (positions < len(ids)) & (ids[np.minimum(positions, len(ids) - 1)] == examples)
+        if not found.all():
+            raise ValueError(
+                f"{(~found).sum()} of the examples were not yet trained on at checkpoint {step} (first: id {examples[~found][0]}): "
+                f"use checkpoints from step {self.info['steps_per_epoch']} (one epoch) on, of examples that are in the training set"
+            )
+        return draws_of(rows[positions])
+
+    def _latest_rows(self, step: int) -> np.ndarray:
+        """The latest visit before ``step`` of every example, sorted by example."""
+        if step not in self._latest:
+            stop = int(np.searchsorted(self.visits["step"], step))
+            # Each epoch visits every example once: two epochs hold everybody's latest visit.
+            start = int(np.searchsorted(self.visits["step"], step - 2 * self.info["steps_per_epoch"]))
+            recent = np.array(self.visits[start:stop])[::-1]
+            _, first = np.unique(recent["example"], return_index=True)
+            self._latest[step] = recent[first]
+        return self._latest[step]
+
+    @cached_property
+    def _latest(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """Nothing to do: training writes the record where it stays, in its node's workspace."""
+        if folder != self.folder:
+            raise ValueError(f"the record lies in {self.folder}, not in {folder}")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(folder)
+
+
+@dataclass(frozen=True)
+class Recorded(Node[TrainingRecord], ABC):
+    """A training that can be had: what estimators are given. ``model()`` builds the untrained network."""
+
+    model: Callable[[], nn.Module]
+    schedule: NoiseSchedule
+
+    ARTIFACT = TrainingRecord
+
+    def network(self, get: Get, step: int | None = None) -> nn.Module:
+        """The network in eval mode as it was after ``step`` steps; None: as it is used after training."""
+        record = get(self)
+        parameters = record.final_parameters() if step is None else record.parameters(step)
+        network = self.model()
+        if any(tensor.dtype == torch.float64 for tensor in parameters.values()):
+            network = network.double()
+        network.load_state_dict(parameters)
+        return network.eval()

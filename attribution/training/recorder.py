@@ -1,0 +1,111 @@
+"""The callback that writes the training record while Lightning trains."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from attribution.training.checkpoints import CheckpointRule
+from attribution.training.module import DiffusionModule
+from attribution.training.order import steps_per_epoch
+from attribution.training.record import SCHEMA, VISIT, step_dtype
+
+
+class Recorder(L.Callback):
+    """Records visits, steps and checkpoints into ``folder``, and every ``interval`` steps all that is needed to go on.
+
+    Rows are kept in memory for an interval and written as ``progress/*.npy`` just before Lightning's own checkpoint
+    ``progress/resume.ckpt`` replaces the last one; a killed training loses what came after it and repeats that exactly.
+    """
+
+    def __init__(self, folder: Path, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
+        self.folder, self.rule, self.interval = folder, rule, interval
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.progress = folder / "progress"
+        self.visits: list[np.ndarray] = []
+        self.steps: list[tuple] = []
+
+    @property
+    def resume_from(self) -> Path | None:
+        """Lightning's checkpoint of an earlier attempt, if there is one."""
+        path = self.progress / "resume.ckpt"
+        return path if path.exists() else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for folder in (self.progress, self.folder / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.marks = set(self.rule.candidates(trainer.max_steps, steps_per_epoch(self.n, self.batch_size)))
+        for path in self.progress.glob(f"*-{trainer.global_rank}-*.npy"):
+            if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # written, but its resume.ckpt was not
+                path.unlink()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        done = trainer.global_step
+        self._record(pl_module, done - 1, trainer.global_rank)
+        if done in self.marks and trainer.is_global_zero:
+            _write(pl_module.model.state_dict(), self.folder / "checkpoints" / f"{done}.safetensors")
+        if done % self.interval == 0 or done == trainer.max_steps:
+            self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
+            trainer.save_checkpoint(self.progress / "resume.tmp")
+            if trainer.is_global_zero:
+                os.replace(self.progress / "resume.tmp", self.progress / "resume.ckpt")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        trainer.strategy.barrier("record")
+        if not trainer.is_global_zero:
+            return
+        visits, steps = (
+            np.concatenate([np.load(path) for path in sorted(self.progress.glob(f"{kind}-*.npy"))]) for kind in ("visits", "steps")
+        )
+        np.save(self.folder / "visits.npy", visits[np.argsort(visits["step"], kind="stable")])
+        np.save(self.folder / "steps.npy", steps[np.argsort(steps["step"], kind="stable")])
+        if pl_module.average is not None:
+            _write(pl_module.average.module.state_dict(), self.folder / "average.safetensors")
+        losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
+        kept = self.rule.keep(sorted(self.marks), losses)
+        for step in self.marks - set(kept):
+            (self.folder / "checkpoints" / f"{step}.safetensors").unlink()
+        self._describe(kept)
+
+    def _record(self, module: DiffusionModule, step: int, rank: int) -> None:
+        rows = np.empty(len(module.ids), VISIT)
+        rows["step"], rows["example"] = step, module.ids.cpu().numpy()
+        for name in ("timestep", "noise_seed", "flip"):
+            rows[name] = getattr(module.draws, name)[:, 0].cpu().numpy()
+        self.visits.append(rows)
+        # Losses stay on the device until the interval is written: reading one waits for the device.
+        self.steps.append((step, rank, module.loss, module.learning_rates, module.clip_factor, module.dropout_seed))
+
+    def _flush(self, done: int, rank: int, groups: int) -> None:
+        steps = np.array([(s, r, float(loss), lr, float(c), d) for s, r, loss, lr, c, d in self.steps], step_dtype(groups))
+        if not np.isfinite(steps["loss"]).all():
+            bad = steps["step"][~np.isfinite(steps["loss"])][0]
+            raise FloatingPointError(
+                f"the training loss became NaN or infinite at step {bad}: lower optimizer.lr, set trainer.clip, or use "
+                "trainer.precision=32-true; what was trained before is kept"
+            )
+        np.save(self.progress / f"visits-{rank}-{done:09d}.npy", np.concatenate(self.visits))
+        np.save(self.progress / f"steps-{rank}-{done:09d}.npy", steps)
+        self.visits, self.steps = [], []
+
+    def _describe(self, kept: Sequence[int]) -> None:
+        info = {
+            "schema": SCHEMA,
+            "seed": self.seed,
+            "examples": self.n,
+            "batch_size": self.batch_size,
+            "steps_per_epoch": steps_per_epoch(self.n, self.batch_size),
+            "checkpoints": list(kept),
+        }
+        (self.folder / "record.json").write_text(json.dumps(info, indent=1))
+
+
+def _write(state: dict[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
