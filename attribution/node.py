@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +81,11 @@ class Node(ABC, Generic[_A]):
     def compute(self, get: Get) -> _A:
         """The artifact. Parents come from ``get``."""
 
-    def parts(self) -> "Sequence[Node]":
-        """Shards that this node is put together from: computed before it, without its lock, by any number of workers."""
+    def parts(self, get: Get) -> "Sequence[Node]":
+        """Shards that this node is put together from: computed before it, without its lock, by any number of workers.
+
+        ``get`` is for parents, on which it may depend how many there are.
+        """
         return ()
 
     def together(self) -> Hashable | None:
@@ -93,7 +98,7 @@ class Node(ABC, Generic[_A]):
         return [node.compute(get) for node in nodes]
 
     def cost(self) -> Cost:
-        """An estimate for the dry run, without parents and parts."""
+        """An estimate for the dry run, without parents, and with parts (for as long as these are not known)."""
         return Cost()
 
     def parents(self) -> "list[Node]":
@@ -176,14 +181,15 @@ class InMemory:
 
     def __init__(self) -> None:
         self._artifacts: dict[str, Any] = {}
-        self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="attribution-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def __call__(self, node: Node[A]) -> A:
         return self.many([node])[0]
 
     def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
         missing = {node.fingerprint: node for node in nodes if node.fingerprint not in self._artifacts}
-        if parts := [part for node in missing.values() for part in node.parts()]:
+        if parts := [part for node in missing.values() for part in node.parts(self)]:
             self.many(parts, title)
         for group in groups(list(missing.values())):
             artifacts = type(group[0]).compute_together(group, self)
@@ -191,8 +197,9 @@ class InMemory:
         return [self._artifacts[node.fingerprint] for node in nodes]
 
     def workspace(self, node: Node) -> Path:
-        folder = self._folders.setdefault(node.fingerprint, tempfile.TemporaryDirectory())
-        return Path(folder.name)
+        folder = self._folder / node.fingerprint
+        folder.mkdir(exist_ok=True)
+        return folder
 
 
 def groups(nodes: Sequence[Node[A]]) -> list[list[Node[A]]]:

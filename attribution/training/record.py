@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from attribution.diffusion import NoiseSchedule
 from attribution.draws import Draws
+from attribution.measurements import Loss, Measure
 from attribution.node import Artifact, Get, Node
 
 SCHEMA = 1
@@ -164,6 +165,17 @@ class Recorded(Node[TrainingRecord], ABC):
     schedule: NoiseSchedule
 
     ARTIFACT = TrainingRecord
+
+    @property
+    def objective(self) -> Measure:
+        """What training minimised, per draw."""
+        return Loss(self.schedule)
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Trainable parameters of the network."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         """The network in eval mode as it was after ``step`` steps; None: as it is used after training."""

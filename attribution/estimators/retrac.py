@@ -1,0 +1,30 @@
+"""Diffusion-ReTrac (Xie et al. 2024, "Data Attribution for Diffusion Models", eq. 9)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.gradients import Captured, LayerGradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReTrac(TrajectoryEstimator):
+    """TracIn with every single gradient, of either side, divided by its own norm:
+
+    ``τ[q, z] = Σ_k η_k ⟨ 1/(n_t m) Σ_t Σ_i g_{t,i}/‖g_{t,i}‖, G/‖G‖ ⟩``, g = ∇ℓ_t(θ_k, ε_i, q), G = ∇ℓ_{t_train}(θ_k, ε_train, z).
+
+    The query side is normalised before it is averaged and the average is not normalised again: this is no cosine. A zero
+    gradient stays zero.
+    """
+
+    def query_side(self, captured: Captured) -> LayerGradients:
+        return captured.mean(weights=_inverse)
+
+    def train_side(self, captured: Captured) -> LayerGradients:
+        return captured.mean(weights=_inverse)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    return 1 / norms.clamp(min=torch.finfo(norms.dtype).tiny)

@@ -1,0 +1,104 @@
+"""Self-influence A(z, z): how much an example's own training lowered its own loss (ReTrac §6, §6.3)."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from attribution.estimators.passes import engine, key, ranges, rowwise_dot
+from attribution.estimators.trajectory import TrajectoryEstimator, step_of
+from attribution.images import Images
+from attribution.node import Artifact, Cost, Get, Node
+from attribution.training import Recorded
+from attribution.training.checkpoints import select
+
+
+@dataclass(frozen=True, eq=False)
+class Influence(Artifact):
+    """One number for each training example: ``values`` float32 ``[N]`` and the examples' ids ``train_index [N]``."""
+
+    values: np.ndarray
+    train_index: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / "influence.npy", self.values)
+        np.save(folder / "train_index.npy", self.train_index)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(np.load(folder / "influence.npy"), np.load(folder / "train_index.npy"))
+
+
+@dataclass(frozen=True)
+class SelfInfluenceShard(Node[Influence]):
+    """``⟨Q_k(z), G_k(z)⟩`` at one checkpoint for the training examples ``rows[0]..rows[1]-1``."""
+
+    ARTIFACT = Influence
+    TRANSIENT = True
+
+    estimator: TrajectoryEstimator  # at one checkpoint
+    record: Recorded
+    train: Node[Images]
+    rows: tuple[int, int]
+
+    def together(self) -> Hashable:
+        e = self.estimator
+        return key(self.record, self.train, self.rows, e.checkpoints, e.measurement, e.draws)
+
+    def cost(self) -> Cost:
+        return Cost(passes=(self.rows[1] - self.rows[0]) * (1 + self.estimator.draws.count))
+
+    def compute(self, get: Get) -> Influence:
+        return self.compute_together([self], get)[0]
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:
+        first = nodes[0]
+        estimator, device = first.estimator, first.estimator.execution.torch_device()
+        per_example = engine(first.record, step_of(estimator), first.estimator.execution, get)
+        record, train = get(first.record), get(first.train)
+        values: list[list[torch.Tensor]] = [[] for _ in nodes]
+        # A block holds both sides of its examples, and its query draws should fill a pass.
+        block = first.estimator.execution.examples_at_once(2 * first.record.parameter_count)
+        for start, stop in ranges(*first.rows, max(1, min(block, first.estimator.execution.batch_size // estimator.draws.count))):
+            rows = slice(start, stop)
+            x0, ids = train.x0(rows).to(device), train.ids(rows).to(device)
+            draws = estimator.draws.draw("query", ids, first.record.schedule.T)
+            query = per_example.capture(estimator.measurement, x0, draws)
+            visited = record.latest_draws(step_of(estimator), train.index[rows]).to(device)
+            trained = per_example.capture(first.record.objective, x0, visited)
+            for products, node in zip(values, nodes, strict=True):
+                products.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)).cpu())
+        index = np.array(train.index[slice(*first.rows)])
+        return [Influence(torch.cat(products).float().numpy(), index) for products in values]
+
+
+@dataclass(frozen=True)
+class SelfInfluence(Node[Influence]):
+    """``A(z, z) = Σ_k η_k ⟨Q_k(z), G_k(z)⟩``: query side over the estimator's draws, training side at z's own recorded draw."""
+
+    ARTIFACT = Influence
+
+    estimator: TrajectoryEstimator
+    record: Recorded
+    train: Node[Images]
+
+    def parts(self, get: Get) -> list[SelfInfluenceShard]:
+        record, n = get(self.record), len(get(self.train))
+        return [
+            SelfInfluenceShard(self.estimator.at(step), self.record, self.train, rows)
+            for step in select(self.estimator.checkpoints, record.steps, record.losses)
+            for rows in ranges(0, n, self.estimator.execution.shard)
+        ]
+
+    def compute(self, get: Get) -> Influence:
+        record, train = get(self.record), get(self.train)
+        shards = self.parts(get)
+        total: dict[tuple[int, int], Any] = {}
+        for shard, influence in zip(shards, get.many(shards), strict=True):
+            rate = record.learning_rate(step_of(shard.estimator))
+            total[shard.rows] = total.get(shard.rows, 0) + rate * influence.values.astype(np.float64)
+        return Influence(np.concatenate(list(total.values())).astype(np.float32), np.array(train.index))

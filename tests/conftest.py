@@ -1,0 +1,17 @@
+"""One thread per process: two OpenMP processes side by side on few cores wait for each other more than they work."""
+
+import logging
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _same_default_dtype():
+    """A test that changes the default dtype does not change it for the next."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
