@@ -52,7 +52,7 @@ class Recorder(L.Callback):
             _write(pl_module.model.state_dict(), self.folder / "checkpoints" / f"{done}.safetensors")
         if done % self.interval == 0 or done == trainer.max_steps:
             self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
-            trainer.save_checkpoint(self.progress / "resume.tmp")
+            trainer.save_checkpoint(self.progress / "resume.tmp", weights_only=False)
             if trainer.is_global_zero:
                 os.replace(self.progress / "resume.tmp", self.progress / "resume.ckpt")
 

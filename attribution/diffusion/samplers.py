@@ -1,0 +1,183 @@
+"""Samplers: from noise to images, x_T → x_0, by the transitions p(x_s | x_t) of DDPM and DDIM.
+
+A sampler states its timesteps and the mean and standard deviation of a transition; ``sample`` does the rest. All noise is a
+function of (seed of the image, step), so that an image depends on its seed and not on the batch in which it is made. The
+coefficients are taken from the schedule in float64.
+
+Shapes: B images of C×H×W; S steps. Timesteps are 1..T; s = 0 is the image.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from attribution import philox
+from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser
+
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Every state on the way: ``states [B, S + 1, C, H, W]`` from noise to image; step j left ``states[:, j]`` at ``timesteps[j]``.
+
+    ``timesteps`` int64 ``[S]``, falling, on the CPU.
+    """
+
+    states: Tensor
+    timesteps: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """x_0 ``[B, C, H, W]``."""
+        return self.states[:, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(ABC):
+    """``clip``: keep each step's estimate of the image in [-1, 1], as the data are."""
+
+    clip: bool = True
+
+    @abstractmethod
+    def timesteps(self, T: int) -> list[int]:
+        """The timesteps visited, falling, the last of them 1."""
+
+    @abstractmethod
+    def transition(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int, s: int) -> tuple[Tensor, float]:
+        """Mean ``[B, C, H, W]`` and standard deviation of p(x_s | x_t), s < t, where the network predicts the noise ``epsilon``."""
+
+    @overload
+    def sample(
+        self,
+        model: nn.Module | Denoiser,
+        schedule: NoiseSchedule,
+        shape: Sequence[int],
+        seeds: Tensor,
+        trajectory: Literal[False] = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        model: nn.Module | Denoiser,
+        schedule: NoiseSchedule,
+        shape: Sequence[int],
+        seeds: Tensor,
+        trajectory: Literal[True],
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Trajectory: ...
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: nn.Module | Denoiser,
+        schedule: NoiseSchedule,
+        shape: Sequence[int],
+        seeds: Tensor,
+        trajectory: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Tensor | Trajectory:
+        """One image of ``shape`` (C, H, W) for each of the int64 ``seeds [B]``, on their device: ``[B, C, H, W]`` float32.
+
+        A network is called in eval mode; anything else that is callable is taken as ε_θ(x_t, t). ``trajectory=True`` returns
+        all states. ``progress`` is called with (steps done, steps in all) after every step.
+
+        Raises:
+            ValueError: more steps than timesteps.
+            FloatingPointError: a sample is not finite.
+        """
+        timesteps = self.timesteps(schedule.T)
+        with _evaluating(model) as denoise:
+            x = _noise(seeds, 0, shape)
+            states = [x]
+            for done, (t, s) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True), start=1):
+                epsilon = denoise(x, torch.full_like(seeds, t))
+                x, std = self.transition(schedule, x, epsilon, t, s)
+                if std > 0:
+                    x = x + std * _noise(seeds, t, shape)
+                if trajectory:
+                    states.append(x)
+                if progress is not None:
+                    progress(done, len(timesteps))
+        if not x.isfinite().all():
+            raise FloatingPointError("sampling left the finite numbers: the model's training diverged; lower its learning rate")
+        return Trajectory(torch.stack(states, dim=1), torch.tensor(timesteps)) if trajectory else x
+
+    def predicted_image(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int) -> Tensor:
+        """The estimate of x_0 at x_t: (x_t - √(1-ᾱ_t) ε) / √ᾱ_t (Ho et al. 2020, eq. 15), clipped if asked."""
+        alpha_bar = float(schedule.alpha_bars[t])
+        x0 = (x_t - math.sqrt(1 - alpha_bar) * epsilon) / math.sqrt(alpha_bar)
+        return x0.clamp(-1, 1) if self.clip else x0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(Sampler):
+    """Ancestral sampling through all T steps with the small variance (Ho et al. 2020, eq. 6 and 7, algorithm 2)."""
+
+    def timesteps(self, T: int) -> list[int]:
+        return list(range(T, 0, -1))
+
+    def transition(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int, s: int) -> tuple[Tensor, float]:
+        """The posterior q(x_s | x_t, x_0) at the predicted image; variance (1-ᾱ_s)/(1-ᾱ_t) β_t, which is 0 at t = 1."""
+        bar_t, bar_s = float(schedule.alpha_bars[t]), float(schedule.alpha_bars[s])
+        alpha = bar_t / bar_s
+        x0 = self.predicted_image(schedule, x_t, epsilon, t)
+        mean = math.sqrt(bar_s) * (1 - alpha) / (1 - bar_t) * x0 + math.sqrt(alpha) * (1 - bar_s) / (1 - bar_t) * x_t
+        return mean, math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - alpha))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Sampler):
+    """Song et al. 2021: ``steps`` even timesteps ``1 + ⌊jT/steps⌋``; ``eta`` from 0, deterministic, to 1, as noisy as DDPM."""
+
+    steps: int = 50
+    eta: float = 0.0
+
+    def __post_init__(self):
+        if self.steps < 1 or not 0 <= self.eta <= 1:
+            raise ValueError(f"diffusion.sampler: steps={self.steps} must be at least 1 and eta={self.eta} between 0 and 1")
+
+    def timesteps(self, T: int) -> list[int]:
+        if self.steps > T:
+            raise ValueError(f"diffusion.sampler.steps={self.steps}, but the schedule has T={T} timesteps: set steps <= {T}")
+        return [1 + j * T // self.steps for j in reversed(range(self.steps))]
+
+    def transition(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int, s: int) -> tuple[Tensor, float]:
+        """Eq. 12 of Song et al. 2021 with σ of eq. 16. Clipping changes the predicted image, not the direction towards x_t."""
+        bar_t, bar_s = float(schedule.alpha_bars[t]), float(schedule.alpha_bars[s])
+        std = self.eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
+        # 1-ᾱ_s-σ² is never negative but for rounding.
+        direction = math.sqrt(max(1 - bar_s - std**2, 0.0)) * epsilon
+        return math.sqrt(bar_s) * self.predicted_image(schedule, x_t, epsilon, t) + direction, std
+
+
+def _noise(seeds: Tensor, step: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal ``[B, C, H, W]``: step 0 gives x_T, step t the noise of the transition from t."""
+    size = torch.Size(shape)
+    zero = torch.zeros_like(seeds)
+    counter = (seeds & _MASK, (seeds >> 32) & _MASK, zero + step, zero)
+    low, high, *_ = philox.philox(*philox.key("sampler"), counter)
+    return philox.normal(low | (high << 32), size.numel()).view(len(seeds), *size)
+
+
+@contextmanager
+def _evaluating(model: nn.Module | Denoiser) -> Iterator[Denoiser]:
+    """ε_θ, with the network's modules in eval mode until the end, then as they were."""
+    if not isinstance(model, nn.Module):
+        yield model
+        return
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield denoiser(model)
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,15 @@
+"""Data sources (``data=``): training and validation images with their ids, and folders of images as queries.
+
+from experiments.datasets import Digits, Split
+train = Split(Digits(), "train")          # a node: its artifact is attribution.images.Images
+"""
+
+from experiments.datasets.cifar import CIFAR10
+from experiments.datasets.cifar_mnist import CIFARMNIST
+from experiments.datasets.digits import Digits
+from experiments.datasets.errors import DataError
+from experiments.datasets.folder import ImageFolder
+from experiments.datasets.mnist import MNIST
+from experiments.datasets.source import Source, Split, Splits
+
+__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "ImageFolder", "Source", "Split", "Splits"]

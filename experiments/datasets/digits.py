@@ -1,0 +1,41 @@
+"""The embedded default: scikit-learn's 1,797 handwritten digits (UCI optical recognition, 8 × 8 pixels, 17 grey levels)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from attribution.images import Images
+from experiments.datasets.choice import shuffled
+from experiments.datasets.errors import DataError
+from experiments.datasets.source import Source, Splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Source):
+    """``n_train`` and ``n_validation`` digits, disjoint, from the two ends of one seeded order; ids are scikit-learn's rows.
+
+    Needs no files. Neither end depends on how many are taken from the other.
+    """
+
+    channels: int = 1
+    size: int = 8
+    flips: bool = False
+    n_train: int = 1000
+    n_validation: int = 500
+    seed: int = 0
+
+    def read(self) -> Splits:
+        pixels, label = load_digits(return_X_y=True)
+        pixels, label = np.asarray(pixels).reshape(-1, 1, 8, 8).astype(np.uint8), np.asarray(label, dtype=np.int64)
+        images = Images(pixels, np.arange(len(pixels)), label, levels=16)
+        for setting, n in (("data.n_train", self.n_train), ("data.n_validation", self.n_validation)):
+            if n < 1:
+                raise DataError(f"{setting}={n}: must be at least 1")
+        if self.n_train + self.n_validation > len(images):
+            raise DataError(
+                f"data.n_train={self.n_train} and data.n_validation={self.n_validation} are more than the {len(images)} "
+                f"digits there are: set data.n_train <= {len(images)} - data.n_validation"
+            )
+        order = shuffled(self.seed, "digits", images.index)
+        return Splits(images.take(np.sort(order[: self.n_train])), images.take(np.sort(order[-self.n_validation :])))

@@ -1,0 +1,43 @@
+"""The house stands as DESIGN has it: imports flow one way, and every file keeps to its own business."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([ROOT / "run.py", *(ROOT / "attribution").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
+ALLOWED = {"attribution": {"attribution"}, "experiments": {"attribution", "experiments"}, "run.py": {"attribution", "experiments"}}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_flow_one_way(path):
+    """Claim: run → experiments → attribution; the science knows no Hydra and no W&B; wandb is imported in one file."""
+    package = path.relative_to(ROOT).parts[0]
+    names = imported(path)
+    assert names & {"run", "experiments", "attribution", "tests"} <= ALLOWED[package]
+    if package == "attribution":
+        assert not names & {"hydra", "omegaconf", "wandb", "rich", "matplotlib"}
+    assert "wandb" not in names or path.name == "tracking.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_small(path):
+    """Claim: no file passes 400 lines."""
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_hooks_live_in_one_place():
+    """Claim: only per-example gradients put hooks on modules."""
+    users = {p.name for p in FILES if "register_forward" in p.read_text() or "register_full_backward" in p.read_text()}
+    assert len(users) <= 1, users
