@@ -1,6 +1,5 @@
 """The command line: python run.py [group=choice ...] [setting=value ...]."""
 
-import logging
 import sys
 
 import hydra
@@ -11,7 +10,6 @@ from experiments.errors import EXPECTED
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         hydra.utils.instantiate(config.task)(config)
     except EXPECTED as error:

@@ -177,7 +177,10 @@ def _nodes_in(values: Iterable[Any]) -> Iterable[Node]:
 
 
 class InMemory:
-    """A ``Get`` without a disk, for use as a library: each node is computed once and kept as long as this object."""
+    """A ``Get`` without a store, for use as a library: each node is computed once and lives as long as this object.
+
+    Keep it as long as the artifacts: large ones are read lazily from a temporary folder that goes away with it.
+    """
 
     def __init__(self) -> None:
         self._artifacts: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 import logging
 
+import lightning.pytorch
 import pytest
 import torch
 

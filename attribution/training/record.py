@@ -49,7 +49,7 @@ def step_dtype(groups: int) -> np.dtype:
 
 def draws_of(visits: np.ndarray) -> Draws:
     """The one draw of each visit, ``[B, 1]``."""
-    columns = [torch.from_numpy(np.ascontiguousarray(visits[name])) for name in ("timestep", "noise_seed", "flip")]
+    columns = [torch.from_numpy(visits[name].copy()) for name in ("timestep", "noise_seed", "flip")]
     return Draws(columns[0].long()[:, None], columns[1][:, None], columns[2][:, None])
 
 

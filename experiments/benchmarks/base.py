@@ -1,0 +1,25 @@
+"""What a benchmark is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from attribution.estimators import Estimator
+from attribution.node import Get, Node
+from experiments.experiment import Experiment
+from experiments.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(ABC):
+    """Judges estimators. ``compare`` names more of them (files of conf/estimator) to run beside ``estimator``."""
+
+    compare: Sequence[str] = ()
+
+    @abstractmethod
+    def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
+        """All that ``evaluate`` will ask the store for, for the dry run."""
+
+    @abstractmethod
+    def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
+        """Adds rows and figures to the report; the first estimator is the one the others are compared with."""

@@ -1,0 +1,68 @@
+"""From a Hydra config to objects: the experiment, its estimators, its benchmark."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from attribution.estimators import Estimator
+from experiments.experiment import Diffusion, Experiment
+from experiments.training import LoggerFor
+
+NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware")
+"""Choices that say what to do, or how, but not what is measured."""
+
+
+def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experiment:
+    """The experiment that the top level of a config describes."""
+    parts = {
+        name: instantiate(config[name], _convert_="all")
+        for name in ("data", "model", "optimizer", "trainer", "checkpoints", "hardware", "execution")
+    }
+    diffusion = instantiate(config.diffusion, _convert_="all")
+    return Experiment(**parts, diffusion=Diffusion(**diffusion), seed=config.seed, logger=logger)
+
+
+def estimators_of(config: DictConfig) -> dict[str, Estimator]:
+    """The chosen estimator and those of ``benchmark.compare``, by name.
+
+    The latter get this run's ``estimator.*`` settings too, as far as they have them, so that like is compared with like.
+    """
+    chosen = HydraConfig.get().runtime.choices["estimator"]
+    names = dict.fromkeys([chosen, *(OmegaConf.select(config, "benchmark.compare") or ())])
+    configs = {name: config if name == chosen else _composed_with(name) for name in names}
+    return {name: instantiate(composed.estimator, _convert_="all") for name, composed in configs.items()}
+
+
+def settings_of_run() -> dict[str, Any]:
+    """What this run's command line set, by the settings' names, without what only says how or where to run."""
+    parsed = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return {
+        o.key_or_group: OmegaConf.to_object(OmegaConf.create({"value": o.value()}))["value"]  # pyright: ignore
+        for o in parsed
+        if not o.is_delete() and o.key_or_group.split(".")[0] not in NOT_SETTINGS
+    }
+
+
+def _composed_with(estimator: str) -> DictConfig:
+    overrides = list(HydraConfig.get().overrides.task)
+    others = [o for o in overrides if not _concerns_estimator(o)]
+    plain = compose("config", [*others, f"estimator={estimator}"])
+    kept = [o for o in overrides if o.startswith("estimator.") and _has(plain, o.partition("=")[0])]
+    return compose("config", [*others, f"estimator={estimator}", *kept])
+
+
+def _concerns_estimator(override: str) -> bool:
+    return override.lstrip("+~").partition("=")[0].split(".")[0] == "estimator"
+
+
+def _has(config: DictConfig, name: str) -> bool:
+    parent, _, leaf = name.rpartition(".")
+    node = OmegaConf.select(config, parent)
+    return isinstance(node, DictConfig) and leaf in node
+
+

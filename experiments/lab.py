@@ -1,0 +1,60 @@
+"""What every task works with: store, experiment, report and tracker of one run."""
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.composition import experiment_of, settings_of_run
+from experiments.experiment import Experiment
+from experiments.progress import track
+from experiments.report import Report
+from experiments.store import Store
+from experiments.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One run's surroundings."""
+
+    config: DictConfig
+    experiment: Experiment
+    store: Store
+    report: Report
+    tracker: Tracker
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves its results."""
+        return self.report.folder
+
+
+@contextmanager
+def lab(config: DictConfig) -> Iterator[Lab]:
+    """Opens the lab; when the task has succeeded, writes the report and hands rows and figures to the tracker."""
+    hydra = HydraConfig.get()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    tracker = instantiate(config.tracker)
+    tracker.start(OmegaConf.to_container(config, resolve=True))
+    report = Report(
+        Path(hydra.runtime.output_dir),
+        {
+            "data": hydra.runtime.choices["data"],
+            "seed": config.seed,
+            "swept": settings_of_run(),
+            "command": shlex.join(["python", "run.py", *hydra.overrides.task]),  # sys.argv is a launcher's in a worker
+        },
+    )
+    yield Lab(config, experiment_of(config, tracker.lightning_logger), Store(config.store.root, track), report, tracker)
+    report.close()
+    tracker.rows(report.rows)
+    for path in report.figures:
+        tracker.figure(path.stem, path)
+    if where := tracker.finish():
+        print(where)

@@ -1,0 +1,45 @@
+"""What ``task=attribute`` leaves: the scores, and for each query the training images that matter most, as files."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from attribution.images import Images
+from attribution.scores import Scores
+from experiments.benchmarks.metrics import top_k
+
+COLUMNS = ("query", "side", "rank", "position", "index", "label", "score")
+
+
+def write_takeaway(folder: Path, scores: Scores, train: Images, top: int) -> list[Path]:
+    """Writes ``scores.npy`` and the ids of its rows and columns (read with ``Scores.load``), and ``query-ID.csv`` for each query.
+
+    A CSV holds the ``top`` proponents (largest scores first) and opponents (smallest first): ``position`` is the column of the
+    scores, ``index`` the image's id in its data set.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores.save(folder)
+    values = np.asarray(scores.values)
+    top = min(top, values.shape[1])
+    sides = {"proponent": top_k(values, top), "opponent": top_k(-values, top)}
+    paths = []
+    for row, query in enumerate(scores.query_index):
+        paths.append(folder / f"query-{query}.csv")
+        with paths[-1].open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for side, places in sides.items():
+                for rank, position in enumerate(places[row], 1):
+                    index, label = int(train.index[position]), int(train.label[position])
+                    writer.writerow([query, side, rank, position, index, label, f"{values[row, position]:.8g}"])
+    return paths
+
+
+def write_self_influence(path: Path, influence: np.ndarray, train: Images) -> None:
+    """All training images by descending self-influence, as a CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rank", "position", "index", "label", "self_influence"])
+        for rank, position in enumerate(np.argsort(-influence, kind="stable"), 1):
+            writer.writerow([rank, position, int(train.index[position]), int(train.label[position]), f"{influence[position]:.8g}"])

@@ -1,0 +1,111 @@
+"""The verbs of the command line (``task=``)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from attribution.estimators import SelfInfluence
+from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.training import TrainingRecord
+from attribution.training.checkpoints import select
+from experiments import figures, inventory, inventory_table, speed as speeds
+from experiments.benchmarks import metrics
+from experiments.composition import estimators_of, experiment_of
+from experiments.lab import Lab, lab
+from experiments.plan import plan as plan_of
+from experiments.prune import prune
+from experiments.store import Store
+from experiments.takeaway import write_self_influence, write_takeaway
+
+
+def train(config: DictConfig) -> None:
+    """Trains the model, or finds it in the store; shows its curve and samples of it."""
+    with lab(config) as run:
+        record = run.store(run.experiment.record)
+        last_epoch = record.losses[-record.info["steps_per_epoch"] :]
+        row = {"benchmark": "train", "estimator": "none", "metric": "training_loss_of_last_epoch"}
+        run.report.add([{**row, **metrics.bootstrap_mean(last_epoch)._asdict(), "model": run.experiment.record.fingerprint}])
+        _show_training(run, record)
+
+
+def evaluate(config: DictConfig) -> None:
+    """Runs the benchmark on the estimator and those of ``benchmark.compare``."""
+    benchmark = instantiate(config.benchmark, _convert_="all")
+    estimators = estimators_of(config)
+    with lab(config) as run:
+        benchmark.evaluate(run.experiment, estimators, run.store, run.report)
+        record = run.store(run.experiment.record)
+        chosen = next(iter(estimators.values()))
+        used = select(chosen.checkpoints, record.steps, record.losses) if isinstance(chosen, TrajectoryEstimator) else ()
+        _show_training(run, record, used)
+
+
+def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
+    """Scores all training images for ``queries`` and leaves what a user takes away (``experiments.takeaway``)."""
+    (name, estimator), *_ = estimators_of(config).items()
+    with lab(config) as run:
+        experiment, get = run.experiment, run.store
+        queries = instantiate(config.queries, _convert_="all").node(experiment)
+        node = estimator.scores(experiment.record, experiment.train, queries)
+        scores, train = get(node), get(experiment.train)
+        write_takeaway(run.folder / "scores", scores, train, top)
+        print(f"scores and a CSV for each query: {run.folder / 'scores'}")
+        row = {"benchmark": "attribute", "estimator": name, "scores": node.fingerprint}
+        if scores.halves is not None:
+            reliability = metrics.bootstrap_mean(metrics.split_half_spearman(scores.halves), seed=config.seed)
+            run.report.add([{**row, "metric": "split_half_spearman", **reliability._asdict()}])
+        shown = range(min(8, len(scores.query_index)))
+        run.report.figure("proponents", figures.proponents(get(queries), train, {name: scores.values}, shown))
+        if self_influence:
+            if not isinstance(estimator, TrajectoryEstimator):
+                raise ValueError(f"task.self_influence=true: estimator={name} has no self-influence; choose tracin or retrac")
+            influence = get(SelfInfluence(estimator, experiment.record, experiment.train))
+            path = run.folder / "self_influence.csv"
+            write_self_influence(path, influence.values, train)
+            print(f"self-influence of every training image: {path}")
+
+
+def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int]) -> None:
+    """Measures this program against plain passes of the same network, in one process."""
+    with lab(config) as run:
+        experiment = run.experiment
+        shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
+        network = experiment.model().to(experiment.execution.torch_device())
+        measure = instantiate(config.measurement, _convert_="all")
+        rows = speeds.gradient_speed(network, shape, measure, examples, draws, repeats)
+        rows += speeds.draws_speed(network, shape, measure, examples, repeats)
+        run.report.add({"benchmark": "speed", "estimator": "gradients", **row} for row in rows)
+
+
+def plan(config: DictConfig) -> None:
+    """Dry run of ``task=evaluate``: what is missing in the store, and about how much time, memory and disk it will take."""
+    experiment, store = experiment_of(config), Store(config.store.root)
+    nodes = instantiate(config.benchmark, _convert_="all").nodes(experiment, estimators_of(config))
+    rate = speeds.seconds_per_pass(experiment.model().to(experiment.execution.torch_device()), experiment)
+    inventory_table.show(plan_of(nodes, store, rate), f"missing in {store.root}")
+
+
+def store(config: DictConfig, action: str, node: str | None, unfinished: bool, older_than_days: float | None, node_class: str | None, apply: bool) -> None:
+    """Lists, explains or prunes the store."""
+    root = Store(config.store.root)
+    if action == "list":
+        inventory_table.show(inventory.listing(root.root), str(root.root))
+    elif action == "explain":
+        inventory_table.show_explanation(inventory.explain(root.root, node))
+    elif action == "prune":
+        rows = prune(root, unfinished=unfinished, older_than_days=older_than_days, node_class=node_class, dry_run=not apply)
+        inventory_table.show(rows, "removed" if apply else "would be removed (task.apply=true does it)")
+    else:
+        raise ValueError(f"task.action={action}: choose list, explain or prune")
+
+
+def _show_training(run: Lab, record: TrainingRecord, used: Sequence[int] = ()) -> None:
+    table = record.step_table[record.step_table["rank"] == 0]
+    rates = table["learning_rate"][:, 0]
+    steps = range(1, len(record.losses) + 1)
+    run.report.figure("training", figures.training_curve(steps, record.losses, rates, record.steps, used))
+    run.tracker.curve("training", steps, {"loss": record.losses, "learning_rate": rates})
+    samples = run.store(run.experiment.samples(run.config.samples.n, run.config.samples.seed))
+    run.report.figure("samples", figures.grid(samples))

@@ -1,0 +1,155 @@
+"""Where else a run is written down while it lasts. The only file that imports wandb.
+
+The report (``report.py``) writes rows and figures in any case; a tracker gets the same, and training curves as they grow.
+"""
+
+import json
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import wandb
+    from lightning.pytorch.loggers import Logger
+
+
+class Tracker(ABC):
+    """Follows one run: ``start`` once, anything else any number of times, ``finish`` once at the end of a run that succeeded."""
+
+    @abstractmethod
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Opens the run. ``config``: the whole resolved configuration as plain values."""
+
+    @abstractmethod
+    def lightning_logger(self, name: str) -> "Logger | None":
+        """For a Trainer: curves of the training ``name`` while it goes on. None: no logger."""
+
+    @abstractmethod
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of the report."""
+
+    @abstractmethod
+    def figure(self, name: str, path: Path) -> None:
+        """A PNG that the report saved."""
+
+    @abstractmethod
+    def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        """Curves known as a whole, such as those of a training found in the store: each of ``values`` has one number a step."""
+
+    @abstractmethod
+    def finish(self) -> str:
+        """Closes the run and says where it is, in words for the user; nothing to say: the empty string."""
+
+
+class Local(Tracker):
+    """Nothing beyond what the report writes."""
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        pass
+
+    def lightning_logger(self, name: str) -> None:
+        return None
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def figure(self, name: str, path: Path) -> None:
+        pass
+
+    def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        pass
+
+    def finish(self) -> str:
+        return ""
+
+
+class Wandb(Tracker):
+    """Weights & Biases: curves, rows (a table, and one summary number ``benchmark/estimator/metric[/queries]`` each), figures.
+
+    ``offline`` writes to ``folder/wandb`` and needs neither network nor account; ``online`` needs ``wandb login``. A run that
+    dies before ``finish`` is marked as crashed.
+    """
+
+    MODES = ("offline", "online")
+
+    def __init__(self, project: str, folder: Path | str, mode: str = "offline", entity: str | None = None, name: str | None = None):
+        if mode not in self.MODES:
+            raise ValueError(f"tracker.mode={mode!r}: choose {' or '.join(self.MODES)}")
+        self.project, self.folder, self.mode, self.entity, self.name = project, Path(folder), mode, entity, name
+        self._run: wandb.Run | None = None
+        self._rows: list[Mapping[str, Any]] = []
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=self.name,
+                mode=self.mode,  # pyright: ignore[reportArgumentType]
+                dir=self.folder,
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise RuntimeError(f"wandb does not start ({error}): run `wandb login`, or set tracker.mode=offline") from error
+
+    @property
+    def run(self) -> "wandb.Run":
+        """The open run.
+
+        Raises:
+            RuntimeError: before ``start`` and after ``finish``.
+        """
+        if self._run is None:
+            raise RuntimeError("the tracker has no open run: call start(config) first")
+        return self._run
+
+    def lightning_logger(self, name: str) -> "Logger":
+        from lightning.pytorch.loggers import WandbLogger
+
+        self.run.define_metric(f"{name}/*", step_metric="trainer/global_step")
+        logger = WandbLogger(experiment=self.run, prefix=name, save_dir=self.folder)
+        # wandb groups panels by what stands before a slash.
+        logger.LOGGER_JOIN_CHAR = "/"  # pyright: ignore[reportAttributeAccessIssue]
+        return logger
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        self._rows += rows
+        columns: list[Any] = list(dict.fromkeys(name for row in self._rows for name in row))
+        cells = [[_cell(row.get(name)) for name in columns] for row in self._rows]
+        self.run.log({"rows": wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+        self.run.summary.update({summary_name(row): row["value"] for row in rows if row["value"] is not None})
+
+    def figure(self, name: str, path: Path) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(path))})
+
+    def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        self.run.define_metric(f"{name}/*", step_metric=f"{name}/step")
+        for step, *numbers_here in zip(steps, *values.values(), strict=True):
+            point = zip(values, map(float, numbers_here), strict=True)
+            self.run.log({f"{name}/step": int(step), **{f"{name}/{key}": value for key, value in point}})
+
+    def finish(self) -> str:
+        run, self._run = self.run, None
+        where = f"wandb: {run.url}" if self.mode == "online" else f"to upload: wandb sync {Path(run.dir).parent}"
+        run.finish()
+        return where
+
+
+def summary_name(row: Mapping[str, Any]) -> str:
+    """``benchmark/estimator/metric``, and the kind of queries where the row has one."""
+    return "/".join(str(row[part]) for part in ("benchmark", "estimator", "metric", "queries") if row.get(part) is not None)
+
+
+def _cell(value: Any) -> Any:
+    """Tables hold plain values; what has an inside becomes JSON text."""
+    return value if value is None or isinstance(value, str | numbers.Number) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,76 @@
+"""A trained model as a store node."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from attribution.images import Images
+from attribution.node import Cost, Get, Node, execution
+from attribution.training import Recorded, TrainingRecord
+from attribution.training.checkpoints import CheckpointRule
+from attribution.training.fit import Hardware, Recipe, fit
+from experiments.progress import track
+
+LoggerFor = Callable[[str], Any]
+"""A Lightning logger for the training of the named model, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Recorded):
+    """``model`` trained on ``data`` by ``recipe``, with its record."""
+
+    data: Node[Images]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    recipe: Recipe
+    checkpoints: CheckpointRule
+    seed: int
+    flips: bool
+    hardware: Hardware = execution(default=Hardware())
+    logger: LoggerFor | None = execution(default=None)
+
+    def cost(self) -> Cost:
+        state = 4 * self.parameter_count
+        candidates = self.checkpoints.candidates(self.recipe.steps, self.recipe.steps)
+        return Cost(
+            passes=self.recipe.steps * self.recipe.batch_size,
+            memory=4 * state,  # parameters, gradients, and the two moments of Adam
+            disk=len(candidates) * state,
+        )
+
+    def compute(self, get: Get) -> TrainingRecord:
+        folder = get.workspace(self)
+        fit(
+            folder,
+            get(self.data),
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.recipe,
+            self.checkpoints,
+            self.seed,
+            self.flips,
+            self.hardware,
+            callbacks=[TrainingBar()],
+            logger=(self.logger and self.logger(self.fingerprint)) or False,
+        )
+        return TrainingRecord(folder)
+
+
+class TrainingBar(L.Callback):
+    """Progress of a training, with time left."""
+
+    bar: Iterator[int]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar = iter(track(range(trainer.global_step, trainer.max_steps + 1), "training", trainer.max_steps - trainer.global_step))
+        next(self.bar)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        next(self.bar)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,121 @@
+"""What one call to a store has to make: the missing nodes and, below them, their missing parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from attribution.node import Get, Node
+from experiments.storage import StoreError
+
+A = TypeVar("A")
+
+
+class Lookup(Get, Protocol):
+    """A ``Get`` that can tell whether it would have to compute."""
+
+    def has(self, node: Node) -> bool: ...
+
+
+class Absent(Exception):
+    """``nodes`` would have to be computed first."""
+
+    def __init__(self, nodes: Sequence[Node]):
+        super().__init__(", ".join(f"{type(node).__name__} {node.fingerprint}" for node in nodes))
+        self.nodes = nodes
+
+
+class Present:
+    """A ``Get`` of what ``lookup`` has: it computes what lives in memory only, and nothing that belongs on disk.
+
+    Raises (from every way of asking for an artifact):
+        Absent: stored nodes are missing.
+    """
+
+    def __init__(self, lookup: Lookup):
+        self._lookup = lookup
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, node: Node[A]) -> A:
+        return self.many([node])[0]
+
+    def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
+        if absent := [node for node in nodes if node.STORED and not self._lookup.has(node)]:
+            raise Absent(absent)
+        return [self._one(node) for node in nodes]
+
+    def workspace(self, node: Node) -> Path:
+        return self._lookup.workspace(node)
+
+    def _one(self, node: Node[A]) -> A:
+        if node.STORED or self._lookup.has(node):
+            return self._lookup(node)
+        if node.fingerprint not in self._made:
+            self._made[node.fingerprint] = node.compute(self)
+        return self._made[node.fingerprint]
+
+
+class Work:
+    """The nodes of ``asked`` and their missing parts, to any depth, in levels: a part before all that it is a part of.
+
+    ``absent`` are nodes without which it cannot be told yet what the parts are; the rest holds once there are none of these.
+    ``parts`` are those of each node, by fingerprint.
+    A part is shared by all nodes that name it, and needed as long as one of these is missing and needed itself.
+
+    Raises:
+        StoreError: the parts of a node lead back to it.
+    """
+
+    def __init__(self, asked: Sequence[Node], lookup: Lookup):
+        self.asked = {node.fingerprint: node for node in asked}
+        self.absent: dict[str, Node] = {}
+        self._lookup = lookup
+        self._present = Present(lookup)
+        self._level: dict[str, int] = {}
+        self._nodes: dict[str, Node] = {}
+        self.parts: dict[str, Sequence[Node]] = {}
+        self._wholes: dict[str, list[Node]] = {}
+        for node in asked:
+            self._visit(node, ())
+
+    def levels(self) -> list[list[Node]]:
+        """Those that are stored, lowest parts first; each level needs nothing but the ones before."""
+        levels: list[list[Node]] = [[] for _ in range(1 + max(self._level.values(), default=-1))]
+        for name, node in self._nodes.items():
+            if node.STORED:
+                levels[self._level[name]].append(node)
+        return [level for level in levels if level]
+
+    def needs(self, node: Node) -> bool:
+        """Whether somebody asked for it, or a missing node that is needed has it as a part."""
+        if node.fingerprint in self.asked:
+            return True
+        return any(not self._lookup.has(whole) and self.needs(whole) for whole in self._wholes.get(node.fingerprint, ()))
+
+    def spare_parts(self, node: Node) -> list[Node]:
+        """Transient parts of ``node`` that nothing here needs any more."""
+        parts = self.parts[node.fingerprint]
+        return [part for part in parts if part.TRANSIENT and part.STORED and not self.needs(part)]
+
+    def _visit(self, node: Node, above: tuple[str, ...]) -> None:
+        name = node.fingerprint
+        if name in above:
+            raise StoreError(f"{type(node).__name__} {name} is a part of itself: its parts() must not lead back to it")
+        if name in self._level:
+            return
+        parts = self.parts[name] = self._parts_of(node)
+        missing = [part for part in parts if not self._lookup.has(part)]
+        for part in parts:
+            self._wholes.setdefault(part.fingerprint, []).append(node)
+        for part in missing:
+            self._visit(part, (*above, name))
+        self._level[name] = 1 + max((self._level[part.fingerprint] for part in missing), default=-1)
+        self._nodes[name] = node
+
+    def _parts_of(self, node: Node) -> Sequence[Node]:
+        try:
+            return node.parts(self._present)
+        except Absent as absent:
+            self.absent.update((parent.fingerprint, parent) for parent in absent.nodes)
+            if node.fingerprint in self.absent:
+                raise StoreError(f"parts() of {type(node).__name__} {node.fingerprint} asks for the node itself") from absent
+            return ()

@@ -1,0 +1,220 @@
+"""The command line as its user meets it: real processes, real exit codes."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attribution.scores import Scores
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "data.n_train=40",
+    "data.n_validation=24",
+    "trainer.steps=20",
+    "trainer.batch_size=10",
+    "model.block_out_channels=[8,8]",
+    "checkpoints.every=5",
+    "hardware.interval=5",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+    "samples.n=4",
+    "estimator.checkpoints=2",
+    "estimator.draws.n=4",
+]
+SMALL_BENCHMARK = ["benchmark.n=4", "benchmark.k=[5,10]", "benchmark.queries.validation.n=8", "benchmark.queries.generated.n=6"]
+
+
+def run(folder: Path, *arguments: str, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
+    """run.py in ``folder`` with its store there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), f"store.root={folder / 'store'}", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **kwargs,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def test_the_main_job_and_again(tmp_path):
+    """Claim: train, sample, score, evaluate: table, rows, figures; a second run computes nothing and says the same."""
+    first = run(tmp_path, *TINY, *SMALL_BENCHMARK, f"hydra.run.dir={tmp_path / 'first'}")
+    assert "distinct share@5" in first.stdout
+    assert str(tmp_path / "first" / "rows.jsonl") in first.stdout
+    found = rows(tmp_path / "first")
+    for row in found:
+        assert {"benchmark", "estimator", "metric", "value", "low", "high", "data", "seed", "swept", "command"} <= row.keys()
+    assert {row["estimator"] for row in found} == {"retrac", "tracin", "retrac − tracin"}
+    assert {row["queries"] for row in found} == {"validation", "generated"}
+    for name in ("proponents_validation", "proponents_generated", "distinct_share", "training", "samples"):
+        assert (tmp_path / "first" / f"{name}.png").stat().st_size > 5000
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"}
+    run(tmp_path, *TINY, *SMALL_BENCHMARK, f"hydra.run.dir={tmp_path / 'second'}")
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"}
+    assert before == after
+    drop = {"command"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in rows(tmp_path / "second")] == [
+        {k: v for k, v in row.items() if k not in drop} for row in found
+    ]
+
+
+def test_a_sweep_trains_once(tmp_path):
+    """Claim: -m over estimators and draws is one training and four results, joined in one table and one file."""
+    sweep = ["-m", "estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    run(tmp_path, *[o for o in TINY if not o.startswith("estimator.draws")], *SMALL_BENCHMARK, *sweep)
+    assert len([p for p in (tmp_path / "store" / "TrainedModel").iterdir() if p.is_dir()]) == 1
+    joined = rows(tmp_path / "sweep")
+    assert {(row["estimator"], row["swept"]["estimator.draws.n"]) for row in joined} == {
+        ("tracin", 2), ("tracin", 4), ("retrac", 2), ("retrac", 4),
+    }  # fmt: skip
+
+
+def test_what_attribute_leaves(tmp_path):
+    """Claim: scores with their reader, a CSV of proponents and opponents for each query, self-influence, reliability."""
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=attribute", "task.self_influence=true", "task.top=7", "queries.n=3", f"hydra.run.dir={out}")
+    scores = Scores.load(out / "scores")
+    assert scores.values.shape == (3, 40)
+    for row, query in enumerate(scores.query_index):
+        lines = list(csv.DictReader((out / "scores" / f"query-{query}.csv").open()))
+        best = [int(line["position"]) for line in lines if line["side"] == "proponent"]
+        assert best == np.argsort(-scores.values[row], kind="stable")[:7].tolist()
+        assert [int(line["index"]) for line in lines[:7]] == scores.train_index[best].tolist()
+        assert [float(line["score"]) for line in lines[7:]] == sorted(scores.values[row])[:7] or len(lines) == 14
+    assert len((out / "self_influence.csv").read_text().splitlines()) == 41
+    (reliability,) = rows(out)
+    assert reliability["metric"] == "split_half_spearman"
+    assert -1 <= reliability["value"] <= 1
+
+
+@pytest.mark.parametrize("queries", [["queries=generated"], ["queries=train", "queries.index=ID"], ["queries=folder"]])
+def test_queries_of_every_kind(tmp_path, queries):
+    """Claim: generated and training images and a folder of the user's own can be explained."""
+    from PIL import Image
+
+    from experiments.datasets import Digits
+
+    data = Digits(channels=1, size=8, flips=False, n_train=40, n_validation=24)
+    arguments = [q.replace("ID", f"[{data.load().train.index[3]}]") for q in queries]
+    if queries == ["queries=folder"]:
+        (tmp_path / "mine").mkdir()
+        Image.fromarray((data.load().train.pixels[3, 0] * 15).astype(np.uint8)).save(tmp_path / "mine" / "a.png")
+        arguments.append(f"queries.path={tmp_path / 'mine'}")
+    if queries == ["queries=generated"]:
+        arguments.append("queries.n=1")
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=attribute", *arguments, f"hydra.run.dir={out}")
+    assert Scores.load(out / "scores").values.shape == (1, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["estimator=retrack"], "retrac"),
+        (["trainer.stepz=3"], "stepz"),
+        (["benchmark.compare=[nobody]"], "nobody"),
+        (["benchmark.k=[41]"], "benchmark.k"),
+        (["benchmark.n=9"], "benchmark.n=9"),
+        (["estimator.draws.n=1001"], "draws.n"),
+        (["estimator.checkpoints=[7]"], "no checkpoint at step [7]"),
+        (["data=cifar2", "model=unet_small", "data.root=nowhere"], "nowhere"),
+        (["optimizer.lr=1e30", "trainer.clip=null", "optimizer=sgd"], "optimizer.lr"),
+        (["task=store", "task.action=explain", "task.node=abc"], "abc"),
+    ],
+)
+def test_errors_are_a_sentence(tmp_path, arguments, said):
+    """Claim: bad input ends with exit code 1 and a message that names the setting, not with a traceback."""
+    settings = [] if "data=cifar2" in arguments else TINY
+    done = run(tmp_path, *settings, *SMALL_BENCHMARK, *arguments, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_and_store(tmp_path):
+    """Claim: the dry run says what is missing and computes nothing; afterwards nothing is missing and the store explains itself."""
+    settings = [*TINY, *SMALL_BENCHMARK]
+    before = run(tmp_path, *settings, "task=plan").stdout
+    assert "TrainedModel" in before
+    assert not (tmp_path / "store").exists()
+    run(tmp_path, *settings)
+    assert "TrainedModel" not in run(tmp_path, *settings, "task=plan").stdout
+    listing = run(tmp_path, "task=store").stdout
+    assert "TrainedModel" in listing
+    assert "TrajectoryScores" in listing
+    fingerprint = next(p.name for p in (tmp_path / "store" / "TrainedModel").iterdir())
+    assert "AdamW" in run(tmp_path, "task=store", "task.action=explain", f"task.node={fingerprint[:8]}").stdout
+    run(tmp_path, "task=store", "task.action=prune", "task.node_class=Samples")
+    assert list((tmp_path / "store" / "Samples").iterdir())
+    run(tmp_path, "task=store", "task.action=prune", "task.node_class=Samples", "task.apply=true")
+    assert not list((tmp_path / "store" / "Samples").iterdir())
+
+
+def test_wandb_offline(tmp_path):
+    """Claim: tracker=wandb needs no network and leaves a run to upload."""
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=train", "tracker=wandb", f"hydra.run.dir={out}")
+    assert list((out / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_the_same(tmp_path):
+    """Claim: SIGKILL again and again, then the same command: bit-equal scores, parameters and rows, and training is not begun anew."""
+    settings = [*TINY, *SMALL_BENCHMARK, "trainer.steps=120", "execution.shard=8", "execution.query_shard=2", "estimator.draws.n=50"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    run(tmp_path / "whole", *settings, f"hydra.run.dir={tmp_path / 'whole' / 'out'}")
+    command = [sys.executable, str(ROOT / "run.py"), f"store.root={tmp_path / 'killed' / 'store'}", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for patience in np.linspace(6, 20, 12):
+        process = subprocess.Popen(
+            command, cwd=tmp_path / "killed", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=float(patience))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills >= 2, "the machine was too fast for this test to kill anything"
+    run(tmp_path / "killed", *settings, f"hydra.run.dir={tmp_path / 'killed' / 'out'}")
+    for kind in ("TrainedModel", "TrajectoryScores", "Samples"):
+        whole, killed = (sorted((tmp_path / name / "store" / kind).iterdir()) for name in ("whole", "killed"))
+        assert [p.name for p in whole] == [p.name for p in killed]
+        for a, b in zip(whole, killed, strict=True):
+            for path in a.rglob("*"):
+                if path.is_file() and path.name not in ("node.json", "manifest.json"):
+                    assert path.read_bytes() == (b / path.relative_to(a)).read_bytes(), path
+    a, b = rows(tmp_path / "whole" / "out"), rows(tmp_path / "killed" / "out")
+    assert [(r["estimator"], r["metric"], r["value"]) for r in a] == [(r["estimator"], r["metric"], r["value"]) for r in b]
+
+
+@pytest.mark.slow
+def test_two_at_once_compute_everything_once(tmp_path):
+    """Claim: two identical runs started together share the work: no node is made twice, and both report the same."""
+    settings = [*TINY, *SMALL_BENCHMARK]
+    command = [sys.executable, str(ROOT / "run.py"), f"store.root={tmp_path / 'store'}", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([*command, f"hydra.run.dir={tmp_path / name}"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        for name in ("a", "b")
+    ]
+    start = time.monotonic()
+    assert all(process.wait(timeout=300) == 0 for process in processes), time.monotonic() - start
+    strip = re.compile(r'"command": "[^"]*"')
+    assert strip.sub("", (tmp_path / "a" / "rows.jsonl").read_text()) == strip.sub("", (tmp_path / "b" / "rows.jsonl").read_text())
+    assert not list((tmp_path / "store").rglob("*.part"))

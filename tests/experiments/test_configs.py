@@ -1,0 +1,112 @@
+"""Every shipped config composes, instantiates and works for a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from attribution.diffusion import denoiser
+from attribution.estimators import Estimator
+from attribution.measurements import Loss
+from attribution.node import InMemory, describe
+from attribution.training.checkpoints import CheckpointRule
+from experiments.composition import experiment_of
+
+CONF = Path(__file__).parents[2] / "conf"
+TINY = [
+    "data.n_train=24",
+    "data.n_validation=12",
+    "trainer.steps=6",
+    "trainer.batch_size=8",
+    "model.block_out_channels=[8,8]",
+    "checkpoints.every=3",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*overrides])
+
+
+def test_every_folder_is_a_group_of_the_config():
+    """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it."""
+    groups = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."}
+    chosen = {key.split("@")[0].strip("/") for entry in OmegaConf.load(CONF / "config.yaml").defaults if entry != "_self_" for key in entry}
+    assert groups <= chosen | {"draws"}
+
+
+@pytest.mark.parametrize("name", options("estimator"))
+def test_every_estimator_scores(name):
+    """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""
+    config = composed(*TINY, f"estimator={name}", "estimator.draws.n=2", "estimator.checkpoints=[3,6]")
+    estimator = instantiate(config.estimator, _convert_="all")
+    assert isinstance(estimator, Estimator)
+    experiment = experiment_of(config)
+    queries = instantiate(config.queries, n=3, _convert_="all").node(experiment)
+    scores = estimator.score(experiment.record, experiment.train, queries, InMemory())
+    assert scores.values.shape == (3, 24)
+    assert torch.isfinite(torch.from_numpy(scores.values)).all()
+
+
+@pytest.mark.parametrize("draws", options("draws"))
+def test_every_draw_scheme_is_an_estimator_s(draws):
+    """Claim: draws@estimator.draws chooses the scheme, and the seed is the run's."""
+    scheme = instantiate(composed(f"draws@estimator.draws={draws}", "seed=5").estimator.draws, _convert_="all")
+    assert scheme.seed == 5
+    assert scheme.draw("query", torch.arange(2), 1000).timestep.shape == (2, scheme.count)
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_every_model_makes_a_training_step(name):
+    """Claim: each network takes its data's images and gives every parameter a gradient."""
+    data = "digits" if name == "unet_digits" else "cifar10"
+    config = composed(f"model={name}", f"data={data}")
+    network = instantiate(config.model, _convert_="all")()
+    x0 = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
+    schedule = instantiate(config.diffusion.schedule)
+    Loss(schedule)(denoiser(network), x0, torch.tensor([5]), torch.ones_like(x0)).mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+@pytest.mark.parametrize("diffusion", options("diffusion"))
+def test_every_optimizer_and_diffusion_trains(optimizer, diffusion):
+    """Claim: each trains for a few steps and records them."""
+    config = composed(*TINY, f"optimizer={optimizer}", f"diffusion={diffusion}")
+    get = InMemory()
+    assert get(experiment_of(config).record).steps == [3, 6]
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("checkpoints", options("checkpoints"))
+def test_every_recipe_and_checkpoint_rule(trainer, checkpoints):
+    """Claim: the checkpoints of a rule lie within the steps of every shipped recipe."""
+    config = composed(f"trainer={trainer}", f"checkpoints={checkpoints}")
+    rule = instantiate(config.checkpoints, _convert_="all")
+    assert isinstance(rule, CheckpointRule)
+    steps = instantiate(config.trainer).steps
+    assert rule.candidates(steps, 16)[-1] == steps
+
+
+def test_the_sampler_retrains_nothing():
+    """Claim: sampling by DDPM or DDIM, or by more steps, is no part of the trained model's identity."""
+    records = {experiment_of(composed(*o)).record.fingerprint for o in ((), ("diffusion=ddpm",), ("diffusion.sampler.steps=10",))}
+    assert len(records) == 1
+    assert experiment_of(composed("diffusion.schedule.kind=cosine")).record.fingerprint not in records
+
+
+def test_defaults_written_out_change_no_fingerprint():
+    """Claim: identity is content: the same settings said in another way are the same node."""
+    plain = experiment_of(composed()).record
+    said = experiment_of(composed("seed=0", "trainer.warmup=1e-1", "optimizer.lr=0.001", "hardware.interval=7")).record
+    assert plain.fingerprint == said.fingerprint
+    assert describe(plain)["data"]["content"] == describe(said)["data"]["content"]
