@@ -1,5 +1,6 @@
 """Images with their ids: what estimators score and what they score it against."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.node import Artifact
+from attribution.node import Artifact, Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,3 +60,15 @@ class Images(Artifact):
     def load(cls, folder: Path) -> Self:
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "index", "label")]
         return cls(*arrays, levels=int(np.load(folder / "levels.npy")))
+
+
+@dataclass(frozen=True)
+class ImageSet(Node[Images]):
+    """A node of images whose number is known before it is computed."""
+
+    ARTIFACT = Images
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many images."""

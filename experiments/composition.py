@@ -1,6 +1,5 @@
 """From a Hydra config to objects: the experiment, its estimators, its benchmark."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose
@@ -64,5 +63,3 @@ def _has(config: DictConfig, name: str) -> bool:
     parent, _, leaf = name.rpartition(".")
     node = OmegaConf.select(config, parent)
     return isinstance(node, DictConfig) and leaf in node
-
-

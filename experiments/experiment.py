@@ -60,9 +60,13 @@ class Experiment:
             logger=self.logger,
         )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.data.channels, self.data.size, self.data.size)
+
     def samples(self, n: int, seed: int) -> Samples:
         """``n`` images that the trained model generates."""
-        shape = (self.data.channels, self.data.size, self.data.size)
         return Samples(
-            record=self.record, sampler=self.diffusion.sampler, shape=shape, n=n, seed=seed, execution=self.execution
+            record=self.record, sampler=self.diffusion.sampler, shape=self.shape, n=n, seed=seed, execution=self.execution
         )

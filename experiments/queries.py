@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.images import Images
-from attribution.node import Node
+from attribution.images import ImageSet
 from experiments.datasets import ImageFolder, Split
 from experiments.experiment import Experiment
 
@@ -18,7 +17,7 @@ class Queries(ABC):
     """A choice of images, made when the experiment is known."""
 
     @abstractmethod
-    def node(self, experiment: Experiment) -> Node[Images]: ...
+    def node(self, experiment: Experiment) -> ImageSet: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Validation(Queries):
     n: int
     seed: int
 
-    def node(self, experiment: Experiment) -> Node[Images]:
+    def node(self, experiment: Experiment) -> ImageSet:
         available = len(experiment.data.load().validation)
         return Split(experiment.data, "validation", _choice(self.n, available, self.seed, "validation"))
 
@@ -40,7 +39,7 @@ class Generated(Queries):
     n: int
     seed: int
 
-    def node(self, experiment: Experiment) -> Node[Images]:
+    def node(self, experiment: Experiment) -> ImageSet:
         if self.n < 1:
             raise ValueError(f"queries.n={self.n}: must be at least 1")
         return experiment.samples(self.n, self.seed)
@@ -54,7 +53,7 @@ class Training(Queries):
     seed: int
     index: Sequence[int] | None = None
 
-    def node(self, experiment: Experiment) -> Node[Images]:
+    def node(self, experiment: Experiment) -> ImageSet:
         ids = experiment.data.load().train.index
         if self.index is None:
             return Split(experiment.data, "train", _choice(self.n, len(ids), self.seed, "training"))
@@ -70,9 +69,8 @@ class Folder(Queries):
 
     path: str | Path
 
-    def node(self, experiment: Experiment) -> Node[Images]:
-        data = experiment.data
-        return ImageFolder(path=self.path, shape=(data.channels, data.size, data.size))
+    def node(self, experiment: Experiment) -> ImageSet:
+        return ImageFolder(path=self.path, shape=experiment.shape)
 
 
 def _choice(n: int, available: int, seed: int, kind: str) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +10,15 @@ from attribution import philox
 from attribution.diffusion.samplers import Sampler
 from attribution.estimators import Execution
 from attribution.estimators.passes import ranges
-from attribution.images import Images
+from attribution.images import Images, ImageSet
 from attribution.node import Cost, Get, Node, execution
 from attribution.training import Recorded
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleShard(Node[Images]):
+class SampleShard(ImageSet):
     """Samples ``rows[0]..rows[1]-1``."""
 
-    ARTIFACT = Images
     TRANSIENT = True
 
     record: Recorded
@@ -29,6 +27,14 @@ class SampleShard(Node[Images]):
     seed: int
     rows: tuple[int, int]
     execution: Execution = execution(default=Execution())
+
+    @property
+    def count(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+    def cost(self) -> Cost:
+        steps = len(self.sampler.timesteps(self.record.schedule.T))
+        return Cost(passes=self.count * steps / 3)  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> Images:
         device = self.execution.torch_device()
@@ -40,10 +46,8 @@ class SampleShard(Node[Images]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples(Node[Images]):
+class Samples(ImageSet):
     """``n`` images that the trained model generates, each from its own noise: sample i is the same whatever ``n`` is."""
-
-    ARTIFACT = Images
 
     record: Recorded
     sampler: Sampler
@@ -51,6 +55,10 @@ class Samples(Node[Images]):
     n: int
     seed: int
     execution: Execution = execution(default=Execution())
+
+    @property
+    def count(self) -> int:
+        return self.n
 
     def parts(self, get: Get) -> Sequence[Node]:
         return [
@@ -60,14 +68,14 @@ class Samples(Node[Images]):
             for rows in ranges(0, self.n, self.execution.shard)
         ]
 
+    def cost(self) -> Cost:
+        steps = len(self.sampler.timesteps(self.record.schedule.T))
+        return Cost(passes=self.n * steps / 3)
+
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
         pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
         return Images(pixels, index, label)
-
-    def cost(self) -> Cost:
-        steps = getattr(self.sampler, "steps", self.record.schedule.T)
-        return Cost(passes=self.n * steps / 3)  # a forward pass is about a third of forward and backward
 
 
 def _seed(seed: int, index: int) -> int:

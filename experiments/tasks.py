@@ -1,8 +1,8 @@
 """The verbs of the command line (``task=``)."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -10,7 +10,8 @@ from attribution.estimators import SelfInfluence
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.training import TrainingRecord
 from attribution.training.checkpoints import select
-from experiments import figures, inventory, inventory_table, speed as speeds
+from experiments import figures, inventory, inventory_table
+from experiments import speed as speeds
 from experiments.benchmarks import metrics
 from experiments.composition import estimators_of, experiment_of
 from experiments.lab import Lab, lab
@@ -71,23 +72,26 @@ def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int])
     """Measures this program against plain passes of the same network, in one process."""
     with lab(config) as run:
         experiment = run.experiment
-        shape = (experiment.data.channels, experiment.data.size, experiment.data.size)
+        shape = experiment.shape
         network = experiment.model().to(experiment.execution.torch_device())
         measure = instantiate(config.measurement, _convert_="all")
         rows = speeds.gradient_speed(network, shape, measure, examples, draws, repeats)
-        rows += speeds.draws_speed(network, shape, measure, examples, repeats)
-        run.report.add({"benchmark": "speed", "estimator": "gradients", **row} for row in rows)
+        rows += speeds.draws_speed(network, shape, measure, examples, draws, repeats)
+        run.report.add(
+            {"benchmark": "speed", "estimator": f"{row['examples']} examples × {row['draws']} draws", **row} for row in rows
+        )
 
 
 def plan(config: DictConfig) -> None:
     """Dry run of ``task=evaluate``: what is missing in the store, and about how much time, memory and disk it will take."""
     experiment, store = experiment_of(config), Store(config.store.root)
     nodes = instantiate(config.benchmark, _convert_="all").nodes(experiment, estimators_of(config))
-    rate = speeds.seconds_per_pass(experiment.model().to(experiment.execution.torch_device()), experiment)
+    network = experiment.model().to(experiment.execution.torch_device())
+    rate = speeds.seconds_per_pass(network, experiment.shape, experiment.record.objective)
     inventory_table.show(plan_of(nodes, store, rate), f"missing in {store.root}")
 
 
-def store(config: DictConfig, action: str, node: str | None, unfinished: bool, older_than_days: float | None, node_class: str | None, apply: bool) -> None:
+def store(config: DictConfig, action: str, node: str | None, apply: bool, **conditions: Any) -> None:
     """Lists, explains or prunes the store."""
     root = Store(config.store.root)
     if action == "list":
@@ -95,7 +99,7 @@ def store(config: DictConfig, action: str, node: str | None, unfinished: bool, o
     elif action == "explain":
         inventory_table.show_explanation(inventory.explain(root.root, node))
     elif action == "prune":
-        rows = prune(root, unfinished=unfinished, older_than_days=older_than_days, node_class=node_class, dry_run=not apply)
+        rows = prune(root, **conditions, dry_run=not apply)
         inventory_table.show(rows, "removed" if apply else "would be removed (task.apply=true does it)")
     else:
         raise ValueError(f"task.action={action}: choose list, explain or prune")

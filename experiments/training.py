@@ -8,8 +8,8 @@ import lightning as L
 import torch
 from torch import nn
 
-from attribution.images import Images
-from attribution.node import Cost, Get, Node, execution
+from attribution.images import ImageSet
+from attribution.node import Cost, Get, execution
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.fit import Hardware, Recipe, fit
@@ -23,7 +23,7 @@ LoggerFor = Callable[[str], Any]
 class TrainedModel(Recorded):
     """``model`` trained on ``data`` by ``recipe``, with its record."""
 
-    data: Node[Images]
+    data: ImageSet
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     recipe: Recipe
     checkpoints: CheckpointRule
@@ -66,11 +66,14 @@ class TrainingBar(L.Callback):
     bar: Iterator[int]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar = iter(track(range(trainer.global_step, trainer.max_steps + 1), "training", trainer.max_steps - trainer.global_step))
+        left = trainer.max_steps - trainer.global_step
+        steps = range(left + 1)
+        self.bar = iter(track(steps, "training", left) if trainer.is_global_zero else steps)
         next(self.bar)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
         next(self.bar)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar.close()  # pyright: ignore[reportAttributeAccessIssue]
+        for _ in self.bar:  # the bar goes away when it has come to its end
+            pass

@@ -2,7 +2,6 @@
 
 import logging
 
-import lightning.pytorch
 import pytest
 import torch
 

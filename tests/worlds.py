@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from attribution.diffusion import NoiseSchedule
-from attribution.images import Images
-from attribution.node import Get, Node, digest
+from attribution.images import Images, ImageSet
+from attribution.node import Get, digest
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import Hardware, Recipe
 from experiments.training import TrainedModel
@@ -32,15 +32,18 @@ SCHEDULE = NoiseSchedule(T=100, beta_end=0.1)
 
 
 @dataclass(frozen=True)
-class Blobs(Node[Images]):
+class Blobs(ImageSet):
     """``n`` images with a bright square each, in a place that its id decides. Ids start at ``first`` and are not rows."""
 
-    ARTIFACT = Images
     STORED = False
 
     n: int = 24
     first: int = 100
     size: int = 8
+
+    @property
+    def count(self) -> int:
+        return self.n
 
     def compute(self, get: Get) -> Images:
         generator = np.random.default_rng(self.first)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attribution.images import Images
+from attribution.images import ImageSet
 from attribution.node import Get, Node, execution
 from attribution.scores import Scores
 from attribution.training import Recorded
@@ -48,9 +48,9 @@ class Estimator(ABC):
     execution: Execution = execution(default=Execution())
 
     @abstractmethod
-    def scores(self, record: Recorded, train: Node[Images], queries: Node[Images]) -> Node[Scores]:
+    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """The node whose artifact is the scores ``[.., Q, N]``."""
 
-    def score(self, record: Recorded, train: Node[Images], queries: Node[Images], get: Get) -> Scores:
+    def score(self, record: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
         """The scores themselves."""
         return get(self.scores(record, train, queries))

@@ -10,7 +10,7 @@ import torch
 
 from attribution.estimators.passes import engine, key, ranges, rowwise_dot
 from attribution.estimators.trajectory import TrajectoryEstimator, step_of
-from attribution.images import Images
+from attribution.images import ImageSet
 from attribution.node import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import select
@@ -41,7 +41,7 @@ class SelfInfluenceShard(Node[Influence]):
 
     estimator: TrajectoryEstimator  # at one checkpoint
     record: Recorded
-    train: Node[Images]
+    train: ImageSet
     rows: tuple[int, int]
 
     def together(self) -> Hashable:
@@ -84,14 +84,14 @@ class SelfInfluence(Node[Influence]):
 
     estimator: TrajectoryEstimator
     record: Recorded
-    train: Node[Images]
+    train: ImageSet
 
     def parts(self, get: Get) -> list[SelfInfluenceShard]:
-        record, n = get(self.record), len(get(self.train))
+        record = get(self.record)
         return [
             SelfInfluenceShard(self.estimator.at(step), self.record, self.train, rows)
             for step in select(self.estimator.checkpoints, record.steps, record.losses)
-            for rows in ranges(0, n, self.estimator.execution.shard)
+            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]
 
     def compute(self, get: Get) -> Influence:

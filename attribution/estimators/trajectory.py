@@ -20,7 +20,7 @@ from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator
 from attribution.estimators.passes import dot, engine, key, ranges
 from attribution.gradients import Captured, LayerGradients
-from attribution.images import Images
+from attribution.images import ImageSet
 from attribution.measurements import Measure
 from attribution.node import Artifact, Cost, Get, Node
 from attribution.scores import Scores
@@ -56,7 +56,7 @@ class TrajectoryEstimator(Estimator):
         """This estimator with one checkpoint only."""
         return replace(self, checkpoints=(step,))
 
-    def scores(self, record: Recorded, train: Node[Images], queries: Node[Images]) -> Node[Scores]:
+    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         if not isinstance(record, Recorded):
             raise TypeError(
                 f"{type(self).__name__} replays training and needs its record, but {type(record).__name__} has none: "
@@ -91,7 +91,7 @@ class QuerySide(Node[QueryGradients]):
 
     estimator: TrajectoryEstimator  # at one checkpoint
     record: Recorded
-    queries: Node[Images]
+    queries: ImageSet
     rows: tuple[int, int]
 
     def together(self) -> Hashable:
@@ -154,8 +154,8 @@ class CheckpointScores(Node[Products]):
 
     estimator: TrajectoryEstimator  # at one checkpoint
     record: Recorded
-    train: Node[Images]
-    queries: Node[Images]
+    train: ImageSet
+    queries: ImageSet
     rows: tuple[int, int]
 
     def together(self) -> Hashable:
@@ -175,7 +175,7 @@ class CheckpointScores(Node[Products]):
         device = first.estimator.execution.torch_device()
         per_example = engine(first.record, step_of(first.estimator), first.estimator.execution, get)
         record, train = get(first.record), get(first.train)
-        queries = [get.many(query_sides(node.estimator, node.record, node.queries, get)) for node in nodes]
+        queries = [get.many(query_sides(node.estimator, node.record, node.queries)) for node in nodes]
         blocks: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, first.estimator.execution.examples_at_once(first.record.parameter_count)):
             rows = slice(start, stop)
@@ -198,19 +198,18 @@ class TrajectoryScores(Node[Scores]):
 
     estimator: TrajectoryEstimator
     record: Recorded
-    train: Node[Images]
-    queries: Node[Images]
+    train: ImageSet
+    queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
         sides: list[Node] = []
         shards: list[Node] = []
-        n = len(get(self.train))
         for step in self._steps(get):
             at_step = self.estimator.at(step)
-            sides += query_sides(at_step, self.record, self.queries, get)
+            sides += query_sides(at_step, self.record, self.queries)
             shards += [
                 CheckpointScores(at_step, self.record, self.train, self.queries, rows)
-                for rows in ranges(0, n, self.estimator.execution.shard)
+                for rows in ranges(0, self.train.count, self.estimator.execution.shard)
             ]
         return [*sides, *shards]
 
@@ -230,14 +229,20 @@ class TrajectoryScores(Node[Scores]):
             halves=total.astype(np.float32) if len(weights) == HALVES else None,
         )
 
+    def cost(self) -> Cost:
+        wanted = self.estimator.checkpoints
+        steps = wanted if isinstance(wanted, int) else 1 if isinstance(wanted, str) else len(wanted)  # at least one
+        passes = self.queries.count * self.estimator.draws.count + self.train.count
+        return Cost(passes=steps * passes, disk=FLOAT * (1 + HALVES) * self.queries.count * self.train.count)
+
     def _steps(self, get: Get) -> list[int]:
         record = get(self.record)
         return select(self.estimator.checkpoints, record.steps, record.losses)
 
 
-def query_sides(estimator: TrajectoryEstimator, record: Recorded, queries: Node[Images], get: Get) -> list[QuerySide]:
+def query_sides(estimator: TrajectoryEstimator, record: Recorded, queries: ImageSet) -> list[QuerySide]:
     """The query sides of an estimator at one checkpoint, in order of the queries."""
-    blocks = ranges(0, len(get(queries)), estimator.execution.query_shard)
+    blocks = ranges(0, queries.count, estimator.execution.query_shard)
     return [QuerySide(estimator, record, queries, rows) for rows in blocks]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
 
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
-from attribution.training.order import BatchOrder, StepLoader
+from attribution.training.order import Batches
 from attribution.training.recorder import Recorder
 
 
@@ -45,7 +46,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a model is trained and how often progress is saved (``interval`` steps): no part of its identity."""
+    """Where a model is trained and how often progress is saved (``interval`` steps): no part of its identity.
+
+    ``strategy`` "auto" is one process, or ``ddp_spawn`` for several devices. Strategies that start the whole program again on every
+    rank are refused: their ranks would wait for the store's lock that rank 0 holds.
+    """
 
     accelerator: str = "auto"
     devices: int | str = 1
@@ -89,7 +94,7 @@ def fit(
                 accelerator=hardware.accelerator,
                 devices=hardware.devices,
                 num_nodes=hardware.num_nodes,
-                strategy=hardware.strategy,
+                strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
                 precision=recipe.precision,  # pyright: ignore[reportArgumentType]
                 max_steps=recipe.steps,
                 callbacks=[recorder, *callbacks],
@@ -99,17 +104,23 @@ def fit(
                 enable_model_summary=False,
                 use_distributed_sampler=False,
             )
-            order = BatchOrder(
-                seed,
-                len(images),
-                recipe.batch_size,
-                recipe.steps,
-                lambda: trainer.global_step,
-                trainer.global_rank,
-                trainer.world_size,
-            )
+            _check_processes(trainer, len(images), recipe.batch_size)
             # Lightning converts after it restores a checkpoint, which would round a float64 one to float32.
             module = trainer.precision_plugin.convert_module(module)
-            trainer.fit(module, StepLoader(images, order), ckpt_path=recorder.resume_from, weights_only=True)
+            trainer.fit(module, Batches(images, seed, recipe.batch_size), ckpt_path=recorder.resume_from, weights_only=True)
     if trainer.is_global_zero:
         shutil.rmtree(recorder.progress)
+
+
+def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise ValueError(
+            "hardware.strategy starts this program once for every device, and all but one would wait for ever: choose ddp_spawn"
+        )
+    world = trainer.world_size
+    last = n % batch_size or batch_size
+    if batch_size % world or last % world:
+        raise ValueError(
+            f"{world} processes cannot share batches of {batch_size} and {last} (the last of an epoch) equally: change "
+            "trainer.batch_size, data.n_train or hardware.devices"
+        )

@@ -1,9 +1,10 @@
 """The order of training batches: a function of (seed, step), so that a run can go on, or be replayed, from any step."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,18 +32,18 @@ def batch_rows(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches from ``start()`` to ``steps``; with several processes, each takes every ``world``-th row of a batch."""
+    """Batches from where the trainer stands to its last step; each of W processes takes every W-th row of a batch."""
 
-    def __init__(self, seed: int, n: int, batch_size: int, steps: int, start: Callable[[], int], rank: int, world: int):
-        self.seed, self.n, self.batch_size, self.steps = seed, n, batch_size, steps
-        self.start, self.rank, self.world = start, rank, world
+    def __init__(self, seed: int, n: int, batch_size: int, trainer: L.Trainer):
+        self.seed, self.n, self.batch_size, self.trainer = seed, n, batch_size, trainer
 
     def __len__(self) -> int:
-        return self.steps
+        return self.trainer.max_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start(), self.steps):
-            yield batch_rows(self.seed, step, self.n, self.batch_size)[self.rank :: self.world].tolist()
+        mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        for step in range(self.trainer.global_step, self.trainer.max_steps):
+            yield batch_rows(self.seed, step, self.n, self.batch_size)[mine].tolist()
 
 
 class BatchReader(Dataset[tuple[Tensor, Tensor]]):
@@ -72,6 +73,18 @@ class StepLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+class Batches(L.LightningDataModule):
+    """The training images in their order; made in each process, since only there its rank is known."""
+
+    def __init__(self, images: Images, seed: int, batch_size: int):
+        super().__init__()
+        self.images, self.seed, self.batch_size = images, seed, batch_size
+
+    def train_dataloader(self) -> StepLoader:
+        assert self.trainer is not None
+        return StepLoader(self.images, BatchOrder(self.seed, len(self.images), self.batch_size, self.trainer))
 
 
 def _as_read(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from attribution.images import Images
-from attribution.node import Get, Node, digest, execution
+from attribution.images import Images, ImageSet
+from attribution.node import Get, digest, execution
 from experiments.datasets.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -17,7 +17,7 @@ _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(Node[Images]):
+class ImageFolder(ImageSet):
     """The PNG and JPEG files in the folder ``path``, in the order of their names, as images of ``shape`` (C, H, W).
 
     Colours become grey, or grey three equal channels, as C asks; transparency is dropped. Nothing is resized: how an image is
@@ -25,11 +25,14 @@ class ImageFolder(Node[Images]):
     labels are -1. Identity is content. The folder is read once per process.
     """
 
-    ARTIFACT = Images
     STORED = False
 
     path: str | Path = execution()
     shape: tuple[int, int, int]
+
+    @property
+    def count(self) -> int:
+        return len(_read(str(self.path), tuple(self.shape))[0])
 
     def compute(self, get: Get) -> Images:
         """Raises DataError: no images, an unreadable one, or one of another size."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attribution.images import Images
-from attribution.node import Get, Node, describe, digest, execution
+from attribution.images import Images, ImageSet
+from attribution.node import Get, describe, digest, execution
 from experiments.datasets.errors import DataError
 
 Name = Literal["train", "validation"]
@@ -73,14 +73,13 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
-class Split(Node[Images]):
+class Split(ImageSet):
     """The training or validation images of a source, or ``rows`` (positions) of them.
 
     Identity is the content of this split alone: how the other one is chosen does not change it, so that asking for more
     validation images retrains nothing.
     """
 
-    ARTIFACT = Images
     STORED = False
 
     source: Source
@@ -90,6 +89,10 @@ class Split(Node[Images]):
     def __post_init__(self):
         if self.name not in ("train", "validation"):
             raise DataError(f"split {self.name!r}: choose train or validation")
+
+    @property
+    def count(self) -> int:
+        return len(getattr(self.source.load(), self.name)) if self.rows is None else len(self.rows)
 
     def compute(self, get: Get) -> Images:
         """Raises DataError: ``rows`` beyond the split, or given twice."""

@@ -54,7 +54,9 @@ def test_a_draw_does_not_depend_on_the_others(scheme):
     assert equal(backwards.rows(torch.tensor([3, 2, 1, 0])), together)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"role": "train"}, {"example": torch.tensor([[8]])}, {"number": torch.tensor([1])}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"role": "train"}, {"example": torch.tensor([[8]])}, {"number": torch.tensor([1])}]
+)
 def test_every_argument_matters(change):
     """Claim: another seed, role, example or draw number is another noise."""
     arguments = {"seed": 0, "role": "query", "example": torch.tensor([[7]]), "number": torch.tensor([0]), "T": T}

@@ -206,7 +206,10 @@ def test_gradients_that_are_not_finite_name_their_layer(get):
     """Claim (DESIGN.md §4.7): NaN parameters give an error with the layer, never NaN scores."""
     from attribution.estimators.passes import dot
 
-    good, bad = {"a": torch.ones(2, 3, 4), "b": torch.ones(2, 3, 4)}, {"a": torch.ones(2, 3, 4), "b": torch.full((2, 3, 4), torch.nan)}
+    good, bad = (
+        {"a": torch.ones(2, 3, 4), "b": torch.ones(2, 3, 4)},
+        {"a": torch.ones(2, 3, 4), "b": torch.full((2, 3, 4), torch.nan)},
+    )
     with pytest.raises(FloatingPointError, match="gradients of b are not finite"):
         dot(good, bad)
 

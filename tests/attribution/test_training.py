@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attribution.node import InMemory
 from attribution.training.checkpoints import AtSteps, EveryEpochs, EverySteps, SteadyDecline, select, steady_decline
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import Hardware, fit
 from attribution.training.order import batch_rows
 from attribution.training.record import TrainingRecord
 from attribution.training.replay import replay_gradient
@@ -33,7 +33,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("step", [1, 2, 6, 11])
 def test_a_recorded_step_is_reproduced_bit_for_bit(world, step):
-    """Claim (DESIGN.md §4.2): θ before, the visits and the learning rate give θ after, under a schedule, clipping, dropout, flips."""
+    """Claim (DESIGN.md §4.2): θ before, the visits and the learning rate give θ after; schedule, clipping, dropout, flips."""
     get, node, record = world
     network = node.network(get, step)
     gradients = replay_gradient(network, node.objective, record, get(node.data), step)
@@ -166,7 +166,8 @@ def test_the_average_is_torch_s_exponential_moving_average():
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do():
     """Claim: training does not go on from NaN and leaves no record."""
     get = InMemory()
-    diverging = trained(optimizer=functools.partial(torch.optim.SGD, lr=1e30), recipe=replace(trained().recipe, clip=None, warmup=0.0))
+    recipe = replace(trained().recipe, clip=None, warmup=0.0)
+    diverging = trained(optimizer=functools.partial(torch.optim.SGD, lr=1e30), recipe=recipe)
     with pytest.raises(FloatingPointError, match=r"step \d+: lower optimizer.lr"):
         get(diverging)
     assert not (get.workspace(diverging) / "record.json").exists()
@@ -220,3 +221,33 @@ def test_selecting_checkpoints():
     for wanted, message in (("first", "choose all"), ([15], r"no checkpoint at step \[15\]"), (5, "recorded 4"), (0, "at least 1")):
         with pytest.raises(ValueError, match=message):
             select(wanted, recorded, losses)
+
+
+@pytest.mark.slow
+def test_several_processes_visit_what_one_does(tmp_path):
+    """Claim: under DDP the record has the same visits, and with them (no dropout) the same parameters to rounding."""
+    images = Blobs().compute(None)
+    node = trained(model=functools.partial(UNET, dropout=0.0))
+    records = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        hardware = Hardware(accelerator="cpu", devices=devices, interval=4)
+        fit(folder, images, node.model, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)
+        records.append(TrainingRecord(folder))
+    one, two = records
+    order = ["step", "example"]
+    assert np.array_equal(np.sort(one.visits, order=order), np.sort(two.visits, order=order))
+    np.testing.assert_allclose(one.losses, two.losses, rtol=1e-9)
+    for name, tensor in one.parameters(12).items():
+        torch.testing.assert_close(two.parameters(12)[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
+    """Claim: a division that would weigh examples unequally, or wait for ever, is an error before training."""
+    node = trained()
+    for hardware, message in (
+        (Hardware(accelerator="cpu", devices=3), "3 processes cannot share batches of 10 and 4"),
+        (Hardware(accelerator="cpu", devices=2, strategy="ddp"), "choose ddp_spawn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(tmp_path, Blobs().compute(None), UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)

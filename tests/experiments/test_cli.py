@@ -37,7 +37,7 @@ def run(folder: Path, *arguments: str, check: bool = True, **kwargs) -> subproce
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     environment.pop("HYDRA_FULL_ERROR", None)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), f"store.root={folder / 'store'}", *arguments],
+        [sys.executable, str(ROOT / "run.py"), *arguments, f"store.root={folder / 'store'}"],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **kwargs,
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -46,6 +46,11 @@ def run(folder: Path, *arguments: str, check: bool = True, **kwargs) -> subproce
 
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def written(store: Path) -> dict[Path, int]:
+    """When each file of the store was written."""
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def test_the_main_job_and_again(tmp_path):
@@ -60,10 +65,9 @@ def test_the_main_job_and_again(tmp_path):
     assert {row["queries"] for row in found} == {"validation", "generated"}
     for name in ("proponents_validation", "proponents_generated", "distinct_share", "training", "samples"):
         assert (tmp_path / "first" / f"{name}.png").stat().st_size > 5000
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"}
+    before = written(tmp_path / "store")
     run(tmp_path, *TINY, *SMALL_BENCHMARK, f"hydra.run.dir={tmp_path / 'second'}")
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"}
-    assert before == after
+    assert written(tmp_path / "store") == before
     drop = {"command"}
     assert [{k: v for k, v in row.items() if k not in drop} for row in rows(tmp_path / "second")] == [
         {k: v for k, v in row.items() if k not in drop} for row in found
@@ -72,8 +76,8 @@ def test_the_main_job_and_again(tmp_path):
 
 def test_a_sweep_trains_once(tmp_path):
     """Claim: -m over estimators and draws is one training and four results, joined in one table and one file."""
-    sweep = ["-m", "estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    run(tmp_path, *[o for o in TINY if not o.startswith("estimator.draws")], *SMALL_BENCHMARK, *sweep)
+    sweep = ["estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    run(tmp_path, "-m", *[o for o in TINY if not o.startswith("estimator.draws")], *SMALL_BENCHMARK, *sweep)
     assert len([p for p in (tmp_path / "store" / "TrainedModel").iterdir() if p.is_dir()]) == 1
     joined = rows(tmp_path / "sweep")
     assert {(row["estimator"], row["swept"]["estimator.draws.n"]) for row in joined} == {
@@ -88,11 +92,12 @@ def test_what_attribute_leaves(tmp_path):
     scores = Scores.load(out / "scores")
     assert scores.values.shape == (3, 40)
     for row, query in enumerate(scores.query_index):
-        lines = list(csv.DictReader((out / "scores" / f"query-{query}.csv").open()))
+        lines = list(csv.DictReader((out / "scores" / f"query-{query}.csv").read_text().splitlines()))
         best = [int(line["position"]) for line in lines if line["side"] == "proponent"]
         assert best == np.argsort(-scores.values[row], kind="stable")[:7].tolist()
         assert [int(line["index"]) for line in lines[:7]] == scores.train_index[best].tolist()
-        assert [float(line["score"]) for line in lines[7:]] == sorted(scores.values[row])[:7] or len(lines) == 14
+        worst = [float(line["score"]) for line in lines if line["side"] == "opponent"]
+        np.testing.assert_allclose(worst, np.sort(scores.values[row])[:7], rtol=1e-6)
     assert len((out / "self_influence.csv").read_text().splitlines()) == 41
     (reliability,) = rows(out)
     assert reliability["metric"] == "split_half_spearman"
@@ -171,8 +176,15 @@ def test_wandb_offline(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_the_same(tmp_path):
-    """Claim: SIGKILL again and again, then the same command: bit-equal scores, parameters and rows, and training is not begun anew."""
-    settings = [*TINY, *SMALL_BENCHMARK, "trainer.steps=120", "execution.shard=8", "execution.query_shard=2", "estimator.draws.n=50"]
+    """Claim: SIGKILL again and again, then the same command: bit-equal scores, parameters and rows."""
+    settings = [
+        *TINY,
+        *SMALL_BENCHMARK,
+        "trainer.steps=120",
+        "execution.shard=8",
+        "execution.query_shard=2",
+        "estimator.draws.n=50",
+    ]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     run(tmp_path / "whole", *settings, f"hydra.run.dir={tmp_path / 'whole' / 'out'}")

@@ -40,7 +40,12 @@ def composed(*overrides: str):
 def test_every_folder_is_a_group_of_the_config():
     """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it."""
     groups = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."}
-    chosen = {key.split("@")[0].strip("/") for entry in OmegaConf.load(CONF / "config.yaml").defaults if entry != "_self_" for key in entry}
+    chosen = {
+        key.split("@")[0].strip("/")
+        for entry in OmegaConf.load(CONF / "config.yaml").defaults
+        if entry != "_self_"
+        for key in entry
+    }
     assert groups <= chosen | {"draws"}
 
 
