@@ -138,3 +138,11 @@ def _seconds(run: Callable[[], None]) -> float:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure, images: int = 32) -> float:
+    """Seconds that forward and backward of one image take, from a few passes of ``images``: for estimates beforehand."""
+    x0, draws = _inputs(model, shape, images, 1, measure.schedule.T)
+    plain = _plain(model, measure, x0, draws)
+    plain()
+    return min(_seconds(plain) for _ in range(3)) / images

@@ -99,6 +99,7 @@ def fit(
                 max_steps=recipe.steps,
                 callbacks=[recorder, *callbacks],
                 logger=logger,
+                log_every_n_steps=max(1, min(50, recipe.steps // 20)),
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,

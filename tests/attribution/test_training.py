@@ -250,4 +250,5 @@ def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
         (Hardware(accelerator="cpu", devices=2, strategy="ddp"), "choose ddp_spawn"),
     ):
         with pytest.raises(ValueError, match=message):
-            fit(tmp_path, Blobs().compute(None), UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)
+            images = Blobs().compute(None)
+            fit(tmp_path, images, UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)

@@ -1,0 +1,9 @@
+"""What is measured of an image under a model: training losses and query measurements are one type, a cost per draw."""
+
+from attribution.measurements.base import Measure
+from attribution.measurements.elbo import Elbo, ElboWeighted
+from attribution.measurements.loss import Loss, LossAtT
+from attribution.measurements.square_norm import SquareNorm
+from attribution.measurements.trajectory import TrajectoryLikelihood
+
+__all__ = ["Elbo", "ElboWeighted", "Loss", "LossAtT", "Measure", "SquareNorm", "TrajectoryLikelihood"]

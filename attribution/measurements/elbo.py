@@ -1,0 +1,95 @@
+"""The evidence lower bound of Ho et al. 2020 and the weighted loss that stands for it, as costs in nats of a whole image.
+
+Of the variational bound (eq. 5) a draw is one term: the mean over t ~ U{1..T} of T · term_t is the sum over the terms. Divided by
+``C·H·W · ln 2`` the measurements are bits per dimension.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attribution.diffusion import Denoiser, NoiseSchedule
+from attribution.measurements.base import Measure, lookup
+from attribution.measurements.decoder import log_probability, nearest_level, value
+
+
+def small_variances(schedule: NoiseSchedule) -> np.ndarray:
+    """σ_t² = β_t (1-ᾱ_{t-1})/(1-ᾱ_t), that of q(x_{t-1} | x_t, x_0) (eq. 7), float64 ``[T]``; σ_1², which would be 0, is σ_2²."""
+    if schedule.T < 2:
+        raise ValueError("diffusion.schedule.T=1: measurements of the sampling process need at least two timesteps, set T >= 2")
+    bars = schedule.alpha_bars
+    variances = schedule.betas * (1 - bars[:-1]) / (1 - bars[1:])
+    variances[0] = variances[1]
+    return variances
+
+
+def loss_weights(schedule: NoiseSchedule, variances: np.ndarray) -> np.ndarray:
+    """``β_t² / (2 σ_t² α_t (1-ᾱ_t))`` for σ_t² ``[T]``: what the bound multiplies ‖ε - ε_θ‖² by (eq. 12), float64 ``[T]``."""
+    return schedule.betas**2 / (2 * variances * (1 - schedule.betas) * (1 - schedule.alpha_bars[1:]))
+
+
+@dataclass(frozen=True)
+class ElboWeighted(Measure):
+    """``T · w_t · ‖ε - ε_θ(x_t, t)‖²``, ``w_t = β_t / (2 α_t (1-ᾱ_t))``: the loss with the weights of the bound.
+
+    They are those of the variance σ_t² = β_t. At t = 1 too it is a square error, without the discretised decoder; constants are
+    left out. The square norm is a sum over pixels.
+    """
+
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        predicted = denoise(self.schedule.add_noise(x0, t, noise), t)
+        return lookup(self._weights, t, x0.dtype) * (noise - predicted).square().flatten(1).sum(1)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return np.append(0, self.schedule.T * loss_weights(self.schedule, self.schedule.betas))
+
+
+@dataclass(frozen=True)
+class Elbo(Measure):
+    """The negative ELBO (eq. 5), an upper bound on -log P_θ(x_0) of an image of ``levels`` + 1 values per pixel.
+
+    At t >= 2 ``T · KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))`` with the small variance on both sides, which is
+    ``T · β_t / (2 α_t (1-ᾱ_{t-1})) · ‖ε - ε_θ(x_t, t)‖²``; at t = 1 ``-T · log P_θ(x_0 | x_1)`` by the discretised decoder (eq. 13)
+    with σ_1² := σ_2². Every draw carries the prior ``KL(q(x_T | x_0) ‖ N(0, I))``, on which θ has no influence.
+
+    The bound is one of discrete images. An image that is none (a generated one) is measured as what it would be when saved: every
+    pixel at its nearest value, in all terms.
+
+    Raises:
+        ValueError: ``levels`` below 1, or a schedule of a single timestep.
+    """
+
+    levels: int
+
+    def __post_init__(self):
+        if self.levels < 1:
+            raise ValueError(f"measurement.levels={self.levels}: a pixel's largest value (255 for 8 bits) must be at least 1")
+        small_variances(self.schedule)
+
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        level = nearest_level(x0, self.levels)
+        x0 = value(level, self.levels)
+        error = noise - denoise(self.schedule.add_noise(x0, t, noise), t)
+        divergence = lookup(self._weights, t, x0.dtype) * error.square().flatten(1).sum(1)
+        # The mean of p_θ(x_0 | x_1) is the predicted image, which misses x_0 by this multiple of the error (eq. 11 at t = 1).
+        missed = math.sqrt(1 / float(self.schedule.alpha_bars[1]) - 1) * error
+        reconstruction = -log_probability(level, missed, math.sqrt(self._variances[0]), self.levels).flatten(1).sum(1)
+        return self.schedule.T * torch.where(t == 1, reconstruction, divergence) + self._prior(x0)
+
+    def _prior(self, x0: Tensor) -> Tensor:
+        bar = float(self.schedule.alpha_bars[-1])
+        constant = -bar - math.log1p(-bar)
+        return (bar * x0.square() + constant).flatten(1).sum(1) / 2
+
+    @cached_property
+    def _variances(self) -> np.ndarray:
+        return small_variances(self.schedule)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return np.append(0, loss_weights(self.schedule, self._variances))
