@@ -9,6 +9,7 @@ together hold their locks together: none of them may depend on what shares a key
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ class Store:
         found: dict[str, Any] = {}
         for level in work.levels():
             asked = any(node.fingerprint in work.asked for node in level)
-            heading = (title if asked else "") or type(level[0]).__name__
+            heading = (title if asked else "") or ", ".join(dict.fromkeys(_words(type(node)) for node in level))
             for _ in self._track(self._settle(level, work, found), heading, len(level)):
                 pass
         for group in groups([node for node in missing if not node.STORED]):
@@ -219,6 +220,11 @@ def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
         },
         **provenance(),
     }
+
+
+def _words(kind: type) -> str:
+    """A class's name as words: QuerySide → query side."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def _inode(folder: Path) -> int | None:
