@@ -1,6 +1,9 @@
 """The command line: python run.py [group=choice ...] [setting=value ...]."""
 
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads must not take the cores of others
 
 import hydra
 from omegaconf import DictConfig

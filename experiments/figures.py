@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from attribution.diffusion import NoiseSchedule
 from attribution.images import Images
+from attribution.measurements import elbo
 from experiments.benchmarks.metrics import top_k
 from experiments.tables import REFERENCES, differing_settings
 
@@ -152,6 +154,31 @@ def training_curve(
     rate.spines["top"].set_visible(False)
     marks = [handle for side in (axes, rate) for handle in side.get_legend_handles_labels()[0]]
     figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), fontsize=9, frameon=False)
+    return figure
+
+
+def loss_weights(schedule: NoiseSchedule) -> Figure:
+    """How much the loss at each timestep counts in the measurements that are weighted losses (K-FAC paper, fig. 18).
+
+    Every curve is relative to its mean over the timesteps: the plain loss is 1 throughout. ``elbo`` begins at t = 2, because its
+    term at t = 1 is no square error but the decoder's log-probability.
+    """
+    t = np.arange(1, schedule.T + 1)
+    bounds = (
+        ("elbo", elbo.small_variances(schedule), slice(1, None), "-"),
+        ("elbo_weighted", schedule.betas, slice(None), ":"),
+    )
+    figure = Figure((6.4, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(t, np.ones(len(t)), color=_INK, linewidth=1.4, linestyle="--", label="loss")
+    for (name, variances, drawn, style), color in zip(bounds, _COLORS, strict=False):
+        weights = elbo.loss_weights(schedule, variances)[drawn]
+        axes.plot(t[drawn], weights / weights.mean(), style, color=color, linewidth=2, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("timestep")
+    axes.set_ylabel("weight of the loss, relative to its mean")
+    axes.legend(frameon=False, fontsize=9)
+    _plain_frame(axes)
     return figure
 
 

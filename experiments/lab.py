@@ -1,12 +1,14 @@
 """What every task works with: store, experiment, report and tracker of one run."""
 
 import logging
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -35,10 +37,19 @@ class Lab:
         return self.report.folder
 
 
+def set_threads(config: DictConfig) -> None:
+    """Applies ``threads``. OMP_NUM_THREADS in the environment comes before "auto"."""
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    elif config.data.size <= 16 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 @contextmanager
 def lab(config: DictConfig) -> Iterator[Lab]:
     """Opens the lab; when the task has succeeded, writes the report and hands rows and figures to the tracker."""
     hydra = HydraConfig.get()
+    set_threads(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     tracker = instantiate(config.tracker)
     tracker.start(OmegaConf.to_container(config, resolve=True))

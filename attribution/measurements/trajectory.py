@@ -56,7 +56,7 @@ class TrajectoryLikelihood(Measure):
         if draws.flip.any():
             raise ValueError("measurement=trajectory: trajectories have no mirror images, take draws without flips")
         falling = torch.tensor(self._timesteps, device=x0.device)
-        step = S - torch.searchsorted(falling.flip(0), draws.timestep, right=True)
+        step = S - torch.searchsorted(falling.flip(0), draws.timestep.contiguous(), right=True)
         row = torch.arange(len(x0), device=x0.device).unsqueeze(1)
         pairs = torch.stack([x0[row, step], x0[row, step + 1]], dim=2)
         return pairs.flatten(0, 1), falling[step].flatten(), x0.new_empty(0)

@@ -21,6 +21,7 @@ class Digits(Source):
     channels: int = 1
     size: int = 8
     flips: bool = False
+    levels: int = 16
     n_train: int = 1000
     n_validation: int = 500
     seed: int = 0

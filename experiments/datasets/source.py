@@ -29,6 +29,7 @@ class Splits:
 class Source(ABC):
     """Images of ``channels`` × ``size`` × ``size``; models are built to these numbers, which must agree with what is read.
 
+    So must ``levels``, the largest value of a pixel in the files (255 for 8 bits), which the ELBO counts in.
     ``flips``: training mirrors every image left to right half of the time. ``root``: the folder of the source's files,
     ``data`` unless given; a source without files ignores it.
     """
@@ -36,6 +37,7 @@ class Source(ABC):
     channels: int
     size: int
     flips: bool
+    levels: int = 255
     root: str | Path | None = execution(default=None)
 
     def __post_init__(self):
@@ -134,6 +136,8 @@ def _load(source: Source) -> _Loaded:
                 f"data.channels={source.channels}, data.size={source.size}, but the {name} images are "
                 f"{channels}×{height}×{width} (channels, height, width): set these two to what the files hold"
             )
+        if images.levels != source.levels:
+            raise DataError(f"data.levels={source.levels}, but the {name} images have {images.levels}: set it to that")
         if len(np.unique(images.index)) < len(images):
             raise DataError(f"{_class(source)}: two {name} images have one id")
     return _Loaded(splits, {name: _digest(images) for name, images in named.items()})

@@ -245,10 +245,10 @@ def test_several_processes_visit_what_one_does(tmp_path):
 def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
     """Claim: a division that would weigh examples unequally, or wait for ever, is an error before training."""
     node = trained()
+    images = Blobs().compute(None)
     for hardware, message in (
         (Hardware(accelerator="cpu", devices=3), "3 processes cannot share batches of 10 and 4"),
         (Hardware(accelerator="cpu", devices=2, strategy="ddp"), "choose ddp_spawn"),
     ):
         with pytest.raises(ValueError, match=message):
-            images = Blobs().compute(None)
             fit(tmp_path, images, UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)
