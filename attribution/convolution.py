@@ -1,7 +1,8 @@
 """Per-example gradients of nn.Conv2d: any stride, padding, padding mode, dilation and groups.
 
-The weight gradients of several examples are together the weight gradient of one convolution that has the examples as groups and their
-draws as its batch: a single ``aten.convolution_backward``, asked for nothing else, makes them at about the speed of an ordinary backward pass.
+The weight gradients of several examples are together that of one convolution which has the examples as groups and their draws
+as its batch: one ``aten.convolution_backward``, asked for nothing else, makes them at about the speed of an ordinary backward
+pass.
 """
 
 import torch
@@ -42,7 +43,7 @@ class ConvLayer(Layer):
         if self._pointwise:
             return self._as_linear(a, b, K)
         a = self._padded(a)
-        # Written for GPUs without one at hand to time it: there, calls of small kernels cost more than the copies that unfolding makes.
+        # Not timed on any GPU yet: meant for small layers, where convolutions of many groups are likely to be slow.
         if a.is_cuda and K * b[0, 0].numel() * self._width * self.module.groups <= 16 * STEP:
             return self._unfolded(a, b, K)
         return self._grouped(a, b, K)
@@ -61,7 +62,7 @@ class ConvLayer(Layer):
         return F.pad(a, self._explicit_padding, mode="constant" if mode == "zeros" else mode)
 
     def _as_linear(self, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """A 1×1 convolution is a Linear over positions. Draws are added one by one: to place their positions side by side takes a copy."""
+        """A 1×1 convolution is a Linear over positions; draws are added one by one, as putting them side by side takes a copy."""
         a = F.pad(a.flatten(2), (0, 0, 0, 1), value=1.0) if self.bias else a.flatten(2)
         a, b = a.unflatten(0, (-1, K)), b.flatten(2).unflatten(0, (-1, K))
         total = torch.bmm(b[:, 0], a[:, 0].mT)
@@ -70,7 +71,7 @@ class ConvLayer(Layer):
         return total
 
     def _grouped(self, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """As many examples in a call as stay in the cache; a single one, which takes no copy, where its draws fill the cache alone."""
+        """As many examples in a call as fit the cache; only one, which needs no copy, where its own draws fill it."""
         module, (rows, columns) = self.module, self.block
         total = b.new_empty(len(b) // K, rows, columns)
         example = max(rows * columns, K * (a[0].numel() + b[0].numel()))
@@ -105,7 +106,7 @@ class ConvLayer(Layer):
     def _patches(self, a: Tensor) -> Tensor:
         """``[N, groups, in, R]``."""
         module = self.module
-        unfolded = F.unfold(a, module.kernel_size, module.dilation, self._padding, module.stride)
+        unfolded = F.unfold(a, module.kernel_size, module.dilation, tuple(self._padding), module.stride)
         return unfolded.unflatten(1, (module.groups, self._width))
 
 

@@ -1,44 +1,44 @@
 """Per-example gradients of a measure.
 
-One pass over B examples × K draws yields every layer's input a and output gradient b (``attribution.hooks``), which are contracted example by
-example, the draws inside the contraction (Goodfellow 2015, "Efficient per-example gradient computations"; Rochette et al. 2019,
-"Efficient per-example gradient computations in convolutional neural networks").
+A pass over B examples × K draws brings out every layer's input and output gradient (``attribution.hooks``), which are contracted
+example by example with the draws inside the contraction (Goodfellow 2015, "Efficient per-example gradient computations";
+Rochette et al. 2019, the same for convolutional networks).
 
-Attribution runs in eval mode: the model is put there for a pass and back afterwards. Frozen parameters (``requires_grad=False``) are left
-out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or LayerNorm: anything else is an error, never a missing part.
+Attribution runs in eval mode: the model is put there for a pass and back afterwards. Frozen parameters (``requires_grad=False``)
+are left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or LayerNorm: anything else is an error, never a
+missing part.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from attribution import coverage, hooks
 from attribution.draws import Draws
-from attribution.hooks import Call
+from attribution.hooks import Call, Finish
 from attribution.layers import STEP, Layer, pieces
 from attribution.measurements import Measure
 
 LayerGradients = dict[str, Tensor]
-"""Layer (module) name → its joint block ``[B, rows, columns]``, see ``attribution.layers``; tied modules under the first one's name."""
+"""Layer (module) name → its joint block ``[B, rows, columns]`` (``attribution.layers``); tied modules under the first's name."""
 
 Weights = Callable[[Tensor], Tensor] | Tensor | None
-"""A weight for every draw: ``[B, K]``, or an elementwise function of the draws' norms; None is 1."""
+"""A weight for each draw: ``[B, K]``, or an elementwise function of the draws' norms; None is 1."""
 
-Part = tuple[slice, slice]
-"""The examples and draws of one pass."""
+_Part = tuple[slice, slice]
+"""The examples and the draws of one pass."""
 
-Seen = dict[str, list[Call]]
-"""What one pass brought out, by the names of the gradients."""
+_Seen = dict[str, list[Call]]
+"""All that a pass brought out."""
 
 
 class PerExampleGradients:
     """The gradients of a model's trainable parameters for each example of a batch.
 
-    ``batch_size``: the most network inputs (examples × draws) in one pass; how the work is divided, no part of the result. The model's
-    parameters are read at each pass: other values may be loaded between captures.
+    ``batch_size``: the most network inputs (examples × draws) in one pass; how the work is divided, no part of the result.
+    Parameters are read at each pass: other values may be loaded between captures.
 
     Raises:
         ValueError: a trainable parameter without a per-example gradient, named with its module; nothing trainable.
@@ -46,37 +46,36 @@ class PerExampleGradients:
 
     def __init__(self, model: nn.Module, batch_size: int = 128):
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: the network inputs of one pass must be at least 1")
+            raise ValueError(f"batch_size={batch_size}: a pass needs at least 1 network input")
         self.model, self.batch_size = model, batch_size
         self.homes = coverage.find_layers(model)
-        self.layers = {home: layer for home, layer in self.homes.values() if home == layer.name}
+        self.layers: dict[str, Layer] = {home: layer for home, layer in self.homes.values() if home == layer.name}
         self.parameters = [p for layer in self.layers.values() for p in layer.parameters.values()]
         self._checked = 0
 
     def capture(self, measure: Measure, x0: Tensor, draws: Draws) -> "Captured":
-        """The gradients of ``measure`` for the images ``x0 [B, C, H, W]`` at their ``draws``, to be had as means and norms.
+        """The gradients of ``measure`` for the images ``x0 [B, C, H, W]`` (or what else it measures) at their ``draws``.
 
         The first capture compares a few with plain autograd.
 
         Raises:
             RuntimeError: the hooks do not see the whole gradient, or it depends on the rest of the batch; names the parameter.
         """
-        if x0.dim() != 4 or not len(x0) == len(draws) > 0:
-            raise ValueError(
-                f"x0 is {list(x0.shape)} for the draws of {len(draws)} examples: it must be [B, C, H, W] with the same B > 0"
-            )
-        # One input by itself cannot show that inputs influence each other: check again when there are more.
+        if not len(x0) == len(draws) > 0:
+            raise ValueError(f"x0 has {len(x0)} examples, the draws are of {len(draws)}: both must be the same, at least 1")
+        # One input by itself cannot show that inputs influence each other: checked again when there are more.
         if self._checked < min(2, len(draws) * draws.count):
             self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)))
         return Captured(self, measure, x0, draws)
 
     def versions(self) -> list[tuple[int, int]]:
-        """Changes when a parameter is written to or replaced."""
+        """Another list once a parameter is written to or gets other memory."""
         return [(p.data_ptr(), p._version) for p in self.parameters]
 
     def _check(self, measure: Measure, x0: Tensor, draws: Draws) -> None:
         p = self.parameters[0]
         x0, draws = x0.to(p.device, p.dtype), draws.to(p.device)
+        # In full precision even where the caller computes in less: what is found here does not depend on it, the tolerance does.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
             ours = Captured(self, measure, x0, draws).mean()
             with hooks.eval_mode(self.model):
@@ -99,13 +98,12 @@ class Captured:
     def __init__(self, owner: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws):
         self._owner, self._measure, self._x0, self._draws = owner, measure, x0, draws
         p = owner.parameters[0]
+        kind = p.device.type
         self._device, self._dtype = p.device, torch.promote_types(p.dtype, torch.float32)
-        self._autocast = torch.autocast(
-            p.device.type, torch.get_autocast_dtype(p.device.type), torch.is_autocast_enabled(p.device.type)
-        )
+        self._autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self._versions = owner.versions()
         self._parts = _parts(len(draws), draws.count, owner.batch_size)
-        self._kept: Seen | None = None
+        self._kept: _Seen | None = None
         self._norms: Tensor | None = None
         self._mean: LayerGradients | None = None
 
@@ -114,31 +112,34 @@ class Captured:
         if self._norms is None and self._draws.count == 1:
             self._norms = torch.stack([block.flatten(1).norm(dim=1) for block in self.mean().values()]).norm(dim=0).unsqueeze(1)
         elif self._norms is None:
-            self._norms = torch.cat([self._part_norms(self._see(part)) for part in self._parts]).view(self._draws.timestep.shape)
+            self._norms = torch.cat([self._norms_of(self._see(part), part).flatten() for part in self._parts])
+            self._norms = self._norms.view(self._draws.timestep.shape)
         return self._norms
 
     def mean(self, weights: Weights = None) -> LayerGradients:
         """(1/K) Σ_k w_{b,k} ∇_{b,k}: ``mean(torch.reciprocal)`` averages normalized gradients (ReTrac eq. 9, query side).
 
-        A function of the norms needs one pass over everything; ``norms`` first, then a tensor, needs two where one pass does not hold all.
+        Weights that are a function take one pass over everything. ``norms`` first, then a tensor made of them, takes a second one
+        where one pass does not hold all.
         """
         if weights is None:
             self._mean = self._mean or self._average(None)
             return self._mean
-        if not isinstance(weights, Tensor) and (len(self._parts) == 1 or self._draws.count == 1):
+        if not isinstance(weights, Tensor) and (self._draws.count == 1 or len(self._parts) == 1):
             weights = weights(self.norms())
-        if isinstance(weights, Tensor) and weights.shape != self._draws.timestep.shape:
-            raise ValueError(
-                f"weights {list(weights.shape)} for draws {list(self._draws.timestep.shape)}: there must be one for each draw"
-            )
-        if isinstance(weights, Tensor) and self._draws.count == 1:
-            return {name: block * weights.to(block).unsqueeze(2) for name, block in self.mean().items()}
+        if not isinstance(weights, Tensor):
+            return self._average(weights)
+        weights = weights.to(self._device, self._dtype)
+        if weights.shape != self._draws.timestep.shape:
+            raise ValueError(f"weights {list(weights.shape)} for draws {list(self._draws.timestep.shape)}: give one for each draw")
+        if self._draws.count == 1:
+            return {name: block * weights.unsqueeze(2) for name, block in self.mean().items()}
         return self._average(weights)
 
     def _average(self, weights: Weights) -> LayerGradients:
         total: LayerGradients = {}
         for part in self._parts:
-            blocks = self._part_sum(part, weights[part] if isinstance(weights, Tensor) else weights)
+            blocks = self._sum_of(part, weights[part] if isinstance(weights, Tensor) else weights)
             if len(self._parts) == 1:
                 total = blocks
                 break
@@ -148,12 +149,12 @@ class Captured:
             block /= self._draws.count
         return total
 
-    def _part_sum(self, part: Part, weights: Weights) -> LayerGradients:
+    def _sum_of(self, part: _Part, weights: Weights) -> LayerGradients:
         """Σ_k w_k ∇_k over the draws of a part, for each of its examples."""
         seen = self._kept
         if weights is not None and not isinstance(weights, Tensor):
             seen = self._see(part)
-            weights = weights(self._part_norms(seen).view(_shape(part)))
+            weights = weights(self._norms_of(seen, part))
         examples, draws = _shape(part)
         found: LayerGradients = {}
 
@@ -166,67 +167,70 @@ class Captured:
             with torch.autocast(self._device.type, enabled=False):
                 for name, calls in seen.items():
                     finish(name, calls)
-        zeros = partial(torch.zeros, dtype=self._dtype, device=self._device)
-        return {name: found[name] if name in found else zeros(examples, *layer.block) for name, layer in self._owner.layers.items()}
+        for name in self._owner.layers.keys() - found.keys():
+            found[name] = torch.zeros(examples, *self._owner.layers[name].block, dtype=self._dtype, device=self._device)
+        return {name: found[name] for name in self._owner.layers}
 
-    def _part_norms(self, seen: Seen) -> Tensor:
-        """The norms of a part's inputs, in one row."""
+    def _norms_of(self, seen: _Seen, part: _Part) -> Tensor:
+        total = torch.zeros(math.prod(_shape(part)), dtype=self._dtype, device=self._device)
         with torch.autocast(self._device.type, enabled=False):
-            return torch.stack([_square_norms(calls, self._dtype) for calls in seen.values()]).sum(0).sqrt()
+            for calls in seen.values():
+                total += _square_norms(calls, self._dtype)
+        return total.sqrt().view(_shape(part))
 
-    def _see(self, part: Part) -> Seen:
+    def _see(self, part: _Part) -> _Seen:
         if self._kept is not None:
             return self._kept
-        seen: Seen = {}
+        seen: _Seen = {}
         self._run(part, seen.__setitem__)
         if len(self._parts) == 1:
             self._kept = seen
         return seen
 
-    def _run(self, part: Part, finish: Callable[[str, list[Call]], None]) -> None:
+    def _run(self, part: _Part, finish: Finish) -> None:
         if self._owner.versions() != self._versions:
             raise RuntimeError("the model's parameters have changed since the capture: ask for means and norms before that")
-        rows, columns = part
-        x0 = self._x0[rows].to(self._device, self._owner.parameters[0].dtype)
-        draws = self._draws.rows(rows).columns(columns).to(self._device)
-        hooks.run(self._owner.model, self._owner.homes, self._measure, x0, draws, finish, self._autocast)
+        x0 = self._x0[part[0]].to(self._device, self._owner.parameters[0].dtype)
+        rows = self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device))
+        hooks.run(self._owner.model, self._owner.homes, self._measure, rows, finish, self._autocast)
 
 
-def _parts(B: int, K: int, size: int) -> list[Part]:
-    """Passes of at most ``size`` inputs: whole examples, or where the draws of one are too many, some of its draws."""
+def _parts(B: int, K: int, size: int) -> list[_Part]:
+    """Passes of at most ``size`` inputs: whole examples or, where one has more draws than that, some of its draws."""
     if size >= K:
         return [(rows, slice(0, K)) for rows in pieces(B, size // K)]
     return [(slice(b, b + 1), columns) for b in range(B) for columns in pieces(K, size)]
 
 
-def _shape(part: Part) -> tuple[int, int]:
+def _shape(part: _Part) -> tuple[int, int]:
     rows, columns = part
     return rows.stop - rows.start, columns.stop - columns.start
 
 
 def _contract(calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
-    """Σ_k w_k ∇_k of a layer, added up over its calls: ``[B, rows, columns]``."""
+    """Σ_k w_k ∇_k of a layer, all its calls added up: ``[B, rows, columns]``."""
     total: Tensor | None = None
     for layer, a, b in _pairs(calls, dtype):
-        b = b if weights is None else b * weights.to(b).reshape(-1, *[1] * (b.dim() - 1))
+        b = b if weights is None else b * weights.reshape(-1, *[1] * (b.dim() - 1))
         block = layer.contract(a, b, K)
         total = block if total is None else total.add_(block)
-    assert total is not None, "finish() is called with the calls that have gradients"
+    assert total is not None
     return total
 
 
 def _square_norms(calls: list[Call], dtype: torch.dtype) -> Tensor:
-    """‖∇‖² of every input of a pass in one layer, ``[N]``; gradients of several calls are added before the norm is taken."""
+    """‖∇‖² of every input of a pass in one layer, ``[N]``; a layer's calls add up before the norm is taken."""
     pairs = list(_pairs(calls, dtype))
     if len(pairs) == 1:
         layer, a, b = pairs[0]
         if (direct := layer.square_norms(a, b)) is not None:
             return direct
-    inputs, numbers = len(calls[0].input), math.prod(calls[0].layer.block)
     squares = []
-    for some in pieces(inputs, max(1, STEP // numbers)):
-        blocks = [layer.contract(a[some], b[some], 1) for layer, a, b in pairs]
-        squares.append(torch.stack(blocks).sum(0).square().sum((1, 2)) if len(blocks) > 1 else blocks[0].square().sum((1, 2)))
+    for some in pieces(len(pairs[0][1]), max(1, STEP // math.prod(pairs[0][0].block))):
+        block, *others = (layer.contract(a[some], b[some], 1) for layer, a, b in pairs)
+        for other in others:
+            block += other
+        squares.append(block.square_().sum((1, 2)))
     return torch.cat(squares)
 
 

@@ -1,8 +1,8 @@
-"""One forward and backward pass that brings out what layers saw: the only place with hooks.
+"""One forward and backward pass that brings out what every layer saw: the only place with hooks.
 
-A forward hook keeps the input of every call of a layer, a tensor hook brings the gradient of its output. The parameters' own
-``requires_grad`` is off meanwhile, so that the summed weight gradients are not computed as well. The graph then has to start somewhere
-else: where a layer's output does not require a gradient (the first convolution, the time embedding), the hook replaces it by one that does.
+A forward hook keeps the input of each call of a layer, a tensor hook brings the gradient of its output. The parameters' own
+``requires_grad`` is off meanwhile, so that the summed weight gradients are not computed as well. The graph then has to start
+somewhere else: a layer's output that does not require a gradient (the first convolution's) is replaced by one that does.
 """
 
 from collections import defaultdict
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from attribution.diffusion import denoiser
-from attribution.draws import Draws
 from attribution.layers import Layer
 from attribution.measurements import Measure
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer: its input, and the gradient of its output once the backward pass has found it."""
+    """One call of a layer: its input, and the gradient of its output once the backward pass has come to it."""
 
     layer: Layer
     input: Tensor
@@ -34,71 +33,71 @@ class Call:
         self.version = self.input._version
 
 
+Finish = Callable[[str, list[Call]], None]
+"""Takes the calls that go by a name, all with their gradients, as soon as they are known."""
+
+
 def run(
     model: nn.Module,
     homes: Mapping[nn.Module, tuple[str, Layer]],
     measure: Measure,
-    x0: Tensor,
-    draws: Draws,
-    finish: Callable[[str, list[Call]], None],
+    rows: tuple[Tensor, Tensor, Tensor],
+    finish: Finish,
     autocast: torch.autocast,
 ) -> None:
-    """Run ``Σ measure`` over B·K inputs forward, in eval mode and under ``autocast``, and backward.
+    """``measure`` of N ``rows (x0, t, noise)`` forward, in eval mode and under ``autocast``, and the sum of its costs backward.
 
-    ``homes``: modules to watch, each with the name that its gradients go by and its layer. As soon as all calls under a name are known,
-    ``finish(name, calls)`` is called, without autocast or gradients; never, where the cost depends on none. ``x0 [B, C, H, W]`` and
-    draws are on the model's device.
+    ``homes``: the modules to watch, each with its layer and the name that its gradients go by. ``finish`` is called without
+    autocast, once for every name; for none of whose calls the costs depend on, not at all.
 
     Raises:
-        ValueError: a layer called with other than one row for every input, or a measure with other than one cost for each.
-        RuntimeError: a layer's input was overwritten after the call.
+        ValueError: a layer was called with other than a row for each input, or the measure returned other than a cost for each.
+        RuntimeError: the input of a layer was overwritten after the call.
     """
-    inputs = len(draws) * draws.count
-    watch = _Watch(homes, inputs, finish)
+    x0, t, noise = rows
+    watch = _Watch(homes, len(t), finish)
     with torch.inference_mode(False), torch.enable_grad(), _watching(model, watch):
-        x, noise = draws.images(x0).flatten(0, 1), draws.noise(x0.shape[1:], x0.dtype).flatten(0, 1)
         with autocast:
-            cost = measure(denoiser(model), x, draws.timestep.flatten(), noise)
-        if cost.shape != (inputs,):
-            raise ValueError(
-                f"{type(measure).__name__} returned costs {list(cost.shape)} for {inputs} draws: a measure returns one for each"
-            )
-        with torch.autocast(x0.device.type, enabled=False):
-            if cost.requires_grad:
+            costs = measure(denoiser(model), x0, t, noise)
+        if costs.shape != t.shape:
+            name = type(measure).__name__
+            raise ValueError(f"{name} returned costs {list(costs.shape)} for {len(t)} rows: a measure returns one for each")
+        with torch.autocast(t.device.type, enabled=False):
+            if costs.requires_grad:
                 watch.backward = True
-                torch.autograd.grad(cost.sum(), watch.starts, allow_unused=True)
+                torch.autograd.grad(costs.sum(), watch.starts, allow_unused=True)
             watch.finish_rest()
 
 
 class _Watch:
-    """The calls of a pass that are not finished yet, by the name that their gradients go by."""
+    """The calls of a pass that are not finished yet, by name."""
 
-    def __init__(self, homes: Mapping[nn.Module, tuple[str, Layer]], inputs: int, finish: Callable[[str, list[Call]], None]):
+    def __init__(self, homes: Mapping[nn.Module, tuple[str, Layer]], inputs: int, finish: Finish):
         self.homes, self.inputs, self.finish = homes, inputs, finish
         self.calls: defaultdict[str, list[Call]] = defaultdict(list)
         self.starts: list[Tensor] = []
         self.backward = False
 
     def forward_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        # Gradient checkpointing runs layers without gradients first, or once more during the backward pass.
         if not torch.is_grad_enabled():
             return None
         home, layer = self.homes[module]
         a: Tensor = args[0] if args else kwargs["input"]
         if not layer.fits(a, self.inputs):
             raise ValueError(
-                f"{layer.name} ({type(module).__name__}) was called with an input {list(a.shape)} in a pass of {self.inputs} network inputs: "
-                "per-example gradients need its first dimension to be the batch"
+                f"{layer.name} ({type(module).__name__}) was called with an input {list(a.shape)} in a pass of {self.inputs} "
+                "network inputs: for per-example gradients its first dimension must be the batch"
             )
         start = not output.requires_grad
         if start:
             self.starts.append(output.detach().requires_grad_())
             output = self.starts[-1]
         if start or output._is_view():
-            # Neither a leaf nor a view: code after this layer may work on it in place, and the hook still gets what it should.
+            # Neither a leaf nor a view: what follows may work on it in place, and the hook still gets the gradient of this value.
             output = torch.ops.aten._unsafe_view.default(output, output.shape)
+        # What gradient checkpointing runs once more, during the backward pass, was a call before.
         if not self.backward:
-            # The hook stays on the graph until the pass is over and must not hold the tensors themselves.
+            # The hook lives as long as the graph and must not hold tensors that could be freed before.
             output.register_hook(partial(self.gradient_hook, home, len(self.calls[home])))
             self.calls[home].append(Call(layer, a.detach()))
         return output
@@ -106,15 +105,13 @@ class _Watch:
     def gradient_hook(self, home: str, number: int, gradient: Tensor) -> None:
         call = self.calls[home][number]
         if call.input._version != call.version:
-            raise RuntimeError(
-                f"the input of {call.layer.name} was changed in place after the call: use an out-of-place operation there"
-            )
+            raise RuntimeError(f"the input of {call.layer.name} was changed in place after the call: make that out of place")
         call.gradient = gradient
         if all(other.gradient is not None for other in self.calls[home]):
             self.finish(home, self.calls.pop(home))
 
     def finish_rest(self) -> None:
-        """Finish where the cost depends on some of the calls only."""
+        """Finish the names of which the costs depend on some calls only."""
         for home, calls in self.calls.items():
             if used := [call for call in calls if call.gradient is not None]:
                 self.finish(home, used)

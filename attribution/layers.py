@@ -1,11 +1,11 @@
-"""Kinds of layers: from a call's input and output gradient to the gradients of the layer's parameters, example by example.
+"""Kinds of layers: from a call's input and output gradient to gradients of the layer's parameters, example by example.
 
-A call has N = B·K inputs (B examples × K draws, an example's draws next to each other) along its first dimension: ``a [N, ...]``, and the
-gradient of its output ``b [N, ...]``. A layer's block is the joint ``[W | b]``, ``[out, in (+1 with a bias)]``, where a convolution's ``in``
-is in/groups · kh · kw; a norm's block is ``[γ | β]``, ``[C, 2]``. Frozen parameters (``requires_grad=False``) have no columns.
+A call has N = B·K inputs (B examples × K draws, the draws of an example next to each other) along its first dimension: its input is
+``a [N, ...]``, the gradient of its output ``b [N, ...]``. A layer's block is the joint ``[W | b]``, ``[out, in (+1 with a bias)]``,
+where a convolution's ``in`` is in/groups · kh · kw; a norm's block is ``[γ | β]``, ``[C, 2]``. Frozen parameters have no columns.
 
-``contract`` sums over the draws as it goes, so that no gradient of a single draw is stored. Choices between formulas are rules on shapes:
-timing them at run time would make results differ from run to run.
+``contract`` sums over the draws as it goes, so that no gradient of a single draw is stored. Choices between formulas are rules on
+shapes: timing them at run time would make results differ from run to run.
 """
 
 import math
@@ -52,7 +52,7 @@ class Layer(ABC):
         return None
 
     def split(self, block: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Names of the parameters, each with its columns of one example's ``block [rows, columns]`` in the shape of the parameter."""
+        """Each parameter's name with its columns of one example's ``block [rows, columns]``, in the parameter's shape."""
         widths = [p.numel() // self.block[0] for p in self.parameters.values()]
         for (name, p), columns in zip(self.parameters.items(), block.split(widths, 1), strict=True):
             yield name, columns.reshape(p.shape)
@@ -132,7 +132,7 @@ def gram_is_cheaper(positions: int, width: int, out: int) -> bool:
 
 
 def gram_square_norms(a: Tensor, b: Tensor, bias: bool) -> Tensor:
-    """‖Σ_r b_r a_rᵀ‖² = Σ_{r,r'} (a_r·a_r')(b_r·b_r') for ``a [N, groups, R, in]``, ``b [N, groups, R, out]``; a bias appends 1 to a."""
+    """‖Σ_r b_r a_rᵀ‖² = Σ_{r,r'} (a_r·a_r')(b_r·b_r') for ``a [N, groups, R, in]``, ``b [.., out]``; bias: 1 appended to a."""
     inner = a @ a.mT
     return ((b @ b.mT) * (inner + 1.0 if bias else inner)).sum((1, 2, 3))
 
@@ -140,5 +140,4 @@ def gram_square_norms(a: Tensor, b: Tensor, bias: bool) -> Tensor:
 def pieces(total: int, most: int) -> Iterator[slice]:
     """0..total in pieces of nearly equal size, at most ``most`` each."""
     count = -(-total // most)
-    edges = [total * i // count for i in range(count + 1)]
-    yield from (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+    yield from (slice(total * i // count, total * (i + 1) // count) for i in range(count))

@@ -1,7 +1,7 @@
 """How long per-example gradients take, as ratios to the plain forward and backward pass of the same draws.
 
-Both sides of a ratio run in one process and take turns, so that whatever else the machine does falls on both. Each row holds the median ratio
-over the repeats with its quartiles (``value``, ``low``, ``high``) and the median seconds of both sides.
+Both sides of a ratio run in one process and take turns, so that whatever else the machine does falls on both. A row has the median
+of the ratios over the repeats with their quartiles (``value``, ``low``, ``high``), and the median seconds of both sides.
 """
 
 import statistics
@@ -27,7 +27,7 @@ def gradient_speed(
 ) -> list[Row]:
     """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass.
 
-    - ``gradients / plain``: gradients averaged over draws, their noise included, over the pass that training makes.
+    - ``gradients / plain``: gradients averaged over draws, over the ordinary pass with its summed gradients.
     - ``normalized gradients / plain``: every draw's gradient divided by its own norm before they are averaged.
     - ``vmap / gradients``: ``torch.func.vmap(grad)`` of the same averages over ours.
     """
@@ -76,20 +76,18 @@ def _inputs(model: nn.Module, shape: tuple[int, int, int], examples: int, count:
 
 
 def _plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Callable[[], None]:
-    """Forward and backward with the summed gradient of every parameter, noise ready made."""
-    x, noise = draws.images(x0).flatten(0, 1), draws.noise(x0.shape[1:], x0.dtype).flatten(0, 1)
+    """Noise, forward and backward with the summed gradient of every parameter."""
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> None:
-        costs = measure(denoiser(model), x, draws.timestep.flatten(), noise)
+        costs = measure(denoiser(model), *measure.inputs(x0, draws))
         torch.autograd.grad(costs.sum(), parameters, allow_unused=True)
 
     return run
 
 
 def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Callable[[], None]:
-    """The usual way to per-example gradients in torch, one ``grad`` of the average over draws under ``vmap``."""
-    x, noise = draws.images(x0), draws.noise(x0.shape[1:], x0.dtype)
+    """The generic way to per-example gradients in torch: one ``grad`` of the average over the draws, under ``vmap``."""
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def cost(parameters: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -100,10 +98,11 @@ def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Ca
         return measure(denoise, x, t, noise).mean()
 
     def run() -> None:
+        x, t, noise = (rows.unflatten(0, (len(draws), -1)) for rows in measure.inputs(x0, draws))
         # The plain form of attention: the fused ones have no batching rule, and warn that they are slow.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.func.vmap(torch.func.grad(cost), in_dims=(None, 0, 0, 0))(parameters, x, draws.timestep, noise)
+            torch.func.vmap(torch.func.grad(cost), in_dims=(None, 0, 0, 0))(parameters, x, t, noise)
 
     return run
 

@@ -1,0 +1,50 @@
+"""Slow, obvious implementations that the fast ones are tested against."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from attribution.diffusion import denoiser
+from attribution.draws import Draws
+from attribution.measurements import Measure
+
+
+def draw_gradients(measure: Measure, model: nn.Module, x0: Tensor, draws: Draws) -> dict[str, Tensor]:
+    """∇_{b,k} of every trainable parameter by one ``backward`` per draw, in eval mode: name → ``[B, K, *parameter shape]``."""
+    model.eval()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    B, K = draws.timestep.shape
+    gradients = {name: torch.zeros(B, K, *p.shape, dtype=p.dtype) for name, p in parameters.items()}
+    for b in range(B):
+        for k in range(K):
+            x, t, noise = measure.inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)))
+            model.zero_grad(set_to_none=True)
+            measure(denoiser(model), x, t, noise).sum().backward()
+            for name, p in parameters.items():
+                if p.grad is not None:
+                    gradients[name][b, k] = p.grad
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+def draw_norms(gradients: Mapping[str, Tensor]) -> Tensor:
+    """‖∇_{b,k}‖ over all parameters, ``[B, K]``."""
+    return torch.stack([g.flatten(2).square().sum(2) for g in gradients.values()]).sum(0).sqrt()
+
+
+def as_parameters(model: nn.Module, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Layers' joint blocks ``[B, rows, columns]`` taken apart by hand: parameter name → ``[B, *parameter shape]``.
+
+    The bias, where it is trained, is the last column, and the weight all that stand before it.
+    """
+    parameters = {}
+    for layer, block in blocks.items():
+        own = {key: p for key, p in model.get_submodule(layer).named_parameters(recurse=False) if p.requires_grad}
+        prefix = f"{layer}." if layer else ""
+        if "bias" in own:
+            parameters[f"{prefix}bias"] = block[:, :, -1].reshape(len(block), *own["bias"].shape)
+            block = block[:, :, :-1]
+        if "weight" in own:
+            parameters[f"{prefix}weight"] = block.reshape(len(block), *own["weight"].shape)
+    return parameters
