@@ -107,6 +107,11 @@ class Captured:
         self._norms: Tensor | None = None
         self._mean: LayerGradients | None = None
 
+    def hold(self) -> None:
+        """Runs the pass and keeps what it brings out, for several means; does nothing where one pass does not hold all."""
+        if len(self._parts) == 1 and self._draws.count > 1:
+            self._see(self._parts[0])
+
     def norms(self) -> Tensor:
         """‖∇_{b,k}‖ of every single draw over all layers, ``[B, K]``."""
         if self._norms is None and self._draws.count == 1:

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attribution.diffusion import denoiser
 from attribution.draws import Draws, Uniform
 from attribution.gradients import PerExampleGradients
+from attribution.hooks import eval_mode
 from attribution.measurements import Measure
 
 Row = dict[str, Any]
@@ -25,11 +26,12 @@ Row = dict[str, Any]
 def gradient_speed(
     model: nn.Module, shape: tuple[int, int, int], measure: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
-    """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass.
+    """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass, in eval mode.
 
     - ``gradients / plain``: gradients averaged over draws, over the ordinary pass with its summed gradients.
     - ``normalized gradients / plain``: every draw's gradient divided by its own norm before they are averaged.
-    - ``vmap / gradients``: ``torch.func.vmap(grad)`` of the same averages over ours.
+    - ``vmap / gradients``: ``torch.func.vmap`` over examples of ``grad`` of their averages over draws, over ours.
+    - ``vmap per draw / gradients``: one ``vmap(grad)`` for every draw and the average of these gradients, over ours.
     """
     rows: list[Row] = []
     for count in draws:
@@ -44,11 +46,16 @@ def gradient_speed(
             gradients.capture(measure, x0, some).mean(torch.reciprocal)
 
         plain = _plain(model, measure, x0, some)
-        vmapped = _vmapped(model, measure, x0, some)
-        sizes = {"examples": examples, "draws": count}
-        rows.append({"metric": "gradients / plain", **_ratio(ours, plain, repeats), **sizes})
-        rows.append({"metric": "normalized gradients / plain", **_ratio(normalized, plain, repeats), **sizes})
-        rows.append({"metric": "vmap / gradients", **_ratio(vmapped, ours, repeats), **sizes})
+        pairs = {
+            "gradients / plain": (ours, plain),
+            "normalized gradients / plain": (normalized, plain),
+            "vmap / gradients": (_vmapped(model, measure, x0, some, together=count), ours),
+        }
+        if count > 1:
+            pairs["vmap per draw / gradients"] = _vmapped(model, measure, x0, some, together=1), ours
+        with eval_mode(model):
+            for metric, (one, other) in pairs.items():
+                rows.append({"metric": metric, **_ratio(one, other, repeats), "examples": examples, "draws": count})
     return rows
 
 
@@ -64,7 +71,8 @@ def draws_speed(
             made = Uniform(count).draw("speed", torch.arange(len(x0)), measure.schedule.T).to(x0.device)
             made.noise(shape, x0.dtype)
 
-        ratio = _ratio(make, _plain(model, measure, x0, some), repeats)
+        with eval_mode(model):
+            ratio = _ratio(make, _plain(model, measure, x0, some), repeats)
         rows.append({"metric": "draws / plain", **ratio, "examples": examples, "draws": count})
     return rows
 
@@ -86,8 +94,8 @@ def _plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Call
     return run
 
 
-def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Callable[[], None]:
-    """The generic way to per-example gradients in torch: one ``grad`` of the average over the draws, under ``vmap``."""
+def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, together: int) -> Callable[[], None]:
+    """The generic way to per-example gradients in torch, with ``together`` draws of each example in one ``grad`` of their average."""
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def cost(parameters: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -97,12 +105,18 @@ def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Ca
 
         return measure(denoise, x, t, noise).mean()
 
+    gradient = torch.func.vmap(torch.func.grad(cost), in_dims=(None, 0, 0, 0))
+
     def run() -> None:
-        x, t, noise = (rows.unflatten(0, (len(draws), -1)) for rows in measure.inputs(x0, draws))
+        total: dict[str, Tensor] = {}
         # The plain form of attention: the fused ones have no batching rule, and warn that they are slow.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.func.vmap(torch.func.grad(cost), in_dims=(None, 0, 0, 0))(parameters, x, t, noise)
+            for first in range(0, draws.count, together):
+                some = draws.columns(slice(first, first + together))
+                x, t, noise = (rows.unflatten(0, (len(x0), together)) for rows in measure.inputs(x0, some))
+                part = gradient(parameters, x, t, noise)
+                total = {name: total[name] + g for name, g in part.items()} if total else part
 
     return run
 

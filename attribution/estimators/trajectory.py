@@ -120,6 +120,8 @@ class QuerySide(Node[QueryGradients]):
         sides: list[list[LayerGradients]] = [[] for _ in nodes]
         for half in columns:
             captured = per_example.capture(first.estimator.measurement, x0, draws.columns(half))
+            if len(nodes) > 1:
+                captured.hold()
             for side, node in zip(sides, nodes, strict=True):
                 side.append(node.estimator.query_side(captured))
         weights = torch.tensor([len(half) / scheme.count for half in columns], dtype=torch.float64)
