@@ -81,6 +81,11 @@ class DrawScheme(ABC):
     def count(self) -> int:
         """K."""
 
+    @property
+    def prefixes(self) -> list[int]:
+        """Numbers of first draws that an estimator shall answer for, ascending; the last is K."""
+        return [self.count]
+
     @abstractmethod
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         """K draws of each ``example [B]`` (int64 ids) for ``role`` ("query", "train", ...); T timesteps in the schedule."""
@@ -88,20 +93,27 @@ class DrawScheme(ABC):
 
 @dataclass(frozen=True)
 class Uniform(DrawScheme):
-    """``n`` independent draws, t ~ U{1..T} (K-FAC paper). The first k of n are the draws of ``Uniform(k)``."""
+    """``n`` independent draws, t ~ U{1..T} (K-FAC paper). The first k of n are the draws of ``Uniform(k)``.
 
-    n: int
+    A list of ``n`` asks for an answer at each: the largest is drawn, the others are its prefixes.
+    """
+
+    n: int | Sequence[int]
     seed: int = 0
 
     def __post_init__(self):
-        _at_least_one(n=self.n)
+        _at_least_one(n=min(self.prefixes, default=0))
+
+    @property
+    def prefixes(self) -> list[int]:
+        return [self.n] if isinstance(self.n, int) else sorted(set(self.n))
 
     @property
     def count(self) -> int:
-        return self.n
+        return self.prefixes[-1]
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
-        number = torch.arange(self.n, device=example.device)
+        number = torch.arange(self.count, device=example.device)
         return random_draws(self.seed, role, example[:, None], number, T, flips)
 
 

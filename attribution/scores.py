@@ -27,6 +27,19 @@ class Scores(Artifact):
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     halves: np.ndarray | None = None
 
+    def at(self, **axes: Any) -> "Scores":
+        """The scores at one value of each swept axis, ``[Q, N]``.
+
+        Raises:
+            ValueError: an axis without a value, or one that was not computed.
+        """
+        position = []
+        for name, values in self.axes.items():
+            if axes.get(name) not in list(values):
+                raise ValueError(f"scores at {name}={axes.get(name)} were not computed: choose one of {list(values)}")
+            position.append(list(values).index(axes[name]))
+        return Scores(self.values[tuple(position)], self.query_index, self.train_index, {}, self.halves)
+
     def save(self, folder: Path) -> None:
         np.save(folder / "scores.npy", self.values)
         np.save(folder / "query_index.npy", self.query_index)

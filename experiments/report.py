@@ -44,11 +44,15 @@ class Report:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows as plain JSON values: NumPy numbers become Python's, NaN and infinities None.
 
+        Settings that a row sweeps by itself join those of the run.
+
         Raises:
             ValueError: a required field is missing, or a value is no number.
             TypeError: a field that JSON cannot hold.
         """
-        self.rows += [_checked({**self._common, **row}) for row in rows]
+        for row in rows:
+            swept = {**(self._common.get("swept") or {}), **(row.get("swept") or {})}
+            self.rows.append(_checked({**self._common, **row, **({"swept": swept} if swept else {})}))
 
     def figure(self, name: str, figure: Figure) -> Path:
         """Saves ``figure`` as ``name``.png, with the command that made it in its metadata, and returns where."""

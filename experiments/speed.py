@@ -95,7 +95,7 @@ def _plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Call
 
 
 def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, together: int) -> Callable[[], None]:
-    """The generic way to per-example gradients in torch, with ``together`` draws of each example in one ``grad`` of their average."""
+    """The generic way to per-example gradients in torch, ``together`` draws of each example in one ``grad`` of their mean."""
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def cost(parameters: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:

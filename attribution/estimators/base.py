@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -50,6 +51,10 @@ class Estimator(ABC):
     @abstractmethod
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """The node whose artifact is the scores ``[.., Q, N]``."""
+
+    def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
+        """The scores ``[Q, N]`` for each of the swept values that were asked for, with the settings that tell them apart."""
+        return [({}, scores)]
 
     def score(self, record: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
         """The scores themselves."""

@@ -17,6 +17,25 @@ from experiments.queries import Queries
 from experiments.report import Report
 
 
+@dataclass(frozen=True)
+class Variant:
+    """An estimator at one value of each of its swept settings, with its scores ``[Q, N]`` and their fingerprint."""
+
+    estimator: str
+    settings: Mapping[str, Any]
+    scores: Scores
+    origin: str
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.estimator, *(f"{name.removeprefix('estimator.')}={v}" for name, v in self.settings.items())])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What rows about it share."""
+        return {"estimator": self.estimator, "scores": self.origin, **({"swept": self.settings} if self.settings else {})}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Targeted(Benchmark):
     """Share of distinct examples among the top k of n queries, over many sets of n distinct queries from a pool.
@@ -44,20 +63,23 @@ class Targeted(Benchmark):
         train = get(experiment.train)
         for kind, queries in self.queries.items():
             node = queries.node(experiment)
-            of_kind = {name: scores[kind, name] for name in estimators}
-            origin = {name: nodes[kind, name].fingerprint for name in estimators}
+            variants = [
+                Variant(name, settings, variant, nodes[kind, name].fingerprint)
+                for name, estimator in estimators.items()
+                for settings, variant in estimator.variants(scores[kind, name])
+            ]
             sets = metrics.random_sets(len(get(node)), self.n, self.sets, self.seed)
-            report.add({"benchmark": "targeted", "queries": kind, **row} for row in self._rows(of_kind, sets, origin))
-            tops = {name: metrics.top_k(s.values, min(self.shown, len(train))) for name, s in of_kind.items()}
+            report.add({"benchmark": "targeted", "queries": kind, **row} for row in self._rows(variants, sets))
+            tops = {v.label: metrics.top_k(v.scores.values, min(self.shown, len(train))) for v in variants}
             report.figure(
                 f"proponents_{kind}",
                 figures.proponents(
                     get(node),
                     train,
-                    {name: s.values for name, s in of_kind.items()},
+                    {v.label: v.scores.values for v in variants},
                     rows=range(min(self.rows, len(get(node)))),
                     top=self.shown,
-                    boxed={name: set(metrics.generally_influential(top, self.influential)) for name, top in tops.items()},
+                    boxed={label: set(metrics.generally_influential(top, self.influential)) for label, top in tops.items()},
                     boxed_means=f"generally influential: in the top {self.shown} of more than {self.influential:.0%} of the pool",
                 ),
             )
@@ -77,27 +99,21 @@ class Targeted(Benchmark):
             if not 1 <= k <= n:
                 raise ValueError(f"benchmark.k has {k}, but there are {n} training examples: set benchmark.k within 1..{n}")
 
-    def _rows(self, scores: Mapping[str, Scores], sets: np.ndarray, origin: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        first = next(iter(scores))
-        examples = scores[first].values.shape[1]
+    def _rows(self, variants: Sequence[Variant], sets: np.ndarray) -> Iterator[dict[str, Any]]:
+        examples = variants[0].scores.values.shape[1]
         for k in self.k:
-            shares = {name: metrics.distinct_share(metrics.top_k(s.values, k), sets) for name, s in scores.items()}
-            for name, share in shares.items():
-                yield {
-                    "estimator": name,
-                    "metric": f"distinct_share@{k}",
-                    **metrics.over_sets(share)._asdict(),
-                    "random": metrics.random_distinct_share(examples, self.n, k),
-                    "maximum": metrics.maximum_distinct_share(examples, self.n, k),
-                    "k": k,
-                    "n": self.n,
-                    "scores": origin[name],
-                }
-            for name in list(shares)[1:]:
-                difference = metrics.paired_difference(shares[first], shares[name])
-                metric = f"distinct_share@{k}"
-                yield {"estimator": f"{first} − {name}", "metric": metric, **difference._asdict(), "k": k, "n": self.n}
-        for name, s in scores.items():
-            if s.halves is not None:
-                reliability = metrics.bootstrap_mean(metrics.split_half_spearman(s.halves), seed=self.seed)
-                yield {"estimator": name, "metric": "split_half_spearman", **reliability._asdict(), "scores": origin[name]}
+            metric = {"metric": f"distinct_share@{k}", "k": k, "n": self.n}
+            shares = [metrics.distinct_share(metrics.top_k(v.scores.values, k), sets) for v in variants]
+            levels = {
+                "random": metrics.random_distinct_share(examples, self.n, k),
+                "maximum": metrics.maximum_distinct_share(examples, self.n, k),
+            }
+            for variant, share in zip(variants, shares, strict=True):
+                yield {**variant.row, **metric, **metrics.over_sets(share)._asdict(), **levels}
+            for variant, share in zip(variants[1:], shares[1:], strict=True):
+                difference = metrics.paired_difference(shares[0], share)
+                yield {"estimator": f"{variants[0].label} − {variant.label}", **metric, **difference._asdict()}
+        for variant in variants:
+            if variant.scores.halves is not None:
+                reliability = metrics.bootstrap_mean(metrics.split_half_spearman(variant.scores.halves), seed=self.seed)
+                yield {**variant.row, "metric": "split_half_spearman", **reliability._asdict()}
