@@ -72,9 +72,10 @@ def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, 
     return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip)
 
 
-@dataclass(frozen=True)
 class DrawScheme(ABC):
     """How the K draws of an example are chosen; ``seed`` is independent of the seed of training."""
+
+    seed: int
 
     @property
     @abstractmethod

@@ -20,11 +20,12 @@ class ReTrac(TrajectoryEstimator):
     """
 
     def query_side(self, captured: Captured) -> LayerGradients:
-        return captured.mean(weights=_inverse)
+        return captured.mean(weights=inverse)
 
     def train_side(self, captured: Captured) -> LayerGradients:
-        return captured.mean(weights=_inverse)
+        return captured.mean(weights=inverse)
 
 
-def _inverse(norms: Tensor) -> Tensor:
+def inverse(norms: Tensor) -> Tensor:
+    """1/‖g‖, finite for a zero gradient, which stays zero."""
     return 1 / norms.clamp(min=torch.finfo(norms.dtype).tiny)
