@@ -67,7 +67,8 @@ def check(
     """Compare ``ours``, averaged over the draws, with autograd on every draw by itself; all on the model's device.
 
     Raises:
-        RuntimeError: they disagree, or autograd's gradient is not finite; names the parameter.
+        RuntimeError: they disagree; names the parameter.
+        FloatingPointError: autograd's gradient is not finite; names the parameter.
     """
     parameters = {name: p for layer in layers.values() for name, p in layer.parameters.items()}
     tolerance = TOLERANCE.get(x0.dtype, 0.05) * (10 if x0.is_cuda else 1)
@@ -77,7 +78,7 @@ def check(
         found = {name: g for home, layer in layers.items() for name, g in layer.split(ours[home][i])}
         for name, g in truth.items():
             if not g.isfinite().all():
-                raise RuntimeError(
+                raise FloatingPointError(
                     f"the gradient of {name} is not finite at t = {draws.timestep[i].tolist()}: did training diverge?"
                 )
             if not (difference := (found[name] - g).norm()) <= allowed:

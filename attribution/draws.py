@@ -10,6 +10,7 @@ Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +75,8 @@ def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, 
 
 class DrawScheme(ABC):
     """How the K draws of an example are chosen; ``seed`` is independent of the seed of training."""
+
+    VERSION: ClassVar[int] = 1
 
     seed: int
 
@@ -166,5 +169,5 @@ class Even(DrawScheme):
 
 def _at_least_one(**settings: int) -> None:
     for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"draws.{name}={value}: must be at least 1")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"draws.{name}={value}: must be a whole number, at least 1")

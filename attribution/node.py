@@ -158,7 +158,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 def _describe_dataclass(value: Any) -> dict[str, Any]:
     fields = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-    version = {"version": type(value).VERSION} if isinstance(value, Node) else {}
+    version = {"version": type(value).VERSION} if hasattr(type(value), "VERSION") else {}
     return {"class": _name(type(value)), **version, **{f.name: describe(getattr(value, f.name)) for f in fields}}
 
 

@@ -12,8 +12,10 @@ from attribution.estimators import Estimator
 from experiments.experiment import Diffusion, Experiment
 from experiments.training import LoggerFor
 
-NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware")
+NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads")
 """Choices that say what to do, or how, but not what is measured."""
+NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")
+"""Choices that every row states by itself."""
 
 
 def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experiment:
@@ -43,7 +45,7 @@ def settings_of_run() -> dict[str, Any]:
     return {
         o.key_or_group: OmegaConf.to_object(OmegaConf.create({"value": o.value()}))["value"]  # pyright: ignore
         for o in parsed
-        if not o.is_delete() and o.key_or_group.split(".")[0] not in NOT_SETTINGS
+        if not o.is_delete() and o.key_or_group.split(".")[0] not in NOT_SETTINGS and o.key_or_group not in NAMED_BY_ROWS
     }
 
 

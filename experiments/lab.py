@@ -37,12 +37,17 @@ class Lab:
         return self.report.folder
 
 
+_THREADS = torch.get_num_threads()
+"""Torch's own choice, for the next job of a process in which a job before had another."""
+
+
 def set_threads(config: DictConfig) -> None:
     """Applies ``threads``. OMP_NUM_THREADS in the environment comes before "auto"."""
-    if config.threads != "auto":
-        torch.set_num_threads(config.threads)
-    elif config.data.size <= 16 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    small = config.data.size <= 16 and "OMP_NUM_THREADS" not in os.environ
+    threads = (1 if small else _THREADS) if config.threads == "auto" else config.threads
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads={threads}: auto, or a whole number of at least 1")
+    torch.set_num_threads(threads)
 
 
 @contextmanager

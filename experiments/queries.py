@@ -59,6 +59,8 @@ class Training(Queries):
             return Split(experiment.data, "train", _choice(self.n, len(ids), self.seed, "training"))
         if absent := sorted(set(self.index) - set(ids.tolist())):
             raise ValueError(f"queries.index has {absent}, which are no ids of training images (smallest {ids.min()})")
+        if not self.index:
+            raise ValueError("queries.index=[]: name at least one id, or null for a seeded choice")
         rows = np.concatenate([np.flatnonzero(ids == wanted) for wanted in self.index])
         return Split(experiment.data, "train", tuple(rows.tolist()))
 
@@ -75,5 +77,5 @@ class Folder(Queries):
 
 def _choice(n: int, available: int, seed: int, kind: str) -> tuple[int, ...]:
     if not 1 <= n <= available:
-        raise ValueError(f"queries.n={n}, but there are {available} {kind} images: set it to 1..{available}")
+        raise ValueError(f"n={n} {kind} queries (queries.n or benchmark.queries.*.n): there are {available}")
     return tuple(np.sort(np.random.default_rng(seed).permutation(available)[:n]).tolist())

@@ -105,7 +105,8 @@ def read_rows(*paths: Path | str) -> list[Row]:
 def merge(folder: Path | str) -> list[Row]:
     """The rows of all jobs of a Hydra multirun below ``folder``, in the order of the jobs.
 
-    The settings in which the jobs differ (their ``.hydra/overrides.yaml``) are added to the ``swept`` of each row.
+    The settings in which the jobs differ (their ``.hydra/overrides.yaml``) are added to the ``swept`` of each row. Equal rows
+    are kept once.
     """
     folder = Path(folder)
     jobs = sorted((path.parent for path in folder.rglob(FILE) if path.parent != folder), key=_natural)
@@ -114,9 +115,10 @@ def merge(folder: Path | str) -> list[Row]:
     differing = [name for name in names if len({json.dumps(chosen.get(name)) for chosen in settings}) > 1]
     rows = []
     for job, chosen in zip(jobs, settings, strict=True):
-        swept = {name: chosen[name] for name in differing if name in chosen}
+        swept = {name: chosen[name] for name in differing if name in chosen and name not in REQUIRED}
         rows += [{**row, "swept": {**swept, **(row.get("swept") or {})}} for row in read_rows(job)]
-    return rows
+    # An estimator that ran beside several others said the same each time; the command is all that differs.
+    return list({json.dumps({**row, "command": None}, sort_keys=True): row for row in reversed(rows)}.values())[::-1]
 
 
 def _overrides(job: Path) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Samples of a trained model as a store node."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,8 +14,9 @@ from attribution.diffusion.samplers import Sampler
 from attribution.estimators import Execution
 from attribution.estimators.passes import ranges
 from attribution.images import Images, ImageSet
-from attribution.node import Cost, Get, Node, execution
+from attribution.node import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
+from experiments.progress import track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,10 @@ class SampleShard(ImageSet):
 
     def compute(self, get: Get) -> Images:
         device = self.execution.torch_device()
-        network = self.record.network(get).to(device)
+        network = self.record.network(get).float().to(device)
         index = np.arange(*self.rows)
         seeds = torch.tensor([_seed(self.seed, int(i)) for i in index], device=device)
-        x0 = self.sampler.sample(network, self.record.schedule, self.shape, seeds)
+        x0 = self.sampler.sample(network, self.record.schedule, self.shape, seeds, progress=_bar())
         return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1))
 
 
@@ -76,6 +80,61 @@ class Samples(ImageSet):
         shards = get.many(self.parts(get))
         pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
         return Images(pixels, index, label)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTrajectories(Artifact):
+    """``states [N, S + 1, C, H, W]`` float32 from noise to image, memory-mapped, and the ``timesteps [S]`` (1..T) between them."""
+
+    states: np.ndarray
+    timesteps: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / "states.npy", self.states)
+        np.save(folder / "timesteps.npy", self.timesteps)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "timesteps.npy"))
+
+
+@dataclass(frozen=True)
+class SampleTrajectories(Node[StoredTrajectories]):
+    """How ``samples`` came about: every state of the same sampling."""
+
+    ARTIFACT = StoredTrajectories
+
+    samples: Samples
+
+    def cost(self) -> Cost:
+        steps = len(self.samples.sampler.timesteps(self.samples.record.schedule.T))
+        return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
+
+    def compute(self, get: Get) -> StoredTrajectories:
+        s = self.samples
+        device = s.execution.torch_device()
+        network = s.record.network(get).float().to(device)
+        states = []
+        for start, stop in ranges(0, s.n, s.execution.batch_size):
+            seeds = torch.tensor([_seed(s.seed, i) for i in range(start, stop)], device=device)
+            trajectory = s.sampler.sample(network, s.record.schedule, s.shape, seeds, trajectory=True, progress=_bar())
+            states.append(trajectory.states.cpu().numpy())
+        return StoredTrajectories(np.concatenate(states), np.array(s.sampler.timesteps(s.record.schedule.T)))
+
+
+def _bar() -> Callable[[int, int], None]:
+    """Shows the steps of a sampler, with time left."""
+    bars: list[Iterator[int]] = []
+
+    def progress(done: int, total: int) -> None:
+        if not bars:
+            bars.append(iter(track(range(total + 1), "sampling", total)))
+            next(bars[0])
+        next(bars[0])
+        if done == total:
+            next(bars[0], None)
+
+    return progress
 
 
 def _seed(seed: int, index: int) -> int:

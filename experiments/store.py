@@ -196,6 +196,8 @@ class Store:
     def _remember(self, node: Node, artifact: Any) -> Any:
         """Kept while anybody uses it, and the latest few anyway, for loops that ask for the same parents again and again."""
         self._alive[node.fingerprint] = artifact
+        if node.TRANSIENT:  # may be large, and is soon swept: whoever works with it holds it
+            return artifact
         self._recent.pop(node.fingerprint, None)
         self._recent[node.fingerprint] = artifact
         if len(self._recent) > _ARTIFACTS_KEPT:

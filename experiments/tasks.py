@@ -14,9 +14,10 @@ from experiments import figures, inventory, inventory_table
 from experiments import speed as speeds
 from experiments.benchmarks import metrics
 from experiments.composition import estimators_of, experiment_of
-from experiments.lab import Lab, lab
+from experiments.lab import Lab, lab, set_threads
 from experiments.plan import plan as plan_of
 from experiments.prune import prune
+from experiments.samples import SampleTrajectories
 from experiments.store import Store
 from experiments.takeaway import write_self_influence, write_takeaway
 
@@ -29,6 +30,11 @@ def train(config: DictConfig) -> None:
         row = {"benchmark": "train", "estimator": "none", "metric": "training_loss_of_last_epoch"}
         run.report.add([{**row, **metrics.bootstrap_mean(last_epoch)._asdict(), "model": run.experiment.record.fingerprint}])
         _show_training(run, record)
+        if config.samples.trajectory:
+            samples = run.experiment.samples(config.samples.n, config.samples.seed)
+            node = SampleTrajectories(samples)
+            run.store(node)
+            print(f"sampling trajectories: {run.store.folder(node)}")
 
 
 def evaluate(config: DictConfig) -> None:
@@ -46,6 +52,10 @@ def evaluate(config: DictConfig) -> None:
 def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
     """Scores all training images for ``queries`` and leaves what a user takes away (``experiments.takeaway``)."""
     (name, estimator), *_ = estimators_of(config).items()
+    if self_influence and not isinstance(estimator, TrajectoryEstimator):
+        raise ValueError(f"task.self_influence=true: estimator={name} has no self-influence; choose tracin or retrac")
+    if top < 1:
+        raise ValueError(f"task.top={top}: proponents and opponents in a CSV, at least 1")
     with lab(config) as run:
         experiment, get = run.experiment, run.store
         queries = instantiate(config.queries, _convert_="all").node(experiment)
@@ -59,9 +69,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             run.report.add([{**row, "metric": "split_half_spearman", **reliability._asdict()}])
         shown = range(min(8, len(scores.query_index)))
         run.report.figure("proponents", figures.proponents(get(queries), train, {name: scores.values}, shown))
-        if self_influence:
-            if not isinstance(estimator, TrajectoryEstimator):
-                raise ValueError(f"task.self_influence=true: estimator={name} has no self-influence; choose tracin or retrac")
+        if isinstance(estimator, TrajectoryEstimator) and self_influence:
             influence = get(SelfInfluence(estimator, experiment.record, experiment.train))
             path = run.folder / "self_influence.csv"
             write_self_influence(path, influence.values, train)
@@ -84,8 +92,10 @@ def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int])
 
 def plan(config: DictConfig) -> None:
     """Dry run of ``task=evaluate``: what is missing in the store, and about how much time, memory and disk it will take."""
+    set_threads(config)
     experiment, store = experiment_of(config), Store(config.store.root)
     nodes = instantiate(config.benchmark, _convert_="all").nodes(experiment, estimators_of(config))
+    nodes += [experiment.record, experiment.samples(config.samples.n, config.samples.seed)]
     network = experiment.model().to(experiment.execution.torch_device())
     rate = speeds.seconds_per_pass(network, experiment.shape, experiment.record.objective)
     inventory_table.show(plan_of(nodes, store, rate), f"missing in {store.root}")

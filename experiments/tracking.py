@@ -96,7 +96,7 @@ class Wandb(Tracker):
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
-            raise RuntimeError(f"wandb does not start ({error}): run `wandb login`, or set tracker.mode=offline") from error
+            raise ValueError(f"wandb does not start ({error}): run `wandb login`, or set tracker.mode=offline") from error
 
     @property
     def run(self) -> "wandb.Run":

@@ -13,6 +13,7 @@ from attribution.node import Cost, Get, execution
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.order import steps_per_epoch
 from experiments.progress import track
 
 LoggerFor = Callable[[str], Any]
@@ -34,7 +35,7 @@ class TrainedModel(Recorded):
 
     def cost(self) -> Cost:
         state = 4 * self.parameter_count
-        candidates = self.checkpoints.candidates(self.recipe.steps, self.recipe.steps)
+        candidates = self.checkpoints.candidates(self.recipe.steps, steps_per_epoch(self.data.count, self.recipe.batch_size))
         return Cost(
             passes=self.recipe.steps * self.recipe.batch_size,
             memory=4 * state,  # parameters, gradients, and the two moments of Adam

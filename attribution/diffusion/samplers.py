@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class Trajectory:
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
     """``clip``: keep each step's estimate of the image in [-1, 1], as the data are."""
+
+    VERSION: ClassVar[int] = 1
 
     clip: bool = True
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,14 +37,21 @@ class Execution:
         return max(1, min(self.batch_size, int(self.gradient_memory / (4 * parameters))))
 
     def torch_device(self) -> torch.device:
+        """Raises ValueError: no such device."""
         if self.device != "auto":
-            return torch.device(self.device)
+            try:
+                return torch.zeros(0, device=self.device).device
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(f"execution.device={self.device} is not to be had here ({error}): choose auto or cpu") from error
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator(ABC):
     """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost."""
+
+    VERSION: ClassVar[int] = 1
+    """Raised when the same settings come to mean other scores; stored ones are then not found any more."""
 
     execution: Execution = execution(default=Execution())
 

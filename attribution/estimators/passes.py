@@ -52,7 +52,8 @@ def key(*parts: Any) -> str:
 
 def engine(record: Recorded, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:
     """Per-example gradients of the network as it was at ``step``, on the device; the latest one is kept for the next shard."""
-    name = key(record, step, execution.device, execution.batch_size)
+    # The folder too: the same training may lie in two stores, with other rounding.
+    name = key(record, step, execution.device, execution.batch_size, get(record).folder)
     if name not in _engines:
         _engines.clear()
         network = record.network(get, step).to(execution.torch_device())

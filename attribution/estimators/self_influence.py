@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from attribution.estimators.passes import engine, key, ranges, rowwise_dot
-from attribution.estimators.trajectory import TrajectoryEstimator, step_of
+from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates, step_of
 from attribution.images import ImageSet
 from attribution.node import Artifact, Cost, Get, Node
 from attribution.training import Recorded
@@ -97,6 +97,7 @@ class SelfInfluence(Node[Influence]):
     def compute(self, get: Get) -> Influence:
         record, train = get(self.record), get(self.train)
         shards = self.parts(get)
+        refuse_zero_rates({step_of(shard.estimator): record.learning_rate(step_of(shard.estimator)) for shard in shards})
         total: dict[tuple[int, int], Any] = {}
         for shard, influence in zip(shards, get.many(shards), strict=True):
             rate = record.learning_rate(step_of(shard.estimator))

@@ -6,7 +6,7 @@ in how they weigh the draws of the same passes are computed together (``Node.tog
 """
 
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -119,11 +119,17 @@ class QuerySide(Node[QueryGradients]):
         columns = [torch.arange(i, scheme.count, HALVES, device=device) for i in range(min(HALVES, scheme.count))]
         sides: list[list[LayerGradients]] = [[] for _ in nodes]
         for half in columns:
-            captured = per_example.capture(first.estimator.measurement, x0, draws.columns(half))
-            if len(nodes) > 1:
-                captured.hold()
-            for side, node in zip(sides, nodes, strict=True):
-                side.append(node.estimator.query_side(captured))
+            # As many queries at a time as one pass holds: estimators then share it.
+            blocks: list[list[LayerGradients]] = [[] for _ in nodes]
+            for start, stop in ranges(0, len(x0), max(1, first.estimator.execution.batch_size // len(half))):
+                some = slice(start, stop)
+                captured = per_example.capture(first.estimator.measurement, x0[some], draws.rows(some).columns(half))
+                if len(nodes) > 1:
+                    captured.hold()
+                for block, node in zip(blocks, nodes, strict=True):
+                    block.append(node.estimator.query_side(captured))
+            for side, block in zip(sides, blocks, strict=True):
+                side.append({layer: torch.cat([part[layer] for part in block]) for layer in block[0]})
         weights = torch.tensor([len(half) / scheme.count for half in columns], dtype=torch.float64)
         return [
             QueryGradients({layer: torch.stack([half[layer] for half in side]).float().cpu() for layer in side[0]}, weights)
@@ -161,12 +167,13 @@ class CheckpointScores(Node[Products]):
     rows: tuple[int, int]
 
     def together(self) -> Hashable:
-        return key(self.record, self.train, self.queries, self.rows, self.estimator.checkpoints)
+        return key(self.record, self.train, self.rows, self.estimator.checkpoints)
 
     def cost(self) -> Cost:
         examples = self.rows[1] - self.rows[0]
         block = self.estimator.execution.examples_at_once(self.record.parameter_count)
-        return Cost(passes=examples, memory=2 * block * self.record.parameter_count * FLOAT)
+        held = 2 * block + HALVES * self.queries.count
+        return Cost(passes=examples, memory=held * self.record.parameter_count * FLOAT)
 
     def compute(self, get: Get) -> Products:
         return self.compute_together([self], get)[0]
@@ -204,22 +211,23 @@ class TrajectoryScores(Node[Scores]):
     queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        sides: list[Node] = []
-        shards: list[Node] = []
+        # Checkpoint by checkpoint: a worker then loads each network once.
+        found: list[Node] = []
         for step in self._steps(get):
             at_step = self.estimator.at(step)
-            sides += query_sides(at_step, self.record, self.queries)
-            shards += [
+            found += query_sides(at_step, self.record, self.queries)
+            found += [
                 CheckpointScores(at_step, self.record, self.train, self.queries, rows)
                 for rows in ranges(0, self.train.count, self.estimator.execution.shard)
             ]
-        return [*sides, *shards]
+        return found
 
     def compute(self, get: Get) -> Scores:
         record = get(self.record)
         shards = [part for part in self.parts(get) if isinstance(part, CheckpointScores)]
         total: Any = 0
         weights = np.ones(1)
+        refuse_zero_rates({step: record.learning_rate(step) for step in self._steps(get)})
         for step in self._steps(get):
             products = get.many([shard for shard in shards if step_of(shard.estimator) == step])
             weights = products[0].weights
@@ -235,7 +243,10 @@ class TrajectoryScores(Node[Scores]):
         wanted = self.estimator.checkpoints
         steps = wanted if isinstance(wanted, int) else 1 if isinstance(wanted, str) else len(wanted)  # at least one
         passes = self.queries.count * self.estimator.draws.count + self.train.count
-        return Cost(passes=steps * passes, disk=FLOAT * (1 + HALVES) * self.queries.count * self.train.count)
+        # All query sides lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
+        sides = FLOAT * HALVES * self.queries.count * self.record.parameter_count
+        scores = FLOAT * (1 + HALVES) * self.queries.count * self.train.count
+        return Cost(passes=steps * passes, memory=sides, disk=steps * sides + scores)
 
     def _steps(self, get: Get) -> list[int]:
         record = get(self.record)
@@ -246,6 +257,15 @@ def query_sides(estimator: TrajectoryEstimator, record: Recorded, queries: Image
     """The query sides of an estimator at one checkpoint, in order of the queries."""
     blocks = ranges(0, queries.count, estimator.execution.query_shard)
     return [QuerySide(estimator, record, queries, rows) for rows in blocks]
+
+
+def refuse_zero_rates(rates: Mapping[int, float]) -> None:
+    """Raises ValueError: every checkpoint has learning rate 0, so that all scores would be 0."""
+    if not any(rates.values()):
+        raise ValueError(
+            f"the learning rate is 0 at checkpoint {', '.join(map(str, rates))}: all scores would be 0; choose other "
+            "estimator.checkpoints, or change optimizer.lr, trainer.warmup or trainer.lr_schedule"
+        )
 
 
 def step_of(estimator: TrajectoryEstimator) -> int:

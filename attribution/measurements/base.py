@@ -6,6 +6,7 @@ A measure maps ``(denoise, x0 [B, C, H, W], t [B], noise [B, C, H, W])`` to one 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from attribution.draws import Draws
 @dataclass(frozen=True)
 class Measure(ABC):
     """A cost per draw under a noise schedule."""
+
+    VERSION: ClassVar[int] = 1
 
     schedule: NoiseSchedule
 

@@ -74,7 +74,12 @@ class SteadyDecline(CheckpointRule):
         _positive("every", self.every)
 
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
-        return EverySteps(self.every).candidates(steps, steps_per_epoch)
+        candidates = EverySteps(self.every).candidates(steps, steps_per_epoch)
+        if len(candidates) < self.count:
+            raise ValueError(
+                f"checkpoints.count={self.count}, but {steps} steps have {len(candidates)} candidates: lower checkpoints.every"
+            )
+        return candidates
 
     def keep(self, candidates: Sequence[int], losses: np.ndarray) -> list[int]:
         return _within(spread_over_decline(candidates, losses, self.count), len(losses))
@@ -119,12 +124,14 @@ def select(wanted: "int | str | Sequence[int]", recorded: Sequence[int], losses:
     Raises:
         ValueError: a step that was not recorded, more than there are, or another word.
     """
-    if wanted == "all":
+    if isinstance(wanted, str) and wanted == "all":
         return list(recorded)
-    if wanted == "last":
+    if isinstance(wanted, str) and wanted == "last":
         return [recorded[-1]]
     if isinstance(wanted, str):
         raise ValueError(f"estimator.checkpoints={wanted}: choose all, last, a number, or a list of steps")
+    if isinstance(wanted, float) or (isinstance(wanted, Sequence) and not wanted):
+        raise ValueError(f"estimator.checkpoints={wanted}: choose all, last, a whole number, or a list of at least one step")
     if isinstance(wanted, int):
         _positive("estimator.checkpoints", wanted)
         return spread_over_decline(recorded, losses, wanted)

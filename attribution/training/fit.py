@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
 
@@ -19,12 +20,15 @@ from attribution.training.module import DiffusionModule
 from attribution.training.order import Batches
 from attribution.training.recorder import Recorder
 
+LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained; all of it is part of the model's identity.
 
-    ``lr_schedule`` is one of diffusers' (constant, constant_with_warmup, linear, cosine, ...), ``warmup`` a fraction of ``steps``;
+    ``lr_schedule`` is one of ``LR_SCHEDULES``, as diffusers defines them; all but ``constant`` begin with ``warmup``, a fraction of
+    ``steps``;
     ``clip`` the largest gradient norm; ``ema`` the decay of the parameter average; ``precision`` Lightning's (32-true, 64-true,
     bf16-mixed, ...).
     """
@@ -38,10 +42,17 @@ class Recipe:
     precision: str = "32-true"
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"trainer.steps={self.steps}, trainer.batch_size={self.batch_size}: both must be at least 1")
+        for name in ("steps", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be a whole number, at least 1")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"trainer.warmup={self.warmup}: a fraction of trainer.steps, between 0 and 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"trainer.clip={self.clip}: the largest gradient norm, above 0, or null")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"trainer.ema={self.ema}: a decay between 0 and 1, or null")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"trainer.lr_schedule={self.lr_schedule}: choose one of {', '.join(LR_SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,10 @@ class Hardware:
     num_nodes: int = 1
     strategy: str = "auto"
     interval: int = 200
+
+    def __post_init__(self):
+        if self.interval < 1:
+            raise ValueError(f"hardware.interval={self.interval}: steps between two savings of progress, at least 1")
 
 
 def fit(
@@ -78,7 +93,8 @@ def fit(
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    if (folder / "record.json").exists():  # killed between the last step and the store's rename
+    if (folder / "record.json").exists():  # killed between the record and the store's rename
+        shutil.rmtree(folder / "progress", ignore_errors=True)
         return
     hardware = hardware or Hardware()
     with torch.random.fork_rng():
@@ -90,7 +106,7 @@ def fit(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
-            trainer = L.Trainer(
+            trainer = _trainer(
                 accelerator=hardware.accelerator,
                 devices=hardware.devices,
                 num_nodes=hardware.num_nodes,
@@ -110,7 +126,16 @@ def fit(
             module = trainer.precision_plugin.convert_module(module)
             trainer.fit(module, Batches(images, seed, recipe.batch_size), ckpt_path=recorder.resume_from, weights_only=True)
     if trainer.is_global_zero:
+        if not (folder / "record.json").exists():
+            raise RuntimeError(f"training ended without a record in {folder}; its progress is kept there")
         shutil.rmtree(recorder.progress)
+
+
+def _trainer(**settings: Any) -> L.Trainer:
+    try:
+        return L.Trainer(**settings)
+    except MisconfigurationException as error:
+        raise ValueError(f"hardware: {error}") from error
 
 
 def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:

@@ -53,7 +53,7 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.ids, x0 = batch
         step = self.global_step
-        self.draws = random_draws(self.seed, "train", self.ids[:, None], torch.tensor(step), self.measure.schedule.T, self.flips)
+        self.draws = random_draws(self.seed, "training", self.ids[:, None], torch.tensor(step), self.measure.schedule.T, self.flips)
         self.dropout_seed = philox.key(self.seed, "dropout", step, self.global_rank)[0]
         loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed)
         self.loss = loss.detach()

@@ -40,9 +40,11 @@ class Recorder(L.Callback):
         for folder in (self.progress, self.folder / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
         self.marks = set(self.rule.candidates(trainer.max_steps, steps_per_epoch(self.n, self.batch_size)))
-        for path in self.progress.glob(f"*-{trainer.global_rank}-*.npy"):
-            if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # written, but its resume.ckpt was not
-                path.unlink()
+        if trainer.is_global_zero:
+            for path in self.progress.glob("*.npy"):
+                if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # written, but its resume.ckpt was not
+                    path.unlink()
+        trainer.strategy.barrier("resume")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -52,6 +54,8 @@ class Recorder(L.Callback):
             _write(pl_module.model.state_dict(), self.folder / "checkpoints" / f"{done}.safetensors")
         if done % self.interval == 0 or done == trainer.max_steps:
             self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
+        # Not at the end: from there Lightning would have nothing to resume, and nobody would write the record.
+        if done % self.interval == 0 and done < trainer.max_steps:
             trainer.save_checkpoint(self.progress / "resume.tmp", weights_only=False)
             if trainer.is_global_zero:
                 os.replace(self.progress / "resume.tmp", self.progress / "resume.ckpt")
@@ -72,7 +76,7 @@ class Recorder(L.Callback):
         kept = self.rule.keep(sorted(self.marks), losses)
         for step in self.marks - set(kept):
             (self.folder / "checkpoints" / f"{step}.safetensors").unlink()
-        self._describe(kept)
+        self._describe(kept, trainer.precision)
 
     def _record(self, module: DiffusionModule, step: int, rank: int) -> None:
         rows = np.empty(len(module.ids), VISIT)
@@ -95,16 +99,19 @@ class Recorder(L.Callback):
         np.save(self.progress / f"steps-{rank}-{done:09d}.npy", steps)
         self.visits, self.steps = [], []
 
-    def _describe(self, kept: Sequence[int]) -> None:
+    def _describe(self, kept: Sequence[int], precision: str) -> None:
         info = {
             "schema": SCHEMA,
             "seed": self.seed,
             "examples": self.n,
             "batch_size": self.batch_size,
+            "precision": precision,
             "steps_per_epoch": steps_per_epoch(self.n, self.batch_size),
             "checkpoints": list(kept),
         }
-        (self.folder / "record.json").write_text(json.dumps(info, indent=1))
+        part = self.folder / "record.part"
+        part.write_text(json.dumps(info, indent=1))
+        os.replace(part, self.folder / "record.json")  # its existence says that the record is complete
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:

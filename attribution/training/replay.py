@@ -17,6 +17,8 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     recorded learning rate then gives the parameters after it, bit for bit when ``step`` was made by one process on the
     same kind of device.
     """
+    if "mixed" in record.info["precision"]:
+        raise ValueError(f"trained in {record.info['precision']}: only a training without autocast can be replayed to the bit")
     rows = record.step_table[record.step_table["step"] == step]
     if len(rows) != 1:
         raise ValueError(f"step {step} was made by {len(rows)} processes: only a step made by one can be replayed")

@@ -98,6 +98,10 @@ class Targeted(Benchmark):
         for k in self.k:
             if not 1 <= k <= n:
                 raise ValueError(f"benchmark.k has {k}, but there are {n} training examples: set benchmark.k within 1..{n}")
+        for queries in self.queries.values():
+            metrics.random_sets(queries.node(experiment).count, self.n, self.sets, self.seed)
+        if self.shown < 1 or self.rows < 1:
+            raise ValueError(f"benchmark.shown={self.shown}, benchmark.rows={self.rows}: both must be at least 1")
 
     def _rows(self, variants: Sequence[Variant], sets: np.ndarray) -> Iterator[dict[str, Any]]:
         examples = variants[0].scores.values.shape[1]
@@ -112,7 +116,8 @@ class Targeted(Benchmark):
                 yield {**variant.row, **metric, **metrics.over_sets(share)._asdict(), **levels}
             for variant, share in zip(variants[1:], shares[1:], strict=True):
                 difference = metrics.paired_difference(shares[0], share)
-                yield {"estimator": f"{variants[0].label} − {variant.label}", **metric, **difference._asdict()}
+                label = f"{variants[0].label} − {variant.label}"
+                yield {"estimator": label, **metric, **difference._asdict(), "scores": [variants[0].origin, variant.origin]}
         for variant in variants:
             if variant.scores.halves is not None:
                 reliability = metrics.bootstrap_mean(metrics.split_half_spearman(variant.scores.halves), seed=self.seed)

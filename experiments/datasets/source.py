@@ -112,7 +112,6 @@ class Split(ImageSet):
             "version": self.VERSION,
             "source": _class(self.source),
             "name": self.name,
-            "flips": self.source.flips,
             "content": self.source.content(self.name),
             "rows": None if self.rows is None else describe(np.asarray(self.rows, dtype=np.int64)),
         }

@@ -1,11 +1,13 @@
 """Diffusion-TracIn and Diffusion-ReTrac against a literal transcription of their equations."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from attribution import hooks
 from attribution.draws import Even, Fixed, Uniform
 from attribution.estimators import Execution, ReTrac, SelfInfluence, TracIn
 from attribution.measurements import Loss
@@ -123,21 +125,49 @@ def test_estimators_together_score_as_alone(get):
         assert np.array_equal(alone(node).values, both(node).values)
 
 
-def test_estimators_share_their_passes(get, monkeypatch):
-    """Claim: TracIn and ReTrac with the same draws run the network as often together as one of them alone."""
-    from attribution import hooks
-
-    passes = []
+@pytest.fixture
+def passes(monkeypatch):
+    """For every pass of the network, how many inputs it had."""
+    counted = []
     run = hooks.run
-    monkeypatch.setattr(hooks, "run", lambda *a: (passes.append(1), run(*a))[1])
+
+    def counting(model, homes, measure, inputs, *rest):
+        counted.append(len(inputs[0]))
+        run(model, homes, measure, inputs, *rest)
+
+    monkeypatch.setattr(hooks, "run", counting)
+    return counted
+
+
+@pytest.mark.parametrize("batch_size", [512, 10, 3])
+def test_estimators_share_their_passes(get, passes, batch_size):
+    """Claim: TracIn and ReTrac with the same draws run the network as often together as one of them alone."""
     counts = []
     for kinds in ((TracIn,), (ReTrac,), (TracIn, ReTrac)):
         memory = InMemory()
         memory._artifacts[RECORD.fingerprint] = get(RECORD)
         passes.clear()
-        memory.many([estimator(kind).scores(RECORD, RECORD.data, QUERIES) for kind in kinds])
+        execution = Execution(device="cpu", batch_size=batch_size)
+        memory.many([estimator(kind, execution=execution).scores(RECORD, RECORD.data, QUERIES) for kind in kinds])
         counts.append(len(passes))
     assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_all_queries_share_one_pass_over_the_training_set(get, passes):
+    """Claim: two pools of queries take one pass over the training set (24 examples at once) for each checkpoint, as one does."""
+    for pools in ([QUERIES], [QUERIES, Blobs(n=3, first=700)]):
+        memory = InMemory()
+        memory._artifacts[RECORD.fingerprint] = get(RECORD)
+        passes.clear()
+        memory.many([estimator(TracIn).scores(RECORD, RECORD.data, pool) for pool in pools])
+        assert passes.count(24) == len(CHECKPOINTS)
+
+
+def test_a_learning_rate_of_zero_is_refused(get):
+    """Claim: scores that are all zero because η is are an error, not a result."""
+    still = trained(optimizer=functools.partial(torch.optim.SGD, lr=0.0))
+    with pytest.raises(ValueError, match="learning rate is 0"):
+        estimator(TracIn).score(still, still.data, QUERIES, get)
 
 
 def test_halves_average_to_the_whole(get):

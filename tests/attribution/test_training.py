@@ -132,7 +132,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, 
             Hardware(accelerator="cpu", interval=4), callbacks)  # fmt: skip
 
     run(tmp_path / "whole")
-    for stop in (2, 6, 8, 11):
+    for stop in (2, 6, 8, 11, 12):
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run(tmp_path / "pieces", _Stop(stop))
     run(tmp_path / "pieces")

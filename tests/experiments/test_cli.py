@@ -147,6 +147,15 @@ def test_queries_of_every_kind(tmp_path, queries):
         (["data=cifar2", "model=unet_small", "data.root=nowhere"], "nowhere"),
         (["optimizer.lr=1e30", "trainer.clip=null", "optimizer=sgd"], "optimizer.lr"),
         (["task=store", "task.action=explain", "task.node=abc"], "abc"),
+        (["estimator.checkpoints=[]"], "estimator.checkpoints"),
+        (["estimator.checkpoints=2.5"], "estimator.checkpoints"),
+        (["trainer.clip=-1"], "trainer.clip"),
+        (["trainer.lr_schedule=foo"], "trainer.lr_schedule"),
+        (["trainer.steps=20.5"], "trainer.steps"),
+        (["hardware.interval=0"], "hardware.interval"),
+        (["execution.device=gpu"], "execution.device"),
+        (["threads=0"], "threads"),
+        (["optimizer.lr=0"], "learning rate is 0"),
     ],
 )
 def test_errors_are_a_sentence(tmp_path, monkeypatch, capfd, arguments, said):
@@ -185,6 +194,24 @@ def test_plan_and_store(tmp_path):
     assert list((tmp_path / "store" / "Samples").iterdir())
     run(tmp_path, "task=store", "task.action=prune", "task.node_class=Samples", "task.apply=true")
     assert not list((tmp_path / "store" / "Samples").iterdir())
+
+
+def test_a_sweep_over_estimators_compares_them_once(tmp_path):
+    """Claim: an estimator that runs beside each of several others stands in the joint rows once, under its own name."""
+    sweep = tmp_path / "sweep"
+    run(tmp_path, "-m", *TINY, *SMALL_BENCHMARK, "estimator=tracin,retrac", f"hydra.sweep.dir={sweep}")
+    shares = [r for r in rows(sweep) if r["metric"] == "distinct_share@5" and r["queries"] == "validation"]
+    assert sorted(r["estimator"] for r in shares) == ["retrac", "retrac − tracin", "tracin"]
+
+
+def test_double_precision_and_trajectories(tmp_path):
+    """Claim: a model trained in float64 can be sampled, and on request every state of the sampling is stored."""
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=train", "trainer.precision=64-true", "samples.trajectory=true", f"hydra.run.dir={out}")
+    (states,) = (tmp_path / "store" / "SampleTrajectories").glob("*/states.npy")
+    (samples,) = (tmp_path / "store" / "Samples").glob("*/pixels.npy")
+    assert np.load(states).shape == (4, 51, 1, 8, 8)
+    np.testing.assert_allclose(np.load(states)[:, -1], np.load(samples), atol=1e-5)
 
 
 def test_wandb_offline(tmp_path):

@@ -335,6 +335,6 @@ def test_progress_counts_what_is_missing_and_is_silent_otherwise(tmp_path):
         return items
 
     Store(tmp_path, track).many([Table(shards=3)], title="tables")
-    assert shown == [("Shard", 3, 3), ("tables", 1, 1)]
+    assert shown == [("shard", 3, 3), ("tables", 1, 1)]
     Store(tmp_path, track).many([Table(shards=3)], title="tables")
     assert len(shown) == 2
