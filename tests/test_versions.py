@@ -1,4 +1,4 @@
-"""A stored number must not silently come from older code: whoever changes a node's source decides what that means for the store."""
+"""A stored number must not silently come from older code: whoever changes its source decides what that means for the store."""
 
 import ast
 import hashlib
@@ -10,6 +10,10 @@ from pathlib import Path
 
 import attribution
 import experiments
+from attribution.diffusion.samplers import Sampler
+from attribution.draws import DrawScheme
+from attribution.estimators import Estimator
+from attribution.measurements import Measure
 from attribution.node import Node
 
 ROOT = Path(__file__).parent.parent
@@ -22,17 +26,21 @@ Then run: python -m tests.test_versions
 """
 
 
-def nodes() -> list[type[Node]]:
-    """All concrete node classes of the project."""
+BASES = (Node, Estimator, Measure, DrawScheme, Sampler)
+"""Kinds of classes that carry a VERSION: nodes, and what their descriptions are made of."""
+
+
+def versioned() -> list[type]:
+    """All concrete classes of these kinds in the project."""
     for package in (attribution, experiments):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    found, queue = [], [Node]
+    found, queue = [], list(BASES)
     while queue:
         cls = queue.pop()
         queue += cls.__subclasses__()
-        if cls.__module__.split(".")[0] in ("attribution", "experiments") and not cls.__abstractmethods__:
+        if cls.__module__.split(".")[0] in ("attribution", "experiments") and not getattr(cls, "__abstractmethods__", None):
             found.append(cls)
     return sorted(set(found), key=lambda cls: cls.__qualname__)
 
@@ -55,7 +63,7 @@ def sources(module: str) -> set[str]:
     return seen
 
 
-def digest(cls: type[Node]) -> str:
+def digest(cls: type) -> str:
     """Of the code, without comments, docstrings and layout."""
     sha = hashlib.sha256()
     for name in sorted(sources(cls.__module__)):
@@ -69,11 +77,11 @@ def digest(cls: type[Node]) -> str:
 
 
 def current() -> dict[str, list]:
-    return {f"{cls.__module__}.{cls.__qualname__}": [cls.VERSION, digest(cls)] for cls in nodes()}
+    return {f"{cls.__module__}.{cls.__qualname__}": [cls.VERSION, digest(cls)] for cls in versioned()}
 
 
 def test_somebody_decided():
-    """Claim: the ledger holds the version and source of every node as they are."""
+    """Claim: the ledger holds the version and source of every versioned class as they are."""
     recorded = json.loads(LEDGER.read_text())
     now = current()
     changed = [name for name in now if recorded.get(name) != now[name]]
