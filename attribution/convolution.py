@@ -55,6 +55,24 @@ class ConvLayer(Layer):
         patches = self._patches(self._padded(a))
         return gram_square_norms(patches.mT, b.flatten(2).unflatten(1, (groups, -1)).mT, self.bias)
 
+    def positions(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of every output position: patches ``[N, R, columns]``, 1 appended, and output gradients ``[N, R, out]``.
+
+        Not for grouped convolutions, of which every group has patches of its own.
+        """
+        b = b.flatten(2).mT
+        if not self.weight:
+            return b.new_ones(*b.shape[:2], 1), b
+        patches = (a.flatten(2) if self._pointwise else self._patches(self._padded(a)).squeeze(1)).mT
+        return F.pad(patches, (0, 1), value=1.0) if self.bias else patches, b
+
+    def padded(self, a: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input as the kernel sees it ``[N, C, H', W']``, and how many rows of zeros it begins and ends with."""
+        vertical, horizontal = _pads(self.module)
+        mode = self.module.padding_mode
+        a = F.pad(a, (*horizontal, *vertical), mode="constant" if mode == "zeros" else mode)
+        return a, (vertical if mode == "zeros" else (0, 0))
+
     def _padded(self, a: Tensor) -> Tensor:
         if not any(self._explicit_padding):
             return a

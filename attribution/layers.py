@@ -77,6 +77,14 @@ class LinearLayer(Layer):
         a = a.reshape(len(b), -1, a.shape[-1])
         return torch.bmm(b.mT, F.pad(a, (0, 1), value=1.0) if self.bias else a)
 
+    def positions(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of every position: inputs ``[N, R, columns]``, 1 appended, and output gradients ``[N, R, out]``."""
+        b = b.reshape(len(b), -1, b.shape[-1])
+        if not self.weight:
+            return b.new_ones(*b.shape[:2], 1), b
+        a = a.reshape(len(b), -1, a.shape[-1])
+        return F.pad(a, (0, 1), value=1.0) if self.bias else a, b
+
     def square_norms(self, a: Tensor, b: Tensor) -> Tensor | None:
         a, b = a.reshape(len(a), 1, -1, a.shape[-1]), b.reshape(len(b), 1, -1, b.shape[-1])
         return gram_square_norms(a, b, self.bias) if self.weight and gram_is_cheaper(a.shape[2], a.shape[3], b.shape[3]) else None

@@ -14,6 +14,7 @@ from experiments.training import LoggerFor
 
 NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads")
 """Choices that say what to do, or how, but not what is measured."""
+ANSWERED_ONE_BY_ONE = ("estimator.damping", "estimator.draws.n")
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")
 """Choices that every row states by itself."""
 
@@ -42,11 +43,13 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
 def settings_of_run() -> dict[str, Any]:
     """What this run's command line set, by the settings' names, without what only says how or where to run."""
     parsed = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    return {
+    settings: dict[str, Any] = {
         o.key_or_group: OmegaConf.to_object(OmegaConf.create({"value": o.value()}))["value"]  # pyright: ignore
         for o in parsed
         if not o.is_delete() and o.key_or_group.split(".")[0] not in NOT_SETTINGS and o.key_or_group not in NAMED_BY_ROWS
     }
+    # Of a list that an estimator answers for value by value, each row states its own.
+    return {name: value for name, value in settings.items() if not (name in ANSWERED_ONE_BY_ONE and isinstance(value, list))}
 
 
 def _composed_with(estimator: str) -> DictConfig:

@@ -1,0 +1,93 @@
+"""Eigenbases: a curvature H = Q Λ Qᵀ, layer by layer, as what an estimator needs of it: gradients in the basis, and Λ."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attribution.gradients import LayerGradients
+from attribution.node import Artifact
+
+NEGATIVE = 1e-5
+"""How far below zero rounding can take an eigenvalue of a matrix summed in float32, as a share of the largest one."""
+
+
+class Basis(Artifact):
+    """A basis in which the curvature of each block of parameters is diagonal: (H + λI)⁻¹ divides by ``values + λ`` there."""
+
+    values: Mapping[str, Tensor]
+    """Block (layer) name → its eigenvalues, float64, in the shape of its rotated gradient."""
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the blocks."""
+        return list(self.values)
+
+    @abstractmethod
+    def rotate(self, gradients: LayerGradients) -> LayerGradients:
+        """Block name → gradients in the basis, ``[.., *shape of values]``, in the type and on the device of the given ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerBasis(Basis):
+    """``H_layer = Σ_{o,i} values[o, i] q qᵀ`` with q = QB[:, o] ⊗ QA[:, i] on the joint block [W | b] ``[out, in (+1)]``.
+
+    ``QA [in (+1), in (+1)]`` and ``QB [out, out]``: float32 eigenvectors in columns; ``values [out, in (+1)]`` float64.
+    Layers that H does not cover, the norms', are left out of what ``rotate`` returns.
+    """
+
+    QA: Mapping[str, Tensor]
+    QB: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+    def rotate(self, gradients: LayerGradients) -> LayerGradients:
+        """QBᵀ g QA for g ``[.., out, in (+1)]``."""
+        rotated = {}
+        for layer in self.values:
+            g = gradients[layer]
+            rotated[layer] = self.QB[layer].to(g).mT @ (g @ self.QA[layer].to(g))
+        return rotated
+
+    def save(self, folder: Path) -> None:
+        save_file(named(QA=self.QA, QB=self.QB, values=self.values), folder / "basis.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(**by_kind(load_file(folder / "basis.safetensors")))
+
+
+def eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, none below zero, and eigenvectors of a positive semidefinite ``matrix``, both float64.
+
+    Raises:
+        FloatingPointError: not finite, or negative beyond rounding; names ``what`` the matrix is.
+    """
+    matrix = matrix.double()
+    if not matrix.isfinite().all():
+        raise FloatingPointError(f"{what} is not finite: did training diverge?")
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    if values[0] < -NEGATIVE * values[-1].abs():
+        raise FloatingPointError(
+            f"{what} has the eigenvalue {float(values[0]):.2g} beside the largest, {float(values[-1]):.2g}, but a curvature has "
+            "none below zero: the sums have lost their precision; use float32 without TF32, or a float64 model"
+        )
+    return values.clamp(min=0), vectors
+
+
+def named(**kinds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One table for a file: ``kind/layer`` → tensor."""
+    return {f"{kind}/{layer}": tensor.contiguous() for kind, tensors in kinds.items() for layer, tensor in tensors.items()}
+
+
+def by_kind(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What ``named`` put together."""
+    kinds: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, layer = name.split("/", 1)
+        kinds.setdefault(kind, {})[layer] = tensor
+    return kinds

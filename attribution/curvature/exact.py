@@ -1,0 +1,191 @@
+"""The exact Gauss-Newton matrix of a small model: what the approximations are measured against, and a curvature of its own.
+
+``H = 1/(N K) Σ_{n,k} Jᵀ (2/d) J`` over the given draws, J the Jacobian ``[d, P]`` of the network's output, norm layers included:
+the Hessian of the mean loss, but for the curvature of the network itself. J is found pixel by pixel: d passes a draw.
+
+The flat order of the P parameters is that of per-example gradients: layer after layer, each joint block [W | b] row by row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attribution.curvature.basis import Basis, eigh
+from attribution.curvature.pseudo import OutputProbe
+from attribution.draws import Draws, DrawScheme
+from attribution.estimators.base import Execution
+from attribution.estimators.passes import ranges
+from attribution.gradients import LayerGradients, PerExampleGradients
+from attribution.images import ImageSet
+from attribution.measurements import Measure
+from attribution.node import Artifact, Cost, Get, Node, execution
+from attribution.training import Recorded
+
+MOST = 5000
+"""Parameters: a matrix of 200 MB, and a minute or two for its eigenvalues."""
+
+WHOLE = "all parameters"
+"""The name of the one block that the basis has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactGGN:
+    """The dense matrix over ``draws`` of every training example, in float64, for at most 5000 parameters."""
+
+    draws: DrawScheme
+    execution: Execution = execution(default=Execution())
+
+    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
+        """Its eigenbasis at the trained model.
+
+        Raises:
+            ValueError: too many parameters.
+        """
+        if record.parameter_count > MOST:
+            raise ValueError(
+                f"curvature=exact for {record.parameter_count} parameters: the dense matrix is for at most {MOST}; "
+                "choose curvature=kfac or ekfac, or a smaller model"
+            )
+        return DenseGGN(self.draws, record, train, flips, self.execution)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseBasis(Basis):
+    """``H = vectors diag(eigenvalues) vectorsᵀ``, ``[P, P]`` and ``[P]``, float64; one block, of shape ``[1, P]``."""
+
+    vectors: Tensor
+    eigenvalues: Tensor
+
+    @cached_property
+    def values(self) -> Mapping[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {WHOLE: self.eigenvalues.unsqueeze(0)}
+
+    def rotate(self, gradients: LayerGradients) -> LayerGradients:
+        g = flat(gradients)
+        return {WHOLE: (g @ self.vectors.to(g)).unsqueeze(-2)}
+
+    def solve(self, gradient: Tensor, damping: float) -> Tensor:
+        """(H + λI)⁻¹ g for flat gradients ``[.., P]`` (``flat``)."""
+        vectors = self.vectors.to(gradient)
+        return ((gradient @ vectors) / (self.eigenvalues.to(gradient) + damping)) @ vectors.T
+
+    def matrix(self) -> Tensor:
+        """H itself, ``[P, P]``."""
+        return (self.vectors * self.eigenvalues) @ self.vectors.T
+
+    def save(self, folder: Path) -> None:
+        save_file({"vectors": self.vectors.contiguous(), "eigenvalues": self.eigenvalues}, folder / "ggn.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(**load_file(folder / "ggn.safetensors"))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Artifact):
+    """``matrix [P, P]``: Σ Jᵀ (2/d) J over some examples and all their draws."""
+
+    matrix: Tensor
+
+    def save(self, folder: Path) -> None:
+        save_file({"matrix": self.matrix}, folder / "sum.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(load_file(folder / "sum.safetensors")["matrix"])
+
+
+@dataclass(frozen=True)
+class DenseShard(Node[Sum]):
+    """The sum over the training examples ``rows[0]..rows[1]-1``."""
+
+    ARTIFACT = Sum
+    TRANSIENT = True
+
+    draws: DrawScheme
+    record: Recorded
+    train: ImageSet
+    flips: bool
+    rows: tuple[int, int]
+    execution: Execution = execution(default=Execution())
+
+    def cost(self) -> Cost:
+        size = 8 * self.record.parameter_count**2
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
+
+    def compute(self, get: Get) -> Sum:
+        device, images = self.execution.torch_device(), get(self.train)
+        per_example = PerExampleGradients(self.record.network(get).double().to(device), self.execution.batch_size)
+        total: Any = 0
+        # A block holds the gradients of all its inputs, one pixel at a time.
+        block = self.execution.examples_at_once(2 * self.record.parameter_count * self.draws.count)
+        for start, stop in ranges(*self.rows, block):
+            rows = slice(start, stop)
+            draws = self.draws.draw("curvature", images.ids(rows).to(device), self.record.schedule.T, self.flips)
+            measure = OutputPixels(self.record.schedule)
+            total = total + measure.gram(per_example, images.x0(rows).to(device).double(), draws)
+        return Sum(total.cpu())
+
+
+@dataclass(frozen=True)
+class OutputPixels(OutputProbe):
+    """``pixel`` j of the output, ε_θ(x_t, t)_j: its gradient is row j of the Jacobian."""
+
+    pixel: int = 0
+
+    def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        images, t, noise = Measure.inputs(self, x0, draws)
+        v = torch.zeros_like(noise)
+        v.flatten(1)[:, self.pixel] = 1
+        return images, t, torch.cat([noise, v], dim=1)
+
+    def gram(self, per_example: PerExampleGradients, x0: Tensor, draws: Draws) -> Tensor:
+        """Σ Jᵀ (2/d) J over all draws of all examples, ``[P, P]``."""
+        K, d = draws.count, x0[0].numel()
+        single = Draws(*(field.flatten().unsqueeze(1) for field in (draws.timestep, draws.noise_seed, draws.flip)))
+        total: Any = 0
+        for pixel in range(d):
+            row = flat(per_example.capture(type(self)(self.schedule, pixel), x0.repeat_interleave(K, 0), single).mean())
+            total = total + row.T @ row
+        return total * (2 / d)
+
+
+@dataclass(frozen=True)
+class DenseGGN(Node[DenseBasis]):
+    """The matrix over all training examples, eigendecomposed."""
+
+    ARTIFACT = DenseBasis
+
+    draws: DrawScheme
+    record: Recorded
+    train: ImageSet
+    flips: bool
+    execution: Execution = execution(default=Execution())
+
+    def parts(self, get: Get) -> list[DenseShard]:
+        return [
+            DenseShard(self.draws, self.record, self.train, self.flips, rows, self.execution)
+            for rows in ranges(0, self.train.count, self.execution.shard)
+        ]
+
+    def cost(self) -> Cost:
+        size = 8 * self.record.parameter_count**2
+        return Cost(passes=self.train.count * self.draws.count, memory=4 * size, disk=size)
+
+    def compute(self, get: Get) -> DenseBasis:
+        total: Any = 0
+        for shard in self.parts(get):
+            total = total + get(shard).matrix
+        values, vectors = eigh(total / (self.train.count * self.draws.count), "the exact Gauss-Newton matrix")
+        return DenseBasis(vectors, values)
+
+
+def flat(gradients: LayerGradients) -> Tensor:
+    """``[.., P]``: layer after layer, each block ``[.., rows, columns]`` row by row."""
+    return torch.cat([block.flatten(-2) for block in gradients.values()], dim=-1)

@@ -1,0 +1,155 @@
+"""Kronecker factors of the Gauss-Newton matrix, layer by layer (Martens & Grosse 2015; Eschenhagen et al. 2023 for weight sharing).
+
+For Linear and Conv2d layers, H_layer ≈ B ⊗ A on the joint block [W | b]: A from the layer's inputs a (a constant 1 appended),
+B from the pseudo-gradients b of its outputs. With N examples, K draws and R positions:
+
+    expand   A = 1/(N K R) Σ_{n,k,r} a aᵀ       B = 1/(N K) Σ_{n,k,r} b bᵀ
+    reduce   A = 1/(N K) Σ_{n,k} ā āᵀ           B = 1/(N K) Σ_{n,k} b̂ b̂ᵀ       ā the mean, b̂ the sum over positions
+
+The positions of a layer that is called twice, or shares its weights with another, are those of all calls.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attribution import coverage, hooks
+from attribution.curvature.basis import by_kind, named
+from attribution.curvature.moments import position_sums, second_moments
+from attribution.curvature.pseudo import KroneckerLayer, PseudoGradients
+from attribution.node import Artifact, Cost, Get, Node
+from attribution.training import Recorded
+
+Sharing = Literal["expand", "reduce"]
+DOUBLE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Factors(Artifact):
+    """Sums over some of the training examples, float64, for each layer.
+
+    ``A [in (+1), in (+1)]``, ``B [out, out]``, and ``counts [2]``: how many rows were summed in A, and how many inputs (N·K) in B.
+    """
+
+    A: Mapping[str, Tensor]
+    B: Mapping[str, Tensor]
+    counts: Mapping[str, Tensor]
+
+    def means(self, layer: str) -> tuple[Tensor, Tensor]:
+        """A and B of a layer, as defined."""
+        rows, inputs = self.counts[layer]
+        return self.A[layer] / rows, self.B[layer] / inputs
+
+    def save(self, folder: Path) -> None:
+        save_file(named(A=self.A, B=self.B, counts=self.counts), folder / "factors.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(**by_kind(load_file(folder / "factors.safetensors")))
+
+
+class FactorSums:
+    """Adds up factors, pass by pass; ``add`` is what ``hooks.run`` calls with a layer's calls."""
+
+    def __init__(self, sharing: Sharing):
+        self.sharing = sharing
+        self._sums: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}, "counts": {}}
+
+    def add(self, name: str, calls: list[hooks.Call]) -> None:
+        moments = _expanded(calls) if self.sharing == "expand" else _reduced(calls)
+        for kind, value in zip(self._sums, moments, strict=True):
+            add_to(self._sums[kind], name, value)
+
+    def factors(self) -> Factors:
+        """The sums so far."""
+        return Factors(**{kind: {name: value.cpu() for name, value in sums.items()} for kind, sums in self._sums.items()})
+
+
+def _expanded(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
+    A, B, positions = zip(*(second_moments(layer, a, b) for layer, a, b in _sides(calls)), strict=True)
+    counts = torch.tensor([sum(positions), len(calls[0].input)], dtype=torch.float64)
+    return _total(A), _total(B), counts
+
+
+def _reduced(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
+    a, b, positions = zip(*(position_sums(layer, a, b) for layer, a, b in _sides(calls)), strict=True)
+    mean, total = _total(a) / sum(positions), _total(b)
+    return mean.T @ mean, total.T @ total, torch.tensor([len(mean), len(mean)], dtype=torch.float64)
+
+
+def _sides(calls: list[hooks.Call]) -> list[tuple[KroneckerLayer, Tensor, Tensor]]:
+    return [(cast(KroneckerLayer, call.layer), call.input, cast(Tensor, call.gradient)) for call in calls]
+
+
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0) if len(tensors) > 1 else tensors[0]
+
+
+def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """``sums[name] += value`` in float64."""
+    sums[name] = sums[name].add_(value) if name in sums else value.double()
+
+
+@dataclass(frozen=True)
+class FactorShard(Node[Factors]):
+    """The sums over the training examples ``rows[0]..rows[1]-1``."""
+
+    ARTIFACT = Factors
+    TRANSIENT = True
+
+    pseudo: PseudoGradients
+    sharing: Sharing
+    rows: tuple[int, int]
+
+    def cost(self) -> Cost:
+        size = factor_bytes(self.pseudo.record)
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.pseudo.draws.count, memory=size, disk=size)
+
+    def compute(self, get: Get) -> Factors:
+        sums = FactorSums(self.sharing)
+        self.pseudo.run(get, self.rows, sums.add)
+        return sums.factors()
+
+
+@dataclass(frozen=True)
+class AllFactors(Node[Factors]):
+    """The sums over all training examples."""
+
+    ARTIFACT = Factors
+
+    pseudo: PseudoGradients
+    sharing: Sharing
+
+    def parts(self, get: Get) -> list[FactorShard]:
+        return [FactorShard(self.pseudo, self.sharing, rows) for rows in self.pseudo.shards]
+
+    def cost(self) -> Cost:
+        size = factor_bytes(self.pseudo.record)
+        return Cost(passes=self.pseudo.train.count * self.pseudo.draws.count, memory=2 * size, disk=size)
+
+    def compute(self, get: Get) -> Factors:
+        sums: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for shard in self.parts(get):  # one at a time: the factors of a large model take gigabytes
+            part = get(shard)
+            for kind, tensors in (("A", part.A), ("B", part.B), ("counts", part.counts)):
+                for name, tensor in tensors.items():
+                    add_to(sums[kind], name, tensor if name in sums[kind] else tensor.clone())
+        return Factors(**sums)
+
+
+def blocks(record: Recorded) -> list[tuple[int, int]]:
+    """(out, in (+1)) of every layer that has factors."""
+    with torch.device("meta"):
+        layers = dict(coverage.find_layers(record.model()).values())
+    return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
+
+
+def factor_bytes(record: Recorded) -> float:
+    """What the factors of a model take."""
+    return DOUBLE * sum(out**2 + columns**2 for out, columns in blocks(record))

@@ -1,0 +1,87 @@
+"""K-FAC: the Kronecker factors, eigendecomposed once (K-FAC influence, §3.1.2; METHODS.md §2).
+
+B ⊗ A = (Q_B ⊗ Q_A)(Λ_B ⊗ Λ_A)(Q_B ⊗ Q_A)ᵀ, so that any damping is exact: 1/(λ_B λ_A + λ) in the basis.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from attribution.curvature.basis import Basis, KroneckerBasis, eigh
+from attribution.curvature.factors import AllFactors, Sharing, blocks
+from attribution.curvature.pseudo import Fisher, PseudoGradients
+from attribution.draws import DrawScheme
+from attribution.estimators.base import Execution
+from attribution.images import ImageSet
+from attribution.node import Cost, Get, Node, execution
+from attribution.training import Recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class KroneckerCurvature(ABC):
+    """``draws`` of every training example; ``fisher``: what is backpropagated (see ``pseudo``); ``sharing``: see ``factors``."""
+
+    draws: DrawScheme
+    fisher: Fisher = "mc"
+    sharing: Sharing = "expand"
+    execution: Execution = execution(default=Execution())
+
+    def __post_init__(self):
+        for name, choices in (("fisher", ("mc", "empirical")), ("sharing", ("expand", "reduce"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"curvature.{name}={getattr(self, name)}: choose {' or '.join(choices)}")
+
+    @abstractmethod
+    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+        """The eigenbasis of the training loss's curvature at the trained model.
+
+        ``flips``: mirror images at random, as training did.
+
+        Raises (when computed):
+            ValueError: a grouped convolution, or no layer to work on.
+            FloatingPointError: a factor that is not finite or not positive semidefinite; names the layer.
+        """
+
+    def pseudo_gradients(self, record: Recorded, train: ImageSet, flips: bool) -> PseudoGradients:
+        """What the factors are moments of."""
+        return PseudoGradients(
+            record=record, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFAC(KroneckerCurvature):
+    """H_layer ≈ B ⊗ A."""
+
+    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+        return KFACBasis(AllFactors(self.pseudo_gradients(record, train, flips), self.sharing))
+
+
+@dataclass(frozen=True)
+class KFACBasis(Node[Basis]):
+    """The eigenvectors of both factors and the outer product of their eigenvalues."""
+
+    ARTIFACT = KroneckerBasis
+
+    factors: AllFactors
+
+    def cost(self) -> Cost:
+        return basis_cost(self.factors.pseudo.record)
+
+    def compute(self, get: Get) -> KroneckerBasis:
+        factors, device = get(self.factors), self.factors.pseudo.execution.torch_device()
+        QA, QB, values = {}, {}, {}
+        for layer in factors.A:
+            A, B = factors.means(layer)
+            in_values, in_vectors = eigh(A.to(device), f"the K-FAC factor A of layer {layer}")
+            out_values, out_vectors = eigh(B.to(device), f"the K-FAC factor B of layer {layer}")
+            QA[layer], QB[layer] = in_vectors.float().cpu(), out_vectors.float().cpu()
+            values[layer] = torch.outer(out_values, in_values).cpu()
+        return KroneckerBasis(QA, QB, values)
+
+
+def basis_cost(record: Recorded) -> Cost:
+    """Eigenvectors in float32 and eigenvalues in float64; no passes."""
+    size = sum(4 * (out**2 + columns**2) + 8 * out * columns for out, columns in blocks(record))
+    return Cost(memory=2 * size, disk=size)
