@@ -6,6 +6,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads must not take the cores of others
 
 import hydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from experiments.errors import EXPECTED
@@ -16,9 +17,8 @@ def main(config: DictConfig) -> None:
     try:
         hydra.utils.instantiate(config.task)(config)
     except EXPECTED as error:
-        if not isinstance(error, hydra.errors.InstantiationException):
-            sys.exit(f"error: {error}")
-        sys.exit(f"error: {error.__cause__ or error}")
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        sys.exit(f"error: {cause or error}")
 
 
 if __name__ == "__main__":

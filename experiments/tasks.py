@@ -107,6 +107,8 @@ def store(config: DictConfig, action: str, node: str | None, apply: bool, **cond
     if action == "list":
         inventory_table.show(inventory.listing(root.root), str(root.root))
     elif action == "explain":
+        if node is None:
+            raise ValueError("task.action=explain needs task.node=FINGERPRINT, or its beginning; task.action=list shows them")
         inventory_table.show_explanation(inventory.explain(root.root, node))
     elif action == "prune":
         rows = prune(root, **conditions, dry_run=not apply)
@@ -120,6 +122,6 @@ def _show_training(run: Lab, record: TrainingRecord, used: Sequence[int] = ()) -
     rates = table["learning_rate"][:, 0]
     steps = range(1, len(record.losses) + 1)
     run.report.figure("training", figures.training_curve(steps, record.losses, rates, record.steps, used))
-    run.tracker.curve("training", steps, {"loss": record.losses, "learning_rate": rates})
+    run.tracker.curve("training", steps, {"loss": record.losses.tolist(), "learning_rate": rates.tolist()})
     samples = run.store(run.experiment.samples(run.config.samples.n, run.config.samples.seed))
     run.report.figure("samples", figures.grid(samples))

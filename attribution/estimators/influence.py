@@ -195,7 +195,7 @@ class InfluenceShard(Node[InfluenceProducts]):
         return self.compute_together([self], get)[0]
 
     @classmethod
-    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[InfluenceProducts]:
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[InfluenceProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
         how, device = first.estimator, first.estimator.execution.torch_device()
         per_example = engine(first.record, None, how.execution, get)

@@ -55,7 +55,7 @@ class SelfInfluenceShard(Node[Influence]):
         return self.compute_together([self], get)[0]
 
     @classmethod
-    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
         estimator, device = first.estimator, first.estimator.execution.torch_device()
         per_example = engine(first.record, step_of(estimator), first.estimator.execution, get)

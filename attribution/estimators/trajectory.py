@@ -107,7 +107,7 @@ class QuerySide(Node[QueryGradients]):
         return self.compute_together([self], get)[0]
 
     @classmethod
-    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryGradients]:
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryGradients]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
         device = first.estimator.execution.torch_device()
         per_example = engine(first.record, step_of(first.estimator), first.estimator.execution, get)
@@ -179,7 +179,7 @@ class CheckpointScores(Node[Products]):
         return self.compute_together([self], get)[0]
 
     @classmethod
-    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Products]:
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Products]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
         device = first.estimator.execution.torch_device()
         per_example = engine(first.record, step_of(first.estimator), first.estimator.execution, get)

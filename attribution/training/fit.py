@@ -123,7 +123,7 @@ def fit(
             )
             _check_processes(trainer, len(images), recipe.batch_size)
             # Lightning converts after it restores a checkpoint, which would round a float64 one to float32.
-            module = trainer.precision_plugin.convert_module(module)
+            trainer.precision_plugin.convert_module(module)
             trainer.fit(module, Batches(images, seed, recipe.batch_size), ckpt_path=recorder.resume_from, weights_only=True)
     if trainer.is_global_zero:
         if not (folder / "record.json").exists():

@@ -1,6 +1,7 @@
 """The LightningModule: the training loss at recorded draws, and nothing that Lightning already does."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -75,7 +76,7 @@ class DiffusionModule(L.LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.model.parameters())
         steps = self.trainer.max_steps
         scheduler = get_scheduler(

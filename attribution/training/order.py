@@ -66,7 +66,7 @@ class StepLoader(DataLoader):
     """Yields the batches of a ``BatchOrder``; resumable, as Lightning understands it, because the order knows where to start."""
 
     def __init__(self, images: Images, order: BatchOrder):
-        super().__init__(BatchReader(images), batch_sampler=order, collate_fn=_as_read)
+        super().__init__(BatchReader(images), batch_sampler=order, collate_fn=_as_read)  # pyright: ignore[reportArgumentType]
 
     def state_dict(self) -> dict[str, Any]:
         return {}
