@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution import coverage, hooks
+from attribution.diffusion import eval_mode
 from attribution.draws import Draws
 from attribution.hooks import Call, Finish
 from attribution.layers import STEP, Layer, pieces
@@ -78,7 +79,7 @@ class PerExampleGradients:
         # In full precision even where the caller computes in less: what is found here does not depend on it, the tolerance does.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
             ours = Captured(self, measure, x0, draws).mean()
-            with hooks.eval_mode(self.model):
+            with eval_mode(self.model):
                 coverage.check(self.model, self.layers, ours, measure, x0, draws)
         self._checked = len(draws) * draws.count
 

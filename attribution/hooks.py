@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.diffusion import denoiser
+from attribution.diffusion import denoiser, eval_mode
 from attribution.layers import Layer
 from attribution.measurements import Measure
 
@@ -134,16 +134,3 @@ def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
             handle.remove()
         for p in trained:
             p.requires_grad_()
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module is back in its own mode."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attribution.diffusion import denoiser
+from attribution.diffusion import denoiser, eval_mode
 from attribution.draws import Draws, Uniform
 from attribution.gradients import PerExampleGradients
-from attribution.hooks import eval_mode
 from attribution.measurements import Measure
 
 Row = dict[str, Any]

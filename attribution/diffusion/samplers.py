@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution import philox
-from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser
+from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser, eval_mode
 
 _MASK = 0xFFFFFFFF
 
@@ -176,10 +176,5 @@ def _evaluating(model: nn.Module | Denoiser) -> Iterator[Denoiser]:
     if not isinstance(model, nn.Module):
         yield model
         return
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with eval_mode(model):
         yield denoiser(model)
-    finally:
-        for module in training:
-            module.training = True

@@ -3,7 +3,8 @@
 Timesteps are 1..T everywhere in this package; networks and diffusers' schedulers, which count from 0, get t - 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -65,3 +66,16 @@ def denoiser(model: nn.Module) -> Denoiser:
         return output if isinstance(output, Tensor) else output.sample
 
     return epsilon
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module is back in its own mode."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
