@@ -8,7 +8,7 @@ from torch import nn
 
 from attribution.diffusion import NoiseSchedule
 from attribution.diffusion.samplers import Sampler
-from attribution.estimators import Execution
+from attribution.execution import Execution
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.fit import Hardware, Recipe
 from experiments.datasets import Source, Split

@@ -11,8 +11,7 @@ import torch
 
 from attribution import philox
 from attribution.diffusion.samplers import Sampler
-from attribution.estimators import Execution
-from attribution.estimators.passes import ranges
+from attribution.execution import Execution, ranges
 from attribution.images import Images, ImageSet
 from attribution.node import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded

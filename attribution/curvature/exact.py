@@ -19,8 +19,7 @@ from torch import Tensor
 from attribution.curvature.basis import Basis, eigh
 from attribution.curvature.pseudo import OutputProbe
 from attribution.draws import Draws, DrawScheme
-from attribution.estimators.base import Execution
-from attribution.estimators.passes import ranges
+from attribution.execution import Execution, ranges
 from attribution.gradients import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.measurements import Measure

@@ -12,7 +12,7 @@ from attribution.curvature.basis import Basis, KroneckerBasis, eigh
 from attribution.curvature.factors import AllFactors, Sharing, blocks
 from attribution.curvature.pseudo import Fisher, PseudoGradients
 from attribution.draws import DrawScheme
-from attribution.estimators.base import Execution
+from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.node import Cost, Get, Node, execution
 from attribution.training import Recorded

@@ -15,13 +15,13 @@ from attribution import hooks, philox
 from attribution.convolution import ConvLayer
 from attribution.diffusion import Denoiser
 from attribution.draws import Draws, DrawScheme
-from attribution.estimators.base import Execution
-from attribution.estimators.passes import engine, ranges
+from attribution.execution import Execution, ranges
 from attribution.gradients import PerExampleGradients
 from attribution.images import ImageSet
 from attribution.layers import LinearLayer
 from attribution.measurements import Loss, Measure
 from attribution.node import Get, execution
+from attribution.passes import engine
 from attribution.training import Recorded
 
 _MASK = 0xFFFFFFFF

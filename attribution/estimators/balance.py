@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from attribution.draws import Draws, Uniform
-from attribution.estimators.base import Execution
-from attribution.estimators.passes import engine, ranges
 from attribution.estimators.retrac import inverse
+from attribution.execution import Execution, ranges
 from attribution.gradients import Captured, LayerGradients
 from attribution.images import ImageSet
 from attribution.node import Artifact, Cost, Get, Node, execution
+from attribution.passes import engine
 from attribution.training import Recorded
 
 

@@ -23,11 +23,12 @@ from attribution.curvature import Basis
 from attribution.draws import Draws, DrawScheme
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.base import Estimator
-from attribution.estimators.passes import engine, finite, key, ranges
+from attribution.execution import ranges
 from attribution.gradients import Captured, LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.measurements import Measure
 from attribution.node import Artifact, Cost, Get, Node
+from attribution.passes import engine, finite, key
 from attribution.scores import Scores
 from attribution.training import Recorded
 

@@ -8,10 +8,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from attribution.estimators.passes import engine, key, ranges, rowwise_dot
 from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates, step_of
+from attribution.execution import ranges
 from attribution.images import ImageSet
 from attribution.node import Artifact, Cost, Get, Node
+from attribution.passes import engine, key, rowwise_dot
 from attribution.training import Recorded
 from attribution.training.checkpoints import select
 

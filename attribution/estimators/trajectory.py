@@ -18,11 +18,12 @@ from torch import Tensor
 
 from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator
-from attribution.estimators.passes import dot, engine, key, ranges
+from attribution.execution import ranges
 from attribution.gradients import Captured, LayerGradients
 from attribution.images import ImageSet
 from attribution.measurements import Measure
 from attribution.node import Artifact, Cost, Get, Node
+from attribution.passes import dot, engine, key
 from attribution.scores import Scores
 from attribution.training import Recorded
 from attribution.training.checkpoints import select

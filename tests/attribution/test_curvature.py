@@ -15,7 +15,7 @@ from attribution.curvature.ekfac import rotated_squares
 from attribution.curvature.factors import AllFactors, Factors, FactorSums
 from attribution.curvature.pseudo import OutputProbe, kronecker_homes
 from attribution.draws import Draws, Uniform
-from attribution.estimators import Execution
+from attribution.execution import Execution
 from attribution.gradients import PerExampleGradients, per_example_gradients
 from attribution.images import ImageSet
 from attribution.measurements import Loss

@@ -9,7 +9,8 @@ import torch
 
 from attribution import hooks
 from attribution.draws import Even, Fixed, Uniform
-from attribution.estimators import Execution, ReTrac, SelfInfluence, TracIn
+from attribution.estimators import ReTrac, SelfInfluence, TracIn
+from attribution.execution import Execution
 from attribution.measurements import Loss
 from attribution.node import InMemory
 from tests.worlds import SCHEDULE, Blobs, trained
@@ -234,7 +235,7 @@ def test_a_model_without_a_record_is_refused(get):
 
 def test_gradients_that_are_not_finite_name_their_layer(get):
     """Claim (DESIGN.md §4.7): NaN parameters give an error with the layer, never NaN scores."""
-    from attribution.estimators.passes import dot
+    from attribution.passes import dot
 
     good, bad = (
         {"a": torch.ones(2, 3, 4), "b": torch.ones(2, 3, 4)},

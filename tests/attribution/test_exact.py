@@ -12,7 +12,7 @@ from attribution.curvature import DenseBasis, ExactGGN
 from attribution.curvature.exact import flat
 from attribution.diffusion import denoiser
 from attribution.draws import Draws, Uniform
-from attribution.estimators import Execution
+from attribution.execution import Execution
 from attribution.gradients import per_example_gradients
 from attribution.images import ImageSet
 from attribution.measurements import Loss

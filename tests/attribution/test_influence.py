@@ -9,9 +9,9 @@ import torch
 
 from attribution.curvature import KFAC
 from attribution.draws import Uniform
-from attribution.estimators import Execution
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.influence import GRID, KFACInfluence
+from attribution.execution import Execution
 from attribution.gradients import PerExampleGradients
 from attribution.measurements import Loss, SquareNorm
 from attribution.node import InMemory

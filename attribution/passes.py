@@ -6,15 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.estimators.base import Execution
+from attribution.execution import Execution
 from attribution.gradients import LayerGradients, PerExampleGradients
 from attribution.node import Get, Node, describe
 from attribution.training import Recorded
-
-
-def ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """start..stop-1 cut into consecutive (start, stop) of at most ``size``."""
-    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
