@@ -66,12 +66,11 @@ class ConvLayer(Layer):
         patches = (a.flatten(2) if self._pointwise else self._patches(self._padded(a)).squeeze(1)).mT
         return F.pad(patches, (0, 1), value=1.0) if self.bias else patches, b
 
-    def padded(self, a: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input as the kernel sees it ``[N, C, H', W']``, and how many rows of zeros it begins and ends with."""
+    def padded(self, a: Tensor) -> Tensor:
+        """The input as the kernel sees it, ``[N, C, H', W']``."""
         vertical, horizontal = _pads(self.module)
         mode = self.module.padding_mode
-        a = F.pad(a, (*horizontal, *vertical), mode="constant" if mode == "zeros" else mode)
-        return a, (vertical if mode == "zeros" else (0, 0))
+        return F.pad(a, (*horizontal, *vertical), mode="constant" if mode == "zeros" else mode)
 
     def _padded(self, a: Tensor) -> Tensor:
         if not any(self._explicit_padding):

@@ -74,11 +74,15 @@ def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, 
 
 
 class DrawScheme(ABC):
-    """How the K draws of an example are chosen; ``seed`` is independent of the seed of training."""
+    """How the K draws of an example are chosen; ``seed`` is independent of the seed of training.
+
+    ``bins`` above 1 asks estimators for scores by pair of (query's, training example's) timesteps, 1..T in so many equal stretches.
+    """
 
     VERSION: ClassVar[int] = 1
 
     seed: int
+    bins: int
 
     @property
     @abstractmethod
@@ -104,9 +108,10 @@ class Uniform(DrawScheme):
 
     n: int | Sequence[int]
     seed: int = 0
+    bins: int = 1
 
     def __post_init__(self):
-        _at_least_one(n=min(self.prefixes, default=0))
+        _at_least_one(n=min(self.prefixes, default=0), bins=self.bins)
 
     @property
     def prefixes(self) -> list[int]:
@@ -128,9 +133,10 @@ class Fixed(DrawScheme):
     timesteps: Sequence[int]
     noises: int = 1
     seed: int = 0
+    bins: int = 1
 
     def __post_init__(self):
-        _at_least_one(timesteps=len(self.timesteps), noises=self.noises)
+        _at_least_one(timesteps=len(self.timesteps), noises=self.noises, bins=self.bins)
 
     @property
     def count(self) -> int:
@@ -152,9 +158,10 @@ class Even(DrawScheme):
     n: int
     noises: int = 1
     seed: int = 0
+    bins: int = 1
 
     def __post_init__(self):
-        _at_least_one(n=self.n, noises=self.noises)
+        _at_least_one(n=self.n, noises=self.noises, bins=self.bins)
 
     @property
     def count(self) -> int:

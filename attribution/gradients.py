@@ -9,8 +9,10 @@ are left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm o
 missing part.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,19 @@ LayerGradients = dict[str, Tensor]
 
 Weights = Callable[[Tensor], Tensor] | Tensor | None
 """A weight for each draw: ``[B, K]``, or an elementwise function of the draws' norms; None is 1."""
+
+
+class Contraction(Protocol):
+    """What to make of layers' calls: their gradients, or something smaller and linear in these.
+
+    ``contract``: from inputs and output gradients of a call the sum over the K draws of an example, ``[N / K, *blocks[name]]``.
+    """
+
+    blocks: Mapping[str, tuple[int, int]]
+    """Layer name → the shape of what comes out."""
+
+    def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor: ...
+
 
 _Part = tuple[slice, slice]
 """The examples and the draws of one pass."""
@@ -51,6 +66,7 @@ class PerExampleGradients:
         self.model, self.batch_size = model, batch_size
         self.homes = coverage.find_layers(model)
         self.layers: dict[str, Layer] = {home: layer for home, layer in self.homes.values() if home == layer.name}
+        self.blocks: Mapping[str, tuple[int, int]] = {name: layer.block for name, layer in self.layers.items()}
         self.parameters = [p for layer in self.layers.values() for p in layer.parameters.values()]
         self._checked = 0
 
@@ -68,6 +84,9 @@ class PerExampleGradients:
         if self._checked < min(2, len(draws) * draws.count):
             self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)))
         return Captured(self, measure, x0, draws)
+
+    def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
+        return layer.contract(a, b, K)
 
     def versions(self) -> list[tuple[int, int]]:
         """Another list once a parameter is written to or gets other memory."""
@@ -107,6 +126,7 @@ class Captured:
         self._kept: _Seen | None = None
         self._norms: Tensor | None = None
         self._mean: LayerGradients | None = None
+        self._whole, self._mask = self, cast(Tensor | None, None)  # of another capture, and a mask, after ``where``
 
     def hold(self) -> None:
         """Runs the pass and keeps what it brings out, for several means; does nothing where one pass does not hold all."""
@@ -115,6 +135,8 @@ class Captured:
 
     def norms(self) -> Tensor:
         """‖∇_{b,k}‖ of every single draw over all layers, ``[B, K]``."""
+        if self._whole is not self:
+            return self._whole.norms()
         if self._norms is None and self._draws.count == 1:
             self._norms = torch.stack([block.flatten(1).norm(dim=1) for block in self.mean().values()]).norm(dim=0).unsqueeze(1)
         elif self._norms is None:
@@ -122,12 +144,21 @@ class Captured:
             self._norms = self._norms.view(self._draws.timestep.shape)
         return self._norms
 
+    def contracted(self, contraction: Contraction) -> LayerGradients:
+        """(1/K) Σ_k of what ``contraction`` makes of every draw, such as projected gradients that are never formed."""
+        if self._mask is not None:
+            return self._whole._average(self._mask.to(self._dtype), contraction)
+        return self._average(None, contraction)
+
     def mean(self, weights: Weights = None) -> LayerGradients:
         """(1/K) Σ_k w_{b,k} ∇_{b,k}: ``mean(torch.reciprocal)`` averages normalized gradients (ReTrac eq. 9, query side).
 
         Weights that are a function take one pass over everything. ``norms`` first, then a tensor made of them, takes a second one
         where one pass does not hold all.
         """
+        if self._mask is not None:
+            weights = weights(self.norms()) if callable(weights) else weights
+            return self._whole.mean(self._mask.to(self._dtype) if weights is None else weights * self._mask)
         if weights is None:
             self._mean = self._mean or self._average(None)
             return self._mean
@@ -142,10 +173,20 @@ class Captured:
             return {name: block * weights.unsqueeze(2) for name, block in self.mean().items()}
         return self._average(weights)
 
-    def _average(self, weights: Weights) -> LayerGradients:
+    def where(self, mask: Tensor) -> "Captured":
+        """The same with other draws than those of ``mask [B, K]`` left out of the means, which are still divided by K.
+
+        So the means over the masks of a partition add up to the mean. ``hold`` first, or each is a pass of its own.
+        """
+        some = copy.copy(self)
+        some._whole, some._mask, some._mean = self, mask, None
+        return some
+
+    def _average(self, weights: Weights, contraction: Contraction | None = None) -> LayerGradients:
+        contraction = contraction or self._owner
         total: LayerGradients = {}
         for part in self._parts:
-            blocks = self._sum_of(part, weights[part] if isinstance(weights, Tensor) else weights)
+            blocks = self._sum_of(part, weights[part] if isinstance(weights, Tensor) else weights, contraction)
             if len(self._parts) == 1:
                 total = blocks
                 break
@@ -155,7 +196,7 @@ class Captured:
             block /= self._draws.count
         return total
 
-    def _sum_of(self, part: _Part, weights: Weights) -> LayerGradients:
+    def _sum_of(self, part: _Part, weights: Weights, contraction: Contraction) -> LayerGradients:
         """Σ_k w_k ∇_k over the draws of a part, for each of its examples."""
         seen = self._kept
         if weights is not None and not isinstance(weights, Tensor):
@@ -165,7 +206,7 @@ class Captured:
         found: LayerGradients = {}
 
         def finish(name: str, calls: list[Call]) -> None:
-            found[name] = _contract(calls, draws, self._dtype, weights)
+            found[name] = _contract(contraction, name, calls, draws, self._dtype, weights)
 
         if seen is None:
             self._run(part, finish)
@@ -174,7 +215,7 @@ class Captured:
                 for name, calls in seen.items():
                     finish(name, calls)
         for name in self._owner.layers.keys() - found.keys():
-            found[name] = torch.zeros(examples, *self._owner.layers[name].block, dtype=self._dtype, device=self._device)
+            found[name] = torch.zeros(examples, *contraction.blocks[name], dtype=self._dtype, device=self._device)
         return {name: found[name] for name in self._owner.layers}
 
     def _norms_of(self, seen: _Seen, part: _Part) -> Tensor:
@@ -213,12 +254,12 @@ def _shape(part: _Part) -> tuple[int, int]:
     return rows.stop - rows.start, columns.stop - columns.start
 
 
-def _contract(calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
-    """Σ_k w_k ∇_k of a layer, all its calls added up: ``[B, rows, columns]``."""
+def _contract(contraction: Contraction, name: str, calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
+    """Σ_k w_k ∇_k of a layer, or what the contraction makes of it, all its calls added up: ``[B, rows, columns]``."""
     total: Tensor | None = None
     for layer, a, b in _pairs(calls, dtype):
         b = b if weights is None else b * weights.reshape(-1, *[1] * (b.dim() - 1))
-        block = layer.contract(a, b, K)
+        block = contraction.contract(name, layer, a, b, K)
         total = block if total is None else total.add_(block)
     assert total is not None
     return total

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attribution.arrays import Arrays
 from attribution.node import Artifact, Node
 
 
@@ -72,3 +73,26 @@ class ImageSet(Node[Images]):
     @abstractmethod
     def count(self) -> int:
         """How many images."""
+
+    @property
+    def trajectories(self) -> "Node[Trajectories] | None":
+        """How a sampler came to these images, where that is known."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories(Arrays):
+    """``states [N, S + 1, C, H, W]`` float32 from noise to image, and the ids ``index [N]`` of the images."""
+
+    MAPPED = "r"
+
+    states: np.ndarray
+    index: np.ndarray
+
+    def x0(self, rows: slice = slice(None)) -> Tensor:
+        """The states of some, ``[B, S + 1, C, H, W]``: what a measure of trajectories takes instead of images."""
+        return torch.from_numpy(np.array(self.states[rows]))
+
+    def ids(self, rows: slice = slice(None)) -> Tensor:
+        """Ids as int64 ``[B]``."""
+        return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))

@@ -116,6 +116,18 @@ class Node(ABC, Generic[_A]):
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+@dataclass(frozen=True)
+class JointNode(Node[_A]):
+    """A node that only knows how to be computed together with others of its key."""
+
+    def compute(self, get: Get) -> _A:
+        return self.compute_together([self], get)[0]
+
+    @classmethod
+    @abstractmethod
+    def compute_together(cls, nodes: "Sequence[Self]", get: Get) -> Sequence[_A]: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
 def describe(value: Any) -> Any:
     """Any identity as plain JSON. An object may describe itself by a method ``description()``.
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from attribution.bins import ALL
 from attribution.node import Artifact
 
 
@@ -18,7 +19,7 @@ class Scores(Artifact):
     ``values`` float32 ``[.., Q, N]``; its leading axes are the swept values named in ``axes``, in order (damping, draws).
     ``query_index`` ``[Q]`` and ``train_index`` ``[N]`` are the ids of rows and columns in their sources. ``halves`` float32
     ``[2, Q, N]``, where an estimator provides them, are the scores from either half of the query draws: their agreement is the
-    reliability of ``values``.
+    reliability of ``values`` (over all bins of timesteps, where there are several).
     """
 
     values: np.ndarray
@@ -36,9 +37,13 @@ class Scores(Artifact):
         position = []
         for name, values in self.axes.items():
             if axes.get(name) not in list(values):
-                raise ValueError(f"scores at {name}={axes.get(name)} were not computed: choose one of {list(values)}")
+                raise ValueError(
+                    f"scores at {name}={axes.get(name)} were not computed, or cannot be (a damping too small for the curvature): "
+                    f"choose one of {list(values)}"
+                )
             position.append(list(values).index(axes[name]))
-        return Scores(self.values[tuple(position)], self.query_index, self.train_index, {}, self.halves)
+        whole = all(value == ALL for name, value in axes.items() if name.endswith("_bin"))
+        return Scores(self.values[tuple(position)], self.query_index, self.train_index, {}, self.halves if whole else None)
 
     def save(self, folder: Path) -> None:
         np.save(folder / "scores.npy", self.values)

@@ -7,6 +7,7 @@ from typing import Any
 
 from attribution.node import Cost, Node
 from experiments.inventory import entries
+from experiments.inventory_table import duration, size
 from experiments.store import Store
 from experiments.work import Absent, Present
 
@@ -28,6 +29,19 @@ def plan(nodes: Sequence[Node], store: Store, rate: float | None = None) -> list
     memory = max((row["memory"] for row in rows), default=0.0)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
     return [*rows, {"class": "total", **total, "memory": memory, "seconds": sum(known) if known or not rows else None}]
+
+
+def announcement(nodes: Sequence[Node], store: Store) -> str | None:
+    """One line about what ``nodes`` will take, before it starts; None where all of them are there."""
+    *rows, total = plan(nodes, store)
+    if not rows:
+        return None
+    unknown = " and what was never done here" if total["unknown"] else ""
+    time = f"about {duration(total['seconds'])}{unknown}" if total["seconds"] is not None else "a time not yet known"
+    return (
+        f"to compute: {total['nodes']} nodes, {total['passes']:,.0f} passes of an image, {time}; at "
+        f"most {size(total['memory'])} of memory at a time, {size(total['disk'])} on disk (task=plan says more)"
+    )
 
 
 def needed(nodes: Sequence[Node], store: Store) -> set[str]:

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -12,8 +10,8 @@ import torch
 from attribution import philox
 from attribution.diffusion.samplers import Sampler
 from attribution.execution import Execution, ranges
-from attribution.images import Images, ImageSet
-from attribution.node import Artifact, Cost, Get, Node, execution
+from attribution.images import Images, ImageSet, Trajectories
+from attribution.node import Cost, Get, Node, execution
 from attribution.training import Recorded
 from experiments.progress import track
 
@@ -63,6 +61,10 @@ class Samples(ImageSet):
     def count(self) -> int:
         return self.n
 
+    @property
+    def trajectories(self) -> "SampleTrajectories":
+        return SampleTrajectories(self)
+
     def parts(self, get: Get) -> Sequence[Node]:
         return [
             SampleShard(
@@ -81,27 +83,12 @@ class Samples(ImageSet):
         return Images(pixels, index, label)
 
 
-@dataclass(frozen=True, eq=False)
-class StoredTrajectories(Artifact):
-    """``states [N, S + 1, C, H, W]`` float32 from noise to image, memory-mapped, and the ``timesteps [S]`` (1..T) between them."""
-
-    states: np.ndarray
-    timesteps: np.ndarray
-
-    def save(self, folder: Path) -> None:
-        np.save(folder / "states.npy", self.states)
-        np.save(folder / "timesteps.npy", self.timesteps)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        return cls(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "timesteps.npy"))
-
-
 @dataclass(frozen=True)
-class SampleTrajectories(Node[StoredTrajectories]):
+class SampleTrajectories(Node[Trajectories]):
     """How ``samples`` came about: every state of the same sampling."""
 
-    ARTIFACT = StoredTrajectories
+    VERSION = 2
+    ARTIFACT = Trajectories
 
     samples: Samples
 
@@ -109,7 +96,7 @@ class SampleTrajectories(Node[StoredTrajectories]):
         steps = len(self.samples.sampler.timesteps(self.samples.record.schedule.T))
         return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
 
-    def compute(self, get: Get) -> StoredTrajectories:
+    def compute(self, get: Get) -> Trajectories:
         s = self.samples
         device = s.execution.torch_device()
         network = s.record.network(get).float().to(device)
@@ -118,7 +105,7 @@ class SampleTrajectories(Node[StoredTrajectories]):
             seeds = torch.tensor([_seed(s.seed, i) for i in range(start, stop)], device=device)
             trajectory = s.sampler.sample(network, s.record.schedule, s.shape, seeds, trajectory=True, progress=_bar())
             states.append(trajectory.states.cpu().numpy())
-        return StoredTrajectories(np.concatenate(states), np.array(s.sampler.timesteps(s.record.schedule.T)))
+        return Trajectories(np.concatenate(states), np.arange(s.n))
 
 
 def _bar() -> Callable[[int, int], None]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from attribution.estimators import SelfInfluence
 from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.node import Node
 from attribution.training import TrainingRecord
 from attribution.training.checkpoints import select
 from experiments import figures, inventory, inventory_table
@@ -15,9 +16,9 @@ from experiments import speed as speeds
 from experiments.benchmarks import metrics
 from experiments.composition import estimators_of, experiment_of
 from experiments.lab import Lab, lab, set_threads
+from experiments.plan import announcement
 from experiments.plan import plan as plan_of
 from experiments.prune import prune
-from experiments.samples import SampleTrajectories
 from experiments.store import Store
 from experiments.takeaway import write_self_influence, write_takeaway
 
@@ -32,7 +33,7 @@ def train(config: DictConfig) -> None:
         _show_training(run, record)
         if config.samples.trajectory:
             samples = run.experiment.samples(config.samples.n, config.samples.seed)
-            node = SampleTrajectories(samples)
+            node = samples.trajectories
             run.store(node)
             print(f"sampling trajectories: {run.store.folder(node)}")
 
@@ -42,6 +43,7 @@ def evaluate(config: DictConfig) -> None:
     benchmark = instantiate(config.benchmark, _convert_="all")
     estimators = estimators_of(config)
     with lab(config) as run:
+        _announce([run.experiment.record, *benchmark.nodes(run.experiment, estimators)], run.store)
         benchmark.evaluate(run.experiment, estimators, run.store, run.report)
         record = run.store(run.experiment.record)
         chosen = next(iter(estimators.values()))
@@ -60,6 +62,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         experiment, get = run.experiment, run.store
         queries = instantiate(config.queries, _convert_="all").node(experiment)
         node = estimator.scores(experiment.record, experiment.train, queries)
+        _announce([experiment.record, node], get)
         scores, train = get(node), get(experiment.train)
         write_takeaway(run.folder / "scores", scores, train, top)
         print(f"scores and a CSV for each query: {run.folder / 'scores'}")
@@ -85,6 +88,8 @@ def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int])
         measure = instantiate(config.measurement, _convert_="all")
         rows = speeds.gradient_speed(network, shape, measure, examples, draws, repeats)
         rows += speeds.draws_speed(network, shape, measure, examples, draws, repeats)
+        rows += speeds.curvature_speed(network, shape, measure.schedule, examples, draws, repeats)
+        rows += speeds.scoring_speed(network, shape, measure.schedule, examples, draws, repeats)
         run.report.add(
             {"benchmark": "speed", "estimator": f"{row['examples']} examples × {row['draws']} draws", **row} for row in rows
         )
@@ -115,6 +120,11 @@ def store(config: DictConfig, action: str, node: str | None, apply: bool, **cond
         inventory_table.show(rows, "removed" if apply else "would be removed (task.apply=true does it)")
     else:
         raise ValueError(f"task.action={action}: choose list, explain or prune")
+
+
+def _announce(nodes: Sequence[Node], store: Store) -> None:
+    if (line := announcement(nodes, store)) is not None:
+        print(line)
 
 
 def _show_training(run: Lab, record: TrainingRecord, used: Sequence[int] = ()) -> None:

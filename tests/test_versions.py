@@ -10,11 +10,13 @@ from pathlib import Path
 
 import attribution
 import experiments
+from attribution.compression import Compression
 from attribution.diffusion.samplers import Sampler
 from attribution.draws import DrawScheme
 from attribution.estimators import Estimator
 from attribution.measurements import Measure
 from attribution.node import Node
+from attribution.projection import Projection
 
 ROOT = Path(__file__).parent.parent
 LEDGER = Path(__file__).parent / "versions.json"
@@ -26,7 +28,7 @@ Then run: python -m tests.test_versions
 """
 
 
-BASES = (Node, Estimator, Measure, DrawScheme, Sampler)
+BASES = (Node, Estimator, Measure, DrawScheme, Sampler, Projection, Compression)
 """Kinds of classes that carry a VERSION: nodes, and what their descriptions are made of."""
 
 

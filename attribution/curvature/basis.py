@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,10 @@ class Basis(Artifact):
         return list(self.values)
 
     @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+
+    @abstractmethod
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
         """Block name → gradients in the basis, ``[.., *shape of values]``, in the type and on the device of the given ones."""
 
@@ -44,6 +48,11 @@ class KroneckerBasis(Basis):
     QA: Mapping[str, Tensor]
     QB: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
+
+    def to(self, device: torch.device) -> Self:
+        return replace(
+            self, **{kind: {name: t.to(device) for name, t in getattr(self, kind).items()} for kind in ("QA", "QB", "values")}
+        )
 
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
         """QBᵀ g QA for g ``[.., out, in (+1)]``."""

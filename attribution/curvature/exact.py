@@ -65,6 +65,9 @@ class DenseBasis(Basis):
     def values(self) -> Mapping[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return {WHOLE: self.eigenvalues.unsqueeze(0)}
 
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.vectors.to(device), self.eigenvalues.to(device))
+
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
         g = flat(gradients)
         return {WHOLE: (g @ self.vectors.to(g)).unsqueeze(-2)}

@@ -31,6 +31,10 @@ class KroneckerCurvature(ABC):
         for name, choices in (("fisher", ("mc", "empirical")), ("sharing", ("expand", "reduce"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"curvature.{name}={getattr(self, name)}: choose {' or '.join(choices)}")
+        if self.draws.bins > 1:
+            raise ValueError(
+                f"curvature.draws.bins={self.draws.bins}: bins are of scores (estimator.draws.bins), a curvature has none"
+            )
 
     @abstractmethod
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:

@@ -5,45 +5,56 @@ largest. Dividing every draw's gradient by its norm (ReTrac eq. 9, query side), 
 timesteps equally.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.draws import Draws, Uniform
+from attribution.arrays import Arrays
+from attribution.bins import bin_of
+from attribution.draws import Uniform
 from attribution.estimators.retrac import inverse
 from attribution.execution import Execution, ranges
-from attribution.gradients import Captured, LayerGradients
+from attribution.gradients import Weights
 from attribution.images import ImageSet
-from attribution.node import Artifact, Cost, Get, Node, execution
+from attribution.node import Cost, Get, Node, execution
 from attribution.passes import engine
 from attribution.training import Recorded
 
 
 @dataclass(frozen=True)
 class Balance:
-    """``by`` draw: 1/‖∇‖ of each draw; ``by`` timestep: 1 over the training set's mean norm there. ``side``: whose gradients."""
+    """How gradients of single draws are weighed. ``side``: whose, "query" or "train".
 
-    by: Literal["draw", "timestep"] = "draw"
+    ``by`` "draw": 1/‖∇‖ of each draw; "timestep": 1 over the training set's mean norm there; or a list of weights, one for each of
+    as many equal stretches of timesteps.
+    """
+
+    by: Literal["draw", "timestep"] | Sequence[float] = "draw"
     side: Literal["query", "train"] = "query"
 
     def __post_init__(self):
-        for name, choices in (("by", ("draw", "timestep")), ("side", ("query", "train"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"estimator.balance.{name}={getattr(self, name)}: choose {' or '.join(choices)}")
+        if self.side not in ("query", "train"):
+            raise ValueError(f"estimator.balance.side={self.side}: choose query or train")
+        listed = isinstance(self.by, Sequence) and not isinstance(self.by, str)
+        if self.by not in ("draw", "timestep") and not (listed and any(self.by)):
+            raise ValueError(f"estimator.balance.by={self.by}: choose draw, timestep, or a list of weights that are not all zero")
 
-    def mean(self, captured: Captured, draws: Draws, norms: "TimestepNorms", get: Get) -> LayerGradients:
-        """The balanced mean over ``draws [B, K]`` of the gradients captured there."""
+    def weights(self, timestep: Tensor, norms: "TimestepNorms", get: Get) -> Weights:
+        """Of draws at ``timestep [B, K]``."""
         if self.by == "draw":
-            return captured.mean(weights=inverse)
-        return captured.mean(weights=inverse(get(norms).at(draws.timestep)))
+            return inverse
+        if self.by == "timestep":
+            return inverse(get(norms).at(timestep))
+        weights = torch.tensor(list(self.by), dtype=torch.float32, device=timestep.device)
+        return weights[bin_of(timestep, len(weights), norms.record.schedule.T)]
 
 
 @dataclass(frozen=True, eq=False)
-class NormTable(Artifact):
+class NormTable(Arrays):
     """``norms [T]``: the training set's mean gradient norm at timestep t stands at t - 1."""
 
     norms: np.ndarray
@@ -51,13 +62,6 @@ class NormTable(Artifact):
     def at(self, timestep: Tensor) -> Tensor:
         """The norms at timesteps of any shape."""
         return torch.from_numpy(self.norms).to(timestep.device)[timestep - 1].float()
-
-    def save(self, folder: Path) -> None:
-        np.save(folder / "norms.npy", self.norms)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        return cls(np.load(folder / "norms.npy"))
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ class TimestepNorms(Node[NormTable]):
             rows = slice(start, stop)
             draws = Uniform(self.draws, self.seed).draw("norms", images.ids(rows).to(device), T)
             norms = per_example.capture(self.record.objective, images.x0(rows).to(device), draws).norms()
-            bin_of = ((draws.timestep - 1) * bins // T).cpu().numpy().ravel()
-            total += np.bincount(bin_of, norms.double().cpu().numpy().ravel(), bins)
-            count += np.bincount(bin_of, minlength=bins)
+            stretch = bin_of(draws.timestep, bins, T).cpu().numpy().ravel()
+            total += np.bincount(stretch, norms.double().cpu().numpy().ravel(), bins)
+            count += np.bincount(stretch, minlength=bins)
         if (count == 0).any():
             raise ValueError(f"too few training images ({len(images)}) for a norm in each of {bins} stretches: use balance.by=draw")
         return NormTable((total / count)[np.arange(T) * bins // T])

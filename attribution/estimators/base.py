@@ -1,6 +1,8 @@
 """What an estimator is: a recipe for a node of scores."""
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +11,9 @@ from attribution.images import ImageSet
 from attribution.node import Get, Node, execution
 from attribution.scores import Scores
 from attribution.training import Recorded
+
+SETTINGS = {"damping": "estimator.damping", "draws": "estimator.draws.n"}
+"""The settings that an axis of scores sweeps, by the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +29,19 @@ class Estimator(ABC):
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """The node whose artifact is the scores ``[.., Q, N]``."""
 
+    def asked(self) -> Mapping[str, Sequence[Any]]:
+        """Of which values of the scores' axes the user asked for; of an axis not named here, all."""
+        return {}
+
     def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
         """The scores ``[Q, N]`` for each of the swept values that were asked for, with the settings that tell them apart."""
-        return [({}, scores)]
+        axes = {name: self.asked().get(name, values) for name, values in scores.axes.items()}
+        found = []
+        for values in itertools.product(*axes.values()):
+            at = dict(zip(axes, values, strict=True))
+            shown = {SETTINGS.get(name, name): value for name, value in at.items() if len(axes[name]) > 1}
+            found.append((shown, scores.at(**at)))
+        return found
 
     def score(self, record: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
         """The scores themselves."""

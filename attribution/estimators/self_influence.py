@@ -2,42 +2,36 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates, step_of
+from attribution.arrays import Arrays
+from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
+from attribution.estimators.trajectory_nodes import step_of
 from attribution.execution import ranges
 from attribution.images import ImageSet
-from attribution.node import Artifact, Cost, Get, Node
+from attribution.node import Cost, Get, JointNode, Node
 from attribution.passes import engine, key, rowwise_dot
 from attribution.training import Recorded
 from attribution.training.checkpoints import select
 
 
 @dataclass(frozen=True, eq=False)
-class Influence(Artifact):
+class Influence(Arrays):
     """One number for each training example: ``values`` float32 ``[N]`` and the examples' ids ``train_index [N]``."""
 
     values: np.ndarray
     train_index: np.ndarray
 
-    def save(self, folder: Path) -> None:
-        np.save(folder / "influence.npy", self.values)
-        np.save(folder / "train_index.npy", self.train_index)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        return cls(np.load(folder / "influence.npy"), np.load(folder / "train_index.npy"))
-
 
 @dataclass(frozen=True)
-class SelfInfluenceShard(Node[Influence]):
+class SelfInfluenceShard(JointNode[Influence]):
     """``⟨Q_k(z), G_k(z)⟩`` at one checkpoint for the training examples ``rows[0]..rows[1]-1``."""
 
     ARTIFACT = Influence
+    VERSION = 2
     TRANSIENT = True
 
     estimator: TrajectoryEstimator  # at one checkpoint
@@ -52,9 +46,6 @@ class SelfInfluenceShard(Node[Influence]):
     def cost(self) -> Cost:
         return Cost(passes=(self.rows[1] - self.rows[0]) * (1 + self.estimator.draws.count))
 
-    def compute(self, get: Get) -> Influence:
-        return self.compute_together([self], get)[0]
-
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
@@ -63,6 +54,7 @@ class SelfInfluenceShard(Node[Influence]):
         record, train = get(first.record), get(first.train)
         values: list[list[torch.Tensor]] = [[] for _ in nodes]
         # A block holds both sides of its examples, and its query draws should fill a pass.
+        estimator.measurement.subject(first.train)  # not the training images themselves: an error
         block = first.estimator.execution.examples_at_once(2 * first.record.parameter_count)
         for start, stop in ranges(*first.rows, max(1, min(block, first.estimator.execution.batch_size // estimator.draws.count))):
             rows = slice(start, stop)
@@ -81,6 +73,7 @@ class SelfInfluenceShard(Node[Influence]):
 class SelfInfluence(Node[Influence]):
     """``A(z, z) = Σ_k η_k ⟨Q_k(z), G_k(z)⟩``: query side over the estimator's draws, training side at z's own recorded draw."""
 
+    VERSION = 2
     ARTIFACT = Influence
 
     estimator: TrajectoryEstimator

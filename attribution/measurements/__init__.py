@@ -3,7 +3,18 @@
 from attribution.measurements.base import Measure
 from attribution.measurements.elbo import Elbo, ElboWeighted
 from attribution.measurements.loss import Loss, LossAtT
-from attribution.measurements.square_norm import SquareNorm
+from attribution.measurements.outputs import Interpolated, OutputMean, OutputNorm, SquareNorm
 from attribution.measurements.trajectory import TrajectoryLikelihood
 
-__all__ = ["Elbo", "ElboWeighted", "Loss", "LossAtT", "Measure", "SquareNorm", "TrajectoryLikelihood"]
+__all__ = [
+    "Elbo",
+    "ElboWeighted",
+    "Interpolated",
+    "Loss",
+    "LossAtT",
+    "Measure",
+    "OutputMean",
+    "OutputNorm",
+    "SquareNorm",
+    "TrajectoryLikelihood",
+]

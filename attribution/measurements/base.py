@@ -6,7 +6,7 @@ A measure maps ``(denoise, x0 [B, C, H, W], t [B], noise [B, C, H, W])`` to one 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from attribution.diffusion import Denoiser, NoiseSchedule
 from attribution.draws import Draws
+from attribution.images import ImageSet
+from attribution.node import Node
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Measure(ABC):
 
     @abstractmethod
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor: ...
+
+    def subject(self, images: ImageSet) -> Node[Any]:
+        """What of ``images`` is measured: a node of an artifact with ``x0(rows)`` and ``ids(rows)``.
+
+        Raises:
+            ValueError: something that these images do not have.
+        """
+        return images
 
     def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """``(x0, t, noise)`` as the measure is called with them, a row for each of the K draws of each image: B·K rows.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from attribution.diffusion import Denoiser
 from attribution.diffusion.samplers import Sampler
 from attribution.draws import Draws
+from attribution.images import ImageSet
 from attribution.measurements.base import Measure
+from attribution.node import Node
 
 _DETERMINISTIC = (
     "measurement=trajectory: a deterministic sampler's trajectories have no density: set diffusion.sampler.eta above 0 and "
@@ -40,6 +43,14 @@ class TrajectoryLikelihood(Measure):
     def __post_init__(self):
         if min(self._stds) == 0:
             raise ValueError(_DETERMINISTIC)
+
+    def subject(self, images: ImageSet) -> Node[Any]:
+        if images.trajectories is None:
+            raise ValueError(
+                f"measurement=trajectory: {type(images).__name__} did not come from a sampler of this model: take generated "
+                "queries (queries=generated; of a benchmark's pools remove the others, as by '~benchmark.queries.validation')"
+            )
+        return images.trajectories
 
     def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """``([B·K, 2, C, H, W], t [B·K], [0])``: the states before and after the step that each draw chooses; no noise.

@@ -148,6 +148,13 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.clip(result, -1, 1).reshape(first.shape[:-1])
 
 
+def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson's correlation along the last axis: ``[.., N], [.., N] -> [..]`` float64; NaN where either side is constant."""
+    x, y = (side - side.mean(-1, keepdims=True) for side in (np.asarray(first, np.float64), np.asarray(second, np.float64)))
+    scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return np.clip(np.divide((x * y).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0), -1, 1)
+
+
 def split_half_spearman(halves: np.ndarray) -> np.ndarray:
     """Reliability of scores: Spearman between those from either half of the query draws, per query: ``[2, .., Q, N] -> [.., Q]``.
 

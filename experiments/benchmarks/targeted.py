@@ -12,28 +12,11 @@ from attribution.scores import Scores
 from experiments import figures
 from experiments.benchmarks import metrics
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.sweeps import sweep_figures
+from experiments.benchmarks.variants import Variant, is_whole, variants_of
 from experiments.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report import Report
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An estimator at one value of each of its swept settings, with its scores ``[Q, N]`` and their fingerprint."""
-
-    estimator: str
-    settings: Mapping[str, Any]
-    scores: Scores
-    origin: str
-
-    @property
-    def label(self) -> str:
-        return " ".join([self.estimator, *(f"{name.removeprefix('estimator.')}={v}" for name, v in self.settings.items())])
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What rows about it share."""
-        return {"estimator": self.estimator, "scores": self.origin, **({"swept": self.settings} if self.settings else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +40,38 @@ class Targeted(Benchmark):
         return list(self._scores(experiment, estimators).values())
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        self._check(experiment)
         nodes = self._scores(experiment, estimators)
         scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
         train = get(experiment.train)
         for kind, queries in self.queries.items():
             node = queries.node(experiment)
             variants = [
-                Variant(name, settings, variant, nodes[kind, name].fingerprint)
+                variant
                 for name, estimator in estimators.items()
-                for settings, variant in estimator.variants(scores[kind, name])
+                for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
             ]
             sets = metrics.random_sets(len(get(node)), self.n, self.sets, self.seed)
             report.add({"benchmark": "targeted", "queries": kind, **row} for row in self._rows(variants, sets))
-            tops = {v.label: metrics.top_k(v.scores.values, min(self.shown, len(train))) for v in variants}
+            whole = [v for v in variants if v.whole]
+            tops = {v.label: metrics.top_k(v.scores.values, min(self.shown, len(train))) for v in whole}
             report.figure(
                 f"proponents_{kind}",
                 figures.proponents(
                     get(node),
                     train,
-                    {v.label: v.scores.values for v in variants},
+                    {v.label: v.scores.values for v in whole},
                     rows=range(min(self.rows, len(get(node)))),
                     top=self.shown,
                     boxed={label: set(metrics.generally_influential(top, self.influential)) for label, top in tops.items()},
                     boxed_means=f"generally influential: in the top {self.shown} of more than {self.influential:.0%} of the pool",
                 ),
             )
-        report.figure("distinct_share", figures.distinct_share([row for row in report.rows if row["benchmark"] == "targeted"]))
+        rows = [row for row in report.rows if row.get("random") is not None]
+        report.figure("distinct_share", figures.distinct_share([row for row in rows if is_whole(row.get("swept") or {})]))
+        sweep_figures(report, rows)
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:
+        self._check(experiment)
         return {
             (kind, name): estimator.scores(experiment.record, experiment.train, queries.node(experiment))
             for kind, queries in self.queries.items()
@@ -114,7 +100,9 @@ class Targeted(Benchmark):
             }
             for variant, share in zip(variants, shares, strict=True):
                 yield {**variant.row, **metric, **metrics.over_sets(share)._asdict(), **levels}
-            for variant, share in zip(variants[1:], shares[1:], strict=True):
+            for variant, share in list(zip(variants, shares, strict=True))[1:]:
+                if not variant.whole:
+                    continue
                 difference = metrics.paired_difference(shares[0], share)
                 label = f"{variants[0].label} − {variant.label}"
                 yield {"estimator": label, **metric, **difference._asdict(), "scores": [variants[0].origin, variant.origin]}

@@ -4,19 +4,40 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attribution.curvature import KFAC
 from attribution.diffusion import denoiser
-from attribution.draws import Draws
+from attribution.draws import Draws, DrawScheme, Uniform
+from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.measurements import Measure
 from attribution.node import Get
 from attribution.training import Recorded, TrainingRecord
-from tests.worlds import SCHEDULE, UNET
+from tests.worlds import SCHEDULE, UNET, Blobs
+
+DRAWS = Uniform(2, seed=4)
+SIZES = {"shared": 4, "perceptron": 4, "linear": 4}
+
+
+def curvature(kind: Any = KFAC, **changes: Any) -> Any:
+    """K-FAC or its kin over ``DRAWS``, four inputs a pass."""
+    return kind(**{"draws": DRAWS, "execution": Execution(device="cpu", batch_size=4), **changes})
+
+
+def blobs(name: str, n: int = 3) -> Blobs:
+    """Images of the size that the network of that name takes."""
+    return Blobs(n=n, size=SIZES.get(name, 8))
+
+
+def draws_of(train: Blobs, get: Get, scheme: DrawScheme = DRAWS, flips: bool = True) -> Draws:
+    """What the curvature draws."""
+    return scheme.draw("curvature", get(train).ids(), SCHEDULE.T, flips)
 
 
 class Net(nn.Module):

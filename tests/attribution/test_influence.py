@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.curvature import KFAC
+from attribution.compression import Quantized, TruncatedSVD
+from attribution.curvature import KFAC, KroneckerBasis
+from attribution.curvature.factors import FactorShard
 from attribution.draws import Uniform
+from attribution.estimators import influence_nodes
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.influence import GRID, KFACInfluence
+from attribution.estimators.influence_nodes import InfluenceShard
 from attribution.execution import Execution
 from attribution.gradients import PerExampleGradients
 from attribution.measurements import Loss, SquareNorm
 from attribution.node import InMemory
 from attribution.training.checkpoints import AtSteps
+from experiments.benchmarks import metrics
+from experiments.store import Store
 from tests.worlds import SCHEDULE, UNET, Blobs, trained
 
 SMALL = functools.partial(UNET, block_out_channels=(4, 8))  # H of a layer is written out
@@ -125,6 +131,138 @@ def test_execution_changes_no_score(get):
     fresh._artifacts[RECORD.fingerprint] = get(RECORD)
     a, b = fresh(other).values[8], get(node).values[8]
     np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("query_batch", [1, 2])
+def test_a_bound_on_queries_changes_no_score(get, monkeypatch, query_batch):
+    """Claim: no more than query_batch queries are held at a time, of all estimators together; the scores are the same."""
+    held = []
+    hold = influence_nodes._held
+
+    def counting(node, queries, *rest):
+        held[-1] += sum(side.rows[1] - side.rows[0] for side in queries)
+        return hold(node, queries, *rest)
+
+    batches = influence_nodes._batches
+
+    def batch_by_batch(*args):
+        for batch in batches(*args):
+            held.append(0)
+            yield batch
+
+    monkeypatch.setattr(influence_nodes, "_held", counting)
+    monkeypatch.setattr(influence_nodes, "_batches", batch_by_batch)
+    whole, bounded = estimator(), estimator(query_batch=query_batch)
+    pools = [QUERIES, Blobs(n=2, first=700)]
+    nodes = [bounded.scores(RECORD, RECORD.data, pool) for pool in pools]
+    assert [node.fingerprint for node in nodes] == [whole.scores(RECORD, RECORD.data, pool).fingerprint for pool in pools]
+    fresh = InMemory()
+    fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+    for found, pool in zip(fresh.many(nodes), pools, strict=True):
+        expected = whole.score(RECORD, RECORD.data, pool, get).values
+        np.testing.assert_allclose(found.values, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    assert max(held) <= 5
+    assert [n for n in held if n > 0][:3] == [query_batch] * 3 if query_batch == 1 else max(held[:3]) <= query_batch
+
+
+@pytest.mark.parametrize(
+    ("compression", "least"),
+    [
+        (Quantized(bits=16), 0.999999),
+        (Quantized(bits=8), 0.9999),
+        (Quantized(bits=8, preconditioned=True), 0.9),
+        (Quantized(bits=4), 0.99),
+        (TruncatedSVD(rank=2), 0.7),
+        (TruncatedSVD(rank=100), 1.0),
+    ],
+    ids=lambda value: getattr(value, "label", None),
+)
+def test_compressed_scores_correlate(get, compression, least):
+    """Claim: compressed scores correlate with the uncompressed; where nothing is left out, they are equal."""
+    how = estimator(compression=compression)
+    found, expected = (e.score(RECORD, RECORD.data, QUERIES, get).values for e in (how, estimator()))
+    assert metrics.pearson(found, expected)[GRID.index(1e-4)].min() >= min(least, 0.9999999)
+    if least < 1:
+        assert not np.array_equal(found, expected)
+
+
+def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatch):
+    """Claim (DESIGN.md §4.1): killed between shards and taken up again, factors and scores are bit-equal, no shard done twice."""
+    how = estimator(execution=Execution(device="cpu", shard=4, query_shard=2))
+    how = replace(how, curvature=KFAC(draws=Uniform(3, seed=2), execution=how.execution))
+    node = how.scores(RECORD, RECORD.data, QUERIES)
+    whole = Store(tmp_path / "whole")
+    expected = np.array(whole(node).values)
+    factors = whole(how.curvature.basis(RECORD, RECORD.data))
+
+    done, calls = [], 0
+    together, compute = InfluenceShard.compute_together.__func__, FactorShard.compute
+
+    def fails_often(work):
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise KeyboardInterrupt
+        return work()
+
+    def scores(cls, nodes, get):
+        found = fails_often(lambda: together(cls, nodes, get))
+        done.extend(node.fingerprint for node in nodes)
+        return found
+
+    def sums(self, get):
+        found = fails_often(lambda: compute(self, get))
+        done.append(self.fingerprint)
+        return found
+
+    monkeypatch.setattr(InfluenceShard, "compute_together", classmethod(scores))
+    monkeypatch.setattr(FactorShard, "compute", sums)
+    for _ in range(20):
+        store = Store(tmp_path / "killed")
+        try:
+            found = store(node)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert np.array_equal(found.values, expected)
+    resumed = store(how.curvature.basis(RECORD, RECORD.data))
+    for layer in factors.layers:
+        assert torch.equal(resumed.QA[layer], factors.QA[layer])
+        assert torch.equal(resumed.values[layer], factors.values[layer])
+    assert len(done) == len(set(done)) == 6  # three shards of four examples each, of factors and of scores
+
+
+def test_order_of_examples_changes_no_score(get):
+    """Claim: a shuffled training set has the same scores, shuffled."""
+    order = [3, 0, 9, 1, 8, 2, 7, 4, 6, 5]
+    shuffled = _Rows(RECORD.data, order)
+    expected = estimator().score(RECORD, RECORD.data, QUERIES, get).values
+    found = estimator().score(RECORD, shuffled, QUERIES, get).values
+    np.testing.assert_allclose(found, expected[..., order], rtol=1e-2, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_damping_too_small_is_named(get):
+    """Claim: a damping under which rounding outweighs the scores is an error with layer and value; one of the grid is left out."""
+    with pytest.raises(FloatingPointError, match=r"estimator.damping=1e-40 is too small for layer .*eigenvalues go from"):
+        estimator(damping=1e-40).score(RECORD, RECORD.data, QUERIES, get)
+    values = {"a": torch.tensor([[1e3, 0.0]], dtype=torch.float64), "b": torch.ones(1, 2, dtype=torch.float64)}
+    basis = KroneckerBasis({}, {}, values)
+    assert influence_nodes.unstable_layer(basis, 1e-12) == "a"
+    assert influence_nodes.unstable_layer(basis, 1e-10) is None
+
+
+class _Rows(Blobs):
+    """Another order of the same images."""
+
+    def __init__(self, data, rows):
+        super().__init__(data.n, data.first)
+        object.__setattr__(self, "rows", rows)
+
+    def compute(self, get):
+        return super().compute(get).take(list(self.rows))
+
+    def description(self):
+        return {**super().description(), "rows": list(self.rows)}
 
 
 def test_norms_by_timestep_are_means_over_their_stretch(get):

@@ -1,0 +1,19 @@
+"""Random projections of per-example gradients: features φ = Pᵀ g with, on average, the inner products of the gradients."""
+
+from attribution.projection.base import LayerShapes, Projection, Projector
+from attribution.projection.dense import Gaussian, Rademacher
+from attribution.projection.identity import Identity
+from attribution.projection.kronecker import Kronecker, KroneckerProjector
+from attribution.projection.sparse import SJLT
+
+__all__ = [
+    "SJLT",
+    "Gaussian",
+    "Identity",
+    "Kronecker",
+    "KroneckerProjector",
+    "LayerShapes",
+    "Projection",
+    "Projector",
+    "Rademacher",
+]

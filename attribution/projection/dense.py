@@ -1,0 +1,100 @@
+"""Dense projections: every entry of √k P is an independent standard normal number, or a fair ±1 (Achlioptas 2003).
+
+With ρ = ⟨x, y⟩, the variance of ⟨Pᵀx, Pᵀy⟩ is (‖x‖²‖y‖² + ρ²)/k for normal entries, and 2 Σ_i x_i² y_i² / k less for ±1.
+The first k' columns, rescaled by √(k/k'), are the projection to k'.
+
+P is made in blocks of rows, each used as soon as made; where ``memory`` allows, blocks are kept for the next gradients.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attribution import philox
+from attribution.gradients import LayerGradients
+from attribution.layers import pieces
+from attribution.node import execution
+from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
+from attribution.projection.matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
+
+
+@dataclass(frozen=True)
+class DenseProjection(Projection):
+    """``k`` features; ``memory``: bytes of P to keep between calls, what does not fit is made again (no part of the identity)."""
+
+    FOLDS = "the same kind and seed, and a k that is not larger"
+    PER_COUNTER: ClassVar[int]
+
+    k: int
+    seed: int = 0
+    memory: float = execution(default=2e9, compare=False)
+
+    def __post_init__(self):
+        at_least_one(k=self.k)
+
+    def size(self, layers: LayerShapes) -> int:
+        return self.k
+
+    def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Projector:
+        return _Dense(self, layers, device, dtype)
+
+    def _fold(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
+        if not (isinstance(smaller, DenseProjection) and replace(smaller, k=self.k) == self and smaller.k <= self.k):
+            return None
+        return features[..., : smaller.k] * math.sqrt(self.k / smaller.k)
+
+    @abstractmethod
+    def entries(self, layer: str, rows: Tensor) -> Tensor:
+        """The ``rows [n]`` (int64: positions in the flattened block of ``layer``) of √k P, ``[n, k]`` float32."""
+
+
+@dataclass(frozen=True)
+class Gaussian(DenseProjection):
+    """Normal entries."""
+
+    PER_COUNTER = NORMALS
+
+    def entries(self, layer: str, rows: Tensor) -> Tensor:
+        return normal_rows(philox.key(self.seed, "projection", layer), rows, self.k)
+
+
+@dataclass(frozen=True)
+class Rademacher(DenseProjection):
+    """Signs: one random bit an entry, and many times quicker to make than normal numbers."""
+
+    PER_COUNTER = SIGNS
+
+    def entries(self, layer: str, rows: Tensor) -> Tensor:
+        return sign_rows(philox.key(self.seed, "projection", layer), rows, self.k)
+
+
+class _Dense(Projector):
+    def __init__(self, projection: DenseProjection, layers: LayerShapes, device: torch.device | str, dtype: torch.dtype):
+        super().__init__(projection, layers, device, dtype)
+        self._projection = projection
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._left = projection.memory
+        self._rows = rows_at_once(-(-self.size // projection.PER_COUNTER), self.size, self.device)
+
+    def _project(self, gradients: LayerGradients) -> Tensor:
+        examples = len(next(iter(gradients.values())))
+        total = torch.zeros(examples, self.size, device=self.device, dtype=self.dtype)
+        for layer, gradient in gradients.items():
+            gradient = gradient.flatten(1)
+            for some in pieces(gradient.shape[1], self._rows):
+                total.addmm_(gradient[:, some], self._block(layer, some))
+        return total.mul_(1 / math.sqrt(self.size))
+
+    def _block(self, layer: str, rows: slice) -> Tensor:
+        if (kept := self._kept.get((layer, rows.start))) is not None:
+            return kept
+        block = self._projection.entries(layer, torch.arange(rows.start, rows.stop, device=self.device)).to(self.dtype)
+        size = block.numel() * block.element_size()
+        if size <= self._left:
+            self._left -= size
+            self._kept[layer, rows.start] = block = block.contiguous()
+        return block

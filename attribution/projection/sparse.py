@@ -1,0 +1,92 @@
+"""Sparse projections: s entries ±1/√s in every row of P, the rest zero (SJLT: Kane & Nelson 2014; s = 1: Charikar et al. 2002).
+
+Column j belongs to hash j mod s, and each hash puts a coordinate into one of its k/s columns: the entries of a row never meet,
+so that none cancels another. The variance of ⟨Pᵀx, Pᵀy⟩ is that of dense signs, (‖x‖²‖y‖² + ⟨x, y⟩² - 2 Σ_i x_i² y_i²)/k, for
+every s; a larger s thins the tails that a few large coordinates make when they meet. With k' a divisor of k, adding up the
+columns that are equal mod k' gives the projection to k'.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attribution import philox
+from attribution.gradients import LayerGradients
+from attribution.layers import pieces
+from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
+from attribution.projection.matrices import hashed_rows, rows_at_once
+
+
+@dataclass(frozen=True)
+class SJLT(Projection):
+    """``k`` features, ``s`` hashes of every coordinate; s divides k."""
+
+    FOLDS = "the same s and seed, and a k that divides this one's"
+
+    k: int
+    s: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        at_least_one(k=self.k, s=self.s)
+        if self.k % self.s:
+            raise ValueError(f"projection.s={self.s} does not divide projection.k={self.k}: every hash has k/s columns of its own")
+
+    def size(self, layers: LayerShapes) -> int:
+        return self.k
+
+    def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Projector:
+        return _Sparse(self, layers, device, dtype)
+
+    def _fold(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
+        if not (isinstance(smaller, SJLT) and (smaller.s, smaller.seed) == (self.s, self.seed) and self.k % smaller.k == 0):
+            return None
+        return features.unflatten(-1, (-1, smaller.k)).sum(-2)
+
+    def entries(self, layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``rows [n]`` (positions in the flattened block) of √s P, the columns of the entries, and the entries: ``[n, s]``."""
+        buckets, signs = hashed_rows(philox.key(self.seed, "projection", layer), rows, self.s, self.k // self.s)
+        return buckets * self.s + torch.arange(self.s, device=rows.device), signs
+
+
+class _Sparse(Projector):
+    def __init__(self, projection: SJLT, layers: LayerShapes, device: torch.device | str, dtype: torch.dtype):
+        super().__init__(projection, layers, device, dtype)
+        self._bags = {
+            name: _Bags(projection, name, rows * columns, self.device, dtype)
+            for name, (rows, columns) in self.layers.items()
+            if rows * columns
+        }
+        self._scale = 1 / math.sqrt(projection.s)
+
+    def _project(self, gradients: LayerGradients) -> Tensor:
+        examples = len(next(iter(gradients.values())))
+        total = torch.zeros(self.size, examples, device=self.device, dtype=self.dtype)
+        if examples:
+            for name, bags in self._bags.items():
+                bags.add_to(total, gradients[name].flatten(1).T.contiguous())
+        return total.T.mul(self._scale).contiguous()
+
+
+class _Bags:
+    """A layer's coordinates, sorted by the column that they go to: sums over runs are repeatable, as atomic adds are not."""
+
+    def __init__(self, projection: SJLT, layer: str, coordinates: int, device: torch.device, dtype: torch.dtype):
+        columns, signs = [], []
+        for some in pieces(coordinates, rows_at_once(projection.s, projection.s, device)):
+            column, sign = projection.entries(layer, torch.arange(some.start, some.stop, device=device))
+            columns.append(column.flatten().int())
+            signs.append(sign.flatten().to(dtype))
+        column, order = torch.cat(columns).sort(stable=True)
+        self.signs = torch.cat(signs)[order]
+        self.coordinates = order.div_(projection.s, rounding_mode="floor").int()
+        self.columns, counts = column.unique_consecutive(return_counts=True)
+        self.starts = (counts.cumsum(0) - counts).int()
+
+    def add_to(self, total: Tensor, gradient: Tensor) -> None:
+        """``total [k, B]`` plus this layer's part, from ``gradient [coordinates, B]``."""
+        sums = F.embedding_bag(self.coordinates, gradient, self.starts, mode="sum", per_sample_weights=self.signs)
+        total.index_add_(0, self.columns, sums)  # columns are different ones: nothing is added twice

@@ -1,0 +1,45 @@
+"""What a benchmark compares: each estimator at each of its swept values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attribution.bins import ALL
+from attribution.estimators import Estimator
+from attribution.node import Node
+from attribution.scores import Scores
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An estimator at one value of each of its swept settings, with its scores ``[Q, N]`` and their fingerprint."""
+
+    estimator: str
+    settings: Mapping[str, Any]
+    scores: Scores
+    origin: str
+
+    @property
+    def label(self) -> str:
+        told = (f"{name.removeprefix('estimator.')}={value}" for name, value in self.settings.items() if value != ALL)
+        return " ".join([self.estimator, *told])
+
+    @property
+    def whole(self) -> bool:
+        """Not the scores of some timesteps only."""
+        return is_whole(self.settings)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What rows about it share."""
+        return {"estimator": self.estimator, "scores": self.origin, **({"swept": self.settings} if self.settings else {})}
+
+
+def is_whole(settings: Mapping[str, Any]) -> bool:
+    """Whether settings ask for the scores of all timesteps."""
+    return all(settings.get(name, ALL) == ALL for name in ("query_bin", "train_bin"))
+
+
+def variants_of(name: str, estimator: Estimator, node: Node[Scores], scores: Scores) -> list[Variant]:
+    """The variants that one estimator's scores hold."""
+    return [Variant(name, settings, variant, node.fingerprint) for settings, variant in estimator.variants(scores)]

@@ -1,0 +1,184 @@
+"""Queries with the training images that speak for them, for neither side, and against them (K-FAC paper, fig. 1)."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from attribution.images import Images
+from experiments.benchmarks.metrics import top_k
+from experiments.figures.style import FAINT, INK, RED, TALLEST, WIDEST, text_width, wrapped
+from experiments.figures.thumbnails import canvas, thumbnail
+
+SECTIONS = 3
+"""So many variants get a section each; more are listed below each other for every query."""
+_SIZE, _GAP, _TEXT, _LARGE = 0.62, 0.06, 0.33, 1.1
+_STEP, _LINE = _SIZE + _GAP, _SIZE + _TEXT
+_MARGIN, _BETWEEN, _HEADING, _NAMES, _NARROWEST = 0.1, 0.22, 0.28, 2.2, 6.5
+_MEANING = (
+    "Below each training image its id and its score. A score above 0: training on the image lowered the query's cost. "
+    "Top: the largest scores; most negative: the smallest"
+)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Training images shown side by side: the ``count`` largest by ``rank`` of the scores, at ``x``."""
+
+    title: str
+    rank: Callable[[np.ndarray], np.ndarray]
+    count: int
+    x: float = 0.0
+
+    @property
+    def width(self) -> float:
+        return self.count * _STEP - _GAP
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Lines under one heading: (row of the query, name of the variant) each."""
+
+    title: Sequence[str]
+    lines: Sequence[tuple[int, str]]
+
+    @property
+    def height(self) -> float:
+        return 0.24 * len(self.title) + _HEADING + len(self.lines) * _LINE
+
+
+def proponents(
+    queries: Images,
+    train: Images,
+    scores: Mapping[str, np.ndarray],
+    rows: Sequence[int],
+    top: int = 6,
+    neutral: int = 3,
+    boxed: Mapping[str, Collection[int]] | None = None,
+    boxed_means: str = "generally influential: among the top proponents of many queries",
+) -> Figure:
+    """For each query the training images with the largest, the most nearly zero and the smallest scores (K-FAC paper, fig. 1).
+
+    Up to three variants (estimators, or one at several settings) have a section each, with a line for each query. Of more variants
+    every query has a section with a line for each, without the neutral images. What 16 × 30 inches do not hold is left out, and the
+    figure says how much: the last queries, or variants in even steps.
+
+    ``boxed`` are, for each variant, positions of generally influential training examples; they get a red box, which the legend
+    explains by ``boxed_means`` (ReTrac §6.2, figures of targeted attribution).
+
+    Args:
+        queries: Q images, real or generated; ``rows`` are positions of those to show.
+        train: N images, in the order of the columns of the scores.
+        scores: for each variant τ ``[Q, N]``.
+        top: images with the largest scores, and as many with the smallest; ``neutral``: those nearest 0, 0 shows none.
+    """
+    by_query = len(scores) > SECTIONS
+    names = min(_NAMES, max(text_width(name, 9) for name in scores)) + _BETWEEN if by_query else 0.0
+    query = _LARGE if by_query else _SIZE
+    groups = _groups(_MARGIN + query + _BETWEEN + names, top, 0 if by_query else neutral, len(train))
+    width = max(_NARROWEST, groups[-1].x + groups[-1].width + _MARGIN)
+
+    notes = [_MEANING + ("." if by_query or not neutral else "; neutral: those nearest 0.")]
+    if groups[0].count < min(top, len(train)):
+        notes.append(f"{groups[0].count} of {top} top and most negative images shown.")
+    legend = wrapped(boxed_means, width - 0.5, 9) if boxed else []
+    room = TALLEST - 0.2 * (len(legend) + 4) - 0.4
+    make = _sections_of_queries if by_query else _sections_of_variants
+    sections, left_out = make(list(scores), list(rows), width - 2 * _MARGIN, room)
+    foot = [line for note in [*notes, *left_out] for line in wrapped(note, width - 2 * _MARGIN, 8)]
+
+    body = sum(section.height + 0.12 for section in sections)
+    figure, axes = canvas(width, body + 0.2 * len(legend) + 0.16 * len(foot) + 0.2)
+    y = 0.05
+    for section in sections:
+        red = {name: {int(position) for position in (boxed or {}).get(name, ())} for name in scores}
+        line_y = _head(axes, section, groups, query, y, width)
+        for number, (row, name) in enumerate(section.lines):
+            if number == 0 or not by_query:
+                thumbnail(axes, queries, row, _MARGIN, line_y, query, f"#{queries.index[row]}")
+            if by_query:
+                label = "\n".join(wrapped(name, names - _BETWEEN, 9))
+                axes.text(_MARGIN + query + _BETWEEN, line_y + _SIZE / 2, label, va="center", fontsize=9, color=INK)
+            _line(axes, train, np.asarray(scores[name][row]), groups, line_y, red[name])
+            line_y += _LINE
+        y += section.height + 0.12
+    _foot(axes, legend, foot, y)
+    return figure
+
+
+def _groups(left: float, top: int, neutral: int, examples: int) -> list[_Group]:
+    """Top, neutral and most negative images from ``left`` on; fewer of the most numerous groups where the width ends."""
+    counts = [min(count, examples) for count in (top, neutral, top)]
+    while left + sum(counts) * _STEP + 2 * _BETWEEN + _MARGIN > WIDEST:
+        counts = [min(count, max(counts) - 1) for count in counts]
+    groups = []
+    for count, title, rank in zip(counts, ("top", "neutral", "most negative"), (np.positive, _near_zero, np.negative), strict=True):
+        if count:
+            groups.append(_Group(title, rank, count, left))
+            left += max(groups[-1].width, text_width(title, 9)) + _BETWEEN
+    return groups
+
+
+def _near_zero(scores: np.ndarray) -> np.ndarray:
+    return -np.abs(scores)
+
+
+def _sections_of_variants(names: list[str], rows: list[int], width: float, room: float) -> tuple[list[_Section], list[str]]:
+    titles = [wrapped(name, width, 12, "bold") for name in names]
+    heads = sum(_Section(title, ()).height + 0.12 for title in titles)
+    kept = rows[: max(1, int((room - heads) / (len(names) * _LINE)))]
+    sections = [_Section(title, [(row, name) for row in kept]) for title, name in zip(titles, names, strict=True)]
+    return sections, _left_out(len(rows) - len(kept))
+
+
+def _sections_of_queries(names: list[str], rows: list[int], width: float, room: float) -> tuple[list[_Section], list[str]]:
+    lines = min(len(names), int((room - _HEADING - 0.12) / _LINE))
+    kept_names = [names[i] for i in np.linspace(0, len(names) - 1, lines).round().astype(int)]
+    kept = rows[: max(1, int(room / (_HEADING + lines * _LINE + 0.12)))]
+    notes = _left_out(len(rows) - len(kept))
+    if lines < len(names):
+        notes.append(f"{len(names) - lines} of {len(names)} variants are left out, in even steps.")
+    return [_Section((), [(row, name) for name in kept_names]) for row in kept], notes
+
+
+def _left_out(queries: int) -> list[str]:
+    return [f"{queries} more {'queries are' if queries > 1 else 'query is'} left out."] if queries else []
+
+
+def _head(axes: Axes, section: _Section, groups: list[_Group], query: float, y: float, width: float) -> float:
+    """Draws title and headings; returns where the lines begin."""
+    for line in section.title:
+        axes.text(_MARGIN, y, line, va="top", fontsize=12, weight="bold", color=INK)
+        y += 0.24
+    bottom = y + _HEADING - 0.06
+    axes.text(_MARGIN + query / 2, bottom, "query", ha="center", va="bottom", fontsize=9, color=INK)
+    for group in groups:
+        middle = group.x + max(group.width, text_width(group.title, 9)) / 2 if group.count == 1 else group.x + group.width / 2
+        axes.text(middle, bottom, group.title, ha="center", va="bottom", fontsize=9, color=INK)
+    axes.plot([_MARGIN, width - _MARGIN], [bottom + 0.02] * 2, color=FAINT, linewidth=0.6)
+    return y + _HEADING
+
+
+def _line(axes: Axes, train: Images, scores: np.ndarray, groups: list[_Group], y: float, red: Collection[int]) -> None:
+    for group in groups:
+        for place, position in enumerate(top_k(group.rank(scores[None]), group.count)[0]):
+            text = f"#{train.index[position]}\n{_short(float(scores[position]))}"
+            thumbnail(axes, train, position, group.x + place * _STEP, y, _SIZE, text, int(position) in red)
+
+
+def _foot(axes: Axes, legend: list[str], notes: list[str], y: float) -> None:
+    if legend:
+        axes.add_patch(Rectangle((_MARGIN, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
+    for line in legend:
+        axes.text(_MARGIN + 0.3, y + 0.09, line, va="center", fontsize=9, color=INK)
+        y += 0.2
+    for line in notes:
+        axes.text(_MARGIN, y + 0.12, line, va="center", fontsize=8, color="#555555")
+        y += 0.16
+
+
+def _short(score: float) -> str:
+    return f"{score:+.2f}" if score == 0 or 0.01 <= abs(score) < 1000 else f"{score:+.1e}"

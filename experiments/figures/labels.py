@@ -1,0 +1,63 @@
+"""Names beside points, put where they cover nothing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.path import Path
+from matplotlib.transforms import Bbox, BboxBase
+
+from experiments.figures.style import FAINT, INK, text_width
+
+_SIZE, _MARKER = 8, 4.0
+_NEAR, _FAR = 7, (14, 22, 32, 44)
+_DIRECTIONS = ((0, 1), (0, -1), (1, 0.5), (-1, 0.5), (1, -0.5), (-1, -0.5), (1, 0), (-1, 0))
+_PLACES = [(np.array(direction), distance) for distance in (_NEAR, *_FAR) for direction in _DIRECTIONS]
+"""Where to try, best first: the direction from the point, and how many points (1/72 inch) away."""
+_POINTER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
+
+
+def place_labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Writes each (x, y, name) beside its point, where it covers the fewest names, markers and lines; from afar with a pointer.
+
+    Call it when everything else is drawn: what is free follows from the final layout.
+    """
+    figure.draw_without_rendering()
+    pixels = figure.dpi / 72
+    lines = [Path(np.asarray(axes.transData.transform(line.get_xydata()))) for line in axes.lines]
+    markers = [Bbox.from_bounds(x, y, 0, 0).padded(_MARKER * pixels) for line in lines for x, y in np.asarray(line.vertices)]
+    lines += [path.transformed(axes.transData) for collection in axes.collections for path in collection.get_paths()]
+    taken: list[Bbox] = []
+    for x, y, name in points:
+        size = np.array([text_width(name, _SIZE) * 72, 1.25 * _SIZE])
+        center = np.asarray(axes.transData.transform((x, y))) / pixels
+        offsets = [side * distance + size / 2 * (np.abs(side) == 1) for side, distance in _PLACES]
+        places = [Bbox(pixels * (center + offset + size / 2 * np.array([[-1], [1]]))) for offset in offsets]
+        pointers = [Path([pixels * center, pixels * (center + offset)]) for offset in offsets]
+        hidden = [_hidden(place, taken, markers, lines, axes.bbox) for place in places]
+        hidden = [10 * sum(pointer.intersects_bbox(box) for box in taken) + n for pointer, n in zip(pointers, hidden, strict=True)]
+        best = int(np.argmin(hidden))  # of equal ones the nearest
+        far = _PLACES[best][1] > _NEAR
+        taken.append(places[best])
+        lines += [pointers[best]] if far else []
+        label = axes.annotate(
+            name,
+            (x, y),
+            tuple(offsets[best]),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=_SIZE,
+            color=INK,
+            arrowprops=_POINTER if far else None,
+        )
+        label.set_in_layout(False)
+
+
+def _hidden(place: Bbox, taken: list[Bbox], markers: list[Bbox], lines: list[Path], panel: BboxBase) -> float:
+    """How much a name there would hide or leave the panel."""
+    inside = Bbox.intersection(place, panel)
+    outside = inside is None or not np.allclose(inside.extents, place.extents)
+    hidden = 10 * place.count_overlaps(taken) + 5 * place.count_overlaps(markers) + 5 * outside
+    return hidden + sum(line.intersects_bbox(place, filled=False) for line in lines)

@@ -1,0 +1,40 @@
+"""Images laid out in inches, with their ids below."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from attribution.images import Images
+from experiments.figures.style import DPI, FAINT, INK, RED
+
+
+def grid(images: Images, columns: int | None = None) -> Figure:
+    """All images with their ids below, in about a square or in ``columns``."""
+    columns = columns or max(1, int(np.ceil(np.sqrt(len(images)))))
+    size, gap, text = 0.7, 0.08, 0.19
+    lines = -(-len(images) // columns)
+    figure, axes = canvas(columns * (size + gap) + gap, lines * (size + text) + gap)
+    for row in range(len(images)):
+        line, column = divmod(row, columns)
+        thumbnail(axes, images, row, gap + column * (size + gap), gap + line * (size + text), size, f"#{images.index[row]}")
+    return figure
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """One axes over the whole figure, in inches from the top left: images and texts go where they are put."""
+    figure = Figure((width, height), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: float, text: str, box: bool = False) -> None:
+    """One image with ``text`` below; values outside [-1, 1], which generated images may have, are shown as black and white."""
+    pixels = np.clip((images.x0([int(row)])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
+    pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
+    axes.imshow(pixels, extent=(x, x + size, y + size, y), interpolation="nearest", aspect="auto")
+    edge = {"edgecolor": RED, "linewidth": 2.5} if box else {"edgecolor": FAINT, "linewidth": 0.4}
+    axes.add_patch(Rectangle((x, y), size, size, fill=False, **edge))
+    axes.text(x + size / 2, y + size + 0.03, text, ha="center", va="top", fontsize=7, linespacing=1.0, color=INK)

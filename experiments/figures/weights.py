@@ -1,0 +1,50 @@
+"""How much each timestep counts in the measurements that are weighted losses."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from attribution.diffusion import NoiseSchedule
+from attribution.measurements import elbo
+from experiments.figures.style import COLORS, DPI, INK, plain_frame
+
+_IN_WORDS = {
+    "loss": "training loss: every timestep alike",
+    "elbo": "ELBO (small variance), without its decoder term at t = 1",
+    "elbo_weighted": "loss with the ELBO's weights (variance β)",
+}
+
+
+def weights_by_timestep(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
+    """What each measurement multiplies the square error at t by, float64 ``[T]``, t = 1 first; relative to its mean over t.
+
+    NaN at t = 1 of ``elbo``: no square error stands there but the decoder's log-probability, and the mean is over t >= 2.
+    """
+    bounds = {
+        "elbo": elbo.loss_weights(schedule, elbo.small_variances(schedule)),
+        "elbo_weighted": elbo.loss_weights(schedule, schedule.betas),
+    }
+    bounds["elbo"][0] = np.nan
+    return {"loss": np.ones(schedule.T), **{name: weights / np.nanmean(weights) for name, weights in bounds.items()}}
+
+
+def loss_weights(schedule: NoiseSchedule) -> Figure:
+    """How much the square error at each timestep counts in a measurement, relative to its mean over t (K-FAC paper, fig. 18).
+
+    Curves are labelled by the names of ``measurement=``; ``elbo`` begins at t = 2.
+    """
+    t = np.arange(1, schedule.T + 1)
+    figure = Figure((7, 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    looks = ((INK, "--"), (COLORS[0], "-"), (COLORS[5], ":"))
+    for (name, weights), (color, style) in zip(weights_by_timestep(schedule).items(), looks, strict=True):
+        known = np.isfinite(weights)
+        axes.plot(t[known], weights[known], style, color=color, linewidth=2, label=name)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("diffusion timestep t")
+    axes.set_ylabel("weight of the square error,\nrelative to its mean over t")
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    words = [f"{name} – {_IN_WORDS[name]}" for name in lines]
+    figure.legend(list(lines.values()), words, loc="outside lower center", fontsize=9, frameon=False)
+    plain_frame(axes)
+    return figure

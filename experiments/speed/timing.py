@@ -1,0 +1,93 @@
+"""Ratios of times: both sides run in one process and take turns, so that whatever else the machine does falls on both.
+
+A row has the median of the ratios over the repeats with their quartiles (``value``, ``low``, ``high``), and the median seconds of
+both sides. Counts of multiplications have no quartiles.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from attribution.diffusion import denoiser
+from attribution.draws import Draws, Uniform
+from attribution.measurements import Measure
+
+Row = dict[str, Any]
+Run = Callable[[], None]
+
+
+def inputs(model: nn.Module, shape: tuple[int, int, int], examples: int, count: int, T: int) -> tuple[Tensor, Draws]:
+    """``examples`` images of noise of ``shape`` (C, H, W) and ``count`` draws of each, where the model is."""
+    p = next(model.parameters())
+    x0 = torch.rand(examples, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return x0.to(p.device, p.dtype), Uniform(count).draw("speed", torch.arange(examples), T).to(p.device)
+
+
+def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Run:
+    """The floor: noise, forward and backward with the summed gradient of every parameter."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def run() -> None:
+        costs = measure(denoiser(model), *measure.inputs(x0, draws))
+        torch.autograd.grad(costs.sum(), parameters, allow_unused=True)
+
+    return run
+
+
+def ratio(ours: Run, reference: Run, repeats: int) -> Row:
+    """The times of ``ours`` over those of ``reference``, after one of each to warm up."""
+    seconds, reference_seconds = [], []
+    for repeat in range(repeats + 1):
+        times = seconds_of(ours), seconds_of(reference)
+        if repeat > 0:  # the first warms up
+            seconds.append(times[0])
+            reference_seconds.append(times[1])
+    ratios = [a / b for a, b in zip(seconds, reference_seconds, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return {
+        "value": statistics.median(ratios),
+        "low": low,
+        "high": high,
+        "seconds": statistics.median(seconds),
+        "reference_seconds": statistics.median(reference_seconds),
+        "repeats": repeats,
+    }
+
+
+def multiplications(run: Run) -> int:
+    """Multiply-adds of the matrix products and convolutions in a run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+def count_ratio(ours: float, reference: float) -> Row:
+    """A ratio of counts, which are the same each time."""
+    return {"value": ours / reference, "low": None, "high": None}
+
+
+def seconds_of(run: Run) -> float:
+    """What one run takes."""
+    _synchronize()
+    start = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure, images: int = 32) -> float:
+    """Seconds that forward and backward of one image take, from a few passes of ``images``: for estimates beforehand."""
+    x0, draws = inputs(model, shape, images, 1, measure.schedule.T)
+    run = plain(model, measure, x0, draws)
+    run()
+    return min(seconds_of(run) for _ in range(3)) / images
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
