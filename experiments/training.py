@@ -1,7 +1,7 @@
 """A trained model as a store node."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -32,6 +32,10 @@ class TrainedModel(Recorded):
     flips: bool
     hardware: Hardware = execution(default=Hardware())
     logger: LoggerFor | None = execution(default=None)
+
+    def member(self, i: int) -> "TrainedModel":
+        """The same training with ``seed`` + i."""
+        return replace(self, seed=self.seed + i)
 
     def cost(self) -> Cost:
         state = 4 * self.parameter_count

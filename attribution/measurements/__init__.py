@@ -2,6 +2,7 @@
 
 from attribution.measurements.base import Measure
 from attribution.measurements.elbo import Elbo, ElboWeighted
+from attribution.measurements.journey import JourneyLoss
 from attribution.measurements.loss import Loss, LossAtT
 from attribution.measurements.outputs import Interpolated, OutputMean, OutputNorm, SquareNorm
 from attribution.measurements.trajectory import TrajectoryLikelihood
@@ -10,6 +11,7 @@ __all__ = [
     "Elbo",
     "ElboWeighted",
     "Interpolated",
+    "JourneyLoss",
     "Loss",
     "LossAtT",
     "Measure",

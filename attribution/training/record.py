@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attribution import coverage
 from attribution.diffusion import NoiseSchedule
 from attribution.draws import Draws
 from attribution.measurements import Loss, Measure
@@ -171,11 +172,28 @@ class Recorded(Node[TrainingRecord], ABC):
         """What training minimised, per draw."""
         return Loss(self.schedule)
 
+    def member(self, i: int) -> "Recorded":
+        """Another training of the same kind, of an ensemble; 0 is this one.
+
+        Raises:
+            TypeError: nobody knows how to train another one.
+        """
+        if i == 0:
+            return self
+        raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: set estimator.models=1")
+
     @cached_property
     def parameter_count(self) -> int:
         """Trainable parameters of the network."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
+
+    @cached_property
+    def blocks(self) -> dict[str, tuple[int, int]]:
+        """Layer name → the shape of its gradient ``[rows, columns]`` (``attribution.layers``)."""
+        with torch.device("meta"):
+            layers = coverage.find_layers(self.model()).values()
+        return {home: layer.block for home, layer in layers if home == layer.name}
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         """The network in eval mode as it was after ``step`` steps; None: as it is used after training."""
