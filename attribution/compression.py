@@ -128,8 +128,8 @@ class TruncatedSVD(Compression):
     rank: int
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"compression.rank={self.rank}: must be at least 1")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"compression.rank={self.rank}: must be a whole number, at least 1")
 
     @property
     def label(self) -> str:

@@ -89,6 +89,11 @@ class DrawScheme(ABC):
     def count(self) -> int:
         """K."""
 
+    def check_bins(self, T: int) -> None:
+        """Raises ValueError: more bins than timesteps."""
+        if self.bins > T:
+            raise ValueError(f"draws.bins={self.bins}: the schedule has T={T} timesteps, ask for at most as many bins")
+
     @property
     def prefixes(self) -> list[int]:
         """Numbers of first draws that an estimator shall answer for, ascending; the last is K."""
@@ -111,7 +116,10 @@ class Uniform(DrawScheme):
     bins: int = 1
 
     def __post_init__(self):
-        _at_least_one(n=min(self.prefixes, default=0), bins=self.bins)
+        listed = isinstance(self.n, Sequence) and not isinstance(self.n, str)
+        if not all(isinstance(n, int) and n >= 1 for n in (self.n if listed else [self.n])) or self.n == []:  # pyright: ignore
+            raise ValueError(f"draws.n={self.n}: must be a whole number, at least 1, or a list of such")
+        _at_least_one(bins=self.bins)
 
     @property
     def prefixes(self) -> list[int]:
@@ -177,4 +185,5 @@ class Even(DrawScheme):
 def _at_least_one(**settings: int) -> None:
     for name, value in settings.items():
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"draws.{name}={value}: must be a whole number, at least 1")
+            hint = "; a list is for draws@estimator.draws=uniform" if name == "n" and isinstance(value, Sequence) else ""
+            raise ValueError(f"draws.{name}={value}: must be a whole number, at least 1{hint}")

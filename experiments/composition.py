@@ -29,6 +29,11 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
     return Experiment(**parts, diffusion=Diffusion(**diffusion), seed=config.seed, logger=logger)
 
 
+def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
+    """The estimator of ``estimator=`` and its name."""
+    return HydraConfig.get().runtime.choices["estimator"], instantiate(config.estimator, _convert_="all")
+
+
 def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     """The chosen estimator and those of ``benchmark.compare``, by name.
 
@@ -56,7 +61,7 @@ def _composed_with(estimator: str) -> DictConfig:
     overrides = list(HydraConfig.get().overrides.task)
     others = [o for o in overrides if not _concerns_estimator(o)]
     plain = compose("config", [*others, f"estimator={estimator}"])
-    kept = [o for o in overrides if o.startswith("estimator.") and _has(plain, o.partition("=")[0])]
+    kept = [o for o in overrides if o.startswith("estimator.") and _takes(plain, o)]
     return compose("config", [*others, f"estimator={estimator}", *kept])
 
 
@@ -64,7 +69,11 @@ def _concerns_estimator(override: str) -> bool:
     return override.lstrip("+~").partition("=")[0].split(".")[0] == "estimator"
 
 
-def _has(config: DictConfig, name: str) -> bool:
+def _takes(config: DictConfig, override: str) -> bool:
+    name, _, value = override.partition("=")
     parent, _, leaf = name.rpartition(".")
     node = OmegaConf.select(config, parent)
-    return isinstance(node, DictConfig) and leaf in node
+    if not isinstance(node, DictConfig) or leaf not in node:
+        return False
+    # A list of numbers of draws is for independent draws, whose first ones are draws of fewer.
+    return not (name == "estimator.draws.n" and value.startswith("[") and not str(node.get("_target_")).endswith(".Uniform"))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 _WIDTH = 140
 """Of a table that goes to a file, where no terminal says how wide it may be."""
-REFERENCES = {"random": "random level", "maximum": "maximum"}
+REFERENCES = {"random": "random level", "maximum": "maximum", "ceiling": "noise ceiling"}
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

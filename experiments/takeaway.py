@@ -12,14 +12,18 @@ from experiments.benchmarks.metrics import top_k
 COLUMNS = ("query", "side", "rank", "position", "index", "label", "score")
 
 
-def write_takeaway(folder: Path, scores: Scores, train: Images, top: int) -> list[Path]:
-    """Writes ``scores.npy`` and the ids of its rows and columns (read with ``Scores.load``), and ``query-ID.csv`` for each query.
+def make_folder(path: Path) -> Path:
+    """The folder, there."""
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_proponents(folder: Path, scores: Scores, train: Images, top: int) -> list[Path]:
+    """Writes ``query-ID.csv`` for each query of scores ``[Q, N]``.
 
     A CSV holds the ``top`` proponents (largest scores first) and opponents (smallest first): ``position`` is the column of the
     scores, ``index`` the image's id in its data set.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    scores.save(folder)
     values = np.asarray(scores.values)
     top = min(top, values.shape[1])
     sides = {"proponent": top_k(values, top), "opponent": top_k(-values, top)}

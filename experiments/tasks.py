@@ -14,13 +14,14 @@ from attribution.training.checkpoints import select
 from experiments import figures, inventory, inventory_table
 from experiments import speed as speeds
 from experiments.benchmarks import metrics
-from experiments.composition import estimators_of, experiment_of
+from experiments.benchmarks.variants import variants_of
+from experiments.composition import chosen_estimator, estimators_of, experiment_of
 from experiments.lab import Lab, lab, set_threads
 from experiments.plan import announcement
 from experiments.plan import plan as plan_of
 from experiments.prune import prune
 from experiments.store import Store
-from experiments.takeaway import write_self_influence, write_takeaway
+from experiments.takeaway import make_folder, write_proponents, write_self_influence
 
 
 def train(config: DictConfig) -> None:
@@ -53,7 +54,7 @@ def evaluate(config: DictConfig) -> None:
 
 def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
     """Scores all training images for ``queries`` and leaves what a user takes away (``experiments.takeaway``)."""
-    (name, estimator), *_ = estimators_of(config).items()
+    name, estimator = chosen_estimator(config)
     if self_influence and not isinstance(estimator, TrajectoryEstimator):
         raise ValueError(f"task.self_influence=true: estimator={name} has no self-influence; choose tracin or retrac")
     if top < 1:
@@ -64,14 +65,17 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         node = estimator.scores(experiment.record, experiment.train, queries)
         _announce([experiment.record, node], get)
         scores, train = get(node), get(experiment.train)
-        write_takeaway(run.folder / "scores", scores, train, top)
-        print(f"scores and a CSV for each query: {run.folder / 'scores'}")
+        whole = [variant for variant in variants_of(name, estimator, node, scores) if variant.whole]
+        scores.save(folder := make_folder(run.folder / "scores"))
+        for variant in whole:
+            write_proponents(folder if len(whole) == 1 else make_folder(folder / variant.label), variant.scores, train, top)
+        print(f"scores and a CSV for each query: {folder}")
         row = {"benchmark": "attribute", "estimator": name, "scores": node.fingerprint}
         if scores.halves is not None:
             reliability = metrics.bootstrap_mean(metrics.split_half_spearman(scores.halves), seed=config.seed)
             run.report.add([{**row, "metric": "split_half_spearman", **reliability._asdict()}])
         shown = range(min(8, len(scores.query_index)))
-        run.report.figure("proponents", figures.proponents(get(queries), train, {name: scores.values}, shown))
+        run.report.figure("proponents", figures.proponents(get(queries), train, {v.label: v.scores.values for v in whole}, shown))
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
             influence = get(SelfInfluence(estimator, experiment.record, experiment.train))
             path = run.folder / "self_influence.csv"
@@ -90,6 +94,7 @@ def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int])
         rows += speeds.draws_speed(network, shape, measure, examples, draws, repeats)
         rows += speeds.curvature_speed(network, shape, measure.schedule, examples, draws, repeats)
         rows += speeds.scoring_speed(network, shape, measure.schedule, examples, draws, repeats)
+        rows += speeds.feature_speed(network, shape, measure.schedule, examples, draws, repeats)
         run.report.add(
             {"benchmark": "speed", "estimator": f"{row['examples']} examples × {row['draws']} draws", **row} for row in rows
         )

@@ -79,12 +79,15 @@ def _expanded(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _reduced(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
     a, b, positions = zip(*(position_sums(layer, a, b) for layer, a, b in _sides(calls)), strict=True)
-    mean, total = _total(a) / sum(positions), _total(b)
+    # One row for each input: too few to spend float32's digits on, where small eigenvalues decide.
+    mean, total = _total(a).double() / sum(positions), _total(b).double()
     return mean.T @ mean, total.T @ total, torch.tensor([len(mean), len(mean)], dtype=torch.float64)
 
 
 def _sides(calls: list[hooks.Call]) -> list[tuple[KroneckerLayer, Tensor, Tensor]]:
-    return [(cast(KroneckerLayer, call.layer), call.input, cast(Tensor, call.gradient)) for call in calls]
+    # At least float32: moments of half-precision tensors would overflow.
+    kind = torch.promote_types(calls[0].input.dtype, torch.float32)
+    return [(cast(KroneckerLayer, call.layer), call.input.to(kind), cast(Tensor, call.gradient).to(kind)) for call in calls]
 
 
 def _total(tensors: Sequence[Tensor]) -> Tensor:
@@ -100,6 +103,7 @@ def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 class FactorShard(Node[Factors]):
     """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
+    VERSION = 2
     ARTIFACT = Factors
     TRANSIENT = True
 
@@ -121,6 +125,7 @@ class FactorShard(Node[Factors]):
 class AllFactors(Node[Factors]):
     """The sums over all training examples."""
 
+    VERSION = 2
     ARTIFACT = Factors
 
     pseudo: PseudoGradients

@@ -5,6 +5,7 @@ largest. Dividing every draw's gradient by its norm (ReTrac eq. 9, query side), 
 timesteps equally.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,10 @@ from attribution.node import Cost, Get, Node, execution
 from attribution.passes import engine
 from attribution.training import Recorded
 
+MOST_STRETCHES = 50
+DRAWS_IN_A_STRETCH = 40
+"""On average, at least."""
+
 
 @dataclass(frozen=True)
 class Balance:
@@ -40,7 +45,8 @@ class Balance:
         if self.side not in ("query", "train"):
             raise ValueError(f"estimator.balance.side={self.side}: choose query or train")
         listed = isinstance(self.by, Sequence) and not isinstance(self.by, str)
-        if self.by not in ("draw", "timestep") and not (listed and any(self.by)):
+        weights = listed and all(isinstance(w, int | float) and math.isfinite(w) for w in self.by) and any(self.by)
+        if self.by not in ("draw", "timestep") and not weights:
             raise ValueError(f"estimator.balance.by={self.by}: choose draw, timestep, or a list of weights that are not all zero")
 
     def weights(self, timestep: Tensor, norms: "TimestepNorms", get: Get) -> Weights:
@@ -66,32 +72,35 @@ class NormTable(Arrays):
 
 @dataclass(frozen=True)
 class TimestepNorms(Node[NormTable]):
-    """Mean norm of the training loss's gradient in each of ``bins`` equal stretches of timesteps, over draws of all examples."""
+    """Mean norm of the training loss's gradient in each of 50 equal stretches of timesteps (or at each, where there are fewer)."""
 
+    VERSION = 2
     ARTIFACT = NormTable
 
     record: Recorded
     train: ImageSet
     seed: int
-    draws: int = 4
-    bins: int = 50
     execution: Execution = execution(default=Execution())
 
     def cost(self) -> Cost:
         return Cost(passes=self.train.count * self.draws)
 
+    @property
+    def draws(self) -> int:
+        """Of each example: four, and more where these would be few in a stretch."""
+        return max(4, -(-MOST_STRETCHES * DRAWS_IN_A_STRETCH // self.train.count))
+
     def compute(self, get: Get) -> NormTable:
         T, device, images = self.record.schedule.T, self.execution.torch_device(), get(self.train)
-        bins = min(self.bins, T)
+        bins = min(MOST_STRETCHES, T)
         per_example = engine(self.record, None, self.execution, get)
         total, count = np.zeros(bins), np.zeros(bins)
-        for start, stop in ranges(0, len(images), max(1, self.execution.batch_size // self.draws)):
+        draws_each = self.draws
+        for start, stop in ranges(0, len(images), max(1, self.execution.batch_size // draws_each)):
             rows = slice(start, stop)
-            draws = Uniform(self.draws, self.seed).draw("norms", images.ids(rows).to(device), T)
+            draws = Uniform(draws_each, self.seed).draw("norms", images.ids(rows).to(device), T)
             norms = per_example.capture(self.record.objective, images.x0(rows).to(device), draws).norms()
             stretch = bin_of(draws.timestep, bins, T).cpu().numpy().ravel()
             total += np.bincount(stretch, norms.double().cpu().numpy().ravel(), bins)
             count += np.bincount(stretch, minlength=bins)
-        if (count == 0).any():
-            raise ValueError(f"too few training images ({len(images)}) for a norm in each of {bins} stretches: use balance.by=draw")
         return NormTable((total / count)[np.arange(T) * bins // T])

@@ -1,6 +1,7 @@
 """What an estimator is: a recipe for a node of scores."""
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,19 @@ from attribution.images import ImageSet
 from attribution.node import Get, Node, execution
 from attribution.scores import Scores
 from attribution.training import Recorded
+
+
+def as_list(damping: float | Sequence[float]) -> tuple[float, ...]:
+    """One damping or several, each once."""
+    return tuple(dict.fromkeys(damping)) if isinstance(damping, Sequence) and not isinstance(damping, str) else (damping,)  # pyright: ignore[reportReturnType]
+
+
+def check_dampings(damping: Any) -> None:
+    """Raises ValueError: no number of at least 0, nor a list of such. An empty list is for nodes, which ask for none."""
+    values = as_list(damping)
+    if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in values):
+        raise ValueError(f"estimator.damping={damping}: give a number of at least 0, or a list of such")
+
 
 SETTINGS = {"damping": "estimator.damping", "draws": "estimator.draws.n"}
 """The settings that an axis of scores sweeps, by the axis."""

@@ -20,8 +20,8 @@ from attribution.compression import Compression, Uncompressed
 from attribution.curvature import Basis
 from attribution.draws import Draws, DrawScheme
 from attribution.estimators.balance import Balance, TimestepNorms
-from attribution.estimators.base import Estimator
-from attribution.estimators.influence_nodes import FLOAT, InfluenceShard, query_nodes, unstable_layer
+from attribution.estimators.base import Estimator, as_list, check_dampings
+from attribution.estimators.influence_nodes import FLOAT, GRID, InfluenceShard, query_nodes, unstable_layer
 from attribution.execution import ranges
 from attribution.gradients import Captured, LayerGradients
 from attribution.images import ImageSet
@@ -29,9 +29,6 @@ from attribution.measurements import Measure
 from attribution.node import Cost, Get, Node, execution
 from attribution.scores import Scores
 from attribution.training import Recorded
-
-GRID = tuple(10.0**e for e in range(-12, 0))
-"""Dampings that every score artifact holds: a sweep over these costs one pass."""
 
 
 class Curvature(Protocol):
@@ -60,18 +57,18 @@ class KFACInfluence(Estimator):
     query_batch: int = execution(default=256)
 
     def __post_init__(self):
-        if bad := [value for value in self.dampings if not value >= 0]:
-            raise ValueError(f"estimator.damping has {bad}: a damping is at least 0")
-        if self.query_batch < 1:
-            raise ValueError(f"estimator.query_batch={self.query_batch}: must be at least 1")
+        check_dampings(self.damping)
+        if not isinstance(self.query_batch, int) or self.query_batch < 1:
+            raise ValueError(f"estimator.query_batch={self.query_batch}: must be a whole number, at least 1")
 
     @property
     def dampings(self) -> tuple[float, ...]:
         """The dampings asked for."""
-        return tuple(self.damping) if isinstance(self.damping, Sequence) else (self.damping,)
+        return as_list(self.damping)
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
+        self.draws.check_bins(record.schedule.T)
         # What is computed does not depend on which of the stored dampings was asked for.
         return InfluenceScores(replace(self, damping=()), tuple(sorted({*GRID, *self.dampings})), record, train, queries)
 
@@ -87,8 +84,12 @@ class KFACInfluence(Estimator):
         balance = self.balance_of(side)
         if balance is None:
             return lambda captured, draws: captured.mean()
-        norms = TimestepNorms(record, train, self.draws.seed, execution=self.execution)
-        return lambda captured, draws: captured.mean(balance.weights(draws.timestep, norms, get))
+        norms, measure = self.norms(record, train), self.measurement if side == "query" else record.objective
+        return lambda captured, draws: captured.mean(balance.weights(measure.timesteps(draws), norms, get))
+
+    def norms(self, record: Recorded, train: ImageSet) -> TimestepNorms:
+        """What balances by timestep."""
+        return TimestepNorms(record, train, self.draws.seed, execution=self.execution)
 
     def query_bytes(self, record: Recorded) -> float:
         """What is held of one query during a pass, uncompressed."""
@@ -109,19 +110,27 @@ class InfluenceScores(Node[Scores]):
     queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        return [*query_nodes(self.estimator, self.record, self.train, self.queries), *self._shards(self._stable(get))]
+        return [*query_nodes(self.estimator, self.record, self.train, self.queries), *self._shards()]
+
+    def parents(self) -> list[Node]:
+        how = self.estimator
+        needed: list[Node] = [how.curvature.basis(self.record, self.train, how.flips)]
+        if how.balance is not None and how.balance.by == "timestep":
+            needed.append(how.norms(self.record, self.train))
+        return [*super().parents(), *needed]
 
     def cost(self) -> Cost:
-        how = self.estimator
+        how, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
         pairs = self.queries.count * self.train.count * (how.draws.bins + (how.draws.bins > 1)) ** 2
-        return Cost(
-            passes=(self.queries.count + self.train.count) * how.draws.count,
-            disk=FLOAT * len(self.dampings) * len(how.draws.prefixes) * pairs,
-        )
+        size = FLOAT * len(self.dampings) * len(how.draws.prefixes) * pairs
+        return Cost(passes=(self.queries.count + batches * self.train.count) * how.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        draws, dampings = self.estimator.draws, self._stable(get)
-        values = np.concatenate([shard.values for shard in get.many(self._shards(dampings))], axis=5)
+        draws, how = self.estimator.draws, self.estimator
+        basis = get(how.curvature.basis(self.record, self.train, how.flips))
+        stable = [unstable_layer(basis, damping) is None for damping in self.dampings]
+        values = np.concatenate([shard.values[stable] for shard in get.many(self._shards())], axis=5)
+        dampings = [damping for damping, kept in zip(self.dampings, stable, strict=True) if kept]
         axes: dict[str, Sequence[Any]] = {"damping": dampings, "draws": draws.prefixes}
         if draws.bins > 1:
             values = bins.with_sums(values, (2, 3))
@@ -136,25 +145,8 @@ class InfluenceScores(Node[Scores]):
             axes=axes,
         )
 
-    def _stable(self, get: Get) -> tuple[float, ...]:
-        """The dampings without those of the grid that nobody may have asked for and that are too small for this curvature.
-
-        Raises:
-            FloatingPointError: one that was asked for is too small; names the layer.
-        """
-        how = self.estimator
-        basis = get(how.curvature.basis(self.record, self.train, how.flips))
-        bad = {damping: layer for damping in self.dampings if (layer := unstable_layer(basis, damping)) is not None}
-        for damping, layer in bad.items():
-            if damping not in GRID:
-                raise FloatingPointError(
-                    f"estimator.damping={damping:g} is too small for layer {layer}, whose eigenvalues go from "
-                    f"{float(basis.values[layer].min()):.2g} to {float(basis.values[layer].max()):.2g}: raise it"
-                )
-        return tuple(damping for damping in self.dampings if damping not in bad)
-
-    def _shards(self, dampings: tuple[float, ...]) -> list[InfluenceShard]:
+    def _shards(self) -> list[InfluenceShard]:
         return [
-            InfluenceShard(self.estimator, dampings, self.record, self.train, self.queries, rows)
+            InfluenceShard(self.estimator, self.dampings, self.record, self.train, self.queries, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]

@@ -40,6 +40,9 @@ FLOAT = 4
 REFERENCE = 1e-8
 """The default damping: below it, small eigenvalues are not told apart when coefficients are compressed."""
 
+GRID = tuple(10.0**e for e in range(-12, 0))
+"""Dampings that every score artifact holds: a sweep over these costs one pass."""
+
 MeanOf = Callable[[Captured, Draws], LayerGradients]
 
 
@@ -62,8 +65,11 @@ class QueryCoefficients(Artifact):
 
 
 @dataclass(frozen=True)
-class InfluenceQueries(Node[QueryCoefficients]):
-    """The side of the queries ``rows[0]..rows[1]-1``. ``queries``: what the measurement is of."""
+class InfluenceQueries(JointNode[QueryCoefficients]):
+    """The side of the queries ``rows[0]..rows[1]-1``. ``queries``: what the measurement is of.
+
+    Curvatures and compressions share the gradients.
+    """
 
     VERSION = 2
     ARTIFACT = QueryCoefficients
@@ -80,15 +86,23 @@ class InfluenceQueries(Node[QueryCoefficients]):
         size = queries * self.estimator.query_bytes(self.record)
         return Cost(passes=queries * self.estimator.draws.count, memory=3 * size, disk=size)
 
-    def compute(self, get: Get) -> QueryCoefficients:
-        how, rows = self.estimator, slice(*self.rows)
-        device = how.execution.torch_device()
-        basis = get(how.curvature.basis(self.record, self.train, how.flips)).to(device)
-        images = get(self.queries)
-        draws = how.draws.draw("query", images.ids(rows).to(device), self.record.schedule.T)
-        per_example = engine(self.record, None, how.execution, get)
-        mean_of = how.mean_of("query", self.record, self.train, get)
+    def together(self) -> Hashable:
+        how = self.estimator
+        return key(self.record, self.train, self.queries, self.rows, how.measurement, how.draws, how.balance_of("query"))
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, how, rows = nodes[0], nodes[0].estimator, slice(*nodes[0].rows)
+        device, images = how.execution.torch_device(), get(first.queries)
+        draws = how.draws.draw("query", images.ids(rows).to(device), first.record.schedule.T)
+        per_example = engine(first.record, None, how.execution, get)
+        mean_of = how.mean_of("query", first.record, first.train, get)
         means = prefix_means(per_example, how.measurement, images.x0(rows).to(device), draws, how.draws, mean_of)
+        return [node._coefficients(means, get, device) for node in nodes]
+
+    def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
+        how = self.estimator
+        basis = get(how.curvature.basis(self.record, self.train, how.flips)).to(device)
         rotated = [basis.rotate(mean) for mean in means]
         parts: dict[str, dict[str, Tensor]] = {}
         for layer, values in basis.values.items():
@@ -127,9 +141,10 @@ class InfluenceShard(JointNode[InfluenceProducts]):
     def cost(self) -> Cost:
         how, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
         held = min(self.queries.count, how.query_batch) * how.query_bytes(self.record)
+        products = FLOAT * len(self.dampings) * len(how.draws.prefixes) * how.draws.bins**2 * self.queries.count
         return Cost(
             passes=batches * (self.rows[1] - self.rows[0]) * how.draws.count,
-            memory=held + 3 * self._block * how.query_bytes(self.record),
+            memory=held + 3 * self._block * how.query_bytes(self.record) + 2 * products * (self.rows[1] - self.rows[0]),
         )
 
     @property
@@ -142,6 +157,8 @@ class InfluenceShard(JointNode[InfluenceProducts]):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[InfluenceProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, how = nodes[0], nodes[0].estimator
         device = how.execution.torch_device()
+        for node in nodes:
+            refuse_unstable(get(_basis(node)), node.dampings)
         per_example = engine(first.record, None, how.execution, get)
         images, mean_of = get(first.train), how.mean_of("train", first.record, first.train, get)
         products: list[list[np.ndarray]] = [[] for _ in nodes]
@@ -223,6 +240,17 @@ class HeldQueries:
         return torch.stack([torch.cat(blocks, 4) for blocks in self.blocks], 1).float().numpy()
 
 
+def refuse_unstable(basis: Basis, dampings: Sequence[float]) -> None:
+    """Raises FloatingPointError: a damping that was asked for, not one of the grid, is too small; names the layer."""
+    for damping in set(dampings) - set(GRID):
+        if (layer := unstable_layer(basis, damping)) is not None:
+            low, high = float(basis.values[layer].min()), float(basis.values[layer].max())
+            raise FloatingPointError(
+                f"estimator.damping={damping:g} is too small for layer {layer}, whose eigenvalues go from {low:.2g} to {high:.2g}: "
+                "raise it"
+            )
+
+
 def unstable_layer(basis: Basis, damping: float) -> str | None:
     """The first layer in which ``1/(Λ + damping)`` blows rounding up to the size of scores, if there is one.
 
@@ -288,10 +316,10 @@ def _by_bin(
             some = draws.rows(slice(*rows)).columns(slice(*columns))
             captured = per_example.capture(measure, x0[slice(*rows)], some)
             captured.hold()
-            bin_ = bin_of(some.timestep, bins, measure.schedule.T)
+            bin_ = bin_of(measure.timesteps(some), bins, measure.schedule.T)
             for b in range(bins):
                 for layer, g in mean_of(captured.where(bin_ == b), some).items():
-                    total.setdefault(layer, g.new_zeros(bins, len(draws), *g.shape[1:]))[b, slice(*rows)] += (
-                        some.count / draws.count
-                    ) * g
+                    if layer not in total:
+                        total[layer] = g.new_zeros(bins, len(draws), *g.shape[1:])
+                    total[layer][b, slice(*rows)] += (some.count / draws.count) * g
     return total

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attribution.draws import DrawScheme
-from attribution.estimators.base import Estimator
+from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.features import Features, InnerProducts
 from attribution.images import ImageSet
 from attribution.measurements import Measure
@@ -44,9 +44,8 @@ class KernelEstimator(Estimator):
     models: int = 1
 
     def __post_init__(self):
-        if bad := [value for value in self.dampings if not value >= 0]:
-            raise ValueError(f"estimator.damping has {bad}: a damping is at least 0")
-        if self.models < 1:
+        check_dampings(self.damping)
+        if not isinstance(self.models, int) or self.models < 1:
             raise ValueError(f"estimator.models={self.models}: must be at least 1")
         if self.draws.bins > 1 or len(self.draws.prefixes) > 1:
             raise ValueError(
@@ -60,7 +59,7 @@ class KernelEstimator(Estimator):
     @property
     def dampings(self) -> tuple[float, ...]:
         """The dampings asked for."""
-        return tuple(self.damping) if isinstance(self.damping, Sequence) else (self.damping,)
+        return as_list(self.damping)
 
     def asked(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}

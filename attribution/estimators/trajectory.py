@@ -57,6 +57,7 @@ class TrajectoryEstimator(Estimator):
                 "train the model here, or choose an estimator that works on a final model"
             )
         self.measurement.subject(queries)
+        self.draws.check_bins(record.schedule.T)
         return TrajectoryScores(self, record, train, queries)
 
 
@@ -115,8 +116,11 @@ class TrajectoryScores(Node[Scores]):
         passes = self.queries.count * self.estimator.draws.count + self.train.count
         # All query sides lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
         sides = FLOAT * HALVES * self.estimator.draws.bins * self.queries.count * self.record.parameter_count
-        scores = FLOAT * (1 + HALVES) * self.queries.count * self.train.count
-        return Cost(passes=steps * passes, memory=sides, disk=steps * sides + scores)
+        bins = self.estimator.draws.bins
+        pairs = self.queries.count * self.train.count
+        scores = FLOAT * pairs * ((bins + (bins > 1)) ** 2 + HALVES)
+        summed = 3 * 8 * pairs * HALVES * bins**2
+        return Cost(passes=steps * passes, memory=sides + summed, disk=steps * sides + scores)
 
     def _steps(self, get: Get) -> list[int]:
         record = get(self.record)

@@ -87,7 +87,7 @@ class QuerySide(JointNode[QueryGradients]):
                 captured = per_example.capture(first.estimator.measurement, x0[start:stop], some)
                 if len(nodes) > 1 or scheme.bins > 1:
                     captured.hold()
-                bins = bin_of(some.timestep, scheme.bins, T)
+                bins = bin_of(first.estimator.measurement.timesteps(some), scheme.bins, T)
                 for block, node in zip(blocks, nodes, strict=True):
                     if scheme.bins == 1:
                         parts = [node.estimator.query_side(captured)]

@@ -37,6 +37,10 @@ class Measure(ABC):
         """
         return images
 
+    def timesteps(self, draws: Draws) -> Tensor:
+        """The timesteps ``[B, K]`` that are measured at the drawn ones."""
+        return draws.timestep
+
     def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """``(x0, t, noise)`` as the measure is called with them, a row for each of the K draws of each image: B·K rows.
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from attribution.diffusion import Denoiser
+from attribution.draws import Draws
 from attribution.measurements.base import Measure, lookup
 
 
@@ -41,6 +42,9 @@ class LossAtT(Measure):
         T = self.schedule.T
         if not 1 <= len(timesteps) <= T or not all(1 <= t <= T for t in timesteps):
             raise ValueError(f"measurement.t={list(timesteps)}: give at least one and at most {T} of the timesteps 1..{T}")
+
+    def timesteps(self, draws: Draws) -> Tensor:
+        return lookup(self._by_drawn_timestep[0], draws.timestep, draws.timestep.dtype)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         timesteps, weights = self._by_drawn_timestep

@@ -48,9 +48,15 @@ class TrajectoryMeasure(Measure):
             )
         if draws.flip.any():
             raise ValueError(f"{type(self).__name__}: trajectories have no mirror images, take draws without flips")
-        falling = torch.tensor(self._timesteps, device=x0.device)
-        step = S - torch.searchsorted(falling.flip(0), draws.timestep.contiguous(), right=True)
-        return step, falling[step].flatten(), torch.arange(len(x0), device=x0.device).unsqueeze(1)
+        step = self._chosen(draws)
+        return step, self.timesteps(draws).flatten(), torch.arange(len(x0), device=x0.device).unsqueeze(1)
+
+    def timesteps(self, draws: Draws) -> Tensor:
+        return torch.tensor(self._timesteps, device=draws.timestep.device)[self._chosen(draws)]
+
+    def _chosen(self, draws: Draws) -> Tensor:
+        rising = torch.tensor(self._timesteps[::-1], device=draws.timestep.device)
+        return len(rising) - torch.searchsorted(rising, draws.timestep.contiguous(), right=True)
 
     @cached_property
     def _timesteps(self) -> list[int]:

@@ -22,7 +22,10 @@ HOW = ("compression", "kind", "ratio")
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionFidelity(Benchmark):
-    """Each estimator under each of ``compressions``, beside itself without. All of them share one pass over the training set."""
+    """Each estimator under each of ``compressions``, beside itself without.
+
+    They share the queries' gradients, and as many of them a pass over the training set as ``estimator.query_batch`` allows.
+    """
 
     queries: Mapping[str, Queries]
     compressions: Sequence[Compression]

@@ -1,6 +1,6 @@
 """Figures of a report. Each function returns a matplotlib ``Figure`` and touches no global state."""
 
-from experiments.figures.bars import distinct_share
+from experiments.figures.bars import bars, distinct_share
 from experiments.figures.fidelity import compression
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
@@ -9,4 +9,4 @@ from experiments.figures.thumbnails import grid
 from experiments.figures.training import training_curve
 from experiments.figures.weights import loss_weights
 
-__all__ = ["compression", "curve", "distinct_share", "grid", "loss_weights", "matrix", "proponents", "training_curve"]
+__all__ = ["bars", "compression", "curve", "distinct_share", "grid", "loss_weights", "matrix", "proponents", "training_curve"]

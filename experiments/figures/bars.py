@@ -48,6 +48,46 @@ def distinct_share(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def bars(rows: Sequence[Mapping[str, Any]], value_name: str) -> Figure:
+    """Values with intervals as horizontal bars, the largest above; a panel for each kind of queries, ``ceiling`` a dashed line.
+
+    A second metric of the same estimator (one that was tuned) stands below its first, hatched.
+    """
+    rows = [row for row in rows if row["value"] is not None]
+    kinds = list(dict.fromkeys(row.get("queries") for row in rows)) or [None]
+    settings = differing_settings(rows)
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    labels = [series_label(row["estimator"], chosen) for row, chosen in zip(rows, settings, strict=True)]
+    means = {label: [row["value"] for row, other in zip(rows, labels, strict=True) if other == label] for label in labels}
+    names = sorted(means, key=lambda label: sum(means[label]) / len(means[label]))
+    figure = Figure((1.5 + 4.2 * len(kinds), 0.8 + 0.42 * len(names)), dpi=DPI, layout="constrained")
+    for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+        for row, label in zip(rows, labels, strict=True):
+            if row.get("queries") != kind:
+                continue
+            rank = metrics.index(row["metric"])
+            y = names.index(label) + (0.2 - 0.4 * rank if len(metrics) > 1 else 0)
+            look = {
+                "color": COLORS[rank % len(COLORS)],
+                "hatch": HATCHES[rank % len(HATCHES)],
+                "edgecolor": "white",
+                "linewidth": 0,
+            }
+            axes.barh(y, row["value"], 0.38 if len(metrics) > 1 else 0.7, label=row["metric"].replace("_", " "), **look)
+            if row["low"] is not None and row["high"] is not None:
+                axes.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.4, label="interval")
+            if row.get("ceiling") is not None:
+                axes.axvline(row["ceiling"], color=INK, linestyle="-.", linewidth=1.2, label=REFERENCES["ceiling"])
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(f"{kind} queries" if kind else "", fontsize=11)
+        axes.set_xlabel(value_name)
+        plain_frame(axes)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    legend(figure, figure.axes)
+    return figure
+
+
 def _group(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     k = next((row["k"] for row in rows if row["metric"] == metric and row.get("k") is not None), None)
     return metric.replace("_", " ") if k is None else f"top {k}"

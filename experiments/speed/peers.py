@@ -1,21 +1,34 @@
 """Other libraries on the same model and data, where they are installed: nothing here needs them."""
 
+import logging
+import math
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.diffusion import NoiseSchedule, denoiser
 from attribution.draws import Draws
-from attribution.measurements import Loss
+from attribution.measurements import Loss, Measure
 from experiments.speed.timing import Run
+
+FLOAT = 4
+
+Features = Callable[[], Any]
+"""Makes features ``[B, k]``, for the rest a ``Run``."""
 
 
 def curvlinops_factors(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, draws: Draws) -> Run | None:
     """curvlinops' factors (expand, Monte Carlo, one v for each input) of the Linear and Conv2d layers; None without it."""
-    if find_spec("curvlinops") is None:
-        print("curvlinops is not installed: no row for it (pip install curvlinops-for-pytorch)")
+    if not _installed("curvlinops", "curvlinops", "curvlinops-for-pytorch"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,6 +61,120 @@ def curvlinops_factors(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, dr
             ).compute_kronecker_factors()
 
     return run
+
+
+def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, k: int, memory: float) -> dict[str, Features]:
+    """``TRAKer.featurize`` without its files, in float32: by name what makes ``k`` features; empty without the package.
+
+    ``traker``: as it is set by default. ``traker, P kept``: with one block for all of P, which then is made only once; where
+    that takes no more than ``memory`` bytes.
+    """
+    if not _installed("traker", "trak", "traker"):
+        return {}
+    loss, device = _MeanLoss(model, measure), x0.device.type
+
+    def features(projector: Any) -> Features:
+        with TemporaryDirectory() as folder:
+            traker = import_module("trak").TRAKer(
+                loss,
+                task=_Output(),
+                train_set_size=len(x0),
+                save_dir=folder,
+                load_from_save_dir=False,
+                device=device,
+                projector=projector,
+                proj_dim=k,
+                logging_level=logging.ERROR,
+                use_half_precision=False,
+            )
+
+        def run() -> Tensor:
+            with _functional():
+                gradients = traker.gradient_computer.compute_per_sample_grad(_batch(measure, x0, draws))
+                return traker.projector.project(gradients, model_id=0) / traker.normalize_factor
+
+        return run
+
+    found, parameters = {"traker": features(None)}, sum(p.numel() for p in model.parameters())
+    if FLOAT * k * parameters <= memory:
+        kept = import_module("trak.projectors").BasicProjector(
+            parameters, k, seed=0, proj_type="normal", device=device, block_size=k
+        )
+        found["traker, P kept"] = features(kept)
+    return found
+
+
+def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, k: int, memory: float) -> dict[str, Features]:
+    """What dattri's ``TRAKAttributor`` does for the features of a batch, its projector made beforehand; as ``traker_features``."""
+    if not _installed("dattri", "dattri", "dattri"):
+        return {}
+    loss, projection = _MeanLoss(model, measure), import_module("dattri.func.projection")
+    task = import_module("dattri.task").AttributionTask(
+        lambda weights, batch: functional_call(loss, weights, batch),
+        loss,
+        checkpoints={},
+        checkpoints_load_func=lambda loaded, _: loaded,
+    )
+    gradient, (weights, _) = task.get_grad_loss_func(in_dims=(None, 0)), task.get_param()
+    parameters = weights.numel()
+
+    def features(project: Callable[[Tensor, int], Tensor]) -> Features:
+        def run() -> Tensor:
+            with _functional():
+                gradients = torch.nan_to_num(gradient(weights, _batch(measure, x0, draws)))
+                gradients /= math.sqrt(parameters)
+                return project(gradients, 0)
+
+        return run
+
+    like = torch.empty(len(x0), parameters, dtype=weights.dtype, device=x0.device)
+    found = {"dattri": features(projection.random_project(like, len(x0), k, 32, device=x0.device))}
+    if FLOAT * k * parameters <= memory:
+        kind = projection.ProjectionType.normal
+        kept = projection.BasicProjector(parameters, k, seed=0, proj_type=kind, device=x0.device, block_size=k)
+        found["dattri, P kept"] = features(kept.project)
+    return found
+
+
+def _installed(name: str, module: str, package: str) -> bool:
+    if find_spec(module) is not None:
+        return True
+    print(f"{name} is not installed: no rows for it (pip install {package})")
+    return False
+
+
+def _batch(measure: Measure, x0: Tensor, draws: Draws) -> tuple[Tensor, ...]:
+    """What the measure is called with, ``[B, K, ..]``."""
+    return tuple(rows.unflatten(0, (len(x0), draws.count)) for rows in measure.inputs(x0, draws))
+
+
+@contextmanager
+def _functional() -> Iterator[None]:
+    """What helps gradients by ``torch.func``: no second graph around them, and attention in its plain form.
+
+    The fused ones have no batching rule, and warn that they are slow.
+    """
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _MeanLoss(nn.Module):
+    """A network with its loss, of one example, averaged over draws: the gradient of the average is all that is needed of them."""
+
+    def __init__(self, model: nn.Module, measure: Measure):
+        super().__init__()
+        self.model, self.measure = model, measure
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return self.measure(denoiser(self.model), x0, t, noise).mean()
+
+
+class _Output:
+    """The model output function as traker wants it: the loss itself, so that Q = 1."""
+
+    def get_output(self, loss: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Tensor) -> Tensor:
+        return functional_call(loss, (weights, buffers), batch)
 
 
 class _Flat(nn.Module):

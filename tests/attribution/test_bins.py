@@ -8,13 +8,14 @@ import torch
 
 from attribution.bins import ALL, bin_of, labels
 from attribution.curvature import KFAC
+from attribution.diffusion.samplers import DDIM
 from attribution.draws import Uniform
 from attribution.estimators import ReTrac, TracIn
 from attribution.estimators.balance import Balance
 from attribution.estimators.influence import KFACInfluence
 from attribution.execution import Execution
 from attribution.gradients import PerExampleGradients
-from attribution.measurements import Loss, SquareNorm
+from attribution.measurements import Loss, LossAtT, SquareNorm, TrajectoryLikelihood
 from attribution.node import InMemory
 from tests.worlds import SCHEDULE, Blobs, trained
 
@@ -123,6 +124,20 @@ def test_a_pair_is_the_product_of_its_bins(get):
                 a, b = (QB.T @ side[layer] @ QA for side in (left, right))
                 expected[row, column] += float((a * b / (basis.values[layer] + 1e-4)).sum())
     np.testing.assert_allclose(scores.values, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_bins_are_of_the_timesteps_that_are_measured(get):
+    """Claim: a measure at one timestep has all its gradients in that bin, whatever was drawn; a trajectory's step in its."""
+    how = kfac(measurement=LossAtT(SCHEDULE, 50))
+    scores = how.score(RECORD, RECORD.data, QUERIES, get)
+    assert (scores.at(damping=1e-4, draws=6, query_bin="1-34", train_bin="all").values == 0).all()
+    whole, own = (scores.at(damping=1e-4, draws=6, query_bin=b, train_bin="all").values for b in ("all", "35-67"))
+    np.testing.assert_allclose(own, whole, rtol=1e-5)
+    draws = Uniform(50).draw("query", torch.arange(3), SCHEDULE.T)
+    steps = TrajectoryLikelihood(SCHEDULE, DDIM(steps=7, eta=1.0)).timesteps(draws)
+    allowed = torch.tensor(sorted(DDIM(steps=7).timesteps(SCHEDULE.T)))
+    expected = torch.stack([allowed[allowed <= t].max() for t in draws.timestep.flatten()]).view_as(steps)
+    assert torch.equal(steps, expected)
 
 
 def test_variants_name_their_bins(get):

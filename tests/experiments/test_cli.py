@@ -32,6 +32,8 @@ TINY = [
     "estimator.checkpoints=2",
     "estimator.draws.n=4",
 ]
+FINAL = [setting for setting in TINY if not setting.startswith(("estimator.checkpoints", "estimator.draws"))]
+"""For estimators of the final model."""
 SMALL_BENCHMARK = ["benchmark.n=4", "benchmark.k=[5,10]", "benchmark.queries.validation.n=8", "benchmark.queries.generated.n=6"]
 
 
@@ -135,6 +137,36 @@ def test_queries_of_every_kind(tmp_path, queries):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "variants"),
+    [
+        (["estimator=kfac"], []),
+        (["estimator=kfac", "estimator.damping=[1e-8,1e-3]"], ["kfac damping=1e-08", "kfac damping=0.001"]),
+        (["estimator=kfac", "estimator.draws.n=[1,2]"], ["kfac draws.n=1", "kfac draws.n=2"]),
+        (["estimator=retrac", "estimator.draws.bins=2"], []),
+        (["estimator=trak"], []),
+    ],
+)
+def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
+    """Claim: task=attribute leaves the scores of every kind of estimator, and a CSV for each query and swept value."""
+    out = tmp_path / "out"
+    settings = TINY if "estimator=retrac" in arguments else FINAL
+    run(tmp_path, *settings, "task=attribute", "queries.n=2", *arguments, f"hydra.run.dir={out}")
+    assert Scores.load(out / "scores").values.shape[-2:] == (2, 40)
+    for folder in [out / "scores" / name for name in variants] or [out / "scores"]:
+        assert len(list(folder.glob("query-*.csv"))) == 2
+    assert (out / "proponents.png").exists()
+
+
+def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
+    """Claim: a list of numbers of draws goes to independent draws; a compared estimator with even ones keeps its own."""
+    out = tmp_path / "out"
+    run(tmp_path, *FINAL, *SMALL_BENCHMARK, "estimator=kfac", "estimator.draws.n=[1,2]", f"hydra.run.dir={out}")
+    names = {(row["estimator"], (row.get("swept") or {}).get("estimator.draws.n")) for row in rows(out)}
+    assert {("kfac", 1), ("kfac", 2)} <= names
+    assert any(name == "tracin" for name, _ in names)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["estimator=retrack"], "retrac"),
@@ -156,11 +188,23 @@ def test_queries_of_every_kind(tmp_path, queries):
         (["execution.device=gpu"], "execution.device"),
         (["threads=0"], "threads"),
         (["optimizer.lr=0"], "learning rate is 0"),
+        (["estimator=kfac", "estimator.damping=abc"], "estimator.damping=abc"),
+        (["estimator=kfac", "estimator.damping=[1e-8,abc]"], "estimator.damping"),
+        (["estimator=kfac", "estimator.damping=true"], "estimator.damping"),
+        (["estimator=kfac", "estimator.query_batch=2.5"], "estimator.query_batch"),
+        (["estimator=kfac", "estimator.draws.n=4.5"], "draws.n=4.5"),
+        (["estimator=kfac", "estimator.draws.n=[]"], "draws.n=[]"),
+        (["estimator.draws.bins=2000"], "draws.bins=2000"),
+        (["estimator=kfac", "curvature.draws.n=[2,3]"], "curvature.draws"),
+        (["estimator=kfac", "compression=svd", "compression.rank=2.5"], "compression.rank"),
+        (["estimator=balanced_kfac", "estimator.balance.by=[a,b]"], "estimator.balance.by"),
+        (["estimator=kfac", "measurement=trajectory", "diffusion.sampler.eta=1"], "take generated queries"),
+        (["estimator=trak", "estimator.models=0"], "estimator.models"),
     ],
 )
 def test_errors_are_a_sentence(tmp_path, monkeypatch, capfd, arguments, said):
     """Claim: bad input ends with an exit code and a message that names the setting, not with a traceback."""
-    settings = [] if "data=cifar2" in arguments else TINY
+    settings = [] if "data=cifar2" in arguments else FINAL if arguments[0].startswith("estimator=") else TINY
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, *settings, *SMALL_BENCHMARK, *arguments, f"hydra.run.dir={tmp_path / 'out'}")
