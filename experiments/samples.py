@@ -12,7 +12,7 @@ from attribution.diffusion.samplers import Sampler
 from attribution.execution import Execution, ranges
 from attribution.images import Images, ImageSet, Trajectories
 from attribution.node import Cost, Get, Node, execution
-from attribution.training import Recorded
+from attribution.training.trained import Trained
 from experiments.progress import track
 
 
@@ -22,7 +22,7 @@ class SampleShard(ImageSet):
 
     TRANSIENT = True
 
-    record: Recorded
+    record: Trained
     sampler: Sampler
     shape: tuple[int, int, int]
     seed: int
@@ -50,7 +50,7 @@ class SampleShard(ImageSet):
 class Samples(ImageSet):
     """``n`` images that the trained model generates, each from its own noise: sample i is the same whatever ``n`` is."""
 
-    record: Recorded
+    record: Trained
     sampler: Sampler
     shape: tuple[int, int, int]
     n: int

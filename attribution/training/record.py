@@ -13,7 +13,6 @@ Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; check
 
 import json
 from abc import ABC
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attribution import coverage
-from attribution.diffusion import NoiseSchedule
 from attribution.draws import Draws
-from attribution.measurements import Loss, Measure
-from attribution.node import Artifact, Get, Node
+from attribution.node import Get
+from attribution.training.trained import Trained, Trainee, with_parameters
 
 SCHEMA = 1
 VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
@@ -55,7 +53,7 @@ def draws_of(visits: np.ndarray) -> Draws:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRecord(Artifact):
+class TrainingRecord(Trainee):
     """What a training did: checkpoints (step, learning rate, parameters) and visits."""
 
     folder: Path
@@ -159,18 +157,10 @@ class TrainingRecord(Artifact):
 
 
 @dataclass(frozen=True)
-class Recorded(Node[TrainingRecord], ABC):
-    """A training that can be had: what estimators are given. ``model()`` builds the untrained network."""
-
-    model: Callable[[], nn.Module]
-    schedule: NoiseSchedule
+class Recorded(Trained[TrainingRecord], ABC):
+    """A training with its record: what estimators are given."""
 
     ARTIFACT = TrainingRecord
-
-    @property
-    def objective(self) -> Measure:
-        """What training minimised, per draw."""
-        return Loss(self.schedule)
 
     def member(self, i: int) -> "Recorded":
         """Another training of the same kind, of an ensemble; 0 is this one.
@@ -183,12 +173,6 @@ class Recorded(Node[TrainingRecord], ABC):
         raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: set estimator.models=1")
 
     @cached_property
-    def parameter_count(self) -> int:
-        """Trainable parameters of the network."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
-
-    @cached_property
     def blocks(self) -> dict[str, tuple[int, int]]:
         """Layer name → the shape of its gradient ``[rows, columns]`` (``attribution.layers``)."""
         with torch.device("meta"):
@@ -197,10 +181,6 @@ class Recorded(Node[TrainingRecord], ABC):
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         """The network in eval mode as it was after ``step`` steps; None: as it is used after training."""
-        record = get(self)
-        parameters = record.final_parameters() if step is None else record.parameters(step)
-        network = self.model()
-        if any(tensor.dtype == torch.float64 for tensor in parameters.values()):
-            network = network.double()
-        network.load_state_dict(parameters)
-        return network.eval()
+        if step is None:
+            return super().network(get)
+        return with_parameters(self.model(), get(self).parameters(step)).eval()

@@ -157,6 +157,39 @@ def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
     assert (out / "proponents.png").exists()
 
 
+LDS = [
+    "benchmark=lds",
+    "benchmark.compare=[random,raw_cos]",
+    "benchmark.subsets.count=4",
+    "benchmark.steps=6",
+    "benchmark.draws.n=4",
+    "benchmark.queries.validation.n=5",
+    "benchmark.queries.generated.n=4",
+]
+
+
+def test_lds_on_the_command_line(tmp_path):
+    """Claim: benchmark=lds reports every estimator with an interval, exact retraining and the ceiling; a second run trains nothing."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    run(tmp_path, *FINAL, *LDS, "estimator=kfac", "estimator.draws.n=2", "curvature.draws.n=2", f"hydra.run.dir={out}")
+    found = [row for row in rows(out) if row["benchmark"] == "lds"]
+    for kind in ("validation", "generated"):
+        by_name = {row["estimator"]: row for row in found if row["queries"] == kind and row["metric"] == "lds_%"}
+        assert {"kfac", "random", "raw_cos", "exact retraining", "kfac − random"} <= by_name.keys()
+        for row in by_name.values():
+            assert -200 <= row["low"] <= row["high"] <= 200
+        assert 0 <= by_name["kfac"]["ceiling"] <= 100
+        assert {row["estimator"] for row in found if row["metric"] == "lds_%_held_out_damping" and row["queries"] == kind} == {
+            "kfac"
+        }
+    assert (out / "lds.png").exists()
+    models = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "Retrained").iterdir()}
+    assert len(models) == 8
+    run(tmp_path, *FINAL, *LDS, "estimator=kfac", "estimator.draws.n=2", "curvature.draws.n=2", f"hydra.run.dir={again}")
+    assert models == {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "Retrained").iterdir()}
+    assert [row["value"] for row in rows(again)] == [row["value"] for row in rows(out)]
+
+
 def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
     """Claim: a list of numbers of draws goes to independent draws; a compared estimator with even ones keeps its own."""
     out = tmp_path / "out"

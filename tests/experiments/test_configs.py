@@ -47,7 +47,7 @@ def test_every_folder_is_a_group_of_the_config():
         if entry != "_self_"
         for key in entry
     }
-    assert groups <= chosen | {"draws"}
+    assert groups <= chosen | {"draws", "retraining"}
 
 
 @pytest.mark.parametrize("name", options("estimator"))

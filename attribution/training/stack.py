@@ -1,0 +1,149 @@
+"""The state of M models in training: one matrix of parameters, one optimizer, one average.
+
+An optimizer that treats every number by itself (SGD, Adam, AdamW, ...) makes of a matrix with a row per model exactly what it
+makes of each model alone, in a handful of operations instead of a handful per parameter and model.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from attribution.training.fit import Recipe
+
+BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
+
+
+class Stack:
+    """M models of one recipe, ``model()`` initialised with each of ``seeds`` as ``fit`` does; rows in this order.
+
+    Raises:
+        ValueError: an optimizer or a precision with which models cannot be stacked.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        seeds: Sequence[int],
+        optimizer: BuildOptimizer,
+        recipe: Recipe,
+        device: torch.device,
+    ):
+        if recipe.precision not in DTYPES:
+            raise ValueError(f"trainer.precision={recipe.precision}: retrained models need one of {', '.join(DTYPES)}")
+        _check_elementwise(optimizer)
+        self.recipe, self.dtype, self.device = recipe, DTYPES[recipe.precision], device
+        rows, constants = [], []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            self.network = model().to(device)
+            if self.dtype == torch.float64:
+                self.network = self.network.double()
+            rows.append(torch.cat([p.detach().flatten() for p in self.network.parameters() if p.requires_grad]))
+            constants.append(_constants(self.network))
+        self._shapes = {name: p.shape for name, p in self.network.named_parameters() if p.requires_grad}
+        self.constants = {name: torch.stack([of_one[name] for of_one in constants]) for name in constants[0]}
+        self._versions = [tensor._version for tensor in self.constants.values()]
+        self.matrix = nn.Parameter(torch.stack(rows))
+        self.average: Tensor | None = None
+        self.optimizer = optimizer([self.matrix])
+        scheduler = get_scheduler(
+            recipe.lr_schedule,
+            self.optimizer,
+            num_warmup_steps=round(recipe.warmup * recipe.steps),
+            num_training_steps=recipe.steps,
+        )
+        # The rate as a function of the step (all of diffusers' are), so that there is no scheduler's state to restore.
+        self._rates = list(zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True))
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Trainable parameters of all models by name, ``[M, ...]``: views of the matrix."""
+        pieces = self.matrix.detach().split([shape.numel() for shape in self._shapes.values()], 1)
+        return {
+            name: piece.unflatten(1, shape) if shape else piece[:, 0]
+            for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
+        }
+
+    def step(self, step: int, gradients: Tensor) -> None:
+        """Optimizer step number ``step`` (0-based) with ``gradients [M, P]``: clipped model by model, then averaged.
+
+        Raises:
+            ValueError: the network changed its buffers, which are not kept.
+        """
+        if [tensor._version for tensor in self.constants.values()] != self._versions:
+            raise ValueError("model: the network changes its buffers in training (batch norm?): retraining knows none that do")
+        if self.recipe.clip is not None:
+            norms = gradients.norm(dim=1, keepdim=True)
+            gradients = gradients * torch.clamp(self.recipe.clip / (norms + 1e-6), max=1.0)  # as clip_grad_norm_ has it
+        for group, (base, factor) in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = base * factor(step)
+        self.matrix.grad = gradients
+        self.optimizer.step()
+        if self.recipe.ema is not None:
+            current = self.matrix.detach()
+            self.average = current.clone() if self.average is None else self.average.lerp_(current, 1 - self.recipe.ema)
+
+    def state(self, m: int) -> dict[str, Tensor]:
+        """All that model ``m`` needs to go on."""
+        average = {} if self.average is None else {"average": self.average}
+        shared = self.optimizer.state[self.matrix]
+        memory = {f"optimizer.{name}": value for name, value in shared.items() if value is not None}
+        rows = {"parameters": self.matrix.detach(), **average, **memory}
+        return {name: (tensor[m] if tensor.shape == self.matrix.shape else tensor).cpu().clone() for name, tensor in rows.items()}
+
+    def restore(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Goes on from the ``state`` of each model, all after the same step."""
+        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        rows = {name: tensor.to(self.device) for name, tensor in stacked.items() if tensor.shape == self.matrix.shape}
+        self.matrix.data.copy_(rows.pop("parameters"))
+        self.average = rows.pop("average", None)
+        counts = {name: tensor[0] for name, tensor in stacked.items() if tensor.shape != self.matrix.shape}
+        self.optimizer.state[self.matrix] = {name.removeprefix("optimizer."): tensor for name, tensor in (rows | counts).items()}
+
+    def final(self, m: int) -> dict[str, Tensor]:
+        """The state dict that model ``m`` is used with after training."""
+        matrix = self.matrix.detach() if self.average is None else self.average
+        pieces = matrix[m].split([shape.numel() for shape in self._shapes.values()])
+        values = {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
+        own = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        with torch.no_grad():
+            for name, value in {**values, **{name: tensor[m] for name, tensor in self.constants.items()}}.items():
+                own[name].copy_(value)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+
+
+def _constants(network: nn.Module) -> dict[str, Tensor]:
+    """Frozen parameters and buffers."""
+    frozen = {name: p.detach() for name, p in network.named_parameters() if not p.requires_grad}
+    return {**frozen, **dict(network.named_buffers())}
+
+
+def _check_elementwise(build: BuildOptimizer) -> None:
+    """A matrix must fare as its pieces of other shapes do; tried out, since an optimizer cannot be asked.
+
+    Raises:
+        ValueError: it does not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values, *gradients = torch.randn(4, 2, 6, dtype=torch.float64, generator=generator)
+    whole = nn.Parameter(values.clone())
+    parts = [nn.Parameter(row.reshape(2, 3).clone()) for row in values]
+    try:
+        together, alone = build([whole]), [build([part]) for part in parts]
+        for gradient in gradients:
+            whole.grad = gradient.clone()
+            together.step()
+            for part, row, optimizer in zip(parts, gradient, alone, strict=True):
+                part.grad = row.reshape(2, 3).clone()
+                optimizer.step()
+        same = torch.allclose(whole, torch.stack([part.flatten() for part in parts]), rtol=1e-9, atol=1e-12)
+    except Exception as error:
+        raise ValueError(f"{_NOT_ELEMENTWISE} ({error})") from error
+    if not same:
+        raise ValueError(_NOT_ELEMENTWISE)
+
+
+_NOT_ELEMENTWISE = "optimizer: models are retrained side by side only with one that treats every number by itself: sgd, adam, adamw"

@@ -1,0 +1,173 @@
+"""Linear datamodeling score (Park et al. 2023): do scores predict what retraining on subsets does to a query?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from attribution.draws import DrawScheme
+from attribution.estimators import Estimator
+from attribution.measurements import Measure
+from attribution.node import Get, Node
+from attribution.scores import Scores
+from attribution.training.modes import Mode
+from experiments import figures
+from experiments.benchmarks import lds_metrics, metrics
+from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.lds_metrics import Resamples
+from experiments.benchmarks.sweeps import sweep_figures
+from experiments.benchmarks.variants import Variant, is_whole, variants_of
+from experiments.experiment import Experiment
+from experiments.measuring import Measured
+from experiments.queries import Queries
+from experiments.report import Report
+from experiments.retraining import Retrained, in_blocks
+from experiments.subsets import Subsets
+
+METRIC = "lds_%"
+BEST = "lds_%_held_out_damping"
+PERCENT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDS(Benchmark):
+    """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
+
+    Each subset is trained on with ``seeds`` training seeds for ``steps`` steps; ``measurement`` is the target, a mean over
+    ``draws``, and need not be the estimators' own. Reported are the mean over queries with an interval (bootstrap over subsets and
+    queries), for the dampings asked for and for the one that is best on the other half of the subsets, and with two seeds or more
+    exact retraining as an estimator and the noise ceiling.
+    """
+
+    queries: Mapping[str, Queries]
+    subsets: Subsets
+    seeds: int
+    steps: int
+    measurement: Measure
+    draws: DrawScheme
+    mode: Mode
+    resamples: int = 1000
+    seed: int = 0
+    rows: int = 4
+    shown: int = 6
+
+    def __post_init__(self):
+        for name in ("seeds", "steps", "resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be at least 1")
+
+    def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
+        return [*self._truth(experiment).values(), *self._scores(experiment, estimators).values()]
+
+    def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
+        nodes, truth = self._scores(experiment, estimators), self._truth(experiment)
+        scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
+        get.many(in_blocks(self._models(experiment)), "retraining")
+        costs = dict(zip(truth, get.many(list(truth.values()), "measuring"), strict=True))
+        train = get(experiment.train)
+        removed = self.subsets.removed(train)
+        for kind, queries in self.queries.items():
+            measured = np.stack(
+                [[costs[kind, seed, subset].values for subset in range(len(removed))] for seed in range(self.seeds)]
+            ).transpose(0, 2, 1)  # [K, Q, M]
+            variants = [
+                variant
+                for name, estimator in estimators.items()
+                for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
+            ]
+            report.add({"benchmark": "lds", "queries": kind, **row} for row in self._rows(variants, measured, removed))
+            report.add(
+                {"benchmark": "lds", "queries": kind, **row}
+                for name in estimators
+                for row in self._held_out(name, nodes[kind, name], scores[kind, name], measured, removed)
+            )
+            images = get(queries.node(experiment))
+            values = {v.label: v.scores.values for v in variants if v.whole}
+            report.figure(
+                f"proponents_{kind}", figures.proponents(images, train, values, range(min(self.rows, len(images))), self.shown)
+            )
+        rows = [
+            row
+            for row in report.rows
+            if row["benchmark"] == "lds" and row["metric"] in (METRIC, BEST) and "−" not in row["estimator"]
+        ]
+        report.figure("lds", figures.bars([row for row in rows if is_whole(row.get("swept") or {})], "LDS, %"))
+        sweep_figures(report, [row for row in rows if row["metric"] == METRIC])
+
+    def _rows(self, variants: Sequence[Variant], measured: np.ndarray, removed: np.ndarray) -> Iterator[dict[str, Any]]:
+        mean, resamples = measured.mean(0), self._resamples(measured)
+        ceiling = {"ceiling": PERCENT * lds_metrics.noise_ceiling(measured)} if self.seeds > 1 else {}
+        common = {"metric": METRIC, "subsets": len(removed), "seeds": self.seeds, **ceiling}
+        predictions = [lds_metrics.predicted(variant.scores.values, removed) for variant in variants]
+        for variant, prediction in zip(variants, predictions, strict=True):
+            quartiles = np.percentile(lds_metrics.per_query(prediction, mean), [25, 50, 75])
+            estimate = _percent(lds_metrics.lds(prediction, mean, resamples))
+            yield {**variant.row, **common, **estimate, "quartiles_of_queries": PERCENT * quartiles}
+        if self.seeds > 1:
+            yield {"estimator": "exact retraining", **common, **_percent(lds_metrics.retraining(measured, resamples))}
+        for variant, prediction in list(zip(variants, predictions, strict=True))[1:]:
+            if variant.whole:
+                estimate = _percent(lds_metrics.difference(predictions[0], prediction, mean, resamples))
+                yield {"estimator": f"{variants[0].label} − {variant.label}", "metric": METRIC, **estimate}
+
+    def _held_out(
+        self, name: str, node: Node[Scores], scores: Scores, measured: np.ndarray, removed: np.ndarray
+    ) -> Iterator[dict[str, Any]]:
+        if "damping" not in scores.axes:
+            return
+        fixed = {axis: values[-1] if axis == "draws" else values[0] for axis, values in scores.axes.items() if axis != "damping"}
+        dampings = list(scores.axes["damping"])
+        sweep = np.stack([lds_metrics.predicted(scores.at(damping=d, **fixed).values, removed) for d in dampings])
+        estimate, chosen = lds_metrics.cross_validated(sweep, measured.mean(0), self.resamples, self.seed)
+        row = {"estimator": name, "metric": BEST, **_percent(estimate), "scores": node.fingerprint}
+        yield {**row, "dampings_chosen": [dampings[i] for i in chosen]}
+
+    def _resamples(self, measured: np.ndarray) -> Resamples:
+        _, Q, M = measured.shape
+        return Resamples.draw(M, Q, self.resamples, self.seed)
+
+    def _models(self, experiment: Experiment) -> list[Retrained]:
+        selections = self.subsets.selections(experiment.data.load().train)
+        return [
+            Retrained(
+                model=experiment.model,
+                schedule=experiment.diffusion.schedule,
+                data=experiment.train,
+                optimizer=experiment.optimizer,
+                recipe=replace(experiment.trainer, steps=self.steps),
+                flips=experiment.data.flips,
+                seed=experiment.seed + 1 + seed,
+                selection=selection,
+                mode=self.mode,
+                execution=experiment.execution,
+            )
+            for seed in range(self.seeds)
+            for selection in selections
+        ]
+
+    def _truth(self, experiment: Experiment) -> dict[tuple[str, int, int], Measured]:
+        models = in_blocks(self._models(experiment))
+        M = len(models) // self.seeds
+        return {
+            (kind, number // M, number % M): Measured(
+                model=model,
+                images=queries.node(experiment),
+                measure=self.measurement,
+                draws=self.draws,
+                execution=experiment.execution,
+            )
+            for number, model in enumerate(models)
+            for kind, queries in self.queries.items()
+        }
+
+    def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:
+        return {
+            (kind, name): estimator.scores(experiment.record, experiment.train, queries.node(experiment))
+            for kind, queries in self.queries.items()
+            for name, estimator in estimators.items()
+        }
+
+
+def _percent(estimate: metrics.Estimate) -> dict[str, float]:
+    return {name: PERCENT * value for name, value in estimate._asdict().items()}

@@ -1,0 +1,103 @@
+"""How long a training step of a model takes when many are trained side by side, against ``fit`` training one after another."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from torch import nn
+
+from attribution.diffusion import NoiseSchedule
+from attribution.images import Images
+from attribution.measurements import Loss
+from attribution.training.checkpoints import EverySteps
+from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.modes import Alone, Mode, Together
+from attribution.training.selection import Selection
+from attribution.training.stack import BuildOptimizer
+from attribution.training.together import Member, fit_together
+from experiments.speed.timing import Row
+
+
+def retraining_speed(
+    model: Callable[[], nn.Module],
+    images: Images,
+    schedule: NoiseSchedule,
+    optimizer: BuildOptimizer,
+    recipe: Recipe,
+    groups: Sequence[int],
+    repeats: int,
+) -> list[Row]:
+    """Rows ``fit / together`` for every size of group, and ``fit / alone``: seconds per model and step, taken in turns.
+
+    Each model has a random half of ``images``. ``recipe.steps`` steps of a group are timed, ten times as many of a single model;
+    the first, and setting up, are not counted, which favours ``fit``. All run on the CPU.
+    """
+    bench = _Bench(model, images, Loss(schedule), optimizer, recipe)
+    contenders: dict[tuple[str, int], Callable[[], float]] = {("fit", 1): bench.fit, ("alone", 1): lambda: bench.side(Alone(), 1)}
+    for group in groups:
+        contenders["together", group] = lambda group=group: bench.side(Together(), group)
+    seconds = [{key: run() for key, run in contenders.items()} for _ in range(repeats)]
+    rows = []
+    for key in list(contenders)[1:]:
+        ratios = [turn["fit", 1] / turn[key] for turn in seconds]
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if repeats > 1 else ratios * 3
+        times = {"seconds": statistics.median(turn[key] for turn in seconds)}
+        times["reference_seconds"] = statistics.median(turn["fit", 1] for turn in seconds)
+        value = {"value": statistics.median(ratios), "low": low, "high": high, "repeats": repeats}
+        rows.append({"metric": f"fit / {key[0]}", "group": key[1], **value, **times})
+    return rows
+
+
+class _Bench:
+    def __init__(self, model: Callable[[], nn.Module], images: Images, measure: Loss, optimizer: BuildOptimizer, recipe: Recipe):
+        self.model, self.images, self.measure, self.optimizer, self.recipe = model, images, measure, optimizer, recipe
+
+    def side(self, mode: Mode, group: int) -> float:
+        """Seconds per model and step."""
+        recipe = self._recipe(single=group == 1)
+        clock = _Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            members = [Member(0, self._half(m), Path(folder) / str(m)) for m in range(group)]
+            arguments = (self.images, self.model, self.measure, self.optimizer, recipe, mode)
+            fit_together(members, *arguments, progress=clock.steps)
+        return clock.seconds() / group
+
+    def fit(self) -> float:
+        """Seconds per step."""
+        recipe = self._recipe(single=True)
+        clock, half = _Clock(), self.images.take(self._half(0).rows)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (half, self.model, self.measure, self.optimizer, recipe, EverySteps(recipe.steps), 0)
+            fit(Path(folder), *arguments, hardware=Hardware(accelerator="cpu"), callbacks=[clock])
+        return clock.seconds()
+
+    def _recipe(self, single: bool) -> Recipe:
+        return replace(self.recipe, steps=self.recipe.steps * (10 if single else 1))
+
+    def _half(self, m: int) -> Selection:
+        count = len(self.images)
+        return Selection(np.random.default_rng(m).choice(count, count // 2, replace=False))
+
+
+class _Clock(L.Callback):
+    """When each step began or ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def steps(self, left: range) -> Iterator[int]:
+        for step in left:
+            yield step
+            self.times.append(time.perf_counter())
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        self.times.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Mean seconds of all steps but the first."""
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
