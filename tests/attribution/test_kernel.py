@@ -173,13 +173,13 @@ def test_projections_converge_to_the_exact_scores(get):
     """Claim: with more features the scores come nearer to those of whole gradients, about as 1/√k."""
     exact = only(estimator(), get)
     errors = [
-        np.mean([np.linalg.norm(only(estimator(projection=Gaussian(k=k, seed=s)), get) - exact) for s in range(3)])
+        np.mean([np.linalg.norm(only(estimator(projection=Gaussian(k=k, seed=s)), get) - exact) for s in range(2)])
         / np.linalg.norm(exact)
-        for k in (64, 1024, 8192)
+        for k in (64, 512, 4096)
     ]
     assert errors[1] < errors[0] / 2
     assert errors[2] < errors[1] / 2
-    assert errors[2] < 0.1
+    assert errors[2] < 0.2
 
 
 @pytest.mark.parametrize("projection", [Rademacher(k=8192), SJLT(k=8192), SJLT(k=8192, s=4), Kronecker(k_out=8, k_in=64)])

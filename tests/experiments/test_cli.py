@@ -169,7 +169,7 @@ LDS = [
 
 
 def test_lds_on_the_command_line(tmp_path):
-    """Claim: benchmark=lds reports every estimator with an interval, exact retraining and the ceiling; a second run trains nothing."""
+    """Claim: benchmark=lds has every estimator with an interval, exact retraining and the ceiling; again, nothing is trained."""
     out, again = tmp_path / "out", tmp_path / "again"
     run(tmp_path, *FINAL, *LDS, "estimator=kfac", "estimator.draws.n=2", "curvature.draws.n=2", f"hydra.run.dir={out}")
     found = [row for row in rows(out) if row["benchmark"] == "lds"]
