@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,8 @@ from attribution.images import ImageSet
 from attribution.measurements import Loss
 from attribution.node import Get, InMemory
 from attribution.training import Recorded, TrainingRecord
+from experiments.benchmarks import lds_metrics
+from experiments.subsets import RandomSubsets
 from tests.attribution import curvature_worlds as worlds
 from tests.attribution.curvature_worlds import given, randomized
 from tests.references import as_parameters
@@ -137,40 +140,60 @@ def retrained(X: Tensor, epsilon: Tensor, weights: Tensor, damping: float, theta
     return torch.linalg.solve(H, torch.einsum("nki,nko->io", w * X, epsilon) + damping * theta.T).T
 
 
+class LinearWorld:
+    """A linear denoiser at its optimum: exact influence ``tau [Q, N]`` and the queries' costs after exact retraining."""
+
+    def __init__(self, damping: float, n: int = 14):
+        get, self.train, queries = InMemory(), Blobs(n=n, size=4), Blobs(n=3, size=4, first=500)
+        self.damping, record = damping, LeastSquares(functools.partial(randomized, worlds.linear), SCHEDULE, self.train)
+        self.model = record.network(get)
+        self.theta = torch.cat([self.model.only.weight, self.model.only.bias[:, None]], 1).detach()
+        self.X, self.epsilon = regression(self.train, get)
+        self.query_draws = DRAWS.draw("query", get(queries).ids(), SCHEDULE.T)
+        self.asked = get(queries).x0().double()
+        basis = get(EXACT.basis(record, self.train, flips=True))
+        train_draws = DRAWS.draw("curvature", get(self.train).ids(), SCHEDULE.T, flips=True)
+        train_side = flat(per_example_gradients(LOSS, self.model, get(self.train).x0().double(), train_draws))
+        query_side = flat(per_example_gradients(LOSS, self.model, self.asked, self.query_draws))
+        self.tau = query_side @ basis.solve(train_side, damping).T
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """The queries' mean losses ``[Q]`` after retraining with a weight for every example."""
+        parameters = retrained(self.X, self.epsilon, weights, self.damping, self.theta)
+        self.model.only.weight.data, self.model.only.bias.data = parameters[:, :-1], parameters[:, -1]
+        x, t, noise = LOSS.inputs(self.asked, self.query_draws)
+        return LOSS(denoiser(self.model), x, t, noise).detach().unflatten(0, (len(self.asked), -1)).mean(1)
+
+
 @pytest.mark.parametrize("damping", [1e-3, 0.3])
 def test_influence_is_the_derivative_of_retraining(damping):
     """Claim (DESIGN.md §4.3): for a linear denoiser ``-τ/N`` is the derivative of the query's cost by a training example's weight.
 
     The same finite draws and λ/2 ‖θ - θ*‖² in the retrained objective; the derivative by central differences; sign and scale.
     """
-    get, train, queries = InMemory(), Blobs(n=14, size=4), Blobs(n=3, size=4, first=500)
-    record = LeastSquares(functools.partial(randomized, worlds.linear), SCHEDULE, train)
-    model = record.network(get)
-    theta = torch.cat([model.only.weight, model.only.bias[:, None]], 1).detach()
-    X, epsilon = regression(train, get)
-    query_draws = DRAWS.draw("query", get(queries).ids(), SCHEDULE.T)
-    asked = get(queries).x0().double()
-
-    def costs(parameters: Tensor) -> Tensor:
-        """The queries' mean losses ``[Q]``."""
-        model.only.weight.data, model.only.bias.data = parameters[:, :-1], parameters[:, -1]
-        x, t, noise = LOSS.inputs(asked, query_draws)
-        return LOSS(denoiser(model), x, t, noise).detach().unflatten(0, (len(asked), -1)).mean(1)
-
-    step, truth = 1e-4, torch.zeros(3, 14, dtype=torch.float64)
+    world, step, truth = LinearWorld(damping), 1e-4, torch.zeros(3, 14, dtype=torch.float64)
     for i in range(14):
         up, down = torch.ones(14).double(), torch.ones(14).double()
         up[i] += step
         down[i] -= step
-        ends = [costs(retrained(X, epsilon, weights, damping, theta)) for weights in (up, down)]
-        truth[:, i] = (ends[0] - ends[1]) / (2 * step)
-    costs(theta)
-    assert torch.allclose(retrained(X, epsilon, torch.ones(14).double(), damping, theta), theta)
+        truth[:, i] = (world.costs(up) - world.costs(down)) / (2 * step)
+    assert torch.allclose(retrained(world.X, world.epsilon, torch.ones(14).double(), damping, world.theta), world.theta)
+    torch.testing.assert_close(-world.tau / 14, truth, rtol=1e-6, atol=1e-8 * float(truth.abs().max()))
+    assert (world.tau > 0).any()
+    assert (world.tau < 0).any()
 
-    basis = get(EXACT.basis(record, train, flips=True))
-    train_draws = DRAWS.draw("curvature", get(train).ids(), SCHEDULE.T, flips=True)
-    train_side = flat(per_example_gradients(LOSS, model, get(train).x0().double(), train_draws))
-    tau = flat(per_example_gradients(LOSS, model, asked, query_draws)) @ basis.solve(train_side, damping).T
-    torch.testing.assert_close(-tau / 14, truth, rtol=1e-6, atol=1e-8 * float(truth.abs().max()))
-    assert (tau > 0).any()
-    assert (tau < 0).any()
+
+@pytest.mark.parametrize("weight", [0.99, 0.5, 0.0])
+def test_the_lds_of_exact_influence(weight):
+    """Claim (sign test): where what a subset lacks is weighed by 0.99, exact influence has an LDS of at least 99 %; less at 0."""
+    world = LinearWorld(0.3, n=30)
+    subsets = RandomSubsets(count=40, weight=weight)
+    removed = subsets.removed(InMemory()(world.train))
+    measured = torch.stack([world.costs(torch.from_numpy(1 - taken)) for taken in removed], 1).numpy()
+    predictions = lds_metrics.predicted(world.tau.numpy(), removed)
+    found = lds_metrics.per_query(predictions, measured).mean()
+    assert found >= {0.99: 0.99, 0.5: 0.95, 0.0: 0.8}[weight]
+    change = predictions / 30
+    if weight == 0.99:  # the scale too: Δm = Σ τ/N over what was taken away
+        moved = measured - world.costs(torch.ones(30).double()).numpy()[:, None]
+        np.testing.assert_allclose(change, moved, rtol=0.05, atol=0.02 * np.abs(moved).max())
