@@ -44,7 +44,7 @@ class Mode(ABC):
     def __post_init__(self):
         for name in ("group", "interval"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"retraining.{name}={getattr(self, name)}: must be a whole number, at least 1")
+                raise ValueError(f"benchmark.mode.{name}={getattr(self, name)}: must be a whole number, at least 1")
 
     @abstractmethod
     def prepare(self, network: nn.Module) -> None:
@@ -77,8 +77,8 @@ class Together(Mode):
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 if module.p > 0:
                     raise ValueError(
-                        f"retraining=together cannot train with dropout ({name} has {module.p}): choose retraining=alone, "
-                        "or set model.dropout=0"
+                        f"retraining@benchmark.mode=together cannot train with dropout ({name} has {module.p}): choose "
+                        "retraining@benchmark.mode=alone, or set model.dropout=0"
                     )
                 module.eval()  # vmap refuses even a dropout of nothing as random
 

@@ -133,7 +133,10 @@ def _attention(
 ) -> Tensor:
     """As ``F.scaled_dot_product_attention``."""
     if dropout_p:
-        raise ValueError("retraining=together cannot train with dropout in attention: choose retraining=alone, or turn it off")
+        raise ValueError(
+            "retraining@benchmark.mode=together cannot train with dropout in attention: choose "
+            "retraining@benchmark.mode=alone, or turn it off"
+        )
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))

@@ -272,7 +272,7 @@ class Momentumless(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("mode", "changes", "message"),
     [
-        (Together(), {"model": UNET}, "retraining=alone"),
+        (Together(), {"model": UNET}, "retraining@benchmark.mode=alone"),
         (Together(), {"optimizer": functools.partial(Momentumless, lr=0.1)}, "sgd, adam, adamw"),
         (Alone(), {"optimizer": torch.optim.LBFGS}, "sgd, adam, adamw"),
         (Together(), {"recipe": dataclasses.replace(RECIPE, precision="bf16-mixed")}, r"trainer\.precision=bf16-mixed"),
@@ -308,7 +308,7 @@ def test_a_parameter_without_a_gradient_and_a_row_too_many_are_refused(tmp_path)
             trained(members(tmp_path), mode, model=_Normalized)
     with pytest.raises(ValueError, match=r"row 24 .*data\.n_train"):
         trained([Member(3, Selection(np.array([1, 24])), tmp_path)], Together())
-    with pytest.raises(ValueError, match=r"retraining\.group=0"):
+    with pytest.raises(ValueError, match=r"benchmark\.mode\.group=0"):
         Together(group=0)
 
 
