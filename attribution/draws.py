@@ -89,6 +89,11 @@ class DrawScheme(ABC):
     def count(self) -> int:
         """K."""
 
+    def refuse_lists(self, setting: str, what: str) -> None:
+        """Raises ValueError: bins or several numbers of draws, which are for scores, where ``what`` takes neither."""
+        if self.bins > 1 or len(self.prefixes) > 1:
+            raise ValueError(f"{setting} has n={self.prefixes}, bins={self.bins}: {what} takes one number of draws, and no bins")
+
     def check_bins(self, T: int) -> None:
         """Raises ValueError: more bins than timesteps."""
         if self.bins > T:

@@ -7,7 +7,7 @@ stored, only their inner products are.
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -27,6 +27,22 @@ from attribution.training import Recorded
 FLOAT = 4
 
 
+class FeatureChoice(Protocol):
+    """What estimators that work on features settle for both sides."""
+
+    @property
+    def draws(self) -> DrawScheme: ...
+
+    @property
+    def projection(self) -> Projection: ...
+
+    @property
+    def flips(self) -> bool: ...
+
+    @property
+    def execution(self) -> Execution: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """Which features. ``measure`` is f; ``role`` names the stream of draws; ``step``: a checkpoint, or None for the final model."""
@@ -40,6 +56,23 @@ class Features:
     flips: bool = False
     step: int | None = None
     execution: Execution = execution(default=Execution())
+
+    @classmethod
+    def of(
+        cls, how: "FeatureChoice", record: Recorded, images: ImageSet, measure: Measure, role: str, step: int | None = None
+    ) -> Self:
+        """Those that an estimator takes of "query" or "attribution" (training) images; only the latter are mirrored."""
+        return cls(
+            record=record,
+            images=images,
+            measure=measure,
+            draws=how.draws,
+            projection=how.projection,
+            role=role,
+            flips=how.flips and role == "attribution",
+            step=step,
+            execution=how.execution,
+        )
 
     @property
     def count(self) -> int:

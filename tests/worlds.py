@@ -57,6 +57,20 @@ class Blobs(ImageSet):
         return {**super().description(), "content": digest(self.compute(None).pixels)}  # pyright: ignore
 
 
+class Reordered(Blobs):
+    """Another order of the same images."""
+
+    def __init__(self, data, rows):
+        super().__init__(data.n, data.first)
+        object.__setattr__(self, "rows", rows)
+
+    def compute(self, get):
+        return super().compute(get).take(list(self.rows))
+
+    def description(self):
+        return {**super().description(), "rows": list(self.rows)}
+
+
 def trained(**changes: Any) -> TrainedModel:
     """A short SGD training of the tiny U-Net under everything that a replay has to know: schedule, clipping, dropout, flips."""
     settings: dict[str, Any] = {

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, eigh
-from attribution.curvature.kfac import refuse_lists
 from attribution.curvature.pseudo import OutputProbe
 from attribution.draws import Draws, DrawScheme
 from attribution.execution import Execution, ranges
@@ -42,7 +41,7 @@ class ExactGGN:
     execution: Execution = execution(default=Execution())
 
     def __post_init__(self):
-        refuse_lists(self.draws)
+        self.draws.refuse_lists("curvature.draws", "a curvature")
 
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
         """Its eigenbasis at the trained model.

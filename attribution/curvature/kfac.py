@@ -18,14 +18,6 @@ from attribution.node import Cost, Get, Node, execution
 from attribution.training import Recorded
 
 
-def refuse_lists(draws: DrawScheme) -> None:
-    """Raises ValueError: bins, or several numbers of draws, which are for scores."""
-    if draws.bins > 1 or len(draws.prefixes) > 1:
-        raise ValueError(
-            f"curvature.draws has n={draws.prefixes}, bins={draws.bins}: a curvature takes one number of draws, and no bins"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class KroneckerCurvature(ABC):
     """``draws`` of every training example; ``fisher``: what is backpropagated (see ``pseudo``); ``sharing``: see ``factors``."""
@@ -39,7 +31,7 @@ class KroneckerCurvature(ABC):
         for name, choices in (("fisher", ("mc", "empirical")), ("sharing", ("expand", "reduce"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"curvature.{name}={getattr(self, name)}: choose {' or '.join(choices)}")
-        refuse_lists(self.draws)
+        self.draws.refuse_lists("curvature.draws", "a curvature")
 
     @abstractmethod
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:

@@ -215,17 +215,18 @@ class HeldQueries:
     def add(self, prefix: int, rotated: LayerGradients) -> None:
         """One GEMM a layer: the coefficients under every damping, with the rotated gradients ``[bins, B, out, in]``."""
         total: Any = 0
-        sides: LayerGradients = {}
         for layer, values in self.basis.values.items():
-            parts = {part: tensor[prefix] for part, tensor in self.coefficients[layer].items()}
-            z = rotated[layer]
-            q = self.compression.restore(parts, values.shape).to(z)
-            sides[layer] = q
+            q, z = self._restored(prefix, layer).to(rotated[layer]), rotated[layer]
             total = total + self._products(values.flatten(), q.flatten(-2).flatten(0, 1), z.flatten(-2).flatten(0, 1))
-        total = finite(total, sides, rotated)
+        if not torch.isfinite(total).all():  # only then all of them at once, uncompressed
+            finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, rotated)
         bins, B = next(iter(rotated.values())).shape[:2]
         # [D, query bin, Q, train bin, B] to [D, query bin, train bin, Q, B]
         self.blocks[prefix].append(total.view(len(self.dampings), bins, -1, bins, B).transpose(2, 3).cpu())
+
+    def _restored(self, prefix: int, layer: str) -> Tensor:
+        parts = {part: tensor[prefix] for part, tensor in self.coefficients[layer].items()}
+        return self.compression.restore(parts, self.basis.values[layer].shape)
 
     def _products(self, values: Tensor, q: Tensor, z: Tensor) -> Tensor:
         """``Σ q z s / (Λ + λ)`` for q ``[Q, n]``, z ``[B, n]`` and Λ ``[n]``: ``[D · Q, B]``."""

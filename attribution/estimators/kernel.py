@@ -47,10 +47,7 @@ class KernelEstimator(Estimator):
         check_dampings(self.damping)
         if not isinstance(self.models, int) or self.models < 1:
             raise ValueError(f"estimator.models={self.models}: must be at least 1")
-        if self.draws.bins > 1 or len(self.draws.prefixes) > 1:
-            raise ValueError(
-                "estimator.draws: features have no bins, and are made for one number of draws: give draws.n one value, bins=1"
-            )
+        self.draws.refuse_lists("estimator.draws", "a feature")
 
     @abstractmethod
     def scale(self, eigen: "Solved", damping: float) -> np.ndarray | float:
@@ -73,17 +70,7 @@ class KernelEstimator(Estimator):
 
     def features(self, record: Recorded, images: ImageSet, role: str) -> Features:
         """Those of "query" or "attribution" (training) images."""
-        query = role == "query"
-        return Features(
-            record=record,
-            images=images,
-            measure=self.query_feature if query else self.train_feature,
-            draws=self.draws,
-            projection=self.projection,
-            role=role,
-            flips=self.flips and not query,
-            execution=self.execution,
-        )
+        return Features.of(self, record, images, self.query_feature if role == "query" else self.train_feature, role)
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,7 @@ class GradientSimilarity(Estimator):
     flips: bool = False
 
     def __post_init__(self):
-        if self.draws.bins > 1 or len(self.draws.prefixes) > 1:
-            raise ValueError(
-                "estimator.draws: features have no bins, and are made for one number of draws: give draws.n one value, bins=1"
-            )
+        self.draws.refuse_lists("estimator.draws", "a feature")
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
@@ -44,18 +41,7 @@ class GradientSimilarity(Estimator):
 
     def features(self, record: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
         """Gradients of "query" or "attribution" (training) images at a checkpoint."""
-        query = role == "query"
-        return Features(
-            record=record,
-            images=images,
-            measure=self.measurement if query else record.objective,
-            draws=self.draws,
-            projection=self.projection,
-            role=role,
-            flips=self.flips and not query,
-            step=step,
-            execution=self.execution,
-        )
+        return Features.of(self, record, images, self.measurement if role == "query" else record.objective, role, step)
 
 
 @dataclass(frozen=True)

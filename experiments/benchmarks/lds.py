@@ -17,7 +17,7 @@ from experiments.benchmarks import lds_metrics, metrics
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.lds_metrics import Resamples
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, variants_of
+from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
 from experiments.experiment import Experiment
 from experiments.measuring import Measured
 from experiments.queries import Queries
@@ -58,10 +58,10 @@ class LDS(Benchmark):
                 raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be at least 1")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        return [*self._truth(experiment).values(), *self._scores(experiment, estimators).values()]
+        return [*self._truth(experiment).values(), *scores_of(experiment, estimators, self.queries).values()]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        nodes, truth = self._scores(experiment, estimators), self._truth(experiment)
+        nodes, truth = scores_of(experiment, estimators, self.queries), self._truth(experiment)
         scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
         get.many(in_blocks(self._models(experiment)), "retraining")
         costs = dict(zip(truth, get.many(list(truth.values()), "measuring"), strict=True))
@@ -159,13 +159,6 @@ class LDS(Benchmark):
             )
             for number, model in enumerate(models)
             for kind, queries in self.queries.items()
-        }
-
-    def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:
-        return {
-            (kind, name): estimator.scores(experiment.record, experiment.train, queries.node(experiment))
-            for kind, queries in self.queries.items()
-            for name, estimator in estimators.items()
         }
 
 

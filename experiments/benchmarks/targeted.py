@@ -13,7 +13,7 @@ from experiments import figures
 from experiments.benchmarks import metrics
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, variants_of
+from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
 from experiments.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report import Report
@@ -72,11 +72,7 @@ class Targeted(Benchmark):
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:
         self._check(experiment)
-        return {
-            (kind, name): estimator.scores(experiment.record, experiment.train, queries.node(experiment))
-            for kind, queries in self.queries.items()
-            for name, estimator in estimators.items()
-        }
+        return scores_of(experiment, estimators, self.queries)
 
     def _check(self, experiment: Experiment) -> None:
         """Before anything is trained: what would fail at the end."""

@@ -8,6 +8,8 @@ from attribution.bins import ALL
 from attribution.estimators import Estimator
 from attribution.node import Node
 from attribution.scores import Scores
+from experiments.experiment import Experiment
+from experiments.queries import Queries
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Variant:
     def row(self) -> dict[str, Any]:
         """What rows about it share."""
         return {"estimator": self.estimator, "scores": self.origin, **({"swept": self.settings} if self.settings else {})}
+
+
+def scores_of(
+    experiment: Experiment, estimators: Mapping[str, Estimator], queries: Mapping[str, Queries]
+) -> dict[tuple[str, str], Node[Scores]]:
+    """The scores that a benchmark asks for, by (kind of queries, estimator)."""
+    return {
+        (kind, name): estimator.scores(experiment.record, experiment.train, chosen.node(experiment))
+        for kind, chosen in queries.items()
+        for name, estimator in estimators.items()
+    }
 
 
 def is_whole(settings: Mapping[str, Any]) -> bool:

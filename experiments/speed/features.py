@@ -1,8 +1,7 @@
 """How long features (projected gradients) take, how far projections put them off, and how long other libraries take for them."""
 
 import itertools
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from attribution.gradients import PerExampleGradients
 from attribution.measurements import Loss, Measure
 from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Projection, Rademacher
 from experiments.speed import peers
-from experiments.speed.timing import Row, Run, inputs, plain, seconds_of
+from experiments.speed.timing import Row, in_turns, inputs, plain, quotient
 
 FEATURES = 2048
 MEMORY = 1e9
@@ -85,23 +84,3 @@ def error_of_cosines(features: Tensor, gradients: Tensor) -> float:
     pairs = torch.triu_indices(len(features), len(features), offset=1)
     found, exact = ((unit @ unit.T)[*pairs] for unit in (F.normalize(rows.double()) for rows in (features, gradients)))
     return (found - exact).square().mean().sqrt().item()
-
-
-def in_turns(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
-    """The seconds of every run in each of ``repeats`` rounds of them all, after one to warm up."""
-    rounds = [{name: seconds_of(run) for name, run in runs.items()} for _ in range(repeats + 1)]
-    return {name: [times[name] for times in rounds[1:]] for name in runs}
-
-
-def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Row:
-    """A row of the ratios round by round."""
-    ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return {
-        "value": statistics.median(ratios),
-        "low": low,
-        "high": high,
-        "seconds": statistics.median(seconds),
-        "reference_seconds": statistics.median(reference),
-        "repeats": len(ratios),
-    }

@@ -6,7 +6,7 @@ both sides. Counts of multiplications have no quartiles.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,21 +41,27 @@ def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Run:
 
 def ratio(ours: Run, reference: Run, repeats: int) -> Row:
     """The times of ``ours`` over those of ``reference``, after one of each to warm up."""
-    seconds, reference_seconds = [], []
-    for repeat in range(repeats + 1):
-        times = seconds_of(ours), seconds_of(reference)
-        if repeat > 0:  # the first warms up
-            seconds.append(times[0])
-            reference_seconds.append(times[1])
-    ratios = [a / b for a, b in zip(seconds, reference_seconds, strict=True)]
+    seconds = in_turns({"ours": ours, "reference": reference}, repeats)
+    return quotient(seconds["ours"], seconds["reference"])
+
+
+def in_turns(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
+    """The seconds of every run in each of ``repeats`` rounds of them all, after one to warm up."""
+    rounds = [{name: seconds_of(run) for name, run in runs.items()} for _ in range(repeats + 1)]
+    return {name: [times[name] for times in rounds[1:]] for name in runs}
+
+
+def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Row:
+    """A row of the ratios round by round."""
+    ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return {
         "value": statistics.median(ratios),
         "low": low,
         "high": high,
         "seconds": statistics.median(seconds),
-        "reference_seconds": statistics.median(reference_seconds),
-        "repeats": repeats,
+        "reference_seconds": statistics.median(reference),
+        "repeats": len(ratios),
     }
 
 

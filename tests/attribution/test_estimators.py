@@ -13,7 +13,7 @@ from attribution.estimators import ReTrac, SelfInfluence, TracIn
 from attribution.execution import Execution
 from attribution.measurements import Loss
 from attribution.node import InMemory
-from tests.worlds import SCHEDULE, Blobs, trained
+from tests.worlds import SCHEDULE, Blobs, Reordered, trained
 
 RECORD = trained()
 QUERIES = Blobs(n=5, first=900)
@@ -109,7 +109,7 @@ def test_execution_changes_no_score(get):
 def test_order_of_examples_changes_no_score(get):
     """Claim: a shuffled training set has the same scores, shuffled."""
     order = tuple(np.random.default_rng(0).permutation(24).tolist())
-    shuffled = _Rows(RECORD.data, order)
+    shuffled = Reordered(RECORD.data, order)
     scores = estimator(TracIn).score(RECORD, RECORD.data, QUERIES, get)
     other = estimator(TracIn).score(RECORD, shuffled, QUERIES, get)
     np.testing.assert_allclose(other.values, scores.values[:, list(order)], rtol=1e-4, atol=1e-9)
@@ -243,20 +243,6 @@ def test_gradients_that_are_not_finite_name_their_layer(get):
     )
     with pytest.raises(FloatingPointError, match="gradients of b are not finite"):
         dot(good, bad)
-
-
-class _Rows(Blobs):
-    """Another order of the same images."""
-
-    def __init__(self, data, rows):
-        super().__init__(data.n, data.first)
-        object.__setattr__(self, "rows", rows)
-
-    def compute(self, get):
-        return super().compute(get).take(list(self.rows))
-
-    def description(self):
-        return {**super().description(), "rows": list(self.rows)}
 
 
 class _EveryOther(Uniform):

@@ -22,7 +22,7 @@ from attribution.node import InMemory
 from attribution.training.checkpoints import AtSteps
 from experiments.benchmarks import metrics
 from experiments.store import Store
-from tests.worlds import SCHEDULE, UNET, Blobs, trained
+from tests.worlds import SCHEDULE, UNET, Blobs, Reordered, trained
 
 SMALL = functools.partial(UNET, block_out_channels=(4, 8))  # H of a layer is written out
 RECORD = trained(model=SMALL, data=Blobs(n=10), checkpoints=AtSteps([12]))
@@ -235,7 +235,7 @@ def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatc
 def test_order_of_examples_changes_no_score(get):
     """Claim: a shuffled training set has the same scores, shuffled."""
     order = [3, 0, 9, 1, 8, 2, 7, 4, 6, 5]
-    shuffled = _Rows(RECORD.data, order)
+    shuffled = Reordered(RECORD.data, order)
     expected = estimator().score(RECORD, RECORD.data, QUERIES, get).values
     found = estimator().score(RECORD, shuffled, QUERIES, get).values
     np.testing.assert_allclose(found, expected[..., order], rtol=1e-2, atol=1e-4 * np.abs(expected).max())
@@ -249,20 +249,6 @@ def test_a_damping_too_small_is_named(get):
     basis = KroneckerBasis({}, {}, values)
     assert influence_nodes.unstable_layer(basis, 1e-12) == "a"
     assert influence_nodes.unstable_layer(basis, 1e-10) is None
-
-
-class _Rows(Blobs):
-    """Another order of the same images."""
-
-    def __init__(self, data, rows):
-        super().__init__(data.n, data.first)
-        object.__setattr__(self, "rows", rows)
-
-    def compute(self, get):
-        return super().compute(get).take(list(self.rows))
-
-    def description(self):
-        return {**super().description(), "rows": list(self.rows)}
 
 
 def test_norms_by_timestep_are_means_over_their_stretch(get):

@@ -125,10 +125,10 @@ def test_rounds_take_turns(monkeypatch):
     """Claim: every run once a round, the first round left out; ratios are those of the same round."""
     turns = []
     times = itertools.chain([100, 100], [2, 1], [9, 3], [8, 2])
-    monkeypatch.setattr(features, "seconds_of", lambda run: (run(), float(next(times)))[1])
-    seconds = features.in_turns({"ours": lambda: turns.append("ours"), "other": lambda: turns.append("other")}, repeats=3)
+    monkeypatch.setattr(timing, "seconds_of", lambda run: (run(), float(next(times)))[1])
+    seconds = timing.in_turns({"ours": lambda: turns.append("ours"), "other": lambda: turns.append("other")}, repeats=3)
     assert turns == ["ours", "other"] * 4
-    row = features.quotient(seconds["ours"], seconds["other"])
+    row = timing.quotient(seconds["ours"], seconds["other"])
     assert (row["value"], row["low"], row["high"]) == (3, 2.5, 3.5)
     assert (row["seconds"], row["reference_seconds"], row["repeats"]) == (8, 2, 3)
 
