@@ -19,6 +19,7 @@ from attribution.training.selection import Selection
 from attribution.training.together import Member, fit_together
 from attribution.training.trained import FinalParameters, Trained
 from experiments.progress import track
+from experiments.training import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,22 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     mode: Mode
     block: int = execution(default=0)
     execution: Execution = execution(default=Execution())
+
+    @classmethod
+    def of(cls, record: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
+        """The training of ``record`` once more: on ``selection``, with ``seed``, for ``steps`` steps."""
+        return cls(
+            model=record.model,
+            schedule=record.schedule,
+            data=record.data,
+            optimizer=record.optimizer,
+            recipe=dataclasses.replace(record.recipe, steps=steps),
+            flips=record.flips,
+            seed=seed,
+            selection=selection,
+            mode=mode,
+            execution=execution,
+        )
 
     def together(self) -> tuple[str, int]:
         return self._family, self.block

@@ -1,7 +1,7 @@
 """Linear datamodeling score (Park et al. 2023): do scores predict what retraining on subsets does to a query?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from experiments.experiment import Experiment
 from experiments.measuring import Measured
 from experiments.queries import Queries
 from experiments.report import Report
-from experiments.retraining import Retrained, in_blocks
 from experiments.subsets import Subsets
+from experiments.truth import Truth
 
 METRIC = "lds_%"
 BEST = "lds_%_held_out_damping"
@@ -58,19 +58,19 @@ class LDS(Benchmark):
                 raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be at least 1")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        return [*self._truth(experiment).values(), *scores_of(experiment, estimators, self.queries).values()]
+        measured = [node for nodes in self._measured(experiment).values() for node in nodes]
+        return [*measured, *scores_of(experiment, estimators, self.queries).values()]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes, truth = scores_of(experiment, estimators, self.queries), self._truth(experiment)
         scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
-        get.many(in_blocks(self._models(experiment)), "retraining")
-        costs = dict(zip(truth, get.many(list(truth.values()), "measuring"), strict=True))
+        truth.train(get)
+        of_kind = self._measured(experiment)
+        get.many([node for nodes in of_kind.values() for node in nodes], "measuring")  # of a model together, whatever the queries
         train = get(experiment.train)
         removed = self.subsets.removed(train)
         for kind, queries in self.queries.items():
-            measured = np.stack(
-                [[costs[kind, seed, subset].values for subset in range(len(removed))] for seed in range(self.seeds)]
-            ).transpose(0, 2, 1)  # [K, Q, M]
+            measured = truth.measured(of_kind[kind], get)
             variants = [
                 variant
                 for name, estimator in estimators.items()
@@ -127,39 +127,20 @@ class LDS(Benchmark):
         _, Q, M = measured.shape
         return Resamples.draw(M, Q, self.resamples, self.seed)
 
-    def _models(self, experiment: Experiment) -> list[Retrained]:
-        selections = self.subsets.selections(experiment.data.load().train)
-        return [
-            Retrained(
-                model=experiment.model,
-                schedule=experiment.diffusion.schedule,
-                data=experiment.train,
-                optimizer=experiment.optimizer,
-                recipe=replace(experiment.trainer, steps=self.steps),
-                flips=experiment.data.flips,
-                seed=experiment.seed + 1 + seed,
-                selection=selection,
-                mode=self.mode,
-                execution=experiment.execution,
-            )
-            for seed in range(self.seeds)
-            for selection in selections
-        ]
+    def _measured(self, experiment: Experiment) -> dict[str, list[Measured]]:
+        truth = self._truth(experiment)
+        return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
 
-    def _truth(self, experiment: Experiment) -> dict[tuple[str, int, int], Measured]:
-        models = in_blocks(self._models(experiment))
-        M = len(models) // self.seeds
-        return {
-            (kind, number // M, number % M): Measured(
-                model=model,
-                images=queries.node(experiment),
-                measure=self.measurement,
-                draws=self.draws,
-                execution=experiment.execution,
-            )
-            for number, model in enumerate(models)
-            for kind, queries in self.queries.items()
-        }
+    def _truth(self, experiment: Experiment) -> Truth:
+        return Truth(
+            record=experiment.record,
+            selections=self.subsets.selections(experiment.data.load().train),
+            seeds=[experiment.seed + 1 + seed for seed in range(self.seeds)],
+            steps=self.steps,
+            draws=self.draws,
+            mode=self.mode,
+            execution=experiment.execution,
+        )
 
 
 def _percent(estimate: metrics.Estimate) -> dict[str, float]:

@@ -1,0 +1,59 @@
+"""What retraining on subsets does: the measurements that predictions are compared with, and that datamodels are fitted to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attribution.draws import DrawScheme
+from attribution.execution import Execution
+from attribution.images import ImageSet
+from attribution.measurements import Measure
+from attribution.node import Get
+from attribution.training.modes import Mode
+from attribution.training.selection import Selection
+from experiments.measuring import Measured
+from experiments.retraining import Retrained, in_blocks
+from experiments.training import TrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Models trained like ``record`` for ``steps`` steps, on each of M ``selections`` with each of K ``seeds``.
+
+    What they measure is a mean over ``draws``, the same for all models.
+    """
+
+    record: TrainedModel
+    selections: Sequence[Selection]
+    seeds: Sequence[int]
+    steps: int
+    draws: DrawScheme
+    mode: Mode
+    execution: Execution
+
+    def models(self) -> list[Retrained]:
+        """The K·M models, all subsets of the first seed before those of the next."""
+        return in_blocks(
+            [
+                Retrained.of(self.record, selection, seed, self.steps, self.mode, self.execution)
+                for seed in self.seeds
+                for selection in self.selections
+            ]
+        )
+
+    def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
+        """The measurement of ``images`` under each of the models."""
+        return [
+            Measured(model=model, images=images, measure=measurement, draws=self.draws, execution=self.execution)
+            for model in self.models()
+        ]
+
+    def train(self, get: Get) -> None:
+        """All models, in the blocks that processes with the same configuration divide among themselves."""
+        get.many(self.models(), "retraining")
+
+    def measured(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
+        """What ``nodes`` say, ``[K, Q, M]``."""
+        values = np.stack([costs.values for costs in get.many(nodes, "measuring")])
+        return values.reshape(len(self.seeds), len(self.selections), -1).transpose(0, 2, 1)
