@@ -12,7 +12,7 @@ from attribution.estimators import Estimator
 from experiments.experiment import Diffusion, Experiment
 from experiments.training import LoggerFor
 
-NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads")
+NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
 """Choices that say what to do, or how, but not what is measured."""
 ANSWERED_ONE_BY_ONE = ("estimator.damping", "estimator.draws.n")
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")

@@ -70,6 +70,18 @@ class Report:
             console.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 
+class Unshown(Report):
+    """For a process that only shares the work of another: leaves nothing."""
+
+    def __init__(self):
+        super().__init__(os.devnull)
+
+    def figure(self, name: str, figure: Figure) -> Path:
+        return self.folder
+
+    def close(self, console: Console | None = None) -> None: ...
+
+
 def command() -> str:
     """This process's command line as a user would type it: the program's name without its folder, then the arguments."""
     program = Path(sys.argv[0]).name

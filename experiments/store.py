@@ -53,7 +53,7 @@ class Store:
         return self.many([node])[0]
 
     def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
-        """All of them. Of those that are missing, first the missing parts and then the nodes are divided with other processes."""
+        """All of them. What is missing, and whatever is missing below it, is divided with other processes."""
         start, below = time.perf_counter(), self._seconds_below
         try:
             with explained(self.root):
@@ -86,10 +86,12 @@ class Store:
             # Together, so that processes divide them: asked for by parts() one by one, each would be waited for by all.
             self.many(list(work.absent.values()))
         found: dict[str, Any] = {}
-        for level in work.levels():
+        levels = work.levels()
+        for number, level in enumerate(levels, 1):
+            later = [node for nodes in levels[number:] for node in nodes]
             asked = any(node.fingerprint in work.asked for node in level)
             heading = (title if asked else "") or ", ".join(dict.fromkeys(_words(type(node)) for node in level))
-            for _ in self._track(self._settle(level, work, found), heading, len(level)):
+            for _ in self._track(self._settle(level, later, work, found), heading, len(level)):
                 pass
         for group in groups([node for node in missing if not node.STORED]):
             with self._computing(group):
@@ -98,10 +100,11 @@ class Store:
                 found[node.fingerprint] = self._remember(node, artifact)
         return found
 
-    def _settle(self, nodes: Sequence[Node], work: Work, found: dict[str, Any]) -> Iterator[Node]:
+    def _settle(self, nodes: Sequence[Node], later: Sequence[Node], work: Work, found: dict[str, Any]) -> Iterator[Node]:
         """Yields each node once it is stored, by whomever, or needed no more; artifacts that were asked for go to ``found``.
 
         Groups of nodes that others are computing are put off, so processes with the same list share it out among themselves.
+        While others are at all that is left, it works ahead: on what comes ``later`` and lacks nothing that it is made from.
         """
         waiting = list(nodes)
         while waiting:
@@ -114,8 +117,15 @@ class Store:
                     self._sweep(work.spare_parts(node))
                     yield node
             waiting = [node for node in waiting if node.fingerprint not in settled]
-            if waiting and not settled:
+            if waiting and not settled and not self._work_ahead(later, work):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _work_ahead(self, nodes: Sequence[Node], work: Work) -> bool:
+        """Computes one group for which all is there, if there is one that nobody is at; whether it did."""
+        for group in groups([node for node in nodes if not self.has(node)]):
+            if (lacking := self._lacking(group, work)) and all(map(work.ready, lacking)) and self._attempt(lacking, work):
+                return True
+        return False
 
     def _sweep(self, parts: Iterable[Node]) -> None:
         for part in parts:

@@ -1,12 +1,13 @@
 """The verbs of the command line (``task=``)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from attribution.estimators import SelfInfluence
+from attribution.estimators import Estimator, SelfInfluence
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.node import Node
 from attribution.training import TrainingRecord
@@ -14,14 +15,19 @@ from attribution.training.checkpoints import select
 from experiments import figures, inventory, inventory_table
 from experiments import speed as speeds
 from experiments.benchmarks import metrics
+from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.variants import variants_of
 from experiments.composition import chosen_estimator, estimators_of, experiment_of
+from experiments.experiment import Experiment
 from experiments.lab import Lab, lab, set_threads
 from experiments.plan import announcement
 from experiments.plan import plan as plan_of
+from experiments.progress import track
 from experiments.prune import prune
+from experiments.report import Unshown
 from experiments.store import Store
 from experiments.takeaway import make_folder, write_proponents, write_self_influence
+from experiments.workers import end_with, workers
 
 
 def train(config: DictConfig) -> None:
@@ -44,12 +50,28 @@ def evaluate(config: DictConfig) -> None:
     benchmark = instantiate(config.benchmark, _convert_="all")
     estimators = estimators_of(config)
     with lab(config) as run:
-        _announce([run.experiment.record, *benchmark.nodes(run.experiment, estimators)], run.store)
-        benchmark.evaluate(run.experiment, estimators, run.store, run.report)
+        needed = _needed(run.config, run.experiment, benchmark, estimators)
+        with workers(config, run.folder) if _announce(needed, run.store) else nullcontext():
+            run.store.many(needed)
+            benchmark.evaluate(run.experiment, estimators, run.store, run.report)
         record = run.store(run.experiment.record)
         chosen = next(iter(estimators.values()))
         used = select(chosen.checkpoints, record.steps, record.losses) if isinstance(chosen, TrajectoryEstimator) else ()
         _show_training(run, record, used)
+
+
+def work(config: DictConfig, parent: int | None) -> None:
+    """Shares the work of ``task=evaluate`` with processes that have the same settings, and reports nothing.
+
+    It ends when all is computed, or with the process ``parent``.
+    """
+    if parent is not None:
+        end_with(parent)
+    set_threads(config)
+    experiment, store = experiment_of(config), Store(config.store.root, track)
+    benchmark, estimators = instantiate(config.benchmark, _convert_="all"), estimators_of(config)
+    store.many(_needed(config, experiment, benchmark, estimators))
+    benchmark.evaluate(experiment, estimators, store, Unshown())
 
 
 def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
@@ -104,8 +126,7 @@ def plan(config: DictConfig) -> None:
     """Dry run of ``task=evaluate``: what is missing in the store, and about how much time, memory and disk it will take."""
     set_threads(config)
     experiment, store = experiment_of(config), Store(config.store.root)
-    nodes = instantiate(config.benchmark, _convert_="all").nodes(experiment, estimators_of(config))
-    nodes += [experiment.record, experiment.samples(config.samples.n, config.samples.seed)]
+    nodes = _needed(config, experiment, instantiate(config.benchmark, _convert_="all"), estimators_of(config))
     network = experiment.model().to(experiment.execution.torch_device())
     rate = speeds.seconds_per_pass(network, experiment.shape, experiment.record.objective)
     inventory_table.show(plan_of(nodes, store, rate), f"missing in {store.root}")
@@ -127,9 +148,17 @@ def store(config: DictConfig, action: str, node: str | None, apply: bool, **cond
         raise ValueError(f"task.action={action}: choose list, explain or prune")
 
 
-def _announce(nodes: Sequence[Node], store: Store) -> None:
+def _needed(config: DictConfig, experiment: Experiment, benchmark: Benchmark, estimators: Mapping[str, Estimator]) -> list[Node]:
+    """What an evaluation asks the store for."""
+    samples = experiment.samples(config.samples.n, config.samples.seed)
+    return [experiment.record, *benchmark.nodes(experiment, estimators), samples]
+
+
+def _announce(nodes: Sequence[Node], store: Store) -> bool:
+    """Says what is to be computed; whether anything is."""
     if (line := announcement(nodes, store)) is not None:
         print(line)
+    return line is not None
 
 
 def _show_training(run: Lab, record: TrainingRecord, used: Sequence[int] = ()) -> None:

@@ -21,7 +21,8 @@ from experiments.training import TrainedModel
 class Truth:
     """Models trained like ``record`` for ``steps`` steps, on each of M ``selections`` with each of K ``seeds``.
 
-    What they measure is a mean over ``draws``, the same for all models.
+    The first ``repeats`` selections are trained once more, with the seed after the last: what differs between trainings of the
+    same subset can then be told even for K = 1. Measurements are means over ``draws``, the same for all models.
     """
 
     record: TrainedModel
@@ -31,16 +32,13 @@ class Truth:
     draws: DrawScheme
     mode: Mode
     execution: Execution
+    repeats: int = 0
 
     def models(self) -> list[Retrained]:
-        """The K·M models, all subsets of the first seed before those of the next."""
-        return in_blocks(
-            [
-                Retrained.of(self.record, selection, seed, self.steps, self.mode, self.execution)
-                for seed in self.seeds
-                for selection in self.selections
-            ]
-        )
+        """The K·M models, all subsets of the first seed before those of the next, and then the repeated ones."""
+        chosen = [(selection, seed) for seed in self.seeds for selection in self.selections]
+        chosen += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
+        return in_blocks([Retrained.of(self.record, *pair, self.steps, self.mode, self.execution) for pair in chosen])
 
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The measurement of ``images`` under each of the models."""
@@ -55,5 +53,16 @@ class Truth:
 
     def measured(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
         """What ``nodes`` say, ``[K, Q, M]``."""
-        values = np.stack([costs.values for costs in get.many(nodes, "measuring")])
-        return values.reshape(len(self.seeds), len(self.selections), -1).transpose(0, 2, 1)
+        K, M = len(self.seeds), len(self.selections)
+        return self._values(nodes[: K * M], get).reshape(K, M, -1).transpose(0, 2, 1)
+
+    def replicates(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
+        """The same for the subsets that have most seeds: ``[K + 1, Q, repeats]``, or ``[K, Q, M]`` where nothing is repeated."""
+        measured = self.measured(nodes, get)
+        if not self.repeats:
+            return measured
+        again = self._values(nodes[len(self.seeds) * len(self.selections) :], get).T
+        return np.concatenate([measured[:, :, : self.repeats], again[None]])
+
+    def _values(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
+        return np.stack([costs.values for costs in get.many(nodes, "measuring")])

@@ -1,6 +1,6 @@
-"""What one call to a store has to make: the missing nodes and, below them, their missing parts."""
+"""What one call to a store has to make: the missing nodes and, below them, all that they are made from and is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -55,14 +55,15 @@ class Present:
 
 
 class Work:
-    """The nodes of ``asked`` and their missing parts, to any depth, in levels: a part before all that it is a part of.
+    """The nodes of ``asked``, their missing parts and missing parents, to any depth, in levels: each after what it is made from.
 
+    So processes with the same list divide all of it, down to the trainings that it starts from.
     ``absent`` are nodes without which it cannot be told yet what the parts are; the rest holds once there are none of these.
     ``parts`` are those of each node, by fingerprint.
-    A part is shared by all nodes that name it, and needed as long as one of these is missing and needed itself.
+    What others are made from is needed as long as one of these is missing and needed itself.
 
     Raises:
-        StoreError: the parts of a node lead back to it.
+        StoreError: a node is made from itself.
     """
 
     def __init__(self, asked: Sequence[Node], lookup: Lookup):
@@ -73,7 +74,8 @@ class Work:
         self._level: dict[str, int] = {}
         self._nodes: dict[str, Node] = {}
         self.parts: dict[str, Sequence[Node]] = {}
-        self._wholes: dict[str, list[Node]] = {}
+        self._sources: dict[str, Sequence[Node]] = {}
+        self._users: dict[str, list[Node]] = {}
         for node in asked:
             self._visit(node, ())
 
@@ -86,10 +88,14 @@ class Work:
         return [level for level in levels if level]
 
     def needs(self, node: Node) -> bool:
-        """Whether somebody asked for it, or a missing node that is needed has it as a part."""
+        """Whether somebody asked for it, or a missing node that is needed is made from it."""
         if node.fingerprint in self.asked:
             return True
-        return any(not self._lookup.has(whole) and self.needs(whole) for whole in self._wholes.get(node.fingerprint, ()))
+        return any(not self._lookup.has(user) and self.needs(user) for user in self._users.get(node.fingerprint, ()))
+
+    def ready(self, node: Node) -> bool:
+        """Whether all that it is made from is there."""
+        return all(self._lookup.has(source) for source in self._sources[node.fingerprint])
 
     def spare_parts(self, node: Node) -> list[Node]:
         """Transient parts of ``node`` that nothing here needs any more."""
@@ -99,16 +105,17 @@ class Work:
     def _visit(self, node: Node, above: tuple[str, ...]) -> None:
         name = node.fingerprint
         if name in above:
-            raise StoreError(f"{type(node).__name__} {name} is a part of itself: its parts() must not lead back to it")
+            raise StoreError(f"{type(node).__name__} {name} is made from itself: parts() and parents() must not lead back to it")
         if name in self._level:
             return
         parts = self.parts[name] = self._parts_of(node)
-        missing = [part for part in parts if not self._lookup.has(part)]
-        for part in parts:
-            self._wholes.setdefault(part.fingerprint, []).append(node)
-        for part in missing:
-            self._visit(part, (*above, name))
-        self._level[name] = 1 + max((self._level[part.fingerprint] for part in missing), default=-1)
+        sources = self._sources[name] = [*parts, *self._stored(node.parents())]
+        missing = [source for source in sources if not self._lookup.has(source)]
+        for source in sources:
+            self._users.setdefault(source.fingerprint, []).append(node)
+        for source in missing:
+            self._visit(source, (*above, name))
+        self._level[name] = 1 + max((self._level[source.fingerprint] for source in missing), default=-1)
         self._nodes[name] = node
 
     def _parts_of(self, node: Node) -> Sequence[Node]:
@@ -119,3 +126,11 @@ class Work:
             if node.fingerprint in self.absent:
                 raise StoreError(f"parts() of {type(node).__name__} {node.fingerprint} asks for the node itself") from absent
             return ()
+
+    def _stored(self, parents: Iterable[Node]) -> Iterator[Node]:
+        """Those that belong on disk; instead of others, unless they are in memory, what these are made from."""
+        for parent in parents:
+            if parent.STORED:
+                yield parent
+            elif not self._lookup.has(parent):
+                yield from self._stored(parent.parents())

@@ -1,11 +1,13 @@
 """One thread per process: two OpenMP processes side by side on few cores wait for each other more than they work."""
 
 import logging
+import os
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so workers=auto starts no more processes
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 

@@ -34,16 +34,18 @@ PERCENT = 100
 class LDS(Benchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
-    Each subset is trained on with ``seeds`` training seeds for ``steps`` steps; ``measurement`` is the target, a mean over
-    ``draws``, and need not be the estimators' own. Reported are the mean over queries with an interval (bootstrap over subsets and
-    queries), for the dampings asked for and for the one that is best on the other half of the subsets, and with two seeds or more
-    exact retraining as an estimator and the noise ceiling.
+    Each subset is trained on with ``seeds`` training seeds for ``steps`` steps (None: for as many epochs as the model itself);
+    ``measurement`` is the target, a mean over ``draws``, and need not be the estimators' own. Reported are the mean over queries
+    with an interval (bootstrap over subsets and queries), for the dampings asked for and for the one that is best on the other
+    half of the subsets, and exact retraining as an estimator and the noise ceiling: from all subsets if there are two seeds or
+    more, from the first ``repeats``, which get a seed more, if there is one.
     """
 
     queries: Mapping[str, Queries]
     subsets: Subsets
     seeds: int
-    steps: int
+    repeats: int
+    steps: int | None
     measurement: Measure
     draws: DrawScheme
     mode: Mode
@@ -54,29 +56,30 @@ class LDS(Benchmark):
 
     def __post_init__(self):
         for name in ("seeds", "steps", "resamples"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be at least 1")
+        if self.repeats != 0 and self.repeats < 3:
+            raise ValueError(f"benchmark.repeats={self.repeats}: give 0, or the at least 3 subsets that a correlation needs")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         measured = [node for nodes in self._measured(experiment).values() for node in nodes]
-        return [*measured, *scores_of(experiment, estimators, self.queries).values()]
+        return [*scores_of(experiment, estimators, self.queries).values(), *measured]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
+        get.many(self.nodes(experiment, estimators))  # one list, which processes divide
         nodes, truth = scores_of(experiment, estimators, self.queries), self._truth(experiment)
-        scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
-        truth.train(get)
+        scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
         of_kind = self._measured(experiment)
-        get.many([node for nodes in of_kind.values() for node in nodes], "measuring")  # of a model together, whatever the queries
         train = get(experiment.train)
         removed = self.subsets.removed(train)
         for kind, queries in self.queries.items():
-            measured = truth.measured(of_kind[kind], get)
+            measured, replicates = truth.measured(of_kind[kind], get), truth.replicates(of_kind[kind], get)
             variants = [
                 variant
                 for name, estimator in estimators.items()
                 for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
             ]
-            report.add({"benchmark": "lds", "queries": kind, **row} for row in self._rows(variants, measured, removed))
+            report.add({"benchmark": "lds", "queries": kind, **row} for row in self._rows(variants, measured, replicates, removed))
             report.add(
                 {"benchmark": "lds", "queries": kind, **row}
                 for name in estimators
@@ -95,17 +98,20 @@ class LDS(Benchmark):
         report.figure("lds", figures.bars([row for row in rows if is_whole(row.get("swept") or {})], "LDS, %"))
         sweep_figures(report, [row for row in rows if row["metric"] == METRIC])
 
-    def _rows(self, variants: Sequence[Variant], measured: np.ndarray, removed: np.ndarray) -> Iterator[dict[str, Any]]:
-        mean, resamples = measured.mean(0), self._resamples(measured)
-        ceiling = {"ceiling": PERCENT * lds_metrics.noise_ceiling(measured)} if self.seeds > 1 else {}
+    def _rows(
+        self, variants: Sequence[Variant], measured: np.ndarray, replicates: np.ndarray, removed: np.ndarray
+    ) -> Iterator[dict[str, Any]]:
+        mean, resamples, repeated = measured.mean(0), self._resamples(measured), len(replicates) > 1
+        ceiling = {"ceiling": PERCENT * lds_metrics.noise_ceiling(replicates, self.seeds)} if repeated else {}
         common = {"metric": METRIC, "subsets": len(removed), "seeds": self.seeds, **ceiling}
         predictions = [lds_metrics.predicted(variant.scores.values, removed) for variant in variants]
         for variant, prediction in zip(variants, predictions, strict=True):
             quartiles = np.percentile(lds_metrics.per_query(prediction, mean), [25, 50, 75])
             estimate = _percent(lds_metrics.lds(prediction, mean, resamples))
             yield {**variant.row, **common, **estimate, "quartiles_of_queries": PERCENT * quartiles}
-        if self.seeds > 1:
-            yield {"estimator": "exact retraining", **common, **_percent(lds_metrics.retraining(measured, resamples))}
+        if repeated:
+            estimate = _percent(lds_metrics.retraining(replicates, self._resamples(replicates)))
+            yield {"estimator": "exact retraining", **common, "subsets": replicates.shape[2], "seeds": len(replicates), **estimate}
         for variant, prediction in list(zip(variants, predictions, strict=True))[1:]:
             if variant.whole:
                 estimate = _percent(lds_metrics.difference(predictions[0], prediction, mean, resamples))
@@ -132,11 +138,15 @@ class LDS(Benchmark):
         return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
 
     def _truth(self, experiment: Experiment) -> Truth:
+        train = experiment.data.load().train
+        selections = self.subsets.selections(train)
+        share = sum(len(selection) for selection in selections) / len(selections) / len(train)
         return Truth(
             record=experiment.record,
-            selections=self.subsets.selections(experiment.data.load().train),
+            selections=selections,
             seeds=[experiment.seed + 1 + seed for seed in range(self.seeds)],
-            steps=self.steps,
+            repeats=self.repeats if self.seeds == 1 else 0,
+            steps=self.steps or round(share * experiment.trainer.steps),
             draws=self.draws,
             mode=self.mode,
             execution=experiment.execution,

@@ -93,15 +93,16 @@ def retraining(seeds: np.ndarray, resamples: Resamples) -> Estimate:
     return Estimate(float(value), *interval(spread))
 
 
-def noise_ceiling(seeds: np.ndarray) -> float:
-    """About what a perfect predictor of the mean over K seeds reaches: mean over queries of √(K r / (1 + (K-1) r)); ``[K, Q, M]``.
+def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
+    """About what a perfect predictor of the mean over K seeds reaches: mean over queries of √(K r / (1 + (K-1) r)).
 
-    r: Spearman's correlation between the measurements of two seeds, mean over pairs; K >= 2.
+    r: Spearman's correlation between the measurements of two trainings of the same subsets, ``replicates [K', Q, M']``, mean over
+    pairs; K' >= 2, and K unless ``seeds`` says otherwise.
     """
-    K = len(seeds)
-    pairs = [per_query(seeds[a], seeds[b]) for a in range(K) for b in range(a)]
+    count, seeds = len(replicates), seeds or len(replicates)
+    pairs = [per_query(replicates[a], replicates[b]) for a in range(count) for b in range(a)]
     r = np.clip(np.mean(pairs, 0), 0, 1)
-    return float(np.sqrt(K * r / (1 + (K - 1) * r)).mean())
+    return float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)).mean())
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

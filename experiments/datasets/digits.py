@@ -22,7 +22,7 @@ class Digits(Source):
     size: int = 8
     flips: bool = False
     levels: int = 16
-    n_train: int = 1000
+    n_train: int = 256
     n_validation: int = 500
     seed: int = 0
 

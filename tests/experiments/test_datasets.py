@@ -21,10 +21,10 @@ from tests.experiments.fake_data import BATCHES, idx, write_cifar, write_mnist
 
 
 def test_digits_are_scikit_learns():
-    """1,000 and 500 disjoint rows of load_digits, 0..16 mapped to [-1, 1], ids the row numbers."""
+    """256 and 500 disjoint rows of load_digits, 0..16 mapped to [-1, 1], ids the row numbers."""
     digits = load_digits()
     splits = Digits().load()
-    assert (len(splits.train), len(splits.validation), splits.train.shape) == (1000, 500, (1, 8, 8))
+    assert (len(splits.train), len(splits.validation), splits.train.shape) == (256, 500, (1, 8, 8))
     assert not set(splits.train.index) & set(splits.validation.index)
     for images in (splits.train, splits.validation):
         np.testing.assert_allclose(images.x0()[:, 0], digits.images[images.index] / 8 - 1, atol=1e-6)

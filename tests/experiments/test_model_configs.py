@@ -29,7 +29,7 @@ def test_data_sets_load_from_their_configurations(tmp_path, name):
     source: Source = instantiate(config)
     train = source.load().train
     assert train.shape == (config.channels, config.size, config.size)
-    assert len(train) == {"digits": 1000, "mnist": 40, "cifar10": 100, "cifar2": 10, "cifar_mnist": 12}[name]
+    assert len(train) == {"digits": 256, "mnist": 40, "cifar10": 100, "cifar2": 10, "cifar_mnist": 12}[name]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_parts_may_depend_on_what_a_parent_holds(tmp_path, log):
 def test_a_part_of_itself_is_an_error(tmp_path, monkeypatch):
     """Whether it is its own part or its parts are told by itself."""
     monkeypatch.setattr(Table, "parts", lambda self, get: [Table(shards=self.shards)])
-    with pytest.raises(StoreError, match="part of itself"):
+    with pytest.raises(StoreError, match="made from itself"):
         Store(tmp_path)(Table(shards=2))
     monkeypatch.setattr(Table, "parts", lambda self, get: [get(self)])
     with pytest.raises(StoreError, match="asks for the node itself"):

@@ -142,6 +142,24 @@ def test_processes_that_share_a_parent_compute_it_once(tmp_path, log, processes)
     assert all(Store(tmp_path / "store").has(node) for (node,) in lists)
 
 
+def test_processes_divide_what_a_list_is_made_from(tmp_path, log, processes):
+    """Claim: the missing parents of a list are shared out like the list itself, each computed once."""
+    children = [Child(parent=Draw(number=i, log=str(log), seconds=0.3)) for i in range(6)]
+    run_together(processes, work, *[(str(tmp_path), children)] * 2)
+    assert computed(log) == {f"Draw {i}": 1 for i in range(6)}
+    assert len(workers_of(log)) == 2
+
+
+def test_while_another_is_at_what_is_left_a_process_works_ahead(tmp_path, log, processes):
+    """Claim: what lacks nothing is not put off until the last of the slow parents of something else is there."""
+    slow, fast = Draw(number=0, log=str(log), seconds=2.0), Draw(number=1, log=str(log))
+    children = [Child(parent=slow), Child(parent=fast)]
+    run_together(processes, work, *[(str(tmp_path), children)] * 2)
+    stored = Store(tmp_path)
+    assert stored.folder(children[1]).stat().st_ctime_ns < stored.folder(slow).stat().st_ctime_ns
+    assert computed(log) == {"Draw 0": 1, "Draw 1": 1}
+
+
 def test_a_part_swept_by_another_process_is_not_computed_again(tmp_path, log, monkeypatch):
     """One process is about to look at the shards of a table when another stores the table and sweeps them."""
     store, other = Store(tmp_path), Store(tmp_path)
