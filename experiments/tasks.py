@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from hydra.utils import instantiate
@@ -105,8 +106,8 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             print(f"self-influence of every training image: {path}")
 
 
-def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int]) -> None:
-    """Measures this program against plain passes of the same network, in one process."""
+def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int], groups: Sequence[int], steps: int) -> None:
+    """Measures this program against plain passes of the same network, and retraining side by side against Lightning's fit."""
     with lab(config) as run:
         experiment = run.experiment
         shape = experiment.shape
@@ -120,6 +121,9 @@ def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int])
         run.report.add(
             {"benchmark": "speed", "estimator": f"{row['examples']} examples × {row['draws']} draws", **row} for row in rows
         )
+        images, recipe = experiment.data.load().train, replace(experiment.trainer, steps=steps)
+        rows = speeds.retraining_speed(experiment.model, images, measure.schedule, experiment.optimizer, recipe, groups, repeats)
+        run.report.add({"benchmark": "speed", "estimator": f"groups of {row['group']}", **row} for row in rows)
 
 
 def plan(config: DictConfig) -> None:

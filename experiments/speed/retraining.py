@@ -1,6 +1,5 @@
 """How long a training step of a model takes when many are trained side by side, against ``fit`` training one after another."""
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from attribution.training.modes import Alone, Mode, Together
 from attribution.training.selection import Selection
 from attribution.training.stack import BuildOptimizer
 from attribution.training.together import Member, fit_together
-from experiments.speed.timing import Row
+from experiments.speed.timing import Row, quotient
 
 
 def retraining_speed(
@@ -41,16 +40,12 @@ def retraining_speed(
     contenders: dict[tuple[str, int], Callable[[], float]] = {("fit", 1): bench.fit, ("alone", 1): lambda: bench.side(Alone(), 1)}
     for group in groups:
         contenders["together", group] = lambda group=group: bench.side(Together(), group)
-    seconds = [{key: run() for key, run in contenders.items()} for _ in range(repeats)]
-    rows = []
-    for key in list(contenders)[1:]:
-        ratios = [turn["fit", 1] / turn[key] for turn in seconds]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if repeats > 1 else ratios * 3
-        times = {"seconds": statistics.median(turn[key] for turn in seconds)}
-        times["reference_seconds"] = statistics.median(turn["fit", 1] for turn in seconds)
-        value = {"value": statistics.median(ratios), "low": low, "high": high, "repeats": repeats}
-        rows.append({"metric": f"fit / {key[0]}", "group": key[1], **value, **times})
-    return rows
+    rounds = [{key: run() for key, run in contenders.items()} for _ in range(repeats)]
+    seconds = {key: [times[key] for times in rounds] for key in contenders}
+    return [
+        {"metric": f"fit / {name}", "group": group, **quotient(seconds["fit", 1], seconds[name, group])}
+        for name, group in list(contenders)[1:]
+    ]
 
 
 class _Bench:
