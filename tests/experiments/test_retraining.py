@@ -223,4 +223,4 @@ def test_speed_compares_every_group_with_fit():
     assert [(row["metric"], row["group"]) for row in rows] == [("fit / alone", 1), ("fit / together", 2), ("fit / together", 3)]
     for row in rows:
         assert row["seconds"] > 0
-        assert row["value"] == pytest.approx(row["reference_seconds"] / row["seconds"])
+        assert row["value"] == pytest.approx(row["seconds"] / row["reference_seconds"])
