@@ -74,7 +74,7 @@ class Unshown(Report):
     """For a process that only shares the work of another: leaves nothing."""
 
     def __init__(self):
-        super().__init__(os.devnull)
+        super().__init__(os.devnull, {"data": None, "seed": None})
 
     def figure(self, name: str, figure: Figure) -> Path:
         return self.folder

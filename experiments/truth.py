@@ -19,8 +19,9 @@ from experiments.training import TrainedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Models trained like ``record`` for ``steps`` steps, on each of M ``selections`` with each of K ``seeds``.
+    """Models trained like ``record``, on each of M ``selections`` with each of K ``seeds``.
 
+    They are trained for ``steps`` steps; None: for as many epochs as ``record``, on the mean over the selections.
     The first ``repeats`` selections are trained once more, with the seed after the last: what differs between trainings of the
     same subset can then be told even for K = 1. Measurements are means over ``draws``, the same for all models.
     """
@@ -28,7 +29,7 @@ class Truth:
     record: TrainedModel
     selections: Sequence[Selection]
     seeds: Sequence[int]
-    steps: int
+    steps: int | None
     draws: DrawScheme
     mode: Mode
     execution: Execution
@@ -38,7 +39,9 @@ class Truth:
         """The K·M models, all subsets of the first seed before those of the next, and then the repeated ones."""
         chosen = [(selection, seed) for seed in self.seeds for selection in self.selections]
         chosen += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
-        return in_blocks([Retrained.of(self.record, *pair, self.steps, self.mode, self.execution) for pair in chosen])
+        share = sum(map(len, self.selections)) / len(self.selections) / self.record.data.count
+        steps = self.steps or max(1, round(share * self.record.recipe.steps))
+        return in_blocks([Retrained.of(self.record, *pair, steps, self.mode, self.execution) for pair in chosen])
 
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The measurement of ``images`` under each of the models."""
@@ -46,10 +49,6 @@ class Truth:
             Measured(model=model, images=images, measure=measurement, draws=self.draws, execution=self.execution)
             for model in self.models()
         ]
-
-    def train(self, get: Get) -> None:
-        """All models, in the blocks that processes with the same configuration divide among themselves."""
-        get.many(self.models(), "retraining")
 
     def measured(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
         """What ``nodes`` say, ``[K, Q, M]``."""

@@ -4,11 +4,12 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 from attribution.execution import Execution
 from attribution.images import ImageSet
+from attribution.measurements import Measure
 from attribution.node import Get, Node, execution
 from attribution.scores import Scores
 from attribution.training import Recorded
@@ -42,6 +43,10 @@ class Estimator(ABC):
     @abstractmethod
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """The node whose artifact is the scores ``[.., Q, N]``."""
+
+    def measuring(self, measure: Measure) -> Self:
+        """This estimator of another measurement of the queries: its field ``measurement``; itself where it has none."""
+        return replace(self, measurement=measure) if any(field.name == "measurement" for field in fields(self)) else self
 
     def asked(self) -> Mapping[str, Sequence[Any]]:
         """Of which values of the scores' axes the user asked for; of an axis not named here, all."""

@@ -6,7 +6,7 @@ Features and their eigendecomposition are shared by all of them, by all dampings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.features import Features, InnerProducts
 from attribution.images import ImageSet
-from attribution.measurements import Measure
+from attribution.measurements import JourneyLoss, Loss, Measure
 from attribution.node import Cost, Get, Node
 from attribution.projection import Projection
 from attribution.scores import Scores
@@ -57,6 +57,11 @@ class KernelEstimator(Estimator):
     def dampings(self) -> tuple[float, ...]:
         """The dampings asked for."""
         return as_list(self.damping)
+
+    def measuring(self, measure: Measure) -> Self:
+        # D-TRAK's and Journey-TRAK's features stand for no measurement.
+        measured = isinstance(self.train_feature, Loss) and not isinstance(self.query_feature, JourneyLoss)
+        return replace(self, query_feature=measure) if measured else self
 
     def asked(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}

@@ -18,7 +18,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        """All that ``evaluate`` will ask the store for, for the dry run."""
+        """What ``evaluate`` will ask the store for. It is computed before, as one list, which processes divide."""
 
     @abstractmethod
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:

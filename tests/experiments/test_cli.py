@@ -104,12 +104,25 @@ def test_the_main_job_and_again(tmp_path):
         assert held_out == {"kfac", "balanced_kfac", "trak", "dtrak"}
     for name in ("lds", "proponents_validation", "proponents_generated", "training", "samples"):
         assert (tmp_path / "first" / f"{name}.png").stat().st_size > 5000
-    assert "Traceback" not in (tmp_path / "first" / "worker-1.log").read_text()
+    log = (tmp_path / "first" / "worker-1.log").read_text()
+    assert "rror" not in log, log
     assert len(list((tmp_path / "store" / "Retrained").iterdir())) == 5 + 3
     before = written(tmp_path / "store")
     run(tmp_path, *MAIN, f"hydra.run.dir={tmp_path / 'second'}")
     assert written(tmp_path / "store") == before
     assert [{**row, "command": None} for row in rows(tmp_path / "second")] == [{**row, "command": None} for row in found]
+
+
+def test_a_worker_started_by_hand(tmp_path):
+    """Claim: task=work leaves in the store all that the run with its settings needs, and nothing else anywhere."""
+    done = process(
+        tmp_path, *MAIN, "benchmark.compare=[]", "task=work", "hydra.output_subdir=null", f"hydra.run.dir={tmp_path / 'work'}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("rows.jsonl"))
+    before = written(tmp_path / "store")
+    run(tmp_path, *MAIN, "benchmark.compare=[]", f"hydra.run.dir={tmp_path / 'out'}")
+    assert written(tmp_path / "store") == before
 
 
 def test_targeted_attribution(tmp_path):
