@@ -10,6 +10,7 @@ from experiments.datasets.digits import Digits
 from experiments.datasets.errors import DataError
 from experiments.datasets.folder import ImageFolder
 from experiments.datasets.mnist import MNIST
+from experiments.datasets.patches_digits import PatchesDigits
 from experiments.datasets.source import Source, Split, Splits
 
-__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "ImageFolder", "Source", "Split", "Splits"]
+__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "ImageFolder", "PatchesDigits", "Source", "Split", "Splits"]

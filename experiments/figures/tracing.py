@@ -1,0 +1,108 @@
+"""Where the images of a source stand: shares over k (ReTrac, fig. 4), and the first images of a ranking (ReTrac, figs. 15, 16)."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
+
+from attribution.images import Images
+from experiments.figures.style import COLORS, DPI, INK, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
+from experiments.figures.thumbnails import canvas, thumbnail
+from experiments.tables import REFERENCES, differing_settings
+
+_LEVELS = {"random": "--", "maximum": ":"}
+_PANEL, _ACROSS = 4.0, 4
+_SIZE, _GAP, _TEXT, _COLUMNS = 0.62, 0.06, 0.33, 12
+
+
+def over_k(rows: Sequence[Mapping[str, Any]], value_name: str) -> Figure:
+    """Values of rows against their ``k``, intervals as bands, levels as lines; a panel for each kind of queries."""
+    rows = [row for row in rows if row["value"] is not None]
+    labels = [series_label(row["estimator"], chosen) for row, chosen in zip(rows, differing_settings(rows), strict=True)]
+    names = list(dict.fromkeys(labels))
+    kinds = list(dict.fromkeys(row.get("queries") for row in rows)) or [None]
+    across = min(_ACROSS, len(kinds)) if len(kinds) != _ACROSS else 2
+    down = -(-len(kinds) // across)
+    figure = Figure((min(WIDEST, 0.8 + max(_PANEL * across, 6.0)), 0.5 + 3.1 * down), dpi=DPI, layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, kind in zip(grid.flat, kinds, strict=False):
+        here = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("queries") == kind]
+        for rank, name in enumerate(names):
+            _line(axes, [row for row, label in here if label == name], name, rank)
+        for level, style in _LEVELS.items():
+            known = sorted({(row["k"], row[level]) for row, _ in here if row.get(level) is not None})
+            axes.plot(
+                [k for k, _ in known],
+                [value for _, value in known],
+                color=INK,
+                linestyle=style,
+                linewidth=1.2,
+                label=REFERENCES[level],
+            )
+        n = next((row["queries_n"] for row, _ in here if row.get("queries_n") is not None), None)
+        axes.set_title((kind or "") + (f" queries (n = {n})" if n is not None else ""), fontsize=11)
+        _axis(axes, [row for row, _ in here])
+    for axes in grid.flat[len(kinds) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(value_name)
+    legend(figure, figure.axes, [*names, *REFERENCES.values()])
+    return figure
+
+
+def ranked(
+    train: Images, lists: Mapping[str, Sequence[int] | np.ndarray], values: np.ndarray, boxed: Collection[int], boxed_means: str
+) -> Figure:
+    """Training images in the order of each list (by its title), with rank among all ``values [N]``, id and value below.
+
+    ``boxed`` are positions that get a red box, explained by ``boxed_means``.
+    """
+    rank = np.empty(len(values), np.int64)
+    rank[np.argsort(-values, kind="stable")] = 1 + np.arange(len(values))
+    columns = max(6, min(_COLUMNS, max(len(positions) for positions in lists.values())))
+    step, line, head = _SIZE + _GAP, _SIZE + _TEXT, 0.3
+    foot = wrapped("Below each training image its rank, its id and its value.", columns * step, 8)
+    lines = {title: -(-len(positions) // columns) for title, positions in lists.items()}
+    height = sum(head + count * (line + 0.1) + 0.1 for count in lines.values()) + 0.3 + 0.16 * len(foot)
+    figure, axes = canvas(columns * step + 2 * _GAP, height)
+    y, red = 0.05, {int(position) for position in boxed}
+    for title, positions in lists.items():
+        axes.text(_GAP, y, title, va="top", fontsize=11, weight="bold", color=INK)
+        for place, position in enumerate(np.asarray(positions).tolist()):
+            down, right = divmod(place, columns)
+            text = f"{rank[position]}. #{train.index[position]}\n{values[position]:.2g}"
+            thumbnail(axes, train, position, _GAP + right * step, y + head + down * (line + 0.1), _SIZE, text, position in red)
+        y += head + lines[title] * (line + 0.1) + 0.1
+    axes.add_patch(Rectangle((_GAP, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
+    axes.text(_GAP + 0.3, y + 0.09, boxed_means, va="center", fontsize=9, color=INK)
+    for number, text in enumerate(foot):
+        axes.text(_GAP, y + 0.3 + 0.16 * number, text, va="center", fontsize=8, color="#555555")
+    return figure
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, rank: int) -> None:
+    rows = sorted(rows, key=lambda row: row["k"])
+    ks, color = [row["k"] for row in rows], COLORS[rank % len(COLORS)]
+    look: dict[str, Any] = {"color": color, "marker": MARKERS[rank % len(MARKERS)]}
+    look["linestyle"] = ("-", "--", ":")[rank // len(COLORS) % 3]
+    axes.plot(ks, [row["value"] for row in rows], markersize=5, linewidth=1.6, label=name, **look)
+    low, high = ([np.nan if row[end] is None else row[end] for row in rows] for end in ("low", "high"))
+    axes.fill_between(ks, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def _axis(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The heights begin at 0, or, where all are in the upper half, just below the smallest: a common source is never rare."""
+    ks = sorted({row["k"] for row in rows})
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set_xlabel("k")
+    heights = [row[name] for row in rows for name in ("value", "low", "random", "maximum") if row.get(name) is not None]
+    smallest = min(heights, default=0.0)
+    bottom = max(0.0, smallest - 0.1 * (1 - smallest)) if smallest >= 0.5 else 0.0
+    axes.set_ylim(bottom, 1 + 0.05 * (1 - bottom))
+    plain_frame(axes)
