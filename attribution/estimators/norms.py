@@ -1,0 +1,196 @@
+"""Norms of the training loss's gradients, as a function of the timestep (ReTrac §4.2 and app. A)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from attribution.arrays import Arrays
+from attribution.draws import Draws, DrawScheme
+from attribution.execution import Execution, ranges
+from attribution.gradients import PerExampleGradients
+from attribution.images import ImageSet
+from attribution.measurements import Loss, Measure
+from attribution.node import Cost, Get, Node, execution
+from attribution.passes import engine
+from attribution.pretrained import Pipeline
+from attribution.training import Recorded
+from attribution.training.checkpoints import select
+
+
+@dataclass(frozen=True, eq=False)
+class Norms(Arrays):
+    """``norms`` float64 and ``timestep`` int64, ``[S, n, K]``: K draws of n images under S models."""
+
+    norms: np.ndarray
+    timestep: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormsOf(ABC):
+    """Of which gradients: those of ``images`` at K draws of each."""
+
+    images: ImageSet
+    execution: Execution = execution(default=Execution())
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """K."""
+
+    @property
+    @abstractmethod
+    def objective(self) -> Measure:
+        """Whose gradients."""
+
+    @property
+    @abstractmethod
+    def models(self) -> int:
+        """S, or an estimate where that depends on the training."""
+
+    @abstractmethod
+    def of_each_model(self, get: Get) -> "Sequence[NormsOf]":
+        """The same of each of the S models by itself."""
+
+    @abstractmethod
+    def engine(self, get: Get) -> PerExampleGradients:
+        """The network of the one model."""
+
+    @abstractmethod
+    def draws(self, index: np.ndarray, get: Get) -> Draws:
+        """The draws of the images with these ids, for the one model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsTrained(NormsOf):
+    """Under the model at each of ``checkpoints``, at the noise and flip that the image was last trained with before it.
+
+    The timestep is the recorded one too, or each of ``timesteps`` in turn. ``checkpoints`` are as an estimator's.
+    """
+
+    record: Recorded
+    checkpoints: int | str | Sequence[int]
+    timesteps: tuple[int, ...] | None = None
+
+    @property
+    def count(self) -> int:
+        return 1 if self.timesteps is None else len(self.timesteps)
+
+    @property
+    def objective(self) -> Measure:
+        return self.record.objective
+
+    @property
+    def models(self) -> int:
+        if isinstance(self.checkpoints, str):
+            return 1  # at least
+        return self.checkpoints if isinstance(self.checkpoints, int) else len(self.checkpoints)
+
+    def of_each_model(self, get: Get) -> "Sequence[AsTrained]":
+        record = get(self.record)
+        return [replace(self, checkpoints=(step,)) for step in select(self.checkpoints, record.steps, record.losses)]
+
+    def engine(self, get: Get) -> PerExampleGradients:
+        return engine(self.record, self._step, self.execution, get)
+
+    def draws(self, index: np.ndarray, get: Get) -> Draws:
+        trained_at = get(self.record).latest_draws(self._step, index)
+        if self.timesteps is None:
+            return trained_at
+        shape = len(index), len(self.timesteps)
+        timestep = torch.tensor(self.timesteps).expand(shape)
+        return Draws(timestep, trained_at.noise_seed.expand(shape), trained_at.flip.expand(shape))
+
+    @property
+    def _step(self) -> int:
+        assert isinstance(self.checkpoints, tuple)
+        (step,) = self.checkpoints
+        return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsDrawn(NormsOf):
+    """Under a model that others trained, whose own draws nobody knows, at ``scheme``."""
+
+    pipeline: Pipeline
+    scheme: DrawScheme
+
+    @property
+    def count(self) -> int:
+        return self.scheme.count
+
+    @property
+    def objective(self) -> Measure:
+        return Loss(self.pipeline.schedule)
+
+    @property
+    def models(self) -> int:
+        return 1
+
+    def of_each_model(self, get: Get) -> "Sequence[AsDrawn]":
+        return [self]
+
+    def engine(self, get: Get) -> PerExampleGradients:
+        return PerExampleGradients(self.pipeline.network.to(self.execution.torch_device()), self.execution.batch_size)
+
+    def draws(self, index: np.ndarray, get: Get) -> Draws:
+        return self.scheme.draw("norms", torch.from_numpy(index), self.pipeline.schedule.T)
+
+
+@dataclass(frozen=True)
+class NormShard(Node[Norms]):
+    """Those of the images ``rows[0]..rows[1]-1`` under one model."""
+
+    ARTIFACT = Norms
+    TRANSIENT = True
+
+    of: NormsOf
+    rows: tuple[int, int]
+
+    def cost(self) -> Cost:
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.of.count)
+
+    def compute(self, get: Get) -> Norms:
+        images, per_example, device = get(self.of.images), self.of.engine(get), self.of.execution.torch_device()
+        norms, timesteps = [], []
+        for start, stop in ranges(*self.rows, max(1, self.of.execution.batch_size // self.of.count)):
+            draws = self.of.draws(np.array(images.index[start:stop]), get)
+            captured = per_example.capture(self.of.objective, images.x0(slice(start, stop)).to(device), draws.to(device))
+            norms.append(captured.norms().double().cpu().numpy())
+            timesteps.append(draws.timestep.numpy())
+        found = np.concatenate(norms)
+        if not np.isfinite(found).all():
+            raise FloatingPointError(
+                f"{(~np.isfinite(found)).sum()} of {found.size} gradient norms are not finite: did training diverge?"
+            )
+        return Norms(found[None], np.concatenate(timesteps)[None])
+
+
+@dataclass(frozen=True)
+class GradientNorms(Node[Norms]):
+    """The norms of all images under all models."""
+
+    ARTIFACT = Norms
+
+    of: NormsOf
+
+    def cost(self) -> Cost:
+        values = self.of.models * self.of.images.count * self.of.count
+        return Cost(passes=values, disk=16 * values)
+
+    def parts(self, get: Get) -> list[NormShard]:
+        return [shard for shards in self._shards(get) for shard in shards]
+
+    def compute(self, get: Get) -> Norms:
+        of_models = [get.many(shards) for shards in self._shards(get)]
+        return Norms(
+            np.concatenate([np.concatenate([norms.norms for norms in found], axis=1) for found in of_models]),
+            np.concatenate([np.concatenate([norms.timestep for norms in found], axis=1) for found in of_models]),
+        )
+
+    def _shards(self, get: Get) -> list[list[NormShard]]:
+        """Of each model."""
+        rows = ranges(0, self.of.images.count, self.of.execution.shard)
+        return [[NormShard(of, some) for some in rows] for of in self.of.of_each_model(get)]

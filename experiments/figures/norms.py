@@ -1,0 +1,157 @@
+"""Gradient norms against the timestep (ReTrac §4.2 and app. A, figures 1-3 and 7-10)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from attribution.images import Images
+from experiments.benchmarks.bias_metrics import Correlation
+from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, legend, plain_frame
+
+GREEN = COLORS[2]
+_ACROSS = 4
+"""Panels beside each other."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A panel: each of n examples at its timestep ``[n]``; ``positions [n]`` are those in the training set."""
+
+    title: str
+    timestep: np.ndarray
+    norm: np.ndarray
+    positions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A panel: an example's norm ``own [K]`` over ``timesteps [K]``, that of ``others [P, K]``, and its timestep of training."""
+
+    title: str
+    timesteps: np.ndarray
+    own: np.ndarray
+    others: np.ndarray
+    t_train: int
+
+
+def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretches: int) -> Figure:
+    """Norm against timestep, an example a dot, with the means in equal stretches (ReTrac, figs. 2, 8 and 10).
+
+    Below each panel the examples with the largest and the smallest norm, which the panel marks.
+    """
+    across, down = _grid(len(panels))
+    figure = Figure((max(7.0, 0.6 + 3.6 * across), 4.6 * down), dpi=DPI, layout="constrained")
+    outer = figure.add_gridspec(down, across)
+    first: Axes | None = None
+    plots = []
+    for place, panel in enumerate(panels):
+        inner = outer[divmod(place, across)].subgridspec(2, 2, height_ratios=(4, 1.2))
+        axes = first = figure.add_subplot(inner[0, :], sharey=first)
+        plots.append(axes)
+        axes.scatter(panel.timestep, panel.norm, s=6, color=COLORS[0], alpha=0.45, linewidth=0, label="training image")
+        stretch = (panel.timestep - 1) * min(stretches, T) // T
+        there = np.unique(stretch)
+        middles = [panel.timestep[stretch == s].mean() for s in there]
+        axes.plot(middles, [panel.norm[stretch == s].mean() for s in there], color=INK, linewidth=1.8, label="mean nearby")
+        for column, (name, color, row) in enumerate(
+            (("largest", RED, int(panel.norm.argmax())), ("smallest", GREEN, int(panel.norm.argmin())))
+        ):
+            marker = {"s": 70, "facecolors": "none", "edgecolors": color, "linewidths": 2, "zorder": 4}
+            axes.scatter(panel.timestep[row], panel.norm[row], label=f"{name} norm", **marker)
+            text = f"{name}: #{train.index[panel.positions[row]]}\nt = {panel.timestep[row]}"
+            _picture(figure.add_subplot(inner[1, column]), train, int(panel.positions[row]), text, color)
+        _axis(axes, T, leftmost=place % across == 0)
+        axes.set_title(panel.title, fontsize=11)
+    legend(figure, plots)
+    return figure
+
+
+def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
+    """One example's norm over timesteps at its recorded noise, beside the other examples' (ReTrac, figs. 3, 7 and 9).
+
+    ``image``: the example, alone. Grey: the median of the others, and where 80 % of them lie.
+    """
+    across, down = _grid(len(panels))
+    figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(down, across + 1, width_ratios=(1.2, *[3.4] * across))
+    _picture(figure.add_subplot(grid[0, 0]), image, 0, f"#{image.index[0]}", INK)
+    first: Axes | None = None
+    plots = []
+    for place, panel in enumerate(panels):
+        line, column = divmod(place, across)
+        axes = first = figure.add_subplot(grid[line, column + 1], sharey=first)
+        plots.append(axes)
+        low, middle, high = np.percentile(panel.others, [10, 50, 90], axis=0)
+        axes.fill_between(panel.timesteps, low, high, color="#d9d9d9", linewidth=0, label="80 % of all examples")
+        axes.plot(panel.timesteps, middle, color=FAINT, linewidth=1.4, linestyle="--", label="their median")
+        axes.plot(panel.timesteps, panel.own, color=COLORS[0], linewidth=1.6, label="this example")
+        axes.axvline(panel.t_train, color=RED, linewidth=1.6, label="timestep of its training")
+        peak = int(panel.own.argmax())
+        axes.plot(panel.timesteps[peak], panel.own[peak], "v", color=INK, markersize=8, linestyle="none", label="t_max")
+        _axis(axes, T, leftmost=column == 0)
+        axes.set_title(f"{panel.title}: t_train = {panel.t_train}, t_max = {panel.timesteps[peak]}", fontsize=9)
+    legend(figure, plots)
+    return figure
+
+
+def algorithm_1(steps: Sequence[int], found: Sequence[tuple[np.ndarray, np.ndarray, Correlation]], examples: int) -> Figure:
+    """Rank of the norm among all ``examples`` against |t_max - t_train|, with the line, for each checkpoint (ReTrac, fig. 1)."""
+    across, down = _grid(len(steps))
+    figure = Figure((max(7.0, 0.6 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
+    plots = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, step, (distance, rank, result) in zip(plots.flat, steps, found, strict=False):
+        axes.plot(distance, rank, "o", color=COLORS[0], markersize=4, alpha=0.7, linestyle="none", label="training image")
+        ends = np.array([0, distance.max()])
+        axes.plot(ends, result.intercept + result.slope.value * ends, color=RED, linewidth=1.6, label="least squares")
+        told = f"ρ = {result.rho.value:.2f} [{result.rho.low:.2f}, {result.rho.high:.2f}], p = {result.p:.1g}"
+        slope = f"slope {result.slope.value:.2f} [{result.slope.low:.2f}, {result.slope.high:.2f}]"
+        axes.set_title(f"checkpoint {step}\n{told}\n{slope}".replace("-", "−"), fontsize=9)
+        axes.set_xlabel("|t_max − t_train|")
+        axes.set_ylim(1 - 0.03 * examples, 1.03 * examples)
+        plain_frame(axes)
+    for axes in plots[:, 0]:
+        axes.set_ylabel("rank of the norm (1: the largest)")
+    for axes in plots.flat[len(steps) :]:
+        axes.set_axis_off()
+    legend(figure, figure.axes)
+    return figure
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Columns and lines."""
+    down = -(-panels // _ACROSS)
+    return -(-panels // down), down
+
+
+class _Plain(LogFormatter):
+    """Numbers without powers of ten, where matplotlib would put them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _axis(axes: Axes, T: int, leftmost: bool) -> None:
+    axes.set_yscale("log")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted(_Plain(minor_thresholds=(1.5, 0.5)))
+    if leftmost:
+        axes.set_ylabel("norm of the loss's gradient")
+    axes.set_xlim(1 - 0.02 * T, 1.02 * T)
+    axes.set_xlabel("timestep")
+    plain_frame(axes)
+    axes.tick_params(which="both", labelleft=leftmost)
+    axes.tick_params(which="minor", labelsize=8)
+
+
+def _picture(axes: Axes, images: Images, row: int, text: str, color: str) -> None:
+    pixels = np.clip((images.x0([row])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set(edgecolor=color, linewidth=2)
+    axes.set_xlabel(text, fontsize=8)
