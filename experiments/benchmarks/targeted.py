@@ -10,7 +10,7 @@ from attribution.estimators import Estimator
 from attribution.node import Get, Node
 from attribution.scores import Scores
 from experiments import figures
-from experiments.benchmarks import metrics
+from experiments.benchmarks import distinct, metrics
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
@@ -53,7 +53,6 @@ class Targeted(Benchmark):
             sets = metrics.random_sets(len(get(node)), self.n, self.sets, self.seed)
             report.add({"benchmark": "targeted", "queries": kind, **row} for row in self._rows(variants, sets))
             whole = [v for v in variants if v.whole]
-            tops = {v.label: metrics.top_k(v.scores.values, min(self.shown, len(train))) for v in whole}
             report.figure(
                 f"proponents_{kind}",
                 figures.proponents(
@@ -62,8 +61,8 @@ class Targeted(Benchmark):
                     {v.label: v.scores.values for v in whole},
                     rows=range(min(self.rows, len(get(node)))),
                     top=self.shown,
-                    boxed={label: set(metrics.generally_influential(top, self.influential)) for label, top in tops.items()},
-                    boxed_means=f"generally influential: in the top {self.shown} of more than {self.influential:.0%} of the pool",
+                    boxed=distinct.boxes(whole, self.shown, self.influential),
+                    boxed_means=distinct.boxed_means(self.shown, self.influential),
                 ),
             )
         rows = [row for row in report.rows if row.get("random") is not None]
@@ -76,32 +75,17 @@ class Targeted(Benchmark):
 
     def _check(self, experiment: Experiment) -> None:
         """Before anything is trained: what would fail at the end."""
-        n = len(experiment.data.load().train)
-        for k in self.k:
-            if not 1 <= k <= n:
-                raise ValueError(f"benchmark.k has {k}, but there are {n} training examples: set benchmark.k within 1..{n}")
-        for queries in self.queries.values():
-            metrics.random_sets(queries.node(experiment).count, self.n, self.sets, self.seed)
+        distinct.check(experiment, self.queries, self.n, self.k, self.sets, self.seed)
         if self.shown < 1 or self.rows < 1:
             raise ValueError(f"benchmark.shown={self.shown}, benchmark.rows={self.rows}: both must be at least 1")
 
     def _rows(self, variants: Sequence[Variant], sets: np.ndarray) -> Iterator[dict[str, Any]]:
-        examples = variants[0].scores.values.shape[1]
         for k in self.k:
-            metric = {"metric": f"distinct_share@{k}", "k": k, "n": self.n}
             shares = [metrics.distinct_share(metrics.top_k(v.scores.values, k), sets) for v in variants]
-            levels = {
-                "random": metrics.random_distinct_share(examples, self.n, k),
-                "maximum": metrics.maximum_distinct_share(examples, self.n, k),
-            }
-            for variant, share in zip(variants, shares, strict=True):
-                yield {**variant.row, **metric, **metrics.over_sets(share)._asdict(), **levels}
+            yield from distinct.share_rows(variants, shares, k, self.n)
             for variant, share in list(zip(variants, shares, strict=True))[1:]:
-                if not variant.whole:
-                    continue
-                difference = metrics.paired_difference(shares[0], share)
-                label = f"{variants[0].label} − {variant.label}"
-                yield {"estimator": label, **metric, **difference._asdict(), "scores": [variants[0].origin, variant.origin]}
+                if variant.whole:
+                    yield distinct.difference_row(variants[0], variant, (shares[0], share), k, self.n)
         for variant in variants:
             if variant.scores.halves is not None:
                 reliability = metrics.bootstrap_mean(metrics.split_half_spearman(variant.scores.halves), seed=self.seed)

@@ -1,0 +1,151 @@
+"""Guided normalization (Xie et al. 2024, "Data Attribution for Diffusion Models", appendix B, which has no equation).
+
+ReTrac makes every training gradient equally long: with the length that the timestep gave it goes the one that the image gave it.
+Here the direction G/‖G‖ gets a length that depends on the image alone, by its gradient norm n_z at a timestep t* that is the same
+for all images:
+
+    τ[q, z] = Σ_k η_k n_max s_z ⟨Q_k(q), G_k(z)/‖G_k(z)‖⟩,      s_z = λ + (1 - λ) (n_z - n_min) / (n_max - n_min)
+
+with Q_k as in ReTrac. The image of the largest norm keeps it, that of the smallest gets λ n_max; λ = 1 is ReTrac, but for n_max,
+which weighs the checkpoints. τ is affine in λ: what is stored are the scores at 0 and at 1, and any other λ lies between them. They
+come from ReTrac's own products.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from attribution.draws import DrawScheme
+from attribution.estimators.base import Estimator
+from attribution.estimators.guided_nodes import ReferenceNorms
+from attribution.estimators.retrac import ReTrac
+from attribution.estimators.trajectory import TrajectoryScores, refuse_zero_rates
+from attribution.estimators.trajectory_nodes import FLOAT, CheckpointScores, step_of
+from attribution.images import ImageSet
+from attribution.measurements import Measure
+from attribution.node import Cost, Get, Node
+from attribution.scores import Scores
+from attribution.training import Recorded
+from attribution.training.checkpoints import select
+
+SETTING = "estimator.strength"
+ENDS = (0.0, 1.0)
+"""The strengths whose scores are stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided(Estimator):
+    """ReTrac with training gradients as long as their images' norms at one timestep say.
+
+    ``strength``: λ in 0..1, one value or a list. ``timestep``: t*; None is, at each checkpoint, the one of 50 evenly spaced
+    timesteps at which 32 training examples have the highest mean gradient norm. ``measurement``, ``draws``, ``checkpoints``: as in
+    ReTrac. Scores have the axis "strength" with its ENDS; ``at_strength`` and ``variants`` give those at other strengths.
+    """
+
+    measurement: Measure
+    draws: DrawScheme
+    checkpoints: int | str | Sequence[int] = 5
+    strength: float | Sequence[float] = 0.5
+    timestep: int | None = None
+
+    def __post_init__(self):
+        numbers = all(isinstance(s, int | float) and not isinstance(s, bool) and 0 <= s <= 1 for s in self.strengths)
+        if not self.strengths or not numbers:
+            raise ValueError(f"estimator.strength={self.strength}: give a number from 0 to 1, or a list of such")
+        self.draws.refuse_lists("estimator.draws", "guided normalization")
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The strengths asked for."""
+        listed = isinstance(self.strength, Sequence) and not isinstance(self.strength, str)
+        return tuple(dict.fromkeys(self.strength)) if listed else (self.strength,)  # pyright: ignore
+
+    @property
+    def retrac(self) -> ReTrac:
+        """Whose products with the training set are used."""
+        shared = {field.name: getattr(self, field.name) for field in fields(ReTrac)}
+        return ReTrac(**shared)
+
+    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        self.retrac.scores(record, train, queries)  # refuses what it cannot work with
+        T = record.schedule.T
+        if self.timestep is not None and (not isinstance(self.timestep, int) or not 1 <= self.timestep <= T):
+            raise ValueError(
+                f"estimator.timestep={self.timestep}: give one of the timesteps 1..{T}, or null for the one of highest norm"
+            )
+        return GuidedScores(replace(self, strength=ENDS), record, train, queries)
+
+    def at_strength(self, scores: Scores, strength: float) -> Scores:
+        """The scores ``[Q, N]`` at any λ: ``λ τ_1 + (1 - λ) τ_0``."""
+        none, full = (scores.at(strength=end) for end in ENDS)
+        values = strength * full.values.astype(np.float64) + (1 - strength) * none.values
+        return replace(full, values=values.astype(np.float32))
+
+    def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
+        return [
+            ({SETTING: strength} if len(self.strengths) > 1 else {}, self.at_strength(scores, strength))
+            for strength in self.strengths
+        ]
+
+
+@dataclass(frozen=True)
+class GuidedScores(Node[Scores]):
+    """All queries and training examples, at the strengths 0 and 1: ``[2, Q, N]``."""
+
+    ARTIFACT = Scores
+
+    estimator: Guided  # at the strengths ENDS, whatever was asked for
+    record: Recorded
+    train: ImageSet
+    queries: ImageSet
+
+    def parts(self, get: Get) -> list[Node]:
+        return [*self._products.parts(get), *(self._norms(step) for step in self._steps(get))]
+
+    def cost(self) -> Cost:
+        below, pairs = self._products.cost(), self.queries.count * self.train.count
+        size = FLOAT * len(ENDS) * pairs
+        return Cost(passes=below.passes, memory=below.memory + 4 * size, disk=size)
+
+    def compute(self, get: Get) -> Scores:
+        record, steps = get(self.record), self._steps(get)
+        refuse_zero_rates({step: record.learning_rate(step) for step in steps})
+        shards = [part for part in self._products.parts(get) if isinstance(part, CheckpointScores)]
+        total: Any = 0
+        for step in steps:
+            products = get.many([shard for shard in shards if step_of(shard.estimator) == step])
+            values = np.concatenate([p.values[0].astype(np.float64) for p in products], axis=2)  # [half, Q, N]
+            retrac = record.learning_rate(step) * np.tensordot(products[0].weights, values, axes=1)
+            norms = get(self._norms(step)).values
+            total = total + np.stack([lengths(norms, strength) * retrac for strength in ENDS])
+        return Scores(
+            values=total.astype(np.float32),
+            query_index=np.array(get(self.queries).index),
+            train_index=np.array(get(self.train).index),
+            axes={"strength": list(ENDS)},
+        )
+
+    @property
+    def _products(self) -> TrajectoryScores:
+        how = self.estimator
+        return TrajectoryScores(how.retrac, self.record, self.train, self.queries)
+
+    def _norms(self, step: int) -> ReferenceNorms:
+        how = self.estimator
+        return ReferenceNorms(self.record, self.train, step, how.timestep, how.draws.seed, how.execution)
+
+    def _steps(self, get: Get) -> list[int]:
+        record = get(self.record)
+        return select(self.estimator.checkpoints, record.steps, record.losses)
+
+
+def lengths(norms: np.ndarray, strength: float) -> np.ndarray:
+    """``s_z n_max`` for the norms n_z ``[N]``: from λ n_max for the smallest to n_max for the largest, in proportion between.
+
+    n_max for all where all norms are equal: each is then the largest.
+    """
+    spread = norms.max() - norms.min()
+    place = (norms - norms.min()) / spread if spread > 0 else np.ones_like(norms)
+    return norms.max() * (strength + (1 - strength) * place)

@@ -1,0 +1,79 @@
+"""Proponents under several variants beside each other, a line for each query (ReTrac, fig. 11)."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from attribution.images import Images
+from experiments.benchmarks.metrics import top_k
+from experiments.figures.style import FAINT, INK, RED, TALLEST, WIDEST, wrapped
+from experiments.figures.thumbnails import canvas, thumbnail
+
+MOST = 6
+"""Variants that stand beside each other; of more, some in even steps."""
+_SIZE, _GAP, _LINE, _MARGIN, _BETWEEN = 0.62, 0.06, 0.84, 0.1, 0.3
+
+
+def side_by_side(
+    queries: Images,
+    train: Images,
+    scores: Mapping[str, np.ndarray],
+    rows: Sequence[int],
+    top: int = 6,
+    boxed: Mapping[str, Collection[int]] | None = None,
+    boxed_means: str = "generally influential: among the top proponents of many queries",
+) -> Figure:
+    """For each query the training images with the largest scores, the largest first, of one variant after the other.
+
+    What 16 × 30 inches do not hold is left out, and the figure says how much: images, queries, or variants in even steps.
+
+    Args:
+        queries: Q images; ``rows`` are positions of those to show.
+        train: N images, in the order of the columns of the scores.
+        scores: for each variant τ ``[Q, N]``.
+        boxed: for each variant the positions of training images that get a red box, which ``boxed_means`` explains.
+    """
+    names = [list(scores)[i] for i in np.linspace(0, len(scores) - 1, min(MOST, len(scores))).round().astype(int)]
+    room = WIDEST - 2 * _MARGIN - _SIZE - len(names) * _BETWEEN
+    count = min(top, len(train), int((room / len(names) + _GAP) / (_SIZE + _GAP)))
+    across = count * (_SIZE + _GAP) - _GAP
+    width = 2 * _MARGIN + _SIZE + len(names) * (_BETWEEN + across)
+    titles = [wrapped(name, across, 10, "bold") for name in names]
+    head = 0.18 * max(len(title) for title in titles) + 0.14
+    shown = list(rows)[: int((TALLEST - head - 1.2) / _LINE)]
+    notes = [f"Below each image its id. The {count} training images with the largest scores, the largest first."]
+    if len(shown) < len(rows):
+        notes.append(f"{len(rows) - len(shown)} more queries are left out.")
+    if len(names) < len(scores):
+        notes.append(f"{len(scores) - len(names)} of {len(scores)} variants are left out, in even steps.")
+    foot = [line for note in notes for line in wrapped(note, width - 2 * _MARGIN, 8)]
+    legend = wrapped(boxed_means, width - 2 * _MARGIN - 0.4, 9) if boxed else []
+
+    figure, axes = canvas(width, head + len(shown) * _LINE + 0.2 * len(legend) + 0.16 * len(foot) + 0.16)
+    axes.text(_MARGIN + _SIZE / 2, head - 0.1, "query", ha="center", va="bottom", fontsize=9, color=INK)
+    axes.plot([_MARGIN, width - _MARGIN], [head - 0.06] * 2, color=FAINT, linewidth=0.6)
+    for line, row in enumerate(shown):
+        thumbnail(axes, queries, row, _MARGIN, head + line * _LINE, _SIZE, f"#{queries.index[row]}")
+    for column, (name, title) in enumerate(zip(names, titles, strict=True)):
+        x = _MARGIN + _SIZE + _BETWEEN + column * (across + _BETWEEN)
+        axes.text(
+            x + across / 2, head - 0.1, "\n".join(title), ha="center", va="bottom", fontsize=10, weight="bold", color=INK
+        )  # fmt: skip
+        red = {int(position) for position in (boxed or {}).get(name, ())}
+        tops = top_k(np.asarray(scores[name])[shown], count)
+        for line, positions in enumerate(tops):
+            for place, position in enumerate(positions.tolist()):
+                at = x + place * (_SIZE + _GAP), head + line * _LINE
+                thumbnail(axes, train, position, *at, _SIZE, f"#{train.index[position]}", position in red)
+    y = head + len(shown) * _LINE + 0.04
+    if legend:
+        axes.add_patch(Rectangle((_MARGIN, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
+    for text in legend:
+        axes.text(_MARGIN + 0.3, y + 0.09, text, va="center", fontsize=9, color=INK)
+        y += 0.2
+    for text in foot:
+        axes.text(_MARGIN, y + 0.1, text, va="center", fontsize=8, color="#555555")
+        y += 0.16
+    return figure
