@@ -18,7 +18,9 @@ class Subsets(ABC):
 
     def __post_init__(self):
         if not 0 <= self.weight < 1:
-            raise ValueError(f"benchmark.subsets.weight={self.weight}: of what is left out, at least 0 and below 1")
+            raise ValueError(
+                f"benchmark.subsets.weight={self.weight} (or estimator.subsets): of what is left out, at least 0 and below 1"
+            )
 
     @abstractmethod
     def masks(self, train: Images) -> np.ndarray:
@@ -49,7 +51,8 @@ class RandomSubsets(Subsets):
         super().__post_init__()
         if self.count < 2 or not 0 < self.fraction < 1:
             raise ValueError(
-                f"benchmark.subsets: count={self.count} must be at least 2, and fraction={self.fraction} between 0 and 1"
+                f"benchmark.subsets (or estimator.subsets): count={self.count} must be at least 2, and fraction={self.fraction} "
+                "between 0 and 1"
             )
 
     def masks(self, train: Images) -> np.ndarray:
@@ -76,14 +79,14 @@ class PublishedSubsets(Subsets):
     def masks(self, train: Images) -> np.ndarray:
         """Raises ValueError: no such file, or it does not fit the training set."""
         if not Path(self.path).is_file():
-            raise ValueError(f"benchmark.subsets.path={self.path}: no such file")
+            raise ValueError(f"benchmark.subsets.path={self.path} (or estimator.subsets): no such file")
         table = np.load(self.path)[: self.count]
         if table.dtype == bool and table.ndim == 2 and table.shape[1] == len(train):
             return table
         if table.dtype.kind not in "iu" or table.ndim != 2 or table.min() < 0 or table.max() >= len(train):
             raise ValueError(
-                f"benchmark.subsets.path={self.path} holds {table.dtype} {list(table.shape)}: give masks [M, {len(train)}] or "
-                f"positions [M, n] below {len(train)}"
+                f"benchmark.subsets.path={self.path} (or estimator.subsets) holds {table.dtype} {list(table.shape)}: give masks "
+                f"[M, {len(train)}] or positions [M, n] below {len(train)}"
             )
         masks = np.zeros((len(table), len(train)), dtype=bool)
         np.put_along_axis(masks, table, True, axis=1)

@@ -1,0 +1,1 @@
+"""Estimators that train models again, which ``attribution`` cannot."""

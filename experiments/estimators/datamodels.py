@@ -1,0 +1,169 @@
+"""Datamodels (Ilyas et al. 2022): a linear regression of what retrained models measure on what they were not trained on.
+
+With r_i(S) the weight that a subset S takes away from example i,
+
+    m(q | S) ≈ const + (1/N) Σ_i r_i(S) τ[q, i],
+
+fitted over M subsets by ridge regression. With R ``[M, N]`` and Y ``[Q, M]``, r and m less their means over the subsets,
+
+    τ = N · Y (RRᵀ/M + λI)⁻¹ R/M = N/M · Σ_j (Y u_j) s_j / (s_j²/M + λ) v_jᵀ,      R = Σ_j s_j u_j v_jᵀ:
+
+λ is added to RᵀR/M, the curvature of the mean over subsets. λ = 0 is the solution of least norm. Where R has the rank M - 1, as
+random subsets of more than M examples do, it gives every subset's measurement back: exact retraining, as an estimator.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from attribution.draws import DrawScheme
+from attribution.estimators.base import Estimator, as_list, check_dampings
+from attribution.images import ImageSet
+from attribution.measurements import Measure
+from attribution.node import Cost, Get, InMemory, Node
+from attribution.scores import Scores
+from attribution.training import Recorded
+from attribution.training.modes import Mode
+from attribution.training.selection import Selection
+from experiments.measuring import Measured
+from experiments.subsets import Subsets
+from experiments.training import TrainedModel
+from experiments.truth import Truth
+
+FLOAT = 4
+DOUBLE = 8
+GRID = (0.0, *(10.0**e for e in range(-6, 5)))
+"""Dampings that every score artifact holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datamodels(Estimator):
+    """Regresses ``measurement`` of the queries, a mean over ``measurement_draws``, on what the ``subsets`` take away.
+
+    On each subset ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model); the mean over
+    their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of least norm.
+    """
+
+    FIRST_SEED: ClassVar[int] = 1000
+    """Training seeds are the explained model's plus this number, and the following: not those that benchmarks retrain with."""
+
+    measurement: Measure
+    measurement_draws: DrawScheme
+    subsets: Subsets
+    mode: Mode
+    seeds: int = 1
+    steps: int | None = None
+    damping: float | Sequence[float] = 0.0
+
+    def __post_init__(self):
+        check_dampings(self.damping)
+        self.measurement_draws.refuse_lists("estimator.measurement_draws", "a measurement")
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+            raise ValueError(f"estimator.seeds={self.seeds}: must be a whole number, at least 1")
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise ValueError(f"estimator.steps={self.steps}: must be a whole number, at least 1, or null")
+
+    @property
+    def dampings(self) -> tuple[float, ...]:
+        """The dampings asked for."""
+        return as_list(self.damping)
+
+    def asked(self) -> Mapping[str, Sequence[Any]]:
+        return {"damping": self.dampings}
+
+    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        """Raises ValueError: a record that says too little to train again, other images than it was trained on, equal subsets."""
+        if not isinstance(record, TrainedModel):
+            raise ValueError(
+                f"{type(record).__name__} cannot be trained again: datamodels take an experiments.training.TrainedModel"
+            )
+        if train.fingerprint != record.data.fingerprint:
+            raise ValueError("datamodels score the images that the model was trained on: give its record's data")
+        self.measurement.subject(queries)
+        selections = tuple(self.subsets.selections(InMemory()(train)))
+        if np.ptp(removed(selections, train.count), axis=0).max() == 0:
+            raise ValueError(f"estimator.subsets: all {len(selections)} leave out the same, and a regression needs differences")
+        # What is computed does not depend on which of the stored dampings was asked for.
+        return DatamodelScores(
+            replace(self, damping=()), tuple(sorted({*GRID, *self.dampings})), selections, record, train, queries
+        )
+
+    def truth(self, record: TrainedModel, selections: Sequence[Selection]) -> Truth:
+        """The models that are trained."""
+        first = record.seed + self.FIRST_SEED
+        return Truth(
+            record=record,
+            selections=selections,
+            seeds=range(first, first + self.seeds),
+            steps=self.steps,
+            draws=self.measurement_draws,
+            mode=self.mode,
+            execution=self.execution,
+        )
+
+
+@dataclass(frozen=True)
+class DatamodelScores(Node[Scores]):
+    """The scores under every stored damping. ``selections``: what the subsets are of these training images."""
+
+    ARTIFACT = Scores
+
+    estimator: Datamodels
+    dampings: tuple[float, ...]
+    selections: tuple[Selection, ...]
+    record: TrainedModel
+    train: ImageSet
+    queries: ImageSet
+
+    def parts(self, get: Get) -> list[Node]:
+        models = self._truth.models()
+        # Numbers of its own: models of other lists that are asked for at the same time are not to join these blocks.
+        own = int(models[0].fingerprint, 16)
+        return [*(replace(model, block=own + model.block) for model in models), *self._measured]
+
+    def cost(self) -> Cost:
+        """Its passes are its parts', which are always known."""
+        M, Q, N = len(self.selections), self.queries.count, self.train.count
+        size = FLOAT * len(self.dampings) * Q * N
+        return Cost(memory=4 * DOUBLE * M * N + 2 * size, disk=size)
+
+    def compute(self, get: Get) -> Scores:
+        measured = self._truth.measured(self._measured, get).mean(0)
+        return Scores(
+            values=fit(measured, removed(self.selections, self.train.count), self.dampings),
+            query_index=np.array(get(self.queries).index),
+            train_index=np.array(get(self.train).index),
+            axes={"damping": list(self.dampings)},
+        )
+
+    @cached_property
+    def _truth(self) -> Truth:
+        return self.estimator.truth(self.record, self.selections)
+
+    @cached_property
+    def _measured(self) -> list[Measured]:
+        return self._truth.nodes(self.estimator.measurement, self.queries)
+
+
+def removed(selections: Sequence[Selection], count: int) -> np.ndarray:
+    """How much of the weight of each of ``count`` examples the M selections take away, ``[M, N]``."""
+    taken = np.ones((len(selections), count))
+    for row, selection in zip(taken, selections, strict=True):
+        row[selection.rows] -= selection.weights_of(np.arange(len(selection)))
+    return taken
+
+
+def fit(measured: np.ndarray, removed: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
+    """τ under each damping, float32 ``[D, Q, N]``: the ridge regression of ``measured [Q, M]`` on ``removed [M, N]``."""
+    M, N = removed.shape
+    R, Y = removed - removed.mean(0), measured - measured.mean(1, keepdims=True)
+    u, s, vT = np.linalg.svd(R, full_matrices=False)
+    resolved = s > s[0] * max(M, N) * np.finfo(s.dtype).eps
+    u, s, vT = u[:, resolved], s[resolved], vT[resolved]
+    found = np.empty((len(dampings), len(Y), N), np.float32)
+    for scores, damping in zip(found, dampings, strict=True):
+        scores[:] = N / M * (Y @ u * (s / (s**2 / M + damping))) @ vT
+    return found
