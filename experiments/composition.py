@@ -14,7 +14,7 @@ from experiments.training import LoggerFor
 
 NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
 """Choices that say what to do, or how, but not what is measured."""
-ANSWERED_ONE_BY_ONE = ("estimator.damping", "estimator.draws.n")
+ANSWERED_ONE_BY_ONE = ("estimator.damping", "estimator.draws.n", "estimator.strength")
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")
 """Choices that every row states by itself."""
 
@@ -71,8 +71,13 @@ def _concerns_estimator(override: str) -> bool:
 
 def _takes(config: DictConfig, override: str) -> bool:
     name, _, value = override.partition("=")
-    parent, _, leaf = name.rpartition(".")
-    node = OmegaConf.select(config, parent)
+    *parents, leaf = name.split(".")
+    node: Any = config
+    for parent in parents:
+        # Below an interpolation the settings are another's, and Hydra refuses to set them here.
+        if not isinstance(node, DictConfig) or parent not in node or OmegaConf.is_interpolation(node, parent):
+            return False
+        node = node[parent]
     if not isinstance(node, DictConfig) or leaf not in node:
         return False
     # A list of numbers of draws is for independent draws, whose first ones are draws of fewer.

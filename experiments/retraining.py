@@ -39,7 +39,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     seed: int
     selection: Selection
     mode: Mode
-    block: int = execution(default=0)
+    block: str = execution(default="")
     execution: Execution = execution(default=Execution())
 
     @classmethod
@@ -58,7 +58,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
             execution=execution,
         )
 
-    def together(self) -> tuple[str, int]:
+    def together(self) -> tuple[str, str]:
         return self._family, self.block
 
     @cached_property
@@ -100,8 +100,8 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 def in_blocks(nodes: Sequence[Retrained]) -> list[Retrained]:
     """The same models in blocks of at most ``mode.group``, as even as can be, each trained side by side by one process.
 
-    A block is a function of the list: processes with the same list divide it by blocks, and one that was killed goes on with
-    the same. So ``get.many(in_blocks(nodes))``, with one list of all models that an experiment needs.
+    A block is a function of the list, and called by its first model: processes with the same list divide it by blocks, and one that
+    was killed goes on with the same. So ``get.many(in_blocks(nodes))``, with one list of all models that an experiment needs.
     """
     blocks = np.array_split(np.arange(len(nodes)), -(-len(nodes) // nodes[0].mode.group)) if nodes else []
-    return [dataclasses.replace(nodes[i], block=block) for block, members in enumerate(blocks) for i in members.tolist()]
+    return [dataclasses.replace(nodes[i], block=nodes[of[0]].fingerprint) for of in blocks for i in of.tolist()]

@@ -119,10 +119,7 @@ class DatamodelScores(Node[Scores]):
     queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        models = self._truth.models()
-        # Numbers of its own: models of other lists that are asked for at the same time are not to join these blocks.
-        own = int(models[0].fingerprint, 16)
-        return [*(replace(model, block=own + model.block) for model in models), *self._measured]
+        return [*self._truth.models(), *self._measured]
 
     def cost(self) -> Cost:
         """Its passes are its parts', which are always known."""

@@ -187,7 +187,7 @@ def test_nothing_is_shared_with_the_truth_of_lds(seed):
     """Claim: as shipped, models of either estimator are trained with other seeds than those of benchmark=lds and the explained one;
     datamodels on other subsets; retraining on the benchmark's own, for its steps, with its draws and mode.
     """
-    chosen = [f"seed={seed}", "data.n_train=40", "data.n_validation=60", "benchmark=lds"]
+    chosen = [f"seed={seed}", "data.n_train=40", "data.n_validation=80", "benchmark=lds"]
     config = composed(*chosen)
     experiment, benchmark = experiment_of(config), instantiate(config.benchmark, _convert_="all")
     assert isinstance(benchmark, Benchmark)
