@@ -125,6 +125,16 @@ def test_a_worker_started_by_hand(tmp_path):
     assert written(tmp_path / "store") == before
 
 
+def test_another_target_and_weights_instead_of_removal(tmp_path):
+    """Claim: the target need not be the estimator's measurement, and halves may be weighed down, for as many steps as the model."""
+    settings = ["+measurement@benchmark.measurement=square_norm", "benchmark.subsets.weight=0.5", "benchmark.compare=[retraining]"]
+    run(tmp_path, *MAIN, *settings, f"hydra.run.dir={tmp_path / 'out'}")
+    assert {row["estimator"] for row in rows(tmp_path / "out")} >= {"kfac", "retraining", "exact retraining"}
+    for kind, name, expected in (("Retrained", "steps", 20), ("Measured", "class", "attribution.measurements.outputs.SquareNorm")):
+        described = [json.loads(path.read_text())["description"] for path in (tmp_path / "store" / kind).glob("*/node.json")]
+        assert {of["recipe" if kind == "Retrained" else "measure"][name] for of in described} == {expected}
+
+
 def test_targeted_attribution(tmp_path):
     """Claim: distinct shares of both estimators and both kinds of queries, their difference, and figures."""
     printed = run(tmp_path, *TINY, *SMALL_BENCHMARK, f"hydra.run.dir={tmp_path / 'out'}")

@@ -50,6 +50,13 @@ def test_every_folder_is_a_group_of_the_config():
     assert groups <= chosen | {"draws", "retraining"}
 
 
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name):
+    """Claim: each shipped experiment is a set of settings that exist, with every benchmark's defaults."""
+    composed(f"experiment={name}")
+    assert experiment_of(composed(f"experiment={name}", "benchmark=targeted")).record.fingerprint
+
+
 @pytest.mark.parametrize("name", options("estimator"))
 def test_every_estimator_scores(name, tmp_path):
     """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""
