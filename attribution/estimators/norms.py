@@ -17,7 +17,7 @@ from attribution.node import Cost, Get, Node, execution
 from attribution.passes import engine
 from attribution.pretrained import Pipeline
 from attribution.training import Recorded
-from attribution.training.checkpoints import select
+from attribution.training.checkpoints import at_least, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +84,7 @@ class AsTrained(NormsOf):
 
     @property
     def models(self) -> int:
-        if isinstance(self.checkpoints, str):
-            return 1  # at least
-        return self.checkpoints if isinstance(self.checkpoints, int) else len(self.checkpoints)
+        return at_least(self.checkpoints)
 
     def of_each_model(self, get: Get) -> "Sequence[AsTrained]":
         record = get(self.record)

@@ -15,7 +15,7 @@ from attribution.images import ImageSet
 from attribution.node import Cost, Get, JointNode, Node
 from attribution.passes import engine, key, rowwise_dot
 from attribution.training import Recorded
-from attribution.training.checkpoints import select
+from attribution.training.checkpoints import at_least, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,10 @@ class SelfInfluence(Node[Influence]):
     estimator: TrajectoryEstimator
     record: Recorded
     train: ImageSet
+
+    def cost(self) -> Cost:
+        steps = at_least(self.estimator.checkpoints)
+        return Cost(passes=steps * self.train.count * (1 + self.estimator.draws.count), disk=12 * self.train.count)
 
     def parts(self, get: Get) -> list[SelfInfluenceShard]:
         record = get(self.record)

@@ -23,7 +23,7 @@ from attribution.measurements import Measure
 from attribution.node import Cost, Get, Node
 from attribution.scores import Scores
 from attribution.training import Recorded
-from attribution.training.checkpoints import select
+from attribution.training.checkpoints import at_least, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,7 @@ class TrajectoryScores(Node[Scores]):
         )
 
     def cost(self) -> Cost:
-        wanted = self.estimator.checkpoints
-        steps = wanted if isinstance(wanted, int) else len(wanted) if isinstance(wanted, tuple | list) else 1  # at least one
+        steps = at_least(self.estimator.checkpoints)
         passes = self.queries.count * self.estimator.draws.count + self.train.count
         # All query sides lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
         sides = FLOAT * HALVES * self.estimator.draws.bins * self.queries.count * self.record.parameter_count

@@ -150,3 +150,10 @@ def _within(candidates: Sequence[int] | range, steps: int) -> list[int]:
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}={value}: must be at least 1")
+
+
+def at_least(wanted: int | str | Sequence[int]) -> int:
+    """How many checkpoints ``select`` takes, as far as that is known before there is a training."""
+    if isinstance(wanted, int):
+        return wanted
+    return 1 if isinstance(wanted, str) else len(wanted)
