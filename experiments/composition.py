@@ -5,7 +5,7 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from attribution.estimators import Estimator
@@ -80,5 +80,9 @@ def _takes(config: DictConfig, override: str) -> bool:
         node = node[parent]
     if not isinstance(node, DictConfig) or leaf not in node:
         return False
+    kind = get_class(config.estimator._target_)
+    if name == "estimator.draws.bins":
+        return kind.DRAW_BINS
     # A list of numbers of draws is for independent draws, whose first ones are draws of fewer.
-    return not (name == "estimator.draws.n" and value.startswith("[") and not str(node.get("_target_")).endswith(".Uniform"))
+    listed = name == "estimator.draws.n" and value.startswith("[")
+    return not listed or (kind.DRAW_LISTS and str(node.get("_target_")).endswith(".Uniform"))

@@ -6,6 +6,8 @@ A row is a plain dict, one measured number with its uncertainty and what it was 
 their names in the configuration) and ``command``. ``rows.jsonl`` holds one row a line.
 """
 
+import csv
+import io
 import json
 import math
 import os
@@ -39,6 +41,7 @@ class Report:
         self.folder = Path(folder)
         self.rows: list[Row] = []
         self.figures: list[Path] = []
+        self.tables: list[Path] = []
         self._common = {"command": command(), **(common or {})}
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -61,25 +64,24 @@ class Report:
         self.figures.append(path)
         return path
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Saves ``rows``, which have the same fields, as ``name``.csv: what is too much for the table in the terminal."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        path = self.folder / f"{name}.csv"
+        _write(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+        self.tables.append(path)
+        return path
+
     def close(self, console: Console | None = None) -> None:
         """Writes ``rows.jsonl``, prints the tables and where everything is."""
         path = write_rows(self.folder, self.rows)
         console = console or Console()
         print_rows(self.rows, console)
-        for line in (path, *self.figures):
+        for line in (path, *self.tables, *self.figures):
             console.print(str(line), markup=False, highlight=False, soft_wrap=True)
-
-
-class Unshown(Report):
-    """For a process that only shares the work of another: leaves nothing."""
-
-    def __init__(self):
-        super().__init__(os.devnull, {"data": None, "seed": None})
-
-    def figure(self, name: str, figure: Figure) -> Path:
-        return self.folder
-
-    def close(self, console: Console | None = None) -> None: ...
 
 
 def command() -> str:

@@ -25,7 +25,6 @@ from experiments.plan import announcement
 from experiments.plan import plan as plan_of
 from experiments.progress import track
 from experiments.prune import prune
-from experiments.report import Unshown
 from experiments.store import Store
 from experiments.takeaway import make_folder, write_proponents, write_self_influence
 from experiments.workers import end_with, workers
@@ -69,10 +68,9 @@ def work(config: DictConfig, parent: int | None) -> None:
     if parent is not None:
         end_with(parent)
     set_threads(config)
-    experiment, store = experiment_of(config), Store(config.store.root, track)
+    experiment = experiment_of(config)
     benchmark, estimators = instantiate(config.benchmark, _convert_="all"), estimators_of(config)
-    store.many(_needed(config, experiment, benchmark, estimators))
-    benchmark.evaluate(experiment, estimators, store, Unshown())
+    Store(config.store.root, track).many(_needed(config, experiment, benchmark, estimators))
 
 
 def attribute(config: DictConfig, top: int, self_influence: bool) -> None:

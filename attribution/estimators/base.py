@@ -38,6 +38,11 @@ class Estimator(ABC):
     VERSION: ClassVar[int] = 1
     """Raised when the same settings come to mean other scores; stored ones are then not found any more."""
 
+    DRAW_LISTS: ClassVar[bool] = False
+    """Whether it answers for several numbers of draws at once (``draws.n=[16,64]``)."""
+    DRAW_BINS: ClassVar[bool] = False
+    """Whether it gives scores by pair of bins of timesteps (``draws.bins``)."""
+
     execution: Execution = execution(default=Execution())
 
     @abstractmethod

@@ -47,6 +47,9 @@ class KFACInfluence(Estimator):
     training set, more take another pass.
     """
 
+    DRAW_LISTS = True
+    DRAW_BINS = True
+
     measurement: Measure
     draws: DrawScheme
     curvature: Curvature

@@ -34,6 +34,8 @@ class TrajectoryEstimator(Estimator):
     ``draws`` and ``measurement`` are the query side's; the training side's draw is the recorded one and its measure the loss.
     """
 
+    DRAW_BINS = True
+
     measurement: Measure
     draws: DrawScheme
     checkpoints: int | str | Sequence[int] = 5

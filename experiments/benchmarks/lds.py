@@ -45,7 +45,7 @@ class LDS(SubsetBenchmark):
         scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
         of_kind = self._measured(experiment)
         train = get(experiment.train)
-        removed = self.subsets.removed(train)
+        removed, of_queries = self.subsets.removed(train), []
         for kind, queries in self.queries.items():
             measured, replicates = truth.measured(of_kind[kind], get), truth.replicates(of_kind[kind], get)
             variants = [
@@ -60,10 +60,17 @@ class LDS(SubsetBenchmark):
                 for row in self._held_out(name, nodes[kind, name], scores[kind, name], measured, removed)
             )
             images = get(queries.node(experiment))
+            for variant in variants:
+                lds = lds_metrics.per_query(lds_metrics.predicted(variant.scores.values, removed), measured.mean(0))
+                of_queries += [
+                    {"queries": kind, "query": query, "estimator": variant.label, METRIC: PERCENT * value}
+                    for query, value in zip(images.index.tolist(), lds.tolist(), strict=True)
+                ]
             values = {v.label: v.scores.values for v in variants if v.whole}
             report.figure(
                 f"proponents_{kind}", figures.proponents(images, train, values, range(min(self.rows, len(images))), self.shown)
             )
+        report.table("lds_of_queries", of_queries)
         rows = [
             row
             for row in report.rows

@@ -97,11 +97,16 @@ def test_the_main_job_and_again(tmp_path):
         by_name = {row["estimator"]: row for row in of_kind if row["metric"] == "lds_%"}
         assert by_name.keys() == {*names, "exact retraining", *(f"kfac − {name}" for name in names[1:])}
         for row in of_kind:
-            assert -200 <= row["low"] <= row["high"] <= 200
+            most = 200 if "−" in row["estimator"] else 100
+            assert -most <= row["low"] <= row["high"] <= most
             assert row["command"].startswith("python run.py")
         assert 0 <= by_name["kfac"]["ceiling"] <= 100
         held_out = {row["estimator"] for row in of_kind if row["metric"] == "lds_%_held_out_damping"}
         assert held_out == {"kfac", "balanced_kfac", "trak", "dtrak"}
+        with (tmp_path / "first" / "lds_of_queries.csv").open() as file:
+            own = [float(line["lds_%"]) for line in csv.DictReader(file) if (line["queries"], line["estimator"]) == (kind, "kfac")]
+        assert len(own) == {"validation": 5, "generated": 4}[kind]
+        assert np.mean(own) == pytest.approx(by_name["kfac"]["value"])
     for name in ("lds", "proponents_validation", "proponents_generated", "training", "samples"):
         assert (tmp_path / "first" / f"{name}.png").stat().st_size > 5000
     log = (tmp_path / "first" / "worker-1.log").read_text()
@@ -220,12 +225,14 @@ def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
 
 
 def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
-    """Claim: a list of numbers of draws goes to independent draws; a compared estimator with even ones keeps its own."""
-    out = tmp_path / "out"
-    run(tmp_path, *FINAL, *SMALL_BENCHMARK, "estimator=kfac", "estimator.draws.n=[1,2]", f"hydra.run.dir={out}")
+    """Claim: a list of numbers of draws, and bins, go to who answers for them; a compared estimator that does not keeps its own."""
+    out, compared = tmp_path / "out", "benchmark.compare=[tracin,trak]"
+    settings = ["estimator.draws.n=[1,2]", "estimator.draws.bins=2", compared]
+    run(tmp_path, *FINAL, *SMALL_BENCHMARK, "estimator=kfac", *settings, f"hydra.run.dir={out}")
     names = {(row["estimator"], (row.get("swept") or {}).get("estimator.draws.n")) for row in rows(out)}
     assert {("kfac", 1), ("kfac", 2)} <= names
-    assert any(name == "tracin" for name, _ in names)
+    assert {"tracin", "trak"} <= {name for name, _ in names}
+    assert {row["estimator"] for row in rows(out) if (row.get("swept") or {}).get("query_bin") == "1-500"} >= {"kfac", "tracin"}
 
 
 @pytest.mark.parametrize(
