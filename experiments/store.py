@@ -82,17 +82,18 @@ class Store:
 
     def _make(self, missing: Sequence[Node], title: str) -> dict[str, Any]:
         """The artifacts of nodes that were missing, by fingerprint."""
-        while (work := Work(missing, self)).absent:
-            # Together, so that processes divide them: asked for by parts() one by one, each would be waited for by all.
-            self.many(list(work.absent.values()))
         found: dict[str, Any] = {}
-        levels = work.levels()
-        for number, level in enumerate(levels, 1):
-            later = [node for nodes in levels[number:] for node in nodes]
-            asked = any(node.fingerprint in work.asked for node in level)
-            heading = (title if asked else "") or ", ".join(dict.fromkeys(_words(type(node)) for node in level))
-            for _ in self._track(self._settle(level, later, work, found), heading, len(level)):
-                pass
+        planned = False
+        while not planned:
+            work = Work([node for node in missing if node.fingerprint not in found], self)
+            planned, levels = not work.open, work.levels()
+            # Of a plan with open ends only the first level: then more can be told.
+            for number, level in enumerate(levels if planned else levels[:1], 1):
+                later = [node for nodes in levels[number:] for node in nodes]
+                asked = any(node.fingerprint in work.asked for node in level)
+                heading = (title if asked else "") or ", ".join(dict.fromkeys(_words(type(node)) for node in level))
+                for _ in self._track(self._settle(level, later, work, found), heading, len(level)):
+                    pass
         for group in groups([node for node in missing if not node.STORED]):
             with self._computing(group):
                 artifacts = type(group[0]).compute_together(group, self)

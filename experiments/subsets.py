@@ -65,7 +65,10 @@ class RandomSubsets(Subsets):
         masks = np.zeros((self.count, len(train)), dtype=bool)
         for mask in masks:
             for rows in classes:
-                mask[random.permutation(rows)[: round(self.fraction * len(rows))]] = True
+                share = self.fraction * len(rows)
+                # A class of one image is in half of the halves: rounded, it would be in none.
+                kept = int(share) + (random.random() < share % 1) if self.stratified else round(share)
+                mask[random.permutation(rows)[:kept]] = True
         return masks
 
 

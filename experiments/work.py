@@ -58,7 +58,8 @@ class Work:
     """The nodes of ``asked``, their missing parts and missing parents, to any depth, in levels: each after what it is made from.
 
     So processes with the same list divide all of it, down to the trainings that it starts from.
-    ``absent`` are nodes without which it cannot be told yet what the parts are; the rest holds once there are none of these.
+    ``open`` are the fingerprints of nodes whose parts cannot be told before others are there, which then count as what they are
+    made from; once the lowest level is there, one can tell more.
     ``parts`` are those of each node, by fingerprint.
     What others are made from is needed as long as one of these is missing and needed itself.
 
@@ -68,7 +69,7 @@ class Work:
 
     def __init__(self, asked: Sequence[Node], lookup: Lookup):
         self.asked = {node.fingerprint: node for node in asked}
-        self.absent: dict[str, Node] = {}
+        self.open: set[str] = set()
         self._lookup = lookup
         self._present = Present(lookup)
         self._level: dict[str, int] = {}
@@ -80,10 +81,10 @@ class Work:
             self._visit(node, ())
 
     def levels(self) -> list[list[Node]]:
-        """Those that are stored, lowest parts first; each level needs nothing but the ones before."""
+        """Those that are stored and not open, lowest parts first; each level needs nothing but the ones before."""
         levels: list[list[Node]] = [[] for _ in range(1 + max(self._level.values(), default=-1))]
         for name, node in self._nodes.items():
-            if node.STORED:
+            if node.STORED and name not in self.open:
                 levels[self._level[name]].append(node)
         return [level for level in levels if level]
 
@@ -108,8 +109,9 @@ class Work:
             raise StoreError(f"{type(node).__name__} {name} is made from itself: parts() and parents() must not lead back to it")
         if name in self._level:
             return
-        parts = self.parts[name] = self._parts_of(node)
-        sources = self._sources[name] = [*parts, *self._stored(node.parents())]
+        parts, before = self._parts_of(node)
+        self.parts[name] = parts
+        sources = self._sources[name] = [*parts, *before, *self._stored(node.parents())]
         missing = [source for source in sources if not self._lookup.has(source)]
         for source in sources:
             self._users.setdefault(source.fingerprint, []).append(node)
@@ -118,14 +120,15 @@ class Work:
         self._level[name] = 1 + max((self._level[source.fingerprint] for source in missing), default=-1)
         self._nodes[name] = node
 
-    def _parts_of(self, node: Node) -> Sequence[Node]:
+    def _parts_of(self, node: Node) -> tuple[Sequence[Node], Sequence[Node]]:
+        """Its parts, or what has to be there before they can be told."""
         try:
-            return node.parts(self._present)
+            return node.parts(self._present), ()
         except Absent as absent:
-            self.absent.update((parent.fingerprint, parent) for parent in absent.nodes)
-            if node.fingerprint in self.absent:
+            if any(other.fingerprint == node.fingerprint for other in absent.nodes):
                 raise StoreError(f"parts() of {type(node).__name__} {node.fingerprint} asks for the node itself") from absent
-            return ()
+            self.open.add(node.fingerprint)
+            return (), absent.nodes
 
     def _stored(self, parents: Iterable[Node]) -> Iterator[Node]:
         """Those that belong on disk; instead of others, unless they are in memory, what these are made from."""

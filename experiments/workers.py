@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -43,15 +44,17 @@ def count(config: DictConfig) -> int:
 def workers(config: DictConfig, folder: Path) -> Iterator[None]:
     """While the body runs, ``workers`` - 1 more processes share the work of ``task=evaluate``; their logs are in ``folder``."""
     hydra = HydraConfig.get()
+    where = _configuration(hydra)
+    run_dir = "hydra.run.dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"  # as Hydra's grammar quotes
     shared = [o for o in hydra.overrides.task if o.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0] not in _OWN]
     others: list[tuple[subprocess.Popen, Path]] = []
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     try:
         for number in range(1, count(config)):
-            own = ["task=work", f"task.parent={os.getpid()}", "workers=1", f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+            own = ["task=work", f"task.parent={os.getpid()}", "workers=1", run_dir, "hydra.output_subdir=null"]
             log = folder / f"worker-{number}.log"
             with log.open("w") as file:
-                command = [sys.executable, str(PROGRAM), *shared, *own]
+                command = [sys.executable, str(PROGRAM), *where, *shared, *own]
                 process = subprocess.Popen(
                     command, cwd=hydra.runtime.cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
                 )
@@ -63,6 +66,12 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
                 print(f"a worker ended with an error, and the others did its work: {log}")
             process.terminate()
             process.wait()
+
+
+def _configuration(hydra: Any) -> list[str]:
+    """Where this run's configuration is, if it is not the program's own."""
+    given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return ["--config-name", hydra.job.config_name, *(part for path in given for part in ("--config-dir", path))]
 
 
 def end_with(parent: int) -> None:

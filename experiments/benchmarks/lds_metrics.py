@@ -69,15 +69,18 @@ def folds(subsets: int) -> list[np.ndarray]:
 def cross_validated(sweep: np.ndarray, measured: np.ndarray, count: int = 1000, seed: int = 0) -> tuple[Estimate, list[int]]:
     """Mean LDS of the best of a sweep ``[V, Q, M]``, as chosen on the other half of the subsets, and the two choices.
 
-    Nothing is reported on subsets that it was chosen on. The interval takes the choices as given.
+    Nothing is reported on subsets that it was chosen on. The interval takes the choices as given: each half's subsets are resampled
+    by themselves, the queries for both.
     """
-    halves = folds(measured.shape[1])
+    halves, (Q, M) = folds(measured.shape[1]), measured.shape
+    queries = Resamples.draw(M, Q, count, seed).queries
     values, spread, chosen = [], [], []
-    for fold, other in (halves, halves[::-1]):
+    for number, (fold, other) in enumerate((halves, halves[::-1])):
         best = int(per_query(sweep[..., other], measured[:, other]).mean(1).argmax())
         chosen.append(best)
         values.append(per_query(sweep[best][:, fold], measured[:, fold]).mean())
-        spread.append(resampled(sweep[best][:, fold], measured[:, fold], Resamples.draw(len(fold), len(measured), count, seed)))
+        resamples = Resamples(Resamples.draw(len(fold), Q, count, seed + 1 + number).subsets, queries)
+        spread.append(resampled(sweep[best][:, fold], measured[:, fold], resamples))
     return Estimate(float(np.mean(values)), *interval(np.mean(spread, 0))), chosen
 
 

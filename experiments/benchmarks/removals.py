@@ -94,6 +94,7 @@ class Removals(Node[Outcomes]):
 
     def sets(self, get: Get) -> RemovedSets:
         """Who removes what. Equal sets have one number, whoever asks for them."""
+        get.many([ranking.scores for ranking in self.rankings])  # in the passes that they share
         N = self.record.data.count
         counts = [removed_count(fraction, N) for fraction in self.fractions]
         rows, numbers = [np.zeros(0, np.int64)], {b"": 0}

@@ -86,11 +86,12 @@ def test_the_main_job_and_again(tmp_path):
 
     The table has every estimator with an interval, exact retraining and the noise ceiling; there are bars and proponents.
     """
-    first = process(tmp_path, *MAIN, "workers=2", f"hydra.run.dir={tmp_path / 'first'}")
+    folder = tmp_path / "it's the (1)"
+    first = process(tmp_path, *MAIN, "workers=2", f'hydra.run.dir="{folder}"')
     assert first.returncode == 0, first.stdout + first.stderr
     assert "noise ceiling" in first.stdout
-    assert str(tmp_path / "first" / "rows.jsonl") in first.stdout
-    found = rows(tmp_path / "first")
+    assert str(folder / "rows.jsonl") in first.stdout
+    found = rows(folder)
     names = ["kfac", "balanced_kfac", "trak", "dtrak", "raw_cos", "random"]
     for kind in ("validation", "generated"):
         of_kind = [row for row in found if row["queries"] == kind]
@@ -103,13 +104,13 @@ def test_the_main_job_and_again(tmp_path):
         assert 0 <= by_name["kfac"]["ceiling"] <= 100
         held_out = {row["estimator"] for row in of_kind if row["metric"] == "lds_%_held_out_damping"}
         assert held_out == {"kfac", "balanced_kfac", "trak", "dtrak"}
-        with (tmp_path / "first" / "lds_of_queries.csv").open() as file:
+        with (folder / "lds_of_queries.csv").open() as file:
             own = [float(line["lds_%"]) for line in csv.DictReader(file) if (line["queries"], line["estimator"]) == (kind, "kfac")]
         assert len(own) == {"validation": 5, "generated": 4}[kind]
         assert np.mean(own) == pytest.approx(by_name["kfac"]["value"])
     for name in ("lds", "proponents_validation", "proponents_generated", "training", "samples"):
-        assert (tmp_path / "first" / f"{name}.png").stat().st_size > 5000
-    log = (tmp_path / "first" / "worker-1.log").read_text()
+        assert (folder / f"{name}.png").stat().st_size > 5000
+    log = (folder / "worker-1.log").read_text()
     assert "rror" not in log, log
     assert len(list((tmp_path / "store" / "Retrained").iterdir())) == 5 + 3
     before = written(tmp_path / "store")

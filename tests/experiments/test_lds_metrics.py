@@ -90,3 +90,16 @@ def test_the_noise_ceiling_is_what_a_perfect_predictor_reaches():
     same = np.repeat(truth[None], 2, 0)
     assert lds_metrics.noise_ceiling(same) == pytest.approx(1)
     assert lds_metrics.retraining(same, Resamples.draw(200, 40, 50)).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("subsets", [24, 25])
+def test_the_interval_of_a_chosen_damping_is_as_wide_as_that_of_a_given_one(subsets):
+    """Claim: with an even and an odd number of subsets, where queries differ in how well they are predicted."""
+    random, widths = np.random.default_rng(subsets), []
+    for _ in range(12):
+        measured = random.standard_normal((30, subsets))
+        predictions = random.uniform(0, 1.5, 30)[:, None] * measured + random.standard_normal((30, subsets))
+        chosen, _ = lds_metrics.cross_validated(predictions[None], measured, count=300)
+        given = lds_metrics.lds(predictions, measured, Resamples.draw(subsets, 30, count=300))
+        widths.append((chosen.high - chosen.low) / (given.high - given.low))
+    assert np.mean(widths) == pytest.approx(1, abs=0.1)

@@ -25,6 +25,8 @@ def test_stratified_subsets_have_their_share_of_every_class():
     for label in np.unique(TRAIN.label):
         inside = TRAIN.label == label
         assert (masks[:, inside].sum(1) == round(0.25 * inside.sum())).all()
+    halves = RandomSubsets(count=200, fraction=0.5, stratified=True).masks(TRAIN.take([0]))  # a class of one image
+    assert 0.35 < halves.mean() < 0.65
 
 
 def test_weights_instead_of_removal():
