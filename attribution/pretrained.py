@@ -48,7 +48,7 @@ class Pipeline:
         height, width = (size, size) if isinstance(size, int) or size is None else size
         if config.in_channels != shape[0] or (size is not None and (height, width) != shape[1:]):
             raise ValueError(
-                f"benchmark.pretrained={self.path} is for images of {config.in_channels}×{height}×{width}, the data set's are "
+                f"the pipeline {self.path} is for images of {config.in_channels}×{height}×{width}, the data set's are "
                 f"{'×'.join(map(str, shape))} (channels, height, width): choose the data that it was trained on"
             )
 
@@ -66,14 +66,15 @@ class Pipeline:
             components = DiffusionPipeline.from_pretrained(self.path, local_files_only=True, low_cpu_mem_usage=False).components
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"benchmark.pretrained={self.path}: no pipeline there; give a folder with model_index.json, as save_pretrained "
-                f"leaves it, or fetch it once (hf download {self.path})"
+                f"the pipeline {self.path} is not there: give a folder with model_index.json, as save_pretrained leaves it, or "
+                f"fetch it once (hf download {self.path})"
             ) from error
         network, scheduler = components.get("unet"), components.get("scheduler")
         config: Any = getattr(network, "config", None)
-        if not isinstance(network, UNet2DModel) or scheduler is None or config.out_channels != config.in_channels:
+        no_noise = not isinstance(network, UNet2DModel) or config.out_channels != config.in_channels
+        if network is None or no_noise or network.class_embedding is not None or not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
-                f"benchmark.pretrained={self.path} is no pipeline of a UNet2DModel that predicts noise: choose a DDPM or DDIM"
+                f"the pipeline {self.path} has no UNet2DModel that predicts noise without being told a class: choose a DDPM or DDIM"
             )
         return network.eval(), _schedule(self.path, scheduler)
 
@@ -82,11 +83,9 @@ def _schedule(path: str, scheduler: Any) -> NoiseSchedule:
     """The schedule with the scheduler's ᾱ_t, which are compared: what a configuration calls itself is not relied on."""
     config = scheduler.config
     if config.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(
-            f"benchmark.pretrained={path} predicts {config.prediction_type}: choose one that predicts the noise (epsilon)"
-        )
+        raise ValueError(f"the pipeline {path} predicts {config.prediction_type}: choose one that predicts the noise (epsilon)")
     own = scheduler.alphas_cumprod.double().numpy()
     for schedule in (NoiseSchedule(len(own), "linear", config.beta_start, config.beta_end), NoiseSchedule(len(own), "cosine")):
         if np.allclose(schedule.alpha_bars[1:], own, rtol=1e-3, atol=1e-7):
             return schedule
-    raise ValueError(f"benchmark.pretrained={path} has {config.beta_schedule} betas: choose one whose schedule is linear or cosine")
+    raise ValueError(f"the pipeline {path} has {config.beta_schedule} betas: choose one whose schedule is linear or cosine")

@@ -59,18 +59,25 @@ def settings_of_run() -> dict[str, Any]:
 
 def _composed_with(estimator: str) -> DictConfig:
     overrides = list(HydraConfig.get().overrides.task)
-    others = [o for o in overrides if not _concerns_estimator(o)]
-    plain = compose("config", [*others, f"estimator={estimator}"])
-    kept = [o for o in overrides if o.startswith("estimator.") and _takes(plain, o)]
-    return compose("config", [*others, f"estimator={estimator}", *kept])
+    others = [*(o for o in overrides if not _concerns_estimator(o)), f"estimator={estimator}"]
+    plain = compose("config", others, return_hydra_config=True)
+    kept = [o for o in overrides if _concerns_estimator(o) and _key(o) != "estimator" and _takes(plain, o)]
+    return compose("config", [*others, *kept])
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _concerns_estimator(override: str) -> bool:
-    return override.lstrip("+~").partition("=")[0].split(".")[0] == "estimator"
+    """``estimator=``, ``estimator.draws.n=`` or ``draws@estimator.draws=``."""
+    return _key(override).rpartition("@")[2].split(".")[0] == "estimator"
 
 
 def _takes(config: DictConfig, override: str) -> bool:
     name, _, value = override.partition("=")
+    if "@" in name:
+        return name in config.hydra.runtime.choices
     *parents, leaf = name.split(".")
     node: Any = config
     for parent in parents:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from attribution.draws import DrawScheme
 from attribution.execution import Execution
@@ -34,6 +35,11 @@ class Truth:
     mode: Mode
     execution: Execution
     repeats: int = 0
+
+    def __post_init__(self):
+        """Raises ValueError: ``mode`` cannot train this network. Better now than when the explained model is trained."""
+        with torch.device("meta"):
+            self.mode.prepare(self.record.model())
 
     def models(self) -> list[Retrained]:
         """The K·M models, all subsets of the first seed before those of the next, and then the repeated ones."""

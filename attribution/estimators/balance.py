@@ -18,11 +18,11 @@ from attribution.arrays import Arrays
 from attribution.bins import bin_of
 from attribution.draws import Uniform
 from attribution.estimators.retrac import inverse
-from attribution.execution import Execution, ranges
+from attribution.execution import Execution
 from attribution.gradients import Weights
 from attribution.images import ImageSet
 from attribution.node import Cost, Get, Node, execution
-from attribution.passes import engine
+from attribution.norms import AtScheme, GradientNorms, NormShard
 from attribution.training import Recorded
 
 MOST_STRETCHES = 50
@@ -90,17 +90,19 @@ class TimestepNorms(Node[NormTable]):
         """Of each example: four, and more where these would be few in a stretch."""
         return max(4, -(-MOST_STRETCHES * DRAWS_IN_A_STRETCH // self.train.count))
 
+    def parts(self, get: Get) -> list[NormShard]:
+        return self._norms.parts(get)
+
     def compute(self, get: Get) -> NormTable:
-        T, device, images = self.record.schedule.T, self.execution.torch_device(), get(self.train)
+        T, found = self.record.schedule.T, self._norms.compute(get)
         bins = min(MOST_STRETCHES, T)
-        per_example = engine(self.record, None, self.execution, get)
-        total, count = np.zeros(bins), np.zeros(bins)
-        draws_each = self.draws
-        for start, stop in ranges(0, len(images), max(1, self.execution.batch_size // draws_each)):
-            rows = slice(start, stop)
-            draws = Uniform(draws_each, self.seed).draw("norms", images.ids(rows).to(device), T)
-            norms = per_example.capture(self.record.objective, images.x0(rows).to(device), draws).norms()
-            stretch = bin_of(draws.timestep, bins, T).cpu().numpy().ravel()
-            total += np.bincount(stretch, norms.double().cpu().numpy().ravel(), bins)
-            count += np.bincount(stretch, minlength=bins)
+        stretch = bin_of(torch.from_numpy(found.timestep), bins, T).numpy().ravel()
+        total, count = np.bincount(stretch, found.norms.ravel(), bins), np.bincount(stretch, minlength=bins)
         return NormTable((total / count)[np.arange(T) * bins // T])
+
+    @property
+    def _norms(self) -> GradientNorms:
+        """Of every draw; not stored, its shards are."""
+        scheme = Uniform(self.draws, self.seed)
+        settings = {"images": self.train, "record": self.record, "execution": self.execution}
+        return GradientNorms(AtScheme(step=None, scheme=scheme, role="norms", **settings))

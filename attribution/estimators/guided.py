@@ -13,22 +13,25 @@ come from ReTrac's own products.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from attribution.draws import DrawScheme
-from attribution.estimators.base import Estimator
-from attribution.estimators.guided_nodes import ReferenceNorms
+from attribution.checks import listed, number, whole
+from attribution.draws import DrawScheme, Fixed
+from attribution.estimators.base import Estimator, as_list
+from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.trajectory import TrajectoryScores, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import FLOAT, CheckpointScores, step_of
 from attribution.images import ImageSet
 from attribution.measurements import Measure
 from attribution.node import Cost, Get, Node
+from attribution.norms import AtScheme, GradientNorms
 from attribution.scores import Scores
 from attribution.training import Recorded
-from attribution.training.checkpoints import select
+from attribution.training.checkpoints import at_least, select
 
 SETTING = "estimator.strength"
 ENDS = (0.0, 1.0)
@@ -46,21 +49,22 @@ class Guided(Estimator):
 
     measurement: Measure
     draws: DrawScheme
-    checkpoints: int | str | Sequence[int] = 5
+    checkpoints: int | str | Sequence[int] = 4
     strength: float | Sequence[float] = 0.5
     timestep: int | None = None
 
     def __post_init__(self):
-        numbers = all(isinstance(s, int | float) and not isinstance(s, bool) and 0 <= s <= 1 for s in self.strengths)
-        if not self.strengths or not numbers:
-            raise ValueError(f"estimator.strength={self.strength}: give a number from 0 to 1, or a list of such")
+        check = partial(number, least=0, most=1)
+        if isinstance(self.strength, Sequence) and not isinstance(self.strength, str):
+            listed(SETTING, self.strength, check)
+        else:
+            check(SETTING, self.strength)
         self.draws.refuse_lists("estimator.draws", "guided normalization")
 
     @property
     def strengths(self) -> tuple[float, ...]:
         """The strengths asked for."""
-        listed = isinstance(self.strength, Sequence) and not isinstance(self.strength, str)
-        return tuple(dict.fromkeys(self.strength)) if listed else (self.strength,)  # pyright: ignore
+        return as_list(self.strength)
 
     @property
     def retrac(self) -> ReTrac:
@@ -70,11 +74,8 @@ class Guided(Estimator):
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.retrac.scores(record, train, queries)  # refuses what it cannot work with
-        T = record.schedule.T
-        if self.timestep is not None and (not isinstance(self.timestep, int) or not 1 <= self.timestep <= T):
-            raise ValueError(
-                f"estimator.timestep={self.timestep}: give one of the timesteps 1..{T}, or null for the one of highest norm"
-            )
+        if self.timestep is not None:  # null is for the one of highest norm
+            whole("estimator.timestep", self.timestep, 1, record.schedule.T)
         return GuidedScores(replace(self, strength=ENDS), record, train, queries)
 
     def at_strength(self, scores: Scores, strength: float) -> Scores:
@@ -102,15 +103,16 @@ class GuidedScores(Node[Scores]):
     queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        return [*self._products.parts(get), *(self._norms(step) for step in self._steps(get))]
+        return [*self._products.parts(get), *self._curves(get), *self._norms(get).values()]
 
     def cost(self) -> Cost:
         below, pairs = self._products.cost(), self.queries.count * self.train.count
-        size = FLOAT * len(ENDS) * pairs
-        return Cost(passes=below.passes, memory=below.memory + 4 * size, disk=size)
+        size, steps = FLOAT * len(ENDS) * pairs, at_least(self.estimator.checkpoints)
+        norms = steps * self.train.count + sum(curve.cost().passes for curve in self._curves_at([0] * steps))
+        return Cost(passes=below.passes + norms, memory=below.memory + 4 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        record, steps = get(self.record), self._steps(get)
+        record, steps, norms_at = get(self.record), self._steps(get), self._norms(get)
         refuse_zero_rates({step: record.learning_rate(step) for step in steps})
         shards = [part for part in self._products.parts(get) if isinstance(part, CheckpointScores)]
         total: Any = 0
@@ -118,7 +120,7 @@ class GuidedScores(Node[Scores]):
             products = get.many([shard for shard in shards if step_of(shard.estimator) == step])
             values = np.concatenate([p.values[0].astype(np.float64) for p in products], axis=2)  # [half, Q, N]
             retrac = record.learning_rate(step) * np.tensordot(products[0].weights, values, axes=1)
-            norms = get(self._norms(step)).values
+            norms = get(norms_at[step]).norms[0, :, 0]
             total = total + np.stack([lengths(norms, strength) * retrac for strength in ENDS])
         return Scores(
             values=total.astype(np.float32),
@@ -132,9 +134,29 @@ class GuidedScores(Node[Scores]):
         how = self.estimator
         return TrajectoryScores(how.retrac, self.record, self.train, self.queries)
 
-    def _norms(self, step: int) -> ReferenceNorms:
+    def _norms(self, get: Get) -> dict[int, GradientNorms]:
+        """n_z of every training example, by checkpoint: unmirrored, one ε each."""
+        steps, how = self._steps(get), self.estimator
+        if how.timestep is None:
+            timesteps = [curve.highest for curve in get.many(self._curves(get))]
+        else:
+            timesteps = [how.timestep] * len(steps)
+        return {step: self._norms_at(step, timestep) for step, timestep in zip(steps, timesteps, strict=True)}
+
+    def _norms_at(self, step: int, timestep: int) -> GradientNorms:
+        scheme = Fixed((timestep,), seed=self.estimator.draws.seed)
+        settings = {"images": self.train, "record": self.record, "execution": self.estimator.execution}
+        return GradientNorms(AtScheme(step=step, scheme=scheme, role="reference norms", **settings))
+
+    def _curves(self, get: Get) -> list[NormCurve]:
+        """What t* is read from, of each checkpoint. Parts, not parents: which checkpoints there are is in the record."""
+        return self._curves_at(self._steps(get))
+
+    def _curves_at(self, steps: Sequence[int]) -> list[NormCurve]:
         how = self.estimator
-        return ReferenceNorms(self.record, self.train, step, how.timestep, how.draws.seed, how.execution)
+        if how.timestep is not None:
+            return []
+        return [NormCurve(self.record, self.train, step, how.draws.seed, how.execution) for step in steps]
 
     def _steps(self, get: Get) -> list[int]:
         record = get(self.record)

@@ -6,12 +6,12 @@ H is the curvature of the mean training loss over *all* parameters in one block.
 ending after J steps, after which directions of a curvature below about σ/J still wait: J acts like a damping of that size.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from attribution.checks import number, whole
 from attribution.curvature.products import CurvatureProduct, GaussNewton
 from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator
@@ -32,7 +32,8 @@ class LiSSA(Estimator):
     eigenvalues and costs the same for any number of queries. ``scale``: σ, at least half of the largest eigenvalue of H_batch + λI.
     ``depth``: J; ``repeats``: recursions with other batches, averaged; ``batch_size``: draws (an image at a timestep with a noise)
     in a batch, of the ``draws`` of every training image. ``draws`` are those of either side too, independent of each other;
-    ``flips``: mirror training images at random, as training did. ``query_batch``: the most queries of a pool held at once.
+    ``flips``: mirror training images at random, as training did. ``query_batch``: the most queries of a pool that
+    share a recursion; all of them are held, as whole gradients, for the pass over the training set.
     """
 
     measurement: Measure
@@ -47,10 +48,14 @@ class LiSSA(Estimator):
     query_batch: int = execution(default=64)
 
     def __post_init__(self):
-        for name, least in (("depth", 1), ("repeats", 1), ("batch_size", 1), ("query_batch", 1)):
-            _check(name, value := getattr(self, name), isinstance(value, int) and value >= least, "a whole number, at least 1")
-        _check("scale", self.scale, _number(self.scale) and self.scale > 0, "a number above 0")
-        _check("damping", self.damping, _number(self.damping) and self.damping >= 0, "one number, at least 0; sweep it with -m")
+        for name in ("depth", "repeats", "batch_size", "query_batch"):
+            whole(f"estimator.{name}", getattr(self, name), 1)
+        if isinstance(self.damping, Sequence) and not isinstance(self.damping, str):
+            raise ValueError(f"estimator.damping={self.damping}: LiSSA takes one number; sweep it with -m")
+        number("estimator.damping", self.damping, 0)
+        number("estimator.scale", self.scale, 0)
+        if self.scale == 0:
+            raise ValueError("estimator.scale=0: must be a number above 0")
         self.draws.refuse_lists("estimator.draws", "LiSSA")
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
@@ -96,12 +101,3 @@ class LissaScores(Node[Scores]):
             LissaShard(self.estimator, self.record, self.train, self.queries, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check(name: str, value: Any, good: bool, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"estimator.{name}={value}: must be {wanted}")

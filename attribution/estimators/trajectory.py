@@ -38,7 +38,7 @@ class TrajectoryEstimator(Estimator):
 
     measurement: Measure
     draws: DrawScheme
-    checkpoints: int | str | Sequence[int] = 5
+    checkpoints: int | str | Sequence[int] = 4
 
     @abstractmethod
     def query_side(self, captured: Captured) -> LayerGradients:

@@ -156,4 +156,4 @@ def at_least(wanted: int | str | Sequence[int]) -> int:
     """How many checkpoints ``select`` takes, as far as that is known before there is a training."""
     if isinstance(wanted, int):
         return wanted
-    return 1 if isinstance(wanted, str) else len(wanted)
+    return len(wanted) if isinstance(wanted, list | tuple) else 1

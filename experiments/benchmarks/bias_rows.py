@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attribution.estimators.norms import Norms
+from attribution.norms import Norms
 from attribution.scores import Scores
 from experiments.benchmarks import bias_metrics, metrics
 from experiments.benchmarks.bias_metrics import Correlation, PairResamples

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from attribution.checks import listed, number, whole
 from attribution.draws import DrawScheme
 from attribution.estimators import Estimator
 from attribution.estimators.embedding import Embedding
@@ -68,11 +70,8 @@ class Counterfactual(Benchmark):
 
     def __post_init__(self):
         for name in ("random", "seeds", "steps", "resamples", "shown"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"benchmark.{name}={value}: must be a whole number of at least 1")
-        if not self.fractions or any(isinstance(f, bool) or not isinstance(f, int | float) for f in self.fractions):
-            raise ValueError(f"benchmark.fractions={self.fractions}: give at least one number between 0 and 1")
+            whole(f"benchmark.{name}", getattr(self, name), 1)
+        listed("benchmark.fractions", self.fractions, partial(number, least=0, below=1))
         if not self.queries:
             raise ValueError("benchmark.queries={}: name at least one kind of queries")
 

@@ -1,10 +1,12 @@
 """What benchmarks of distinct proponents share (ReTrac §6.2): checks, rows of shares and of their differences, boxes of figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from attribution.checks import listed, whole
 from experiments.benchmarks import metrics
 from experiments.benchmarks.variants import Variant
 from experiments.experiment import Experiment
@@ -15,14 +17,12 @@ def check(experiment: Experiment, queries: Mapping[str, Queries], n: int, k: Seq
     """Before anything is trained, what would fail at the end.
 
     Raises:
-        ValueError: a k beyond the training examples, or an n beyond a pool.
+        ValueError: a k beyond the training examples, an n beyond a pool, or what is no whole number.
     """
     examples = len(experiment.data.load().train)
-    for number in k:
-        if not 1 <= number <= examples:
-            raise ValueError(
-                f"benchmark.k has {number}, but there are {examples} training examples: set benchmark.k within 1..{examples}"
-            )
+    listed("benchmark.k", k, partial(whole, least=1, most=examples))  # of the training examples
+    whole("benchmark.n", n, 1)
+    whole("benchmark.sets", sets, 1)
     for pool in queries.values():
         metrics.random_sets(pool.node(experiment).count, n, sets, seed)
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from attribution.checks import listed, whole
 from attribution.estimators import Estimator
 from attribution.images import Images
 from attribution.node import Get, Node
@@ -13,11 +15,12 @@ from attribution.scores import Scores
 from experiments import figures
 from experiments.benchmarks import metrics, sources, tracing_metrics
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.sources import UNKNOWN, OfEachSource, PixelClassifier
+from experiments.benchmarks.sources import UNKNOWN, PixelClassifier
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
 from experiments.experiment import Experiment
 from experiments.queries import Queries
+from experiments.queries_by_source import OfEachSource
 from experiments.report import Report
 
 SHARE = "own source among the top k"
@@ -126,7 +129,6 @@ class ImageTracing(Benchmark):
     def _check(self, train: Images) -> None:
         """Before anything is trained: what would fail at the end."""
         sources.check(self.sources, train)
-        if not self.k or any(not 1 <= k <= len(train) for k in self.k):
-            raise ValueError(f"benchmark.k={list(self.k)}: one or more numbers within 1..{len(train)}, the training images")
-        if self.shown < 1 or self.rows < 1:
-            raise ValueError(f"benchmark.shown={self.shown}, benchmark.rows={self.rows}: both must be at least 1")
+        listed("benchmark.k", self.k, partial(whole, least=1, most=len(train)))  # of the training images
+        for name in ("rows", "shown"):
+            whole(f"benchmark.{name}", getattr(self, name), 1)

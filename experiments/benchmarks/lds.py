@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.estimators import Estimator
 from attribution.node import Get, Node
 from attribution.scores import Scores
@@ -13,7 +14,7 @@ from experiments import figures
 from experiments.benchmarks import lds_metrics, metrics
 from experiments.benchmarks.retrained import SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, is_whole, pairs, scores_of, variants_of
 from experiments.experiment import Experiment
 from experiments.measuring import Measured
 from experiments.report import Report
@@ -35,6 +36,11 @@ class LDS(SubsetBenchmark):
 
     rows: int = 4
     shown: int = 6
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("rows", "shown"):
+            whole(f"benchmark.{name}", getattr(self, name), 1)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         measured = [node for nodes in self._measured(experiment).values() for node in nodes]
@@ -93,10 +99,10 @@ class LDS(SubsetBenchmark):
         if repeated:
             estimate = _percent(lds_metrics.retraining(replicates, self.resamples_of(replicates)))
             yield {"estimator": "exact retraining", **common, "subsets": replicates.shape[2], "seeds": len(replicates), **estimate}
-        for variant, prediction in list(zip(variants, predictions, strict=True))[1:]:
-            if variant.whole:
-                estimate = _percent(lds_metrics.difference(predictions[0], prediction, mean, resamples))
-                yield {"estimator": f"{variants[0].label} − {variant.label}", "metric": METRIC, **estimate}
+        for a, b in pairs(variants):
+            estimate = _percent(lds_metrics.difference(predictions[a], predictions[b], mean, resamples))
+            about = {"metric": METRIC, "scores": [variants[a].origin, variants[b].origin]}
+            yield {"estimator": f"{variants[a].label} − {variants[b].label}", **about, **estimate}
 
     def _held_out(
         self, name: str, node: Node[Scores], scores: Scores, measured: np.ndarray, removed: np.ndarray

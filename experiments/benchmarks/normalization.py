@@ -3,11 +3,13 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from attribution.checks import listed, number, whole
 from attribution.estimators import Estimator, Guided
 from attribution.estimators.guided import SETTING
 from attribution.images import Images
@@ -34,7 +36,7 @@ class Normalization(Benchmark):
     """
 
     queries: Mapping[str, Queries]
-    strengths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    strengths: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     n: int = 16
     k: Sequence[int] = (10, 50)
     sets: int = 1000
@@ -44,11 +46,11 @@ class Normalization(Benchmark):
     shown: int = 5
 
     def __post_init__(self):
-        numbers = all(isinstance(s, int | float) and not isinstance(s, bool) and 0 <= s <= 1 for s in self.strengths)
-        if not numbers or len(set(self.strengths)) < len(self.strengths) or len(self.strengths) < 2:
+        listed("benchmark.strengths", self.strengths, partial(number, least=0, most=1))
+        if len(set(self.strengths)) < max(2, len(self.strengths)):
             raise ValueError(f"benchmark.strengths={list(self.strengths)}: give two or more different numbers from 0 to 1")
-        if self.shown < 1 or self.rows < 1:
-            raise ValueError(f"benchmark.shown={self.shown}, benchmark.rows={self.rows}: both must be at least 1")
+        for name in ("rows", "shown"):
+            whole(f"benchmark.{name}", getattr(self, name), 1)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         return list(self._scores(experiment, estimators).values())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from attribution.checks import listed, whole
 from attribution.estimators import Estimator, SelfInfluence
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.images import Images
@@ -99,8 +100,6 @@ class Outlier(Benchmark):
                 f"benchmark.outlier={self.outlier}: the training images have labels {labels}; choose one of two or more "
                 "(data=patches_digits and data=cifar_mnist have 1: zeros)"
             )
-        if not self.k or any(not 1 <= k <= N for k in self.k):
-            raise ValueError(f"benchmark.k={list(self.k)}: one or more numbers within 1..{N}, the training images")
+        listed("benchmark.k", self.k, partial(whole, least=1, most=N))  # of the training images
         for name in ("resamples", "shown"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be at least 1")
+            whole(f"benchmark.{name}", getattr(self, name), 1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.training.modes import Mode
@@ -20,9 +21,9 @@ from experiments.truth import Truth
 class SubsetBenchmark(Benchmark):
     """Judges by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
 
-    ``steps``: None is for as many epochs as the explained model. ``repeats``: with one seed, so many of the subsets get another
-    one. ``measurement``: the target, a mean over ``draws``, which need not be the estimators' own. Intervals are from
-    ``resamples`` bootstrap resamples of subsets and queries.
+    ``steps``: None is for as many epochs as the explained model. ``repeats``: so many of the subsets get another seed; counts
+    only where ``seeds`` is 1. ``measurement``: the target, a mean over ``draws``, which need not be the estimators' own. Intervals
+    are from ``resamples`` bootstrap resamples of subsets and queries.
     """
 
     queries: Mapping[str, Queries]
@@ -37,17 +38,22 @@ class SubsetBenchmark(Benchmark):
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("seeds", "steps", "resamples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be at least 1")
-        if self.repeats != 0 and self.repeats < 3:
+        for name in ("seeds", "resamples"):
+            whole(f"benchmark.{name}", getattr(self, name), 1)
+        if self.steps is not None:
+            whole("benchmark.steps", self.steps, 1)
+        whole("benchmark.repeats", self.repeats, 0)
+        if 0 < self.repeats < 3:
             raise ValueError(f"benchmark.repeats={self.repeats}: give 0, or the at least 3 subsets that a correlation needs")
 
     def truth(self, experiment: Experiment) -> Truth:
-        """The retrained models and what they measure."""
+        """The retrained models and what they measure. Raises ValueError: more subsets to repeat than there are."""
+        selections = self.subsets.selections(experiment.data.load().train)
+        if self.seeds == 1:
+            whole("benchmark.repeats", self.repeats, 0, len(selections))
         return Truth(
             record=experiment.record,
-            selections=self.subsets.selections(experiment.data.load().train),
+            selections=selections,
             seeds=[experiment.seed + 1 + seed for seed in range(self.seeds)],
             repeats=self.repeats if self.seeds == 1 else 0,
             steps=self.steps,

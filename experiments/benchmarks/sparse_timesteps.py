@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from attribution.checks import listed, whole
 from attribution.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.estimators import Estimator
 from attribution.estimators.trajectory import TrajectoryEstimator
@@ -14,12 +16,12 @@ from attribution.node import Get, Node
 from attribution.scores import Scores
 from experiments.benchmarks import metrics, tracing_metrics
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.query_seconds import QuerySeconds
 from experiments.benchmarks.timestep_bias import replaying_only
 from experiments.experiment import Experiment
 from experiments.figures.sparse import sparse_timesteps
 from experiments.queries import Queries
 from experiments.report import Report
+from experiments.speed.queries import query_seconds
 from experiments.speed.timing import quotient
 
 NAME = "sparse_timesteps"
@@ -46,8 +48,7 @@ class SparseTimesteps(Benchmark):
     seed: int = 0
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        replaying = self._checked(experiment, estimators)
-        return [*self._scores(experiment, replaying).values(), *self._seconds(experiment, replaying).values()]
+        return list(self._scores(experiment, self._checked(experiment, estimators)).values())
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         get.many(self.nodes(experiment, estimators))  # one list, which processes divide
@@ -65,8 +66,8 @@ class SparseTimesteps(Benchmark):
                 {"benchmark": NAME, "queries": kind, "scores": origins.get((row["estimator"], row["swept"]["timesteps"])), **row}
                 for row in rows
             )
-        for name, node in self._seconds(experiment, replaying).items():
-            report.add({"benchmark": NAME, "estimator": name, **row} for row in self._times(schemes, get(node).values, experiment))
+        for name, estimator in replaying.items():
+            report.add({"benchmark": NAME, "estimator": name, **row} for row in self._times(experiment, estimator, get))
         shown = [row for row in report.rows if row["benchmark"] == NAME and "−" not in row["estimator"]]
         report.figure(NAME, sparse_timesteps(shown, SPEARMAN, FASTER))
 
@@ -114,14 +115,19 @@ class SparseTimesteps(Benchmark):
                     difference = self._mean(found[names[0], scheme] - found[name, scheme])
                     yield {**_row(f"{names[0]} − {name}", metric, scheme), **difference}
 
-    def _times(self, schemes: Sequence[str], seconds: np.ndarray, experiment: Experiment) -> Iterator[dict[str, Any]]:
-        """The median of the rounds' ratios, with their quartiles; ``maximum``: the ratio of the numbers of passes."""
-        T = experiment.diffusion.schedule.T
-        counts = [scheme.count for scheme in self._schemes(T).values()]
-        for column in range(1, len(schemes)):
-            row = quotient(seconds[:, 0].tolist(), seconds[:, column].tolist())
+    def _times(self, experiment: Experiment, estimator: TrajectoryEstimator, get: Get) -> Iterator[dict[str, Any]]:
+        """The median of the rounds' ratios, with their quartiles; ``maximum``: the ratio of the numbers of passes.
+
+        Measured anew by every run: how busy the machine is belongs in no store.
+        """
+        schemes = self._schemes(experiment.diffusion.schedule.T)
+        queries = next(iter(self.queries.values())).node(experiment)
+        seconds = query_seconds(estimator, experiment.record, queries, schemes, self.repeats, get)
+        for name in list(schemes)[1:]:
+            row = quotient(seconds[ALL], seconds[name])
             times = {"seconds": row.pop("reference_seconds"), "seconds_with_all": row.pop("seconds")}
-            yield {"metric": FASTER, "swept": {"timesteps": schemes[column]}, **row, **times, "maximum": counts[0] / counts[column]}
+            most = schemes[ALL].count / schemes[name].count
+            yield {"metric": FASTER, "swept": {"timesteps": name}, **row, **times, "maximum": most}
 
     def _mean(self, values: np.ndarray) -> dict[str, float]:
         return metrics.bootstrap_mean(values, seed=self.seed)._asdict()
@@ -148,26 +154,15 @@ class SparseTimesteps(Benchmark):
             for scheme, draws in self._schemes(experiment.diffusion.schedule.T).items()
         }
 
-    def _seconds(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator]) -> dict[str, QuerySeconds]:
-        queries = next(iter(self.queries.values())).node(experiment)
-        schemes = tuple(self._schemes(experiment.diffusion.schedule.T).values())
-        return {
-            name: QuerySeconds(replace(estimator, draws=schemes[0]), experiment.record, queries, schemes, self.repeats)
-            for name, estimator in estimators.items()
-        }
-
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
         """Before anything is trained: what would fail at the end."""
         T, train = experiment.diffusion.schedule.T, experiment.data.load().train
-        if not self.n or not all(isinstance(n, int) and 1 <= n < T for n in self.n):
-            raise ValueError(f"benchmark.n={list(self.n)}: give numbers of timesteps of at least 1, each below T={T}")
-        if not isinstance(self.fixed, int) or not 1 <= self.fixed <= T:
-            raise ValueError(f"benchmark.fixed={self.fixed}: must be one of the timesteps 1..{T}")
-        if len(np.unique(train.label)) == SOURCES and not 1 <= self.k <= len(train):
-            raise ValueError(f"benchmark.k={self.k}: there are {len(train)} training examples: set it within 1..{len(train)}")
+        listed("benchmark.n", self.n, partial(whole, least=1, most=T - 1))
+        whole("benchmark.fixed", self.fixed, 1, T)
+        if len(np.unique(train.label)) == SOURCES:
+            whole("benchmark.k", self.k, 1, len(train))
         for name in ("noises", "repeats"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"benchmark.{name}={getattr(self, name)}: must be a whole number, at least 1")
+            whole(f"benchmark.{name}", getattr(self, name), 1)
         if not self.queries:
             raise ValueError("benchmark.queries is empty: give at least one kind of queries")
         return replaying_only(estimators, NAME)

@@ -13,7 +13,7 @@ from experiments import figures
 from experiments.benchmarks import distinct, metrics
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, is_whole, pairs, scores_of, variants_of
 from experiments.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report import Report
@@ -83,9 +83,8 @@ class Targeted(Benchmark):
         for k in self.k:
             shares = [metrics.distinct_share(metrics.top_k(v.scores.values, k), sets) for v in variants]
             yield from distinct.share_rows(variants, shares, k, self.n)
-            for variant, share in list(zip(variants, shares, strict=True))[1:]:
-                if variant.whole:
-                    yield distinct.difference_row(variants[0], variant, (shares[0], share), k, self.n)
+            for a, b in pairs(variants):
+                yield distinct.difference_row(variants[a], variants[b], (shares[a], shares[b]), k, self.n)
         for variant in variants:
             if variant.scores.halves is not None:
                 reliability = metrics.bootstrap_mean(metrics.split_half_spearman(variant.scores.halves), seed=self.seed)

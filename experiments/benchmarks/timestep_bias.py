@@ -6,14 +6,15 @@ from functools import cached_property
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.draws import Uniform
 from attribution.estimators import Estimator
-from attribution.estimators.norms import AsDrawn, AsTrained, GradientNorms
-from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.images import ImageSet
 from attribution.node import Get, Node
+from attribution.norms import AsDrawn, AsTrained, GradientNorms
 from attribution.pretrained import Pipeline
+from attribution.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.scores import Scores
 from attribution.training.checkpoints import select
 from experiments.benchmarks.base import Benchmark
@@ -171,7 +172,10 @@ class TimestepBias(Benchmark):
         """At one draw of each of the examples: nobody knows those of its training."""
         if self._pipeline is None:
             return []
-        self._pipeline.check_shape(experiment.shape)
+        try:
+            self._pipeline.check_shape(experiment.shape)
+        except ValueError as error:
+            raise ValueError(f"benchmark.pretrained={self.pretrained}: {error}") from error
         images, scheme = self._pool(experiment), Uniform(1, self.seed)
         return [GradientNorms(AsDrawn(images=images, pipeline=self._pipeline, scheme=scheme, execution=experiment.execution))]
 
@@ -182,18 +186,15 @@ class TimestepBias(Benchmark):
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
         """Before anything is trained: what would fail at the end."""
         N, T = len(experiment.data.load().train), experiment.diffusion.schedule.T
+        whole("benchmark.examples", self.examples, 2)
         for name, (least, most) in {
-            "examples": (2, None),
             "timesteps": (2, T),
             "correlated": (3, min(self.examples, N)),
             "manipulated": (1, None),
             "k": (1, N),
             "resamples": (1, None),
         }.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least or (most is not None and value > most):
-                allowed = f"at least {least}" if most is None else f"a whole number within {least}..{most}"
-                raise ValueError(f"benchmark.{name}={value}: must be {allowed}")
+            whole(f"benchmark.{name}", getattr(self, name), least, most)
         replaying = replaying_only(estimators, NAME)
         if len({str(estimator.checkpoints) for estimator in replaying.values()}) > 1:
             told = ", ".join(f"{name} {estimator.checkpoints}" for name, estimator in replaying.items())

@@ -1,6 +1,6 @@
 """What a benchmark compares: each estimator at each of its swept values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,20 @@ def scores_of(
 def is_whole(settings: Mapping[str, Any]) -> bool:
     """Whether settings ask for the scores of all timesteps."""
     return all(settings.get(name, ALL) == ALL for name in ("query_bin", "train_bin"))
+
+
+def pairs(variants: Sequence[Variant]) -> list[tuple[int, int]]:
+    """Whose difference is reported, by position: each of another estimator against the first estimator's at the same settings.
+
+    Against its first where it has none at these settings, as an estimator that takes no damping.
+    """
+    first = variants[0].estimator
+    found = []
+    for b, other in enumerate(variants):
+        if other.estimator != first and other.whole:
+            like = (a for a, v in enumerate(variants) if v.estimator == first and v.settings == other.settings)
+            found.append((next(like, 0), b))
+    return found
 
 
 def variants_of(name: str, estimator: Estimator, node: Node[Scores], scores: Scores) -> list[Variant]:

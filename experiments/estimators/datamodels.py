@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.images import ImageSet
@@ -61,10 +62,9 @@ class Datamodels(Estimator):
     def __post_init__(self):
         check_dampings(self.damping)
         self.measurement_draws.refuse_lists("estimator.measurement_draws", "a measurement")
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
-            raise ValueError(f"estimator.seeds={self.seeds}: must be a whole number, at least 1")
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"estimator.steps={self.steps}: must be a whole number, at least 1, or null")
+        whole("estimator.seeds", self.seeds, 1)
+        if self.steps is not None:
+            whole("estimator.steps", self.steps, 1)
 
     @property
     def dampings(self) -> tuple[float, ...]:

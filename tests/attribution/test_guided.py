@@ -9,12 +9,14 @@ import torch
 
 from attribution import hooks
 from attribution.draws import Even, Fixed, Uniform
-from attribution.estimators import Guided, ReTrac, TracIn, guided_nodes
+from attribution.estimators import Guided, ReTrac, TracIn, guided_timestep
 from attribution.estimators.guided import lengths
-from attribution.estimators.guided_nodes import NormCurve, ReferenceNorms
+from attribution.estimators.guided_timestep import NormCurve
 from attribution.execution import Execution
 from attribution.measurements import Loss
 from attribution.node import InMemory
+from attribution.norms import AtScheme, GradientNorms
+from experiments.store import Store
 from tests.references import draw_gradients
 from tests.worlds import SCHEDULE, Blobs, Reordered, trained
 
@@ -48,6 +50,13 @@ def gradients(get, step, images, draws):
     return torch.cat([g.flatten(2) for g in found.values()], 2)
 
 
+def norms_at(get, step, timestep):
+    """``n_z [1, N, 1]``, as the estimator takes them."""
+    scheme = Fixed((timestep,), seed=DRAWS.seed)
+    settings = {"images": RECORD.data, "record": RECORD, "execution": CPU}
+    return get(GradientNorms(AtScheme(step=step, scheme=scheme, role="reference norms", **settings)))
+
+
 @pytest.fixture(scope="module")
 def sides(get):
     """Per checkpoint: η_k, n [N] at t = 40, G [N, P] and ReTrac's Q [Q, P]."""
@@ -78,13 +87,13 @@ def test_strength_one_is_retrac(get):
     """Claim: at λ = 1 a single checkpoint's scores are ReTrac's times one number, the largest norm there; several are not."""
     for step in CHECKPOINTS:
         retrac = estimator(ReTrac, checkpoints=[step]).score(RECORD, RECORD.data, QUERIES, get).values
-        largest = get(ReferenceNorms(RECORD, RECORD.data, step, 40, DRAWS.seed, CPU)).values.max()
+        largest = norms_at(get, step, 40).norms.max()
         np.testing.assert_allclose(score(get, 1.0, timestep=40, checkpoints=[step]), largest * retrac, rtol=1e-6)
 
 
 def test_the_smallest_norm_at_strength_zero_counts_for_nothing(get):
     """Claim: λ = 0 leaves nothing of the example with the smallest norm."""
-    norms = get(ReferenceNorms(RECORD, RECORD.data, 9, 40, DRAWS.seed, CPU)).values
+    norms = norms_at(get, 9, 40).norms[0, :, 0]
     values = score(get, 0.0, timestep=40, checkpoints=[9])
     assert np.abs(values[:, norms.argmin()]).max() == 0
     assert np.abs(values[:, norms.argmax()]).min() > 0
@@ -98,8 +107,8 @@ def test_equal_norms_divide_nothing_by_zero():
 
 def test_the_default_timestep_has_the_highest_mean_norm(get, monkeypatch):
     """Claim: t* is the one of evenly spaced timesteps at which some examples' gradient norms have the largest mean."""
-    monkeypatch.setattr(guided_nodes, "TIMESTEPS", 7)
-    monkeypatch.setattr(guided_nodes, "SAMPLE", 5)
+    monkeypatch.setattr(guided_timestep, "TIMESTEPS", 7)
+    monkeypatch.setattr(guided_timestep, "SAMPLE", 5)
     train = get(RECORD.data)
     some = train.take([0, 6, 12, 17, 23])
     at = Even(7, seed=DRAWS.seed).draw("norm curve", some.ids(), SCHEDULE.T)
@@ -110,11 +119,20 @@ def test_the_default_timestep_has_the_highest_mean_norm(get, monkeypatch):
 
 
 def test_the_default_timestep_is_that_of_the_curve(get):
-    """Claim: without a timestep the norms are those at the curve's highest."""
-    highest = get(NormCurve(RECORD, RECORD.data, 9, DRAWS.seed, CPU)).highest
-    by_default, given = (get(ReferenceNorms(RECORD, RECORD.data, 9, t, DRAWS.seed, CPU)) for t in (None, highest))
-    assert int(by_default.timestep) == highest
-    np.testing.assert_array_equal(by_default.values, given.values)
+    """Claim: without a timestep the scores are, at each checkpoint, those at the highest of its curve."""
+    for step in (4, 9):
+        highest = get(NormCurve(RECORD, RECORD.data, step, DRAWS.seed, CPU)).highest
+        by_default, given = (score(get, 0.3, timestep=t, checkpoints=[step]) for t in (None, highest))
+        np.testing.assert_array_equal(by_default, given)
+
+
+def test_the_store_computes_curves_before_norms(tmp_path, get):
+    """Claim: parts that depend on the record and on the curves come out of a store as they do from memory."""
+    how = estimator(checkpoints=[4, 9])
+    values = Store(tmp_path)(how.scores(RECORD, RECORD.data, QUERIES)).values
+    np.testing.assert_array_equal(values, how.score(RECORD, RECORD.data, QUERIES, get).values)
+    assert len(list((tmp_path / "NormCurve").iterdir())) == len(list((tmp_path / "GradientNorms").iterdir())) == 2
+    assert not (tmp_path / "NormShard").exists() or not list((tmp_path / "NormShard").iterdir())
 
 
 def test_a_sweep_over_the_strength_makes_no_pass(get):
@@ -152,8 +170,8 @@ def test_retrac_tracin_and_guided_share_their_passes(get, monkeypatch):
 
 def test_execution_and_order_change_no_score(get, monkeypatch):
     """Claim (DESIGN.md §4.1): shards, blocks and the order of the training images change nothing beyond rounding."""
-    monkeypatch.setattr(guided_nodes, "TIMESTEPS", 7)
-    monkeypatch.setattr(guided_nodes, "SAMPLE", 5)
+    monkeypatch.setattr(guided_timestep, "TIMESTEPS", 7)
+    monkeypatch.setattr(guided_timestep, "SAMPLE", 5)
     order = np.random.default_rng(0).permutation(24)
     found = []
     for train, execution in (
@@ -171,7 +189,7 @@ def test_execution_and_order_change_no_score(get, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"strength": 1.1}, {"strength": -0.1}, {"strength": "a"}, {"strength": []}, {"strength": True},
-                                     {"timestep": 0}, {"timestep": 101}, {"timestep": 2.5}])  # fmt: skip
+                                     {"timestep": 0}, {"timestep": 101}, {"timestep": 2.5}, {"timestep": True}])  # fmt: skip
 def test_bad_settings_are_refused(changes):
     """Claim: by their names, before anything is trained."""
     with pytest.raises(ValueError, match=rf"estimator\.{next(iter(changes))}"):

@@ -1,6 +1,6 @@
 """Gradient norms at recorded and other draws, scores at other timesteps of training, and pretrained pipelines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import diffusers
 import numpy as np
@@ -9,12 +9,14 @@ import torch
 
 from attribution.draws import Draws, Fixed, Uniform
 from attribution.estimators import TracIn
-from attribution.estimators.norms import AsDrawn, AsTrained, GradientNorms
-from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
+from attribution.estimators.balance import TimestepNorms
 from attribution.execution import Execution
+from attribution.gradients import Captured, PerExampleGradients
 from attribution.measurements import Loss
 from attribution.node import InMemory
+from attribution.norms import AsDrawn, AsTrained, AtScheme, GradientNorms
 from attribution.pretrained import Pipeline
+from attribution.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from tests.references import draw_gradients, draw_norms
 from tests.worlds import SCHEDULE, UNET, Blobs, trained
 
@@ -61,6 +63,53 @@ def test_norms_are_those_of_plain_gradients(get, timesteps):
         gradients, draws = slow_gradients(get, step, timesteps)
         np.testing.assert_allclose(found.norms[s], draw_norms({"all": gradients}), rtol=1e-9)
         np.testing.assert_array_equal(found.timestep[s], draws.timestep)
+
+
+def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
+    """Claim: of a checkpoint and of the final model, with one draw or several, what backward passes at the role's draws give."""
+    images = get(POOL)
+    for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
+        of = AtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
+        draws = scheme.draw("a role", images.ids(), SCHEDULE.T)
+        slow = draw_gradients(Loss(SCHEDULE), RECORD.network(get, step).double(), images.x0().double(), draws)
+        np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
+
+
+def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch):
+    """Claim: passes of one draw each keep to the memory for gradients, those of several to the batch size; norms stay the same."""
+    counted = []
+    capture = PerExampleGradients.capture
+    monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, d: counted.append(len(x0)) or capture(self, m, x0, d))
+    little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
+    for n, most in ((1, 2), (2, 3)):
+        of = AtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
+        counted.clear()
+        found = GradientNorms(of).compute(fresh(get))
+        assert counted == [most] * (8 // most) + [8 % most] * (8 % most > 0)
+        np.testing.assert_allclose(found.norms, get(GradientNorms(replace(of, execution=CPU))).norms, rtol=1e-6)
+
+
+def test_norms_that_are_not_finite_are_named(get, monkeypatch):
+    """Claim: the error has the checkpoint, the timestep and the settings that mend it."""
+    monkeypatch.setattr(Captured, "norms", lambda self: torch.tensor([[1.0], [np.nan]]).expand(2, self._draws.count))
+    of = AtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
+    with pytest.raises(FloatingPointError, match=r"1 of 2 .*timestep 40 under checkpoint 9.*optimizer\.lr.*trainer\.clip"):
+        GradientNorms(of).compute(fresh(get))
+
+
+def fresh(get):
+    """A memory of the training alone."""
+    memory = InMemory()
+    memory._artifacts[RECORD.fingerprint] = get(RECORD)
+    return memory
+
+
+def test_the_table_by_timestep_comes_in_shards(get):
+    """Claim: what balances by timestep is put together from shards, and is the same whatever their size."""
+    whole, cut = (TimestepNorms(RECORD, POOL, 0, Execution(device="cpu", shard=shard)) for shard in (512, 3))
+    assert whole.fingerprint == cut.fingerprint
+    assert [part.rows for part in cut.parts(get)] == [(0, 3), (3, 6), (6, 8)]
+    np.testing.assert_allclose(cut.compute(get).norms, get(whole).norms, rtol=1e-6)
 
 
 def test_execution_changes_no_norm(get):
@@ -160,7 +209,7 @@ def test_pipelines_that_are_no_use_are_refused(tmp_path, scheduler, said):
     diffusers.DDPMPipeline(UNET(), diffusers.DDPMScheduler(**scheduler)).save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match=said):
         _ = Pipeline(str(tmp_path / "a")).schedule
-    with pytest.raises(ValueError, match=r"benchmark\.pretrained"):
+    with pytest.raises(ValueError, match=r"^the pipeline .*nowhere"):
         _ = Pipeline(str(tmp_path / "nowhere")).schedule
 
 

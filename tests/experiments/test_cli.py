@@ -225,6 +225,15 @@ def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
     assert (out / "proponents.png").exists()
 
 
+def test_a_scheme_of_draws_is_for_those_who_have_one(tmp_path):
+    """Claim: draws@estimator.draws reaches the compared estimators that draw, and the others run beside them as they are."""
+    settings = ["estimator=trak", "draws@estimator.draws=even", "estimator.draws.n=3", "benchmark.compare=[dtrak,raw_cos]"]
+    run(tmp_path, *FINAL, *SMALL_BENCHMARK, *settings, f"hydra.run.dir={tmp_path / 'out'}")
+    assert {"trak", "dtrak", "raw_cos"} <= {row["estimator"] for row in rows(tmp_path / "out")}
+    described = [json.loads(path.read_text())["description"] for path in (tmp_path / "store" / "KernelScores").glob("*/node.json")]
+    assert {of["estimator"]["draws"]["class"] for of in described} == {"attribution.draws.Even"}
+
+
 def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
     """Claim: a list of numbers of draws, and bins, go to who answers for them; a compared estimator that does not keeps its own."""
     out, compared = tmp_path / "out", "benchmark.compare=[tracin,trak]"

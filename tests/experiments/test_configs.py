@@ -1,20 +1,29 @@
 """Every shipped config composes, instantiates and works for a step."""
 
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from attribution.curvature.products import Hessian
 from attribution.diffusion import denoiser
 from attribution.estimators import Estimator
+from attribution.estimators.clip import CLIP
 from attribution.measurements import Loss
 from attribution.node import InMemory, describe
 from attribution.training.checkpoints import CheckpointRule
-from experiments.composition import experiment_of
+from experiments.benchmarks.base import Benchmark
+from experiments.composition import estimators_of, experiment_of
+from experiments.queries import Validation
+from experiments.queries_by_source import HeldOutOfEach
+from experiments.subsets import PublishedSubsets, RandomSubsets
+from experiments.tasks import plan
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = [
@@ -47,14 +56,86 @@ def test_every_folder_is_a_group_of_the_config():
         if entry != "_self_"
         for key in entry
     }
-    assert groups <= chosen | {"draws", "retraining"}
+    inside = {
+        key.split("@")[0].strip("/")
+        for path in CONF.rglob("*/*.yaml")
+        for entry in OmegaConf.select(OmegaConf.load(path), "defaults") or ()
+        if not isinstance(entry, str)
+        for key in entry
+        if key.startswith("/")
+    }
+    assert groups <= chosen | inside
 
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes(name):
-    """Claim: each shipped experiment is a set of settings that exist, with every benchmark's defaults."""
-    composed(f"experiment={name}")
-    assert experiment_of(composed(f"experiment={name}", "benchmark=targeted")).record.fingerprint
+    """Claim: each shipped experiment is a set of settings that exist, of which a dry run makes objects without any data."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"experiment={name}", "task=plan"], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        assert isinstance(instantiate(config.benchmark, _convert_="all"), Benchmark)
+        assert set(config.benchmark.compare) <= set(options("estimator"))
+        config.benchmark.compare = list(config.benchmark.compare)[-1:]  # each takes a second
+        assert all(isinstance(estimator, Estimator) for estimator in estimators_of(config).values())
+        assert instantiate(config.task).func is plan
+        experiment = experiment_of(config)
+    assert experiment.checkpoints.candidates(experiment.trainer.steps, 40)[-1] == experiment.trainer.steps
+
+
+def test_an_experiment_with_another_benchmark():
+    """Claim: an experiment that chooses no benchmark takes any."""
+    assert experiment_of(composed("experiment=digits_1000", "benchmark=targeted")).record.fingerprint
+
+
+def test_queries_from_the_command_line():
+    """Claim: a number and a kind of queries are changed, and a kind is left out, without saying the rest again."""
+    queries = composed("benchmark.queries.validation.n=24", "~benchmark.queries.generated", "seed=5").benchmark.queries
+    assert instantiate(queries, _convert_="all") == {"validation": Validation(n=24, seed=5)}
+    queries = composed("benchmark=targeted", "queries@benchmark.queries.validation=held_out_of_each").benchmark.queries
+    assert instantiate(queries.validation) == HeldOutOfEach(n=48, seed=0)
+    assert list(queries) == ["validation", "generated"]
+
+
+@pytest.mark.parametrize(("at", "seed"), [("benchmark", 1), ("estimator", 10001)])
+def test_subsets_from_the_command_line(at, seed):
+    """Claim: random subsets by default, a datamodel's by another seed than the truth's; published ones need their file alone."""
+    config = composed("estimator=datamodels", "seed=1")[at]
+    assert instantiate(config.subsets) == RandomSubsets(count={"benchmark": 36, "estimator": 64}[at], seed=seed)
+    config = composed("estimator=datamodels", f"subsets@{at}.subsets=published", f"{at}.subsets.path=masks.npy")[at]
+    assert instantiate(config.subsets) == PublishedSubsets(path="masks.npy")
+
+
+def test_lds_and_lds_by_timestep_retrain_the_same_models():
+    """Claim: what is retrained, and how it is measured, is the same by default."""
+    lds, by_timestep = (composed(f"benchmark={name}").benchmark for name in ("lds", "lds_timesteps"))
+    own = {"_target_", "compare", "queries", "rows", "shown", "timesteps"}
+    assert {k: v for k, v in lds.items() if k not in own} == {k: v for k, v in by_timestep.items() if k not in own}
+
+
+def test_choices_inside_a_benchmark_or_an_estimator():
+    """Claim: the curvature of LiSSA and the embedding of regenerated images are chosen by name; there is none unasked."""
+    lissa = composed("estimator=lissa", "product@estimator.product=hessian").estimator
+    assert instantiate(lissa, _convert_="all").product == Hessian()
+    assert composed("benchmark=counterfactual").benchmark.embedding is None
+    chosen = composed("benchmark=counterfactual", "embedding@benchmark.embedding=clip", "benchmark.embedding.weights=folder")
+    assert instantiate(chosen.benchmark, _convert_="all").embedding == CLIP("folder")
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [*(("benchmark", name) for name in options("benchmark")),
+     *(("estimator", name) for name in ("kfac", "lissa", "guided", "retrac", "tracin", "random"))],
+)  # fmt: skip
+def test_configurations_and_classes_have_the_same_defaults(group, name):
+    """Claim: what a class does unasked is what the command line does unasked.
+
+    A benchmark compares nothing unasked; objects and what is the run's are the command line's business.
+    """
+    config = composed(f"{group}={name}")[group]
+    defaults = {f.name: f.default for f in fields(get_class(config._target_)) if f.default is not MISSING}
+    said = {key: tuple(value) if OmegaConf.is_list(value) else value for key, value in config.items()}
+    compared = defaults.keys() & {key for key, value in said.items() if not OmegaConf.is_dict(value)} - {"compare"}
+    assert not {key for key in compared if said[key] != defaults[key]}
 
 
 @pytest.mark.parametrize("name", options("estimator"))
@@ -84,7 +165,7 @@ def test_every_estimator_scores(name, tmp_path):
 @pytest.mark.parametrize("draws", options("draws"))
 def test_every_draw_scheme_is_an_estimator_s(draws):
     """Claim: draws@estimator.draws chooses the scheme, and the seed is the run's."""
-    scheme = instantiate(composed(f"draws@estimator.draws={draws}", "seed=5").estimator.draws, _convert_="all")
+    scheme = instantiate(composed("estimator=retrac", f"draws@estimator.draws={draws}", "seed=5").estimator.draws, _convert_="all")
     assert scheme.seed == 5
     assert scheme.draw("query", torch.arange(2), 1000).timestep.shape == (2, scheme.count)
 

@@ -317,9 +317,10 @@ def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
     ("arguments", "said"),
     [
         (["benchmark.fractions=[0.001]"], "benchmark.fractions has 0.001"),
-        (["benchmark.fractions=[0.5,1.0]"], "benchmark.fractions has 1.0"),
+        (["benchmark.fractions=[0.5,1.0]"], "benchmark.fractions[1]=1.0"),
         (["benchmark.fractions=[]"], "benchmark.fractions=[]"),
-        (["benchmark.fractions=[half]"], "benchmark.fractions=['half']"),
+        (["benchmark.fractions=[half]"], "benchmark.fractions[0]=half"),
+        (["benchmark.fractions=0.1"], "benchmark.fractions=0.1"),
         (["benchmark.random=0"], "benchmark.random=0"),
         (["benchmark.seeds=0"], "benchmark.seeds=0"),
         (["benchmark.steps=1.5"], "benchmark.steps=1.5"),

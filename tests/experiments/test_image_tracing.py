@@ -14,10 +14,11 @@ from attribution.images import Images
 from attribution.node import InMemory, Node
 from experiments import figures
 from experiments.benchmarks import metrics, sources, tracing_metrics
-from experiments.benchmarks.sources import HeldOutOfEach, PixelClassifier
+from experiments.benchmarks.sources import PixelClassifier
 from experiments.composition import experiment_of
 from experiments.datasets import DataError, PatchesDigits, Split
 from experiments.datasets.patches_digits import CONTRAST, FACTORS, HELD_OUT, SIZE, STRIDE
+from experiments.queries_by_source import HeldOutOfEach, even
 from tests.experiments.drawn import overlaps
 from tests.experiments.test_cli import rows, run
 from tests.experiments.test_configs import composed
@@ -188,9 +189,9 @@ def test_queries_of_each_source():
 def test_rare_sources_come_first():
     """Claim: all of a source that the pool has few of, and of the others equally many, the first of each."""
     labels = np.array([0, 0, 1, 0, 2, 0, 2, 2, 0])
-    assert sources.even(labels, 6).tolist() == [0, 1, 2, 3, 4, 6]
-    assert sources.even(labels, 3).tolist() == [0, 2, 4]
-    assert sources.even(labels, 9).tolist() == list(range(9))
+    assert even(labels, 6).tolist() == [0, 1, 2, 3, 4, 6]
+    assert even(labels, 3).tolist() == [0, 2, 4]
+    assert even(labels, 9).tolist() == list(range(9))
 
 
 def row(name: str, k: int, kind: str, value: float) -> dict:
@@ -256,7 +257,9 @@ def test_image_tracing_on_the_command_line(tmp_path):
     [
         (["data=digits"], "benchmark.sources={0: 'main', 1: 'zeros'}"),
         (["benchmark.sources={0:zeros}"], "benchmark.sources={0: 'zeros', 1: 'zeros'}"),
-        (["benchmark.k=[71]"], "benchmark.k=[71]"),
+        (["benchmark.k=[71]"], "benchmark.k[0]=71"),
+        (["benchmark.k=[2.5]"], "benchmark.k[0]=2.5"),
+        (["benchmark.k=5"], "benchmark.k=5"),
         (["benchmark.k=[]"], "benchmark.k=[]"),
         (["benchmark.rows=0"], "benchmark.rows=0"),
         (["benchmark.queries.validation.n=200"], "benchmark.queries.*.n=200"),

@@ -118,9 +118,11 @@ def test_chance_is_what_random_self_influences_reach():
     ("arguments", "said"),
     [
         (["benchmark.outlier=7"], "benchmark.outlier=7"),
-        (["benchmark.k=[0]"], "benchmark.k=[0]"),
-        (["benchmark.k=[71]"], "benchmark.k=[71]"),
+        (["benchmark.k=[0]"], "benchmark.k[0]=0"),
+        (["benchmark.k=[71]"], "benchmark.k[0]=71"),
+        (["benchmark.k=[5,2.5]"], "benchmark.k[1]=2.5"),
         (["benchmark.resamples=0"], "benchmark.resamples=0"),
+        (["benchmark.resamples=1.5"], "benchmark.resamples=1.5"),
         (["benchmark.shown=0"], "benchmark.shown=0"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from attribution.estimators.norms import Norms
+from attribution.norms import Norms
 from attribution.scores import Scores
 from experiments.benchmarks import bias_metrics
 from experiments.benchmarks.bias_rows import RANDOM, T_MAX, Bias

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from attribution.draws import Draws, random_draws
-from attribution.estimators.norms import AsTrained, GradientNorms
 from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.measurements import Measure
 from attribution.node import Get, execution
+from attribution.norms import AsTrained, GradientNorms
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import select
 

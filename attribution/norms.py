@@ -11,7 +11,7 @@ from attribution.arrays import Arrays
 from attribution.draws import Draws, DrawScheme
 from attribution.execution import Execution, ranges
 from attribution.gradients import PerExampleGradients
-from attribution.images import ImageSet
+from attribution.images import Images, ImageSet
 from attribution.measurements import Loss, Measure
 from attribution.node import Cost, Get, Node, execution
 from attribution.passes import engine
@@ -46,13 +46,18 @@ class NormsOf(ABC):
         """Whose gradients."""
 
     @property
-    @abstractmethod
     def models(self) -> int:
         """S, or an estimate where that depends on the training."""
+        return 1
 
-    @abstractmethod
     def of_each_model(self, get: Get) -> "Sequence[NormsOf]":
         """The same of each of the S models by itself."""
+        return [self]
+
+    @property
+    @abstractmethod
+    def suspect(self) -> str:
+        """What the one model is called, and what to do where its gradients are not finite."""
 
     @abstractmethod
     def engine(self, get: Get) -> PerExampleGradients:
@@ -90,6 +95,10 @@ class AsTrained(NormsOf):
         record = get(self.record)
         return [replace(self, checkpoints=(step,)) for step in select(self.checkpoints, record.steps, record.losses)]
 
+    @property
+    def suspect(self) -> str:
+        return _trained_to(self._step)
+
     def engine(self, get: Get) -> PerExampleGradients:
         return engine(self.record, self._step, self.execution, get)
 
@@ -109,6 +118,34 @@ class AsTrained(NormsOf):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtScheme(NormsOf):
+    """Under the model at checkpoint ``step`` (None: as it is used after training), at the draws of ``scheme`` for ``role``."""
+
+    record: Recorded
+    step: int | None
+    scheme: DrawScheme
+    role: str
+
+    @property
+    def count(self) -> int:
+        return self.scheme.count
+
+    @property
+    def objective(self) -> Measure:
+        return self.record.objective
+
+    @property
+    def suspect(self) -> str:
+        return _trained_to(self.step)
+
+    def engine(self, get: Get) -> PerExampleGradients:
+        return engine(self.record, self.step, self.execution, get)
+
+    def draws(self, index: np.ndarray, get: Get) -> Draws:
+        return self.scheme.draw(self.role, torch.from_numpy(index), self.record.schedule.T)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AsDrawn(NormsOf):
     """Under a model that others trained, whose own draws nobody knows, at ``scheme``."""
 
@@ -124,11 +161,8 @@ class AsDrawn(NormsOf):
         return Loss(self.pipeline.schedule)
 
     @property
-    def models(self) -> int:
-        return 1
-
-    def of_each_model(self, get: Get) -> "Sequence[AsDrawn]":
-        return [self]
+    def suspect(self) -> str:
+        return f"the pipeline {self.pipeline.path}: choose another one"
 
     def engine(self, get: Get) -> PerExampleGradients:
         return PerExampleGradients(self.pipeline.network.to(self.execution.torch_device()), self.execution.batch_size)
@@ -151,19 +185,7 @@ class NormShard(Node[Norms]):
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.of.count)
 
     def compute(self, get: Get) -> Norms:
-        images, per_example, device = get(self.of.images), self.of.engine(get), self.of.execution.torch_device()
-        norms, timesteps = [], []
-        for start, stop in ranges(*self.rows, max(1, self.of.execution.batch_size // self.of.count)):
-            draws = self.of.draws(np.array(images.index[start:stop]), get)
-            captured = per_example.capture(self.of.objective, images.x0(slice(start, stop)).to(device), draws.to(device))
-            norms.append(captured.norms().double().cpu().numpy())
-            timesteps.append(draws.timestep.numpy())
-        found = np.concatenate(norms)
-        if not np.isfinite(found).all():
-            raise FloatingPointError(
-                f"{(~np.isfinite(found)).sum()} of {found.size} gradient norms are not finite: did training diverge?"
-            )
-        return Norms(found[None], np.concatenate(timesteps)[None])
+        return measured(self.of, get(self.of.images).take(slice(*self.rows)), get)
 
 
 @dataclass(frozen=True)
@@ -192,3 +214,35 @@ class GradientNorms(Node[Norms]):
         """Of each model."""
         rows = ranges(0, self.of.images.count, self.of.execution.shard)
         return [[NormShard(of, some) for some in rows] for of in self.of.of_each_model(get)]
+
+
+def measured(of: NormsOf, images: Images, get: Get) -> Norms:
+    """Those of ``images``, some of those that ``of`` is about, under its one model: ``[1, n, K]``.
+
+    Raises:
+        FloatingPointError: a norm that is not finite, with its model and timestep.
+    """
+    per_example, device = of.engine(get), of.execution.torch_device()
+    norms, timesteps = [], []
+    for start, stop in ranges(0, len(images), _examples_at_once(of, per_example)):
+        draws = of.draws(np.array(images.index[start:stop]), get)
+        captured = per_example.capture(of.objective, images.x0(slice(start, stop)).to(device), draws.to(device))
+        norms.append(captured.norms().double().cpu().numpy())
+        timesteps.append(draws.timestep.numpy())
+    found, timestep = np.concatenate(norms), np.concatenate(timesteps)
+    if (bad := ~np.isfinite(found)).any():
+        first = f"the first at timestep {timestep[bad][0]} under {of.suspect}"
+        raise FloatingPointError(f"{bad.sum()} of {found.size} gradient norms are not finite, {first}")
+    return Norms(found[None], timestep[None])
+
+
+def _examples_at_once(of: NormsOf, per_example: PerExampleGradients) -> int:
+    """Where there is one draw each, its norm is that of the whole gradient, which is held; of more no gradient ever is."""
+    if of.count == 1:
+        return of.execution.examples_at_once(sum(p.numel() for p in per_example.parameters))
+    return max(1, of.execution.batch_size // of.count)
+
+
+def _trained_to(step: int | None) -> str:
+    model = "the final model" if step is None else f"checkpoint {step}"
+    return f"{model}: training diverged; lower optimizer.lr, or trainer.clip"

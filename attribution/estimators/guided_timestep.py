@@ -1,0 +1,59 @@
+"""At which timestep guided normalization compares images, where nobody says: the one with the highest mean gradient norm."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attribution.arrays import Arrays
+from attribution.draws import Even
+from attribution.execution import Execution
+from attribution.images import ImageSet
+from attribution.node import Cost, Get, Node, execution
+from attribution.norms import AtScheme, measured
+from attribution.training import Recorded
+
+TIMESTEPS = 50
+"""Evenly spaced ones, of which the one with the highest mean norm is found."""
+SAMPLE = 32
+"""Training examples over which that mean is taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class NormsByTimestep(Arrays):
+    """Mean gradient norm ``norms [G]`` of some training examples at each of ``timesteps [G]``, ascending."""
+
+    timesteps: np.ndarray
+    norms: np.ndarray
+
+    @property
+    def highest(self) -> int:
+        """The timestep with the highest mean norm; of equal ones the first."""
+        return int(self.timesteps[self.norms.argmax()])
+
+
+@dataclass(frozen=True)
+class NormCurve(Node[NormsByTimestep]):
+    """``1/|S| Σ_{z∈S} ‖∇ℓ_t(θ_k, ε, z)‖`` at 50 evenly spaced t (or every t, where there are fewer), one ε for each t and z.
+
+    S: 32 training examples, evenly spaced among their sorted ids, whatever their order (or all, where there are fewer).
+    """
+
+    ARTIFACT = NormsByTimestep
+
+    record: Recorded
+    train: ImageSet
+    step: int
+    seed: int
+    execution: Execution = execution(default=Execution())
+
+    def cost(self) -> Cost:
+        return Cost(passes=min(SAMPLE, self.train.count) * min(TIMESTEPS, self.record.schedule.T))
+
+    def compute(self, get: Get) -> NormsByTimestep:
+        images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.schedule.T), seed=self.seed)
+        sample = np.argsort(images.index)[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)]
+        of = AtScheme(
+            images=self.train, record=self.record, step=self.step, scheme=scheme, role="norm curve", execution=self.execution
+        )
+        found = measured(of, images.take(sample), get)
+        return NormsByTimestep(found.timestep[0, 0], found.norms[0].mean(0))
