@@ -25,7 +25,7 @@ REMARK = re.compile(r"#| {3}|\(and ")
 """Where the words after a command begin."""
 OPEN = re.compile(r"\b(DIR|FILE|FINGERPRINT)\b|\.\.\.|\[task")
 """What a reader is to fill in."""
-EXAMPLES = {"estimator=signed"}
+EXAMPLE = "estimator=signed"
 """What the README tells how to add."""
 
 
@@ -34,7 +34,7 @@ def commands() -> list[str]:
     found = [re.sub(r"\\\n *", "", match) for page in PAGES for match in COMMAND.findall(page.read_text())]
     said = [REMARK.split(text)[0].strip() for text in found]
     arguments = [shlex.split(text) for text in said if not OPEN.search(text)]
-    return sorted({shlex.join(words) for words in arguments if words and words[0] not in ("-m", "--help")} - EXAMPLES)
+    return sorted({shlex.join(words) for words in arguments if words and words[0] not in ("-m", "--help", EXAMPLE)})
 
 
 def settings(command: str) -> set[str]:
