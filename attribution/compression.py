@@ -13,6 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from attribution.checks import whole
+
 FLOAT = 4
 
 
@@ -128,8 +130,7 @@ class TruncatedSVD(Compression):
     rank: int
 
     def __post_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"compression.rank={self.rank}: must be a whole number, at least 1")
+        whole("compression.rank", self.rank, 1)
 
     @property
     def label(self) -> str:

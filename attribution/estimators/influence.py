@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from attribution import bins
+from attribution.checks import whole
 from attribution.compression import Compression, Uncompressed
 from attribution.curvature import Basis
 from attribution.draws import Draws, DrawScheme
@@ -61,8 +62,7 @@ class KFACInfluence(Estimator):
 
     def __post_init__(self):
         check_dampings(self.damping)
-        if not isinstance(self.query_batch, int) or self.query_batch < 1:
-            raise ValueError(f"estimator.query_batch={self.query_batch}: must be a whole number, at least 1")
+        whole("estimator.query_batch", self.query_batch, 1)
 
     @property
     def dampings(self) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attribution.checks import whole
 from attribution.measurements import Measure
 from attribution.node import execution
 from attribution.training.stacking import denoiser_with, stacked_losses
@@ -43,8 +44,7 @@ class Mode(ABC):
 
     def __post_init__(self):
         for name in ("group", "interval"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"benchmark.mode.{name}={getattr(self, name)}: must be a whole number, at least 1")
+            whole(f"benchmark.mode.{name}", getattr(self, name), 1)
 
     @abstractmethod
     def prepare(self, network: nn.Module) -> None:

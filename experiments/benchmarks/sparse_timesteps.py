@@ -51,7 +51,6 @@ class SparseTimesteps(Benchmark):
         return list(self._scores(experiment, self._checked(experiment, estimators)).values())
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        get.many(self.nodes(experiment, estimators))  # one list, which processes divide
         replaying = self._checked(experiment, estimators)
         nodes, train = self._scores(experiment, replaying), get(experiment.train)
         schemes = list(self._schemes(experiment.diffusion.schedule.T))

@@ -64,7 +64,6 @@ class TimestepBias(Benchmark):
         ]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        get.many(self.nodes(experiment, estimators))  # one list, which processes divide
         replaying, pool = self._checked(experiment, estimators), self._pool(experiment)
         bias = self._bias(experiment, replaying, pool, get)
         train = get(experiment.train)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from attribution.images import Images
 from experiments.benchmarks.metrics import top_k
-from experiments.figures.style import FAINT, INK, RED, TALLEST, WIDEST, text_width, wrapped
-from experiments.figures.thumbnails import canvas, thumbnail
+from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, text_width, wrapped
+from experiments.figures.thumbnails import canvas, foot, thumbnail
 
 SECTIONS = 3
 """So many variants get a section each; more are listed below each other for every query."""
@@ -88,10 +87,10 @@ def proponents(
     room = TALLEST - 0.2 * (len(legend) + 4) - 0.4
     make = _sections_of_queries if by_query else _sections_of_variants
     sections, left_out = make(list(scores), list(rows), width - 2 * _MARGIN, room)
-    foot = [line for note in [*notes, *left_out] for line in wrapped(note, width - 2 * _MARGIN, 8)]
+    below = [line for note in [*notes, *left_out] for line in wrapped(note, width - 2 * _MARGIN, 8)]
 
     body = sum(section.height + 0.12 for section in sections)
-    figure, axes = canvas(width, body + 0.2 * len(legend) + 0.16 * len(foot) + 0.2)
+    figure, axes = canvas(width, body + 0.2 * len(legend) + 0.16 * len(below) + 0.2)
     y = 0.05
     for section in sections:
         red = {name: {int(position) for position in (boxed or {}).get(name, ())} for name in scores}
@@ -105,7 +104,7 @@ def proponents(
             _line(axes, train, np.asarray(scores[name][row]), groups, line_y, red[name])
             line_y += _LINE
         y += section.height + 0.12
-    _foot(axes, legend, foot, y)
+    foot(axes, _MARGIN, y, legend, below)
     return figure
 
 
@@ -167,17 +166,6 @@ def _line(axes: Axes, train: Images, scores: np.ndarray, groups: list[_Group], y
         for place, position in enumerate(top_k(group.rank(scores[None]), group.count)[0]):
             text = f"#{train.index[position]}\n{_short(float(scores[position]))}"
             thumbnail(axes, train, position, group.x + place * _STEP, y, _SIZE, text, int(position) in red)
-
-
-def _foot(axes: Axes, legend: list[str], notes: list[str], y: float) -> None:
-    if legend:
-        axes.add_patch(Rectangle((_MARGIN, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
-    for line in legend:
-        axes.text(_MARGIN + 0.3, y + 0.09, line, va="center", fontsize=9, color=INK)
-        y += 0.2
-    for line in notes:
-        axes.text(_MARGIN, y + 0.12, line, va="center", fontsize=8, color="#555555")
-        y += 0.16
 
 
 def _short(score: float) -> str:

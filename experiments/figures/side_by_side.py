@@ -4,12 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from attribution.images import Images
 from experiments.benchmarks.metrics import top_k
-from experiments.figures.style import FAINT, INK, RED, TALLEST, WIDEST, wrapped
-from experiments.figures.thumbnails import canvas, thumbnail
+from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, wrapped
+from experiments.figures.thumbnails import canvas, foot, thumbnail
 
 MOST = 6
 """Variants that stand beside each other; of more, some in even steps."""
@@ -48,10 +47,10 @@ def side_by_side(
         notes.append(f"{len(rows) - len(shown)} more queries are left out.")
     if len(names) < len(scores):
         notes.append(f"{len(scores) - len(names)} of {len(scores)} variants are left out, in even steps.")
-    foot = [line for note in notes for line in wrapped(note, width - 2 * _MARGIN, 8)]
+    below = [line for note in notes for line in wrapped(note, width - 2 * _MARGIN, 8)]
     legend = wrapped(boxed_means, width - 2 * _MARGIN - 0.4, 9) if boxed else []
 
-    figure, axes = canvas(width, head + len(shown) * _LINE + 0.2 * len(legend) + 0.16 * len(foot) + 0.16)
+    figure, axes = canvas(width, head + len(shown) * _LINE + 0.2 * len(legend) + 0.16 * len(below) + 0.16)
     axes.text(_MARGIN + _SIZE / 2, head - 0.1, "query", ha="center", va="bottom", fontsize=9, color=INK)
     axes.plot([_MARGIN, width - _MARGIN], [head - 0.06] * 2, color=FAINT, linewidth=0.6)
     for line, row in enumerate(shown):
@@ -68,12 +67,5 @@ def side_by_side(
                 at = x + place * (_SIZE + _GAP), head + line * _LINE
                 thumbnail(axes, train, position, *at, _SIZE, f"#{train.index[position]}", position in red)
     y = head + len(shown) * _LINE + 0.04
-    if legend:
-        axes.add_patch(Rectangle((_MARGIN, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
-    for text in legend:
-        axes.text(_MARGIN + 0.3, y + 0.09, text, va="center", fontsize=9, color=INK)
-        y += 0.2
-    for text in foot:
-        axes.text(_MARGIN, y + 0.1, text, va="center", fontsize=8, color="#555555")
-        y += 0.16
+    foot(axes, _MARGIN, y, legend, below)
     return figure

@@ -1,5 +1,7 @@
 """Images laid out in inches, with their ids below."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +30,18 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     return figure, axes
+
+
+def foot(axes: Axes, x: float, y: float, boxed: Sequence[str], notes: Sequence[str]) -> None:
+    """From ``y`` on: what a red box means, in lines (none: there are no boxes), and below it the notes."""
+    if boxed:
+        axes.add_patch(Rectangle((x, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
+    for line in boxed:
+        axes.text(x + 0.3, y + 0.09, line, va="center", fontsize=9, color=INK)
+        y += 0.2
+    for line in notes:
+        axes.text(x, y + 0.12, line, va="center", fontsize=8, color="#555555")
+        y += 0.16
 
 
 def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: float, text: str, box: bool = False) -> None:
