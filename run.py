@@ -9,7 +9,7 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from experiments.errors import EXPECTED
+from experiments.tasks.errors import EXPECTED
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.diffusion import denoiser
-from attribution.draws import Draws
+from attribution.images.draws import Draws
 from attribution.measurements import Measure
 
 

@@ -28,7 +28,7 @@ def test_imports_flow_one_way(path):
     assert names & {"run", "experiments", "attribution", "tests"} <= ALLOWED[package]
     if package == "attribution":
         assert not names & {"hydra", "omegaconf", "wandb", "rich", "matplotlib"}
-    assert "wandb" not in names or path.name == "tracking.py"
+    assert "wandb" not in names or path.name == "trackers.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import attribution
 import experiments
-from attribution.compression import Compression
 from attribution.diffusion.samplers import Sampler
-from attribution.draws import DrawScheme
 from attribution.estimators import Estimator
+from attribution.gradients.compression import Compression
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Node
+from attribution.nodes import Node
 from attribution.projection import Projection
 
 ROOT = Path(__file__).parent.parent

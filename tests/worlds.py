@@ -10,10 +10,10 @@ import torch
 
 from attribution.diffusion import NoiseSchedule
 from attribution.images import Images, ImageSet
-from attribution.node import Get, digest
+from attribution.nodes import Get, digest
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import Hardware, Recipe
-from experiments.training import TrainedModel
+from experiments.models.trained import TrainedModel
 
 UNET = functools.partial(
     diffusers.UNet2DModel,

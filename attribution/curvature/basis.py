@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.gradients import LayerGradients
-from attribution.node import Artifact
+from attribution.gradients.per_example import LayerGradients
+from attribution.nodes import Artifact
 
 NEGATIVE = 1e-5
 """How far below zero rounding can take an eigenvalue of a matrix summed in float32, as a share of the largest one."""

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution import hooks
 from attribution.curvature.basis import Basis, KroneckerBasis, by_kind, named
 from attribution.curvature.factors import DOUBLE, AllFactors, add_to, blocks
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
 from attribution.curvature.pseudo import KroneckerLayer
+from attribution.gradients import hooks
+from attribution.gradients.layers import STEP, pieces
 from attribution.images import ImageSet
-from attribution.layers import STEP, pieces
-from attribution.node import Artifact, Cost, Get, Node
+from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from attribution.curvature.basis import Basis, eigh
 from attribution.curvature.pseudo import OutputProbe
-from attribution.draws import Draws, DrawScheme
 from attribution.execution import Execution, ranges
-from attribution.gradients import LayerGradients, PerExampleGradients
+from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
+from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Artifact, Cost, Get, Node, execution
+from attribution.nodes import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
 
 MOST = 5000

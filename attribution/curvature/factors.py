@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution import coverage, hooks
 from attribution.curvature.basis import by_kind, named
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo import KroneckerLayer, PseudoGradients
-from attribution.node import Artifact, Cost, Get, Node
+from attribution.gradients import coverage, hooks
+from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
 Sharing = Literal["expand", "reduce"]

@@ -11,10 +11,10 @@ import torch
 from attribution.curvature.basis import Basis, KroneckerBasis, eigh
 from attribution.curvature.factors import AllFactors, Sharing, blocks
 from attribution.curvature.pseudo import Fisher, PseudoGradients
-from attribution.draws import DrawScheme
 from attribution.execution import Execution
 from attribution.images import ImageSet
-from attribution.node import Cost, Get, Node, execution
+from attribution.images.draws import DrawScheme
+from attribution.nodes import Cost, Get, Node, execution
 from attribution.training import Recorded
 
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attribution.convolution import ConvLayer
-from attribution.layers import STEP, LinearLayer, pieces
+from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.layers import STEP, LinearLayer, pieces
 
 CHAIN = 2**12
 """Positions summed in one convolution, which adds them up one by one: 2^17 at once had an error of 3e-5 in float32, not 4e-7."""

@@ -14,11 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.curvature.pseudo import OutputProbe
 from attribution.diffusion import denoiser, eval_mode
-from attribution.draws import Draws
-from attribution.gradients import LayerGradients, PerExampleGradients
-from attribution.layers import Layer, pieces
+from attribution.gradients.layers import Layer, pieces
+from attribution.gradients.passes import dot
+from attribution.gradients.per_example import LayerGradients, PerExampleGradients
+from attribution.images.draws import Draws
 from attribution.measurements import Measure
-from attribution.passes import dot
 
 
 @dataclass(frozen=True)

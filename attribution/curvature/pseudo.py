@@ -11,17 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attribution import hooks, philox
-from attribution.convolution import ConvLayer
 from attribution.diffusion import Denoiser
-from attribution.draws import Draws, DrawScheme
 from attribution.execution import Execution, ranges
-from attribution.gradients import PerExampleGradients
-from attribution.images import ImageSet
-from attribution.layers import LinearLayer
+from attribution.gradients import hooks
+from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.layers import LinearLayer
+from attribution.gradients.passes import engine
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images import ImageSet, philox
+from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Loss, Measure
-from attribution.node import Get, execution
-from attribution.passes import engine
+from attribution.nodes import Get, execution
 from attribution.training import Recorded
 
 _MASK = 0xFFFFFFFF

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from attribution import philox
 from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser, eval_mode
+from attribution.images import philox
 
 _MASK = 0xFFFFFFFF
 

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.arrays import Arrays
-from attribution.bins import bin_of
-from attribution.draws import Uniform
 from attribution.estimators.retrac import inverse
 from attribution.execution import Execution
-from attribution.gradients import Weights
+from attribution.gradients.norms import AtScheme, GradientNorms, NormShard
+from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
-from attribution.node import Cost, Get, Node, execution
-from attribution.norms import AtScheme, GradientNorms, NormShard
+from attribution.images.bins import bin_of
+from attribution.images.draws import Uniform
+from attribution.nodes import Cost, Get, Node, execution
+from attribution.nodes.arrays import Arrays
 from attribution.training import Recorded
 
 MOST_STRETCHES = 50

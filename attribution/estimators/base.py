@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
+from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.measurements import Measure
-from attribution.node import Get, Node, execution
-from attribution.scores import Scores
+from attribution.nodes import Get, Node, execution
 from attribution.training import Recorded
 
 

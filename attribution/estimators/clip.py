@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from attribution.estimators.embedding import Embedding
 from attribution.execution import ranges
 from attribution.images import Images
-from attribution.node import describe, digest
+from attribution.nodes import describe, digest
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attribution import philox
 from attribution.estimators.base import Estimator
-from attribution.images import Images, ImageSet
-from attribution.node import Cost, Get, Node
-from attribution.scores import Scores
+from attribution.estimators.scores import Scores
+from attribution.images import Images, ImageSet, philox
+from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 
 

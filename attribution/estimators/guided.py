@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 
 from attribution.checks import listed, number, whole
-from attribution.draws import DrawScheme, Fixed
 from attribution.estimators.base import Estimator, as_list
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
+from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryScores, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import FLOAT, CheckpointScores, step_of
+from attribution.gradients.norms import AtScheme, GradientNorms
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme, Fixed
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, Node
-from attribution.norms import AtScheme, GradientNorms
-from attribution.scores import Scores
+from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 

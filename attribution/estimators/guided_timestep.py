@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attribution.arrays import Arrays
-from attribution.draws import Even
 from attribution.execution import Execution
+from attribution.gradients.norms import AtScheme, measured
 from attribution.images import ImageSet
-from attribution.node import Cost, Get, Node, execution
-from attribution.norms import AtScheme, measured
+from attribution.images.draws import Even
+from attribution.nodes import Cost, Get, Node, execution
+from attribution.nodes.arrays import Arrays
 from attribution.training import Recorded
 
 TIMESTEPS = 50

@@ -15,20 +15,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from attribution import bins
 from attribution.checks import whole
-from attribution.compression import Compression, Uncompressed
 from attribution.curvature import Basis
-from attribution.draws import Draws, DrawScheme
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.estimators.influence_nodes import FLOAT, GRID, InfluenceShard, query_nodes, unstable_layer
+from attribution.estimators.scores import Scores
 from attribution.execution import ranges
-from attribution.gradients import Captured, LayerGradients
-from attribution.images import ImageSet
+from attribution.gradients.compression import Compression, Uncompressed
+from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.images import ImageSet, bins
+from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, Node, execution
-from attribution.scores import Scores
+from attribution.nodes import Cost, Get, Node, execution
 from attribution.training import Recorded
 
 

@@ -19,18 +19,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.arrays import Arrays
-from attribution.bins import bin_of
-from attribution.compression import Compression
 from attribution.curvature.basis import Basis, by_kind, named
-from attribution.draws import Draws, DrawScheme
 from attribution.execution import ranges
-from attribution.gradients import Captured, LayerGradients, PerExampleGradients
+from attribution.gradients.compression import Compression
+from attribution.gradients.layers import STEP, pieces
+from attribution.gradients.passes import engine, finite, key
+from attribution.gradients.per_example import Captured, LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
-from attribution.layers import STEP, pieces
+from attribution.images.bins import bin_of
+from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Artifact, Cost, Get, JointNode, Node
-from attribution.passes import engine, finite, key
+from attribution.nodes import Artifact, Cost, Get, JointNode, Node
+from attribution.nodes.arrays import Arrays
 from attribution.training import Recorded
 
 if TYPE_CHECKING:

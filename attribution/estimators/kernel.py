@@ -10,15 +10,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator, as_list, check_dampings
-from attribution.features import Features, InnerProducts
+from attribution.estimators.scores import Scores
+from attribution.features.features import Features, InnerProducts
+from attribution.features.spectrum import RESOLUTION, Spectrum, sides
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
 from attribution.measurements import JourneyLoss, Loss, Measure
-from attribution.node import Cost, Get, Node
+from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
-from attribution.scores import Scores
-from attribution.spectrum import RESOLUTION, Spectrum, sides
 from attribution.training import Recorded
 
 FLOAT = 4

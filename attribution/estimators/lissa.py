@@ -13,14 +13,14 @@ import numpy as np
 
 from attribution.checks import number, whole
 from attribution.curvature.products import CurvatureProduct, GaussNewton
-from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator
 from attribution.estimators.lissa_nodes import FLOAT, LissaShard, query_nodes
+from attribution.estimators.scores import Scores
 from attribution.execution import ranges
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, Node, execution
-from attribution.scores import Scores
+from attribution.nodes import Cost, Get, Node, execution
 from attribution.training import Recorded
 
 

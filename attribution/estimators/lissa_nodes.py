@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.arrays import Arrays
-from attribution.draws import Draws
 from attribution.execution import ranges
-from attribution.gradients import LayerGradients, PerExampleGradients
+from attribution.gradients.passes import dot, engine, key
+from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images, ImageSet
-from attribution.node import Artifact, Cost, Get, JointNode, Node
-from attribution.passes import dot, engine, key
+from attribution.images.draws import Draws
+from attribution.nodes import Artifact, Cost, Get, JointNode, Node
+from attribution.nodes.arrays import Arrays
 from attribution.training import Recorded
 
 if TYPE_CHECKING:

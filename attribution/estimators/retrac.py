@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attribution.estimators.trajectory import TrajectoryEstimator
-from attribution.gradients import Captured, LayerGradients
+from attribution.gradients.per_example import Captured, LayerGradients
 
 
 @dataclass(frozen=True, kw_only=True)

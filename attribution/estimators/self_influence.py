@@ -7,13 +7,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from attribution.arrays import Arrays
 from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import step_of
 from attribution.execution import ranges
+from attribution.gradients.passes import engine, key, rowwise_dot
 from attribution.images import ImageSet
-from attribution.node import Cost, Get, JointNode, Node
-from attribution.passes import engine, key, rowwise_dot
+from attribution.nodes import Cost, Get, JointNode, Node
+from attribution.nodes.arrays import Arrays
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 

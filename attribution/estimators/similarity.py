@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator
-from attribution.features import Features, InnerProducts
+from attribution.estimators.scores import Scores
+from attribution.features.features import Features, InnerProducts
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, Node
+from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
-from attribution.scores import Scores
 from attribution.training import Recorded
 from attribution.training.checkpoints import select
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from attribution.estimators.trajectory import TrajectoryEstimator
-from attribution.gradients import Captured, LayerGradients
+from attribution.gradients.per_example import Captured, LayerGradients
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution import bins
-from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator
+from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory_nodes import FLOAT, HALVES, CheckpointScores, query_sides, step_of
 from attribution.execution import ranges
-from attribution.gradients import Captured, LayerGradients
-from attribution.images import ImageSet
+from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.images import ImageSet, bins
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, Node
-from attribution.scores import Scores
+from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion import Denoiser, NoiseSchedule
-from attribution.draws import Draws
 from attribution.images import ImageSet
-from attribution.node import Node
+from attribution.images.draws import Draws
+from attribution.nodes import Node
 
 
 @dataclass(frozen=True)

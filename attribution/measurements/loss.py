@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from attribution.diffusion import Denoiser
-from attribution.draws import Draws
+from attribution.images.draws import Draws
 from attribution.measurements.base import Measure, lookup
 
 

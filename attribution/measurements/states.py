@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion.samplers import Sampler
-from attribution.draws import Draws
 from attribution.images import ImageSet
+from attribution.images.draws import Draws
 from attribution.measurements.base import Measure
-from attribution.node import Node
+from attribution.nodes import Node
 
 
 @dataclass(frozen=True)

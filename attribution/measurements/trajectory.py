@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion import Denoiser
-from attribution.draws import Draws
+from attribution.images.draws import Draws
 from attribution.measurements.states import TrajectoryMeasure
 
 _DETERMINISTIC = (

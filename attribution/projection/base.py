@@ -16,11 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attribution.gradients import Captured, LayerGradients
-from attribution.passes import finite
+from attribution.gradients.passes import finite
+from attribution.gradients.per_example import Captured, LayerGradients
 
 LayerShapes = Mapping[str, tuple[int, int]]
-"""Layer name → (rows, columns) of its gradient, ``attribution.layers.Layer.block``."""
+"""Layer name → (rows, columns) of its gradient, ``attribution.gradients.layers.Layer.block``."""
 
 
 class Projection(ABC):

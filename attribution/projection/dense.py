@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attribution import philox
-from attribution.gradients import LayerGradients
-from attribution.layers import pieces
-from attribution.node import execution
+from attribution.gradients.layers import pieces
+from attribution.gradients.per_example import LayerGradients
+from attribution.images import philox
+from attribution.nodes import execution
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
 from attribution.projection.matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
 

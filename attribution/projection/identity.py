@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.gradients import LayerGradients
+from attribution.gradients.per_example import LayerGradients
 from attribution.projection.base import LayerShapes, Projection, Projector
 
 

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attribution import philox
-from attribution.convolution import ConvLayer
-from attribution.gradients import Captured, LayerGradients
-from attribution.layers import Layer, LinearLayer
-from attribution.passes import finite
+from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.layers import Layer, LinearLayer
+from attribution.gradients.passes import finite
+from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
 from attribution.projection.matrices import normal_rows
 

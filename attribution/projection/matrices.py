@@ -1,4 +1,4 @@
-"""Random matrices of which any rows can be made by themselves: entry (i, j) is a function of (key, i, j) (``attribution.philox``).
+"""Random matrices of which any rows can be made by themselves: entry (i, j) is a function of (key, i, j) (``images.philox``).
 
 The first columns of a matrix are the matrix of so many columns. Values are float32 or integers, before any cast.
 """
@@ -6,7 +6,7 @@ The first columns of a matrix are the matrix of so many columns. Values are floa
 import torch
 from torch import Tensor
 
-from attribution import philox
+from attribution.images import philox
 
 NORMALS, SIGNS = 4, 128
 """How many of them one counter of philox gives."""

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attribution import philox
-from attribution.gradients import LayerGradients
-from attribution.layers import pieces
+from attribution.gradients.layers import pieces
+from attribution.gradients.per_example import LayerGradients
+from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
 from attribution.projection.matrices import hashed_rows, rows_at_once
 

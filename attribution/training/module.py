@@ -10,9 +10,9 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from attribution import philox
 from attribution.diffusion import denoiser
-from attribution.draws import Draws, random_draws
+from attribution.images import philox
+from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from attribution import philox
-from attribution.images import Images
+from attribution.images import Images, philox
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attribution import coverage
-from attribution.draws import Draws
-from attribution.node import Get
-from attribution.training.trained import Trained, Trainee, with_parameters
+from attribution.gradients import coverage
+from attribution.images.draws import Draws
+from attribution.models.trained import Trained, Trainee, with_parameters
+from attribution.nodes import Get
 
 SCHEMA = 1
 VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
@@ -174,7 +174,7 @@ class Recorded(Trained[TrainingRecord], ABC):
 
     @cached_property
     def blocks(self) -> dict[str, tuple[int, int]]:
-        """Layer name → the shape of its gradient ``[rows, columns]`` (``attribution.layers``)."""
+        """Layer name → the shape of its gradient ``[rows, columns]`` (``attribution.gradients.layers``)."""
         with torch.device("meta"):
             layers = coverage.find_layers(self.model()).values()
         return {home: layer.block for home, layer in layers if home == layer.name}

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attribution.estimators import Estimator
-from attribution.node import Get, Node
-from experiments.experiment import Experiment
-from experiments.report import Report
+from attribution.nodes import Get, Node
+from experiments.models.experiment import Experiment
+from experiments.report.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)

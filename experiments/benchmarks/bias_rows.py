@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from attribution.norms import Norms
-from attribution.scores import Scores
-from experiments.benchmarks import bias_metrics, metrics
-from experiments.benchmarks.bias_metrics import Correlation, PairResamples
+from attribution.estimators.scores import Scores
+from attribution.gradients.norms import Norms
+from experiments.metrics import common as metrics
+from experiments.metrics import timestep_bias as bias_metrics
+from experiments.metrics.timestep_bias import Correlation, PairResamples
 
 STRETCHES = 20
 """Of timesteps, whose mean norms are compared."""

@@ -4,18 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attribution.compression import Compression, Uncompressed
 from attribution.estimators import Estimator
 from attribution.estimators.influence import KFACInfluence
-from attribution.node import Get, Node
-from attribution.scores import Scores
+from attribution.estimators.scores import Scores
+from attribution.gradients.compression import Compression, Uncompressed
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import metrics
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.variants import Variant, variants_of
-from experiments.experiment import Experiment
-from experiments.queries import Queries
-from experiments.report import Report
+from experiments.metrics import common as metrics
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
+from experiments.report.report import Report
 
 HOW = ("compression", "kind", "ratio")
 

@@ -11,24 +11,24 @@ import torch
 from matplotlib.figure import Figure
 
 from attribution.checks import listed, number, whole
-from attribution.draws import DrawScheme
 from attribution.estimators import Estimator
 from attribution.estimators.embedding import Embedding
 from attribution.images import Images
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Get, Node
-from attribution.training.modes import Mode
+from attribution.nodes import Get, Node
+from attribution.retraining.modes import Mode
 from experiments import figures
-from experiments.benchmarks import counterfactual_metrics as metrics
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.counterfactual_metrics import Resamples
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.experiment import Experiment
-from experiments.queries import Queries
-from experiments.report import Report
-from experiments.samples import Samples
+from experiments.metrics import counterfactual as metrics
+from experiments.metrics.counterfactual import Resamples
+from experiments.models.experiment import Experiment
+from experiments.models.samples import Samples
+from experiments.queries.choices import Queries
+from experiments.report.report import Report
 
 DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"
 RANDOM, NOTHING, OTHERS = "random removal", "nothing removed", ", for another query"

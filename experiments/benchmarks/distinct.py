@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from attribution.checks import listed, whole
-from experiments.benchmarks import metrics
 from experiments.benchmarks.variants import Variant
-from experiments.experiment import Experiment
-from experiments.queries import Queries
+from experiments.metrics import common as metrics
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
 
 
 def check(experiment: Experiment, queries: Mapping[str, Queries], n: int, k: Sequence[int], sets: int, seed: int) -> None:

@@ -9,19 +9,21 @@ import numpy as np
 
 from attribution.checks import listed, whole
 from attribution.estimators import Estimator
+from attribution.estimators.scores import Scores
 from attribution.images import Images
-from attribution.node import Get, Node
-from attribution.scores import Scores
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import metrics, sources, tracing_metrics
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.sources import UNKNOWN, PixelClassifier
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
-from experiments.experiment import Experiment
-from experiments.queries import Queries
-from experiments.queries_by_source import OfEachSource
-from experiments.report import Report
+from experiments.metrics import common as metrics
+from experiments.metrics import precision as tracing_metrics
+from experiments.models.experiment import Experiment
+from experiments.queries import sources
+from experiments.queries.by_source import OfEachSource
+from experiments.queries.choices import Queries
+from experiments.queries.sources import UNKNOWN, PixelClassifier
+from experiments.report.report import Report
 
 SHARE = "own source among the top k"
 

@@ -8,16 +8,17 @@ import numpy as np
 
 from attribution.checks import whole
 from attribution.estimators import Estimator
-from attribution.node import Get, Node
-from attribution.scores import Scores
+from attribution.estimators.scores import Scores
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import lds_metrics, metrics
 from experiments.benchmarks.retrained import SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, is_whole, pairs, scores_of, variants_of
-from experiments.experiment import Experiment
-from experiments.measuring import Measured
-from experiments.report import Report
+from experiments.metrics import common as metrics
+from experiments.metrics import lds as lds_metrics
+from experiments.models.experiment import Experiment
+from experiments.models.measured import Measured
+from experiments.report.report import Report
 
 METRIC = "lds_%"
 BEST = "lds_%_held_out_damping"

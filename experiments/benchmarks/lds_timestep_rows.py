@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attribution.bins import ALL
-from experiments.benchmarks import lds_grids
-from experiments.benchmarks.lds_grids import Grid
-from experiments.benchmarks.metrics import Estimate
+from attribution.images.bins import ALL
+from experiments.metrics import lds_grids
+from experiments.metrics.common import Estimate
+from experiments.metrics.lds_grids import Grid
 
 METRIC = "lds_%"
 BY_ALL = "lds_%_by_all"

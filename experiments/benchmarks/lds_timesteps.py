@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from attribution.bins import ALL
 from attribution.estimators import Estimator
+from attribution.estimators.scores import Scores
+from attribution.images.bins import ALL
 from attribution.measurements import LossAtT, Measure
-from attribution.node import Get, Node
-from attribution.scores import Scores
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import lds_metrics
-from experiments.benchmarks.lds_grids import Grid
 from experiments.benchmarks.lds_timestep_rows import METRIC, PERCENT, Predictor, Timestep, of_difference, of_shape, of_targets
 from experiments.benchmarks.retrained import SubsetBenchmark
 from experiments.benchmarks.variants import variants_of
-from experiments.experiment import Experiment
-from experiments.measuring import Measured
-from experiments.report import Report
+from experiments.metrics import lds as lds_metrics
+from experiments.metrics.lds_grids import Grid
+from experiments.models.experiment import Experiment
+from experiments.models.measured import Measured
+from experiments.report.report import Report
 
 RETRAINING = "exact retraining"
 

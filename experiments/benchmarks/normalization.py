@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 from attribution.checks import listed, number, whole
 from attribution.estimators import Estimator, Guided
 from attribution.estimators.guided import SETTING
+from attribution.estimators.scores import Scores
 from attribution.images import Images
-from attribution.node import Get, Node
-from attribution.scores import Scores
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import distinct, metrics
+from experiments.benchmarks import distinct
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.experiment import Experiment
-from experiments.queries import Queries
-from experiments.report import Report
+from experiments.metrics import common as metrics
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
+from experiments.report.report import Report
 
 TWO_SOURCES = 2
 

@@ -12,12 +12,12 @@ from attribution.checks import listed, whole
 from attribution.estimators import Estimator, SelfInfluence
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.images import Images
-from attribution.node import Get, Node
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import tracing_metrics
 from experiments.benchmarks.base import Benchmark
-from experiments.experiment import Experiment
-from experiments.report import Report
+from experiments.metrics import precision as tracing_metrics
+from experiments.models.experiment import Experiment
+from experiments.report.report import Report
 
 _Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Self-influences ``[N]``, which are outliers ``[N]``, weights ``[B, N]`` -> ``[B]``."""

@@ -9,9 +9,9 @@ import torch
 
 from attribution.estimators.embedding import Embedding
 from attribution.images import Images
-from attribution.node import Get
+from attribution.nodes import Get
 from experiments.benchmarks.removals import Removals, RemovedSets
-from experiments.samples import Samples
+from experiments.models.samples import Samples
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Between images, or vectors of them, one by one."""

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attribution.arrays import Arrays
-from attribution.draws import DrawScheme
 from attribution.estimators import Estimator
+from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, Node, execution
-from attribution.scores import Scores
-from attribution.training.modes import Mode
-from attribution.training.selection import Selection
-from experiments.benchmarks.metrics import top_k
+from attribution.nodes import Cost, Get, Node, execution
+from attribution.nodes.arrays import Arrays
+from attribution.retraining.modes import Mode
+from attribution.retraining.selection import Selection
 from experiments.benchmarks.variants import is_whole
-from experiments.retraining import Retrained
-from experiments.samples import Samples
-from experiments.training import TrainedModel
-from experiments.truth import Truth
+from experiments.metrics.common import top_k
+from experiments.models.retrained import Retrained
+from experiments.models.samples import Samples
+from experiments.models.trained import TrainedModel
+from experiments.models.truth import Truth
 
 
 @dataclass(frozen=True)

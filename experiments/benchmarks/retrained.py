@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution.checks import whole
-from attribution.draws import DrawScheme
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.training.modes import Mode
+from attribution.retraining.modes import Mode
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.lds_metrics import Resamples
-from experiments.experiment import Experiment
-from experiments.queries import Queries
-from experiments.subsets import Subsets
-from experiments.truth import Truth
+from experiments.metrics.lds import Resamples
+from experiments.models.experiment import Experiment
+from experiments.models.subsets import Subsets
+from experiments.models.truth import Truth
+from experiments.queries.choices import Queries
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 
 from attribution.checks import listed, whole
-from attribution.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.estimators import Estimator
+from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.images import Images
-from attribution.node import Get, Node
-from attribution.scores import Scores
-from experiments.benchmarks import metrics, tracing_metrics
+from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
+from attribution.nodes import Get, Node
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.timestep_bias import replaying_only
-from experiments.experiment import Experiment
 from experiments.figures.sparse import sparse_timesteps
-from experiments.queries import Queries
-from experiments.report import Report
+from experiments.metrics import common as metrics
+from experiments.metrics import precision as tracing_metrics
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
+from experiments.report.report import Report
 from experiments.speed.queries import query_seconds
 from experiments.speed.timing import quotient
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from experiments import figures
 from experiments.benchmarks.variants import is_whole
-from experiments.report import Report
-from experiments.tables import differing_settings
+from experiments.report.report import Report
+from experiments.report.tables import differing_settings
 
 LEAST = 3
 """Values that make a curve."""

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 
 from attribution.estimators import Estimator
-from attribution.node import Get, Node
-from attribution.scores import Scores
+from attribution.estimators.scores import Scores
+from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks import distinct, metrics
+from experiments.benchmarks import distinct
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, is_whole, pairs, scores_of, variants_of
-from experiments.experiment import Experiment
-from experiments.queries import Queries
-from experiments.report import Report
+from experiments.metrics import common as metrics
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
+from experiments.report.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)

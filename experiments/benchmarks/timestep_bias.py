@@ -7,25 +7,25 @@ from functools import cached_property
 import numpy as np
 
 from attribution.checks import whole
-from attribution.draws import Uniform
 from attribution.estimators import Estimator
+from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
+from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.gradients.norms import AsDrawn, AsTrained, GradientNorms
 from attribution.images import ImageSet
-from attribution.node import Get, Node
-from attribution.norms import AsDrawn, AsTrained, GradientNorms
-from attribution.pretrained import Pipeline
-from attribution.retiming import AtLargestNorm, AtRandom, Retimed, Timing
-from attribution.scores import Scores
+from attribution.images.draws import Uniform
+from attribution.models.pipeline import Pipeline
+from attribution.nodes import Get, Node
 from attribution.training.checkpoints import select
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.bias_rows import RANDOM, RISE, STRETCHES, T_MAX, Bias, explained
 from experiments.benchmarks.variants import scores_of
 from experiments.datasets import Split
-from experiments.experiment import Experiment
 from experiments.figures import norms as figures
 from experiments.figures.shifts import rank_rises
-from experiments.queries import Queries
-from experiments.report import Report
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
+from experiments.report.report import Report
 
 NAME = "timestep_bias"
 

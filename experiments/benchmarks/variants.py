@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attribution.bins import ALL
 from attribution.estimators import Estimator
-from attribution.node import Node
-from attribution.scores import Scores
-from experiments.experiment import Experiment
-from experiments.queries import Queries
+from attribution.estimators.scores import Scores
+from attribution.images.bins import ALL
+from attribution.nodes import Node
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution import philox
-from attribution.images import Images
+from attribution.images import Images, philox
 from experiments.datasets.errors import DataError
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attribution.images import Images
-from attribution.node import execution
+from attribution.nodes import execution
 from experiments.datasets.batches import cifar10
 from experiments.datasets.choice import chosen, listed
 from experiments.datasets.source import Source, Splits

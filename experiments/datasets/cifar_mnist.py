@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from attribution.images import Images
-from attribution.node import execution
+from attribution.nodes import execution
 from experiments.datasets.batches import cifar10
 from experiments.datasets.choice import chosen, listed
 from experiments.datasets.errors import DataError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution.images import Images
-from attribution.node import execution
+from attribution.nodes import execution
 from experiments.datasets.choice import chosen
 from experiments.datasets.idx import mnist
 from experiments.datasets.source import Source, Splits

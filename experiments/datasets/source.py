@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from attribution.images import Images, ImageSet
-from attribution.node import Get, describe, digest, execution
+from attribution.nodes import Get, describe, digest, execution
 from experiments.datasets.errors import DataError
 
 Name = Literal["train", "validation"]

@@ -20,19 +20,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from attribution.checks import whole
-from attribution.draws import DrawScheme
 from attribution.estimators.base import Estimator, as_list, check_dampings
+from attribution.estimators.scores import Scores
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.node import Cost, Get, InMemory, Node
-from attribution.scores import Scores
+from attribution.nodes import Cost, Get, InMemory, Node
+from attribution.retraining.modes import Mode
+from attribution.retraining.selection import Selection
 from attribution.training import Recorded
-from attribution.training.modes import Mode
-from attribution.training.selection import Selection
-from experiments.measuring import Measured
-from experiments.subsets import Subsets
-from experiments.training import TrainedModel
-from experiments.truth import Truth
+from experiments.models.measured import Measured
+from experiments.models.subsets import Subsets
+from experiments.models.trained import TrainedModel
+from experiments.models.truth import Truth
 
 FLOAT = 4
 DOUBLE = 8

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.figures.style import COLORS, DPI, HATCHES, INK, WIDEST, legend, plain_frame, series_label
-from experiments.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES, differing_settings
 
 
 def distinct_share(rows: Sequence[Mapping[str, Any]]) -> Figure:

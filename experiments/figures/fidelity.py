@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from experiments.figures.labels import place_labels
 from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame, series_label
-from experiments.tables import differing_settings
+from experiments.report.tables import differing_settings
 
 _EXACT = 1e-12
 """Correlations nearer to 1 than this are 1 up to the rounding of float64."""

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from attribution.images import Images
-from experiments.benchmarks.bias_metrics import Correlation
 from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, legend, plain_frame
+from experiments.metrics.timestep_bias import Correlation
 
 GREEN = COLORS[2]
 _ACROSS = 4

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from experiments.figures.style import COLORS, DPI, INK, MARKERS, legend, panel_title, plain_frame
-from experiments.tables import REFERENCES
+from experiments.report.tables import REFERENCES
 
 Row = Mapping[str, Any]
 

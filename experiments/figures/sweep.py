@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from experiments.figures.style import COLORS, DPI, INK, MARKERS, WIDEST, legend, panel_title, plain_frame, series_label, text_width
-from experiments.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES, differing_settings
 
 _LEVELS = {"random": "--", "maximum": ":", "ceiling": "-."}
 _NAMES = {**REFERENCES, "ceiling": "noise ceiling"}

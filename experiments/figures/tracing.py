@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from attribution.images import Images
 from experiments.figures.style import COLORS, DPI, INK, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
 from experiments.figures.thumbnails import canvas, thumbnail
-from experiments.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES, differing_settings
 
 _LEVELS = {"random": "--", "maximum": ":"}
 _PANEL, _ACROSS = 4.0, 4

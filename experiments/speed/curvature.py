@@ -6,13 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from attribution import hooks
 from attribution.curvature.ekfac import rotated_squares
 from attribution.curvature.factors import FactorSums, Sharing
 from attribution.curvature.pseudo import OutputProbe, kronecker_homes
 from attribution.diffusion import NoiseSchedule, eval_mode
-from attribution.draws import Draws
-from attribution.gradients import PerExampleGradients
+from attribution.gradients import hooks
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images.draws import Draws
 from attribution.measurements import Loss
 from experiments.speed import peers
 from experiments.speed.timing import Row, Run, count_ratio, inputs, multiplications, plain, ratio

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attribution.diffusion import NoiseSchedule, eval_mode
-from attribution.draws import Draws
-from attribution.gradients import PerExampleGradients
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images.draws import Draws
 from attribution.measurements import Loss, Measure
 from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Projection, Rademacher
 from experiments.speed import peers

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.diffusion import eval_mode
-from attribution.draws import Draws, Uniform
-from attribution.gradients import PerExampleGradients
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Measure
 from experiments.speed.timing import Row, Run, inputs, plain, ratio
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.diffusion import NoiseSchedule, denoiser
-from attribution.draws import Draws
+from attribution.images.draws import Draws
 from attribution.measurements import Loss, Measure
 from experiments.speed.timing import Run
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from attribution.draws import DrawScheme
 from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.gradients.passes import engine
 from attribution.images import ImageSet
-from attribution.node import Get
-from attribution.passes import engine
+from attribution.images.draws import DrawScheme
+from attribution.nodes import Get
 from attribution.training import Recorded
 from experiments.speed.timing import Run, in_turns
 

@@ -13,12 +13,12 @@ from torch import nn
 from attribution.diffusion import NoiseSchedule
 from attribution.images import Images
 from attribution.measurements import Loss
+from attribution.retraining.modes import Alone, Mode, Together
+from attribution.retraining.selection import Selection
+from attribution.retraining.stack import BuildOptimizer
+from attribution.retraining.together import Member, fit_together
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import Hardware, Recipe, fit
-from attribution.training.modes import Alone, Mode, Together
-from attribution.training.selection import Selection
-from attribution.training.stack import BuildOptimizer
-from attribution.training.together import Member, fit_together
 from experiments.speed.timing import Row, quotient
 
 

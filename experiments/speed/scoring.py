@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attribution.compression import Uncompressed
 from attribution.curvature import KroneckerBasis
 from attribution.curvature.pseudo import kronecker_homes
 from attribution.diffusion import NoiseSchedule, eval_mode
-from attribution.draws import Draws, Uniform
 from attribution.estimators.influence import GRID
 from attribution.estimators.influence_nodes import HeldQueries, prefix_means
-from attribution.gradients import PerExampleGradients
-from attribution.layers import pieces
+from attribution.gradients.compression import Uncompressed
+from attribution.gradients.layers import pieces
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Loss
 from experiments.speed.timing import Row, Run, inputs, plain, ratio
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attribution.diffusion import denoiser
-from attribution.draws import Draws, Uniform
+from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Measure
 
 Row = dict[str, Any]

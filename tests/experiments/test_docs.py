@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attribution.estimators import Estimator
-from experiments.composition import chosen_estimator, estimators_of, experiment_of
-from experiments.experiment import Experiment
-from experiments.queries import Queries
+from experiments.models.experiment import Experiment
+from experiments.queries.choices import Queries
+from experiments.tasks.composition import chosen_estimator, estimators_of, experiment_of
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

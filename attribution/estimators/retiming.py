@@ -1,0 +1,103 @@
+"""Training as it was, but for the timesteps: what scores would be had each example met another one (ReTrac §4.2).
+
+A record with other timesteps is a record: an estimator that replays training is given it in place of the true one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from attribution.execution import Execution
+from attribution.gradients.norms import AsTrained, GradientNorms
+from attribution.images import ImageSet
+from attribution.images.draws import Draws, random_draws
+from attribution.measurements import Measure
+from attribution.nodes import Get, execution
+from attribution.training import Recorded, TrainingRecord
+from attribution.training.checkpoints import select
+
+
+class Timing(ABC):
+    """Which timesteps instead; frozen dataclasses, whose fields are their identity."""
+
+    @abstractmethod
+    def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
+        """Of each image at each checkpoint, int64 ``[S, n]``."""
+
+
+@dataclass(frozen=True)
+class AtLargestNorm(Timing):
+    """t_max(z) = argmax over ``grid`` of ‖∇ℓ_t(θ_k, ε_train, z)‖ (ReTrac, definition 1); of equal norms the first."""
+
+    grid: tuple[int, ...]
+    execution: Execution = execution(default=Execution())
+
+    def norms(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int]) -> GradientNorms:
+        """Those that are compared."""
+        of = AsTrained(images=images, record=record, checkpoints=checkpoints, timesteps=self.grid, execution=self.execution)
+        return GradientNorms(of)
+
+    def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
+        return np.array(self.grid)[get(self.norms(record, images, checkpoints)).norms.argmax(2)]
+
+
+@dataclass(frozen=True)
+class AtRandom(Timing):
+    """t ~ U{1..T}, a function of (seed, checkpoint, example)."""
+
+    seed: int = 0
+
+    def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
+        trained, ids = get(record), get(images).ids()[:, None]
+        steps = select(checkpoints, trained.steps, trained.losses)
+        zero, T = torch.zeros(1, dtype=torch.int64), record.schedule.T
+        drawn = [random_draws(self.seed, f"retimed at {step}", ids, zero, T).timestep[:, 0] for step in steps]
+        return torch.stack(drawn).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class RetimedTraining(TrainingRecord):
+    """``timesteps``: those of each checkpoint by the example's id. Noise and flips are the recorded ones."""
+
+    timesteps: Mapping[int, Mapping[int, int]]
+
+    def latest_draws(self, step: int, examples: np.ndarray) -> Draws:
+        """As of the true record, with the other timesteps. Raises KeyError: a checkpoint or an example that has none."""
+        draws = super().latest_draws(step, examples)
+        timestep = torch.tensor([self.timesteps[step][example] for example in examples.tolist()])
+        return Draws(timestep[:, None], draws.noise_seed, draws.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retimed(Recorded):
+    """``record`` with the timesteps of ``images`` at ``checkpoints`` chosen by ``timing``: for scores of these images there."""
+
+    STORED = False
+    ARTIFACT = RetimedTraining
+
+    record: Recorded
+    images: ImageSet
+    checkpoints: int | str | Sequence[int]
+    timing: Timing
+
+    @classmethod
+    def of(cls, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], timing: Timing) -> "Retimed":
+        return cls(record.model, record.schedule, record=record, images=images, checkpoints=checkpoints, timing=timing)
+
+    @property
+    def objective(self) -> Measure:
+        return self.record.objective
+
+    def network(self, get: Get, step: int | None = None) -> nn.Module:
+        return self.record.network(get, step)
+
+    def compute(self, get: Get) -> RetimedTraining:
+        trained, ids = get(self.record), get(self.images).index.tolist()
+        timesteps = self.timing.timesteps(self.record, self.images, self.checkpoints, get)
+        steps = select(self.checkpoints, trained.steps, trained.losses)
+        by_id = {step: dict(zip(ids, row.tolist(), strict=True)) for step, row in zip(steps, timesteps, strict=True)}
+        return RetimedTraining(trained.folder, by_id)

@@ -1,0 +1,70 @@
+"""Scores: what an estimator leaves, and its small reader."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from attribution.images.bins import ALL
+from attribution.nodes import Artifact
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(Artifact):
+    """τ[.., q, i]: how much training on example i lowers the cost of query q (METHODS.md §1; positive = proponent).
+
+    ``values`` float32 ``[.., Q, N]``; its leading axes are the swept values named in ``axes``, in order (damping, draws).
+    ``query_index`` ``[Q]`` and ``train_index`` ``[N]`` are the ids of rows and columns in their sources. ``halves`` float32
+    ``[2, Q, N]``, where an estimator provides them, are the scores from either half of the query draws: their agreement is the
+    reliability of ``values`` (over all bins of timesteps, where there are several).
+    """
+
+    values: np.ndarray
+    query_index: np.ndarray
+    train_index: np.ndarray
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    halves: np.ndarray | None = None
+
+    def at(self, **axes: Any) -> "Scores":
+        """The scores at one value of each swept axis, ``[Q, N]``.
+
+        Raises:
+            ValueError: an axis without a value, or one that was not computed.
+        """
+        position = []
+        for name, values in self.axes.items():
+            if axes.get(name) not in list(values):
+                raise ValueError(
+                    f"scores at {name}={axes.get(name)} were not computed, or cannot be (a damping too small for the curvature): "
+                    f"choose one of {list(values)}"
+                )
+            position.append(list(values).index(axes[name]))
+        whole = all(value == ALL for name, value in axes.items() if name.endswith("_bin"))
+        return Scores(self.values[tuple(position)], self.query_index, self.train_index, {}, self.halves if whole else None)
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / "scores.npy", self.values)
+        np.save(folder / "query_index.npy", self.query_index)
+        np.save(folder / "train_index.npy", self.train_index)
+        if self.halves is not None:
+            np.save(folder / "halves.npy", self.halves)
+        (folder / "axes.json").write_text(json.dumps({name: list(values) for name, values in self.axes.items()}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The scores in a folder that a store or ``task=attribute`` left; arrays are memory-mapped."""
+        folder = Path(folder)
+
+        def read(name: str) -> np.ndarray:
+            return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+        return cls(
+            read("scores"),
+            read("query_index"),
+            read("train_index"),
+            json.loads((folder / "axes.json").read_text()),
+            read("halves") if (folder / "halves.npy").exists() else None,
+        )

@@ -1,0 +1,143 @@
+"""Per-example gradients of nn.Conv2d: any stride, padding, padding mode, dilation and groups.
+
+The weight gradients of several examples are together that of one convolution which has the examples as groups and their draws
+as its batch: one ``aten.convolution_backward``, asked for nothing else, makes them at about the speed of an ordinary backward
+pass.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attribution.gradients.layers import STEP, Layer, gram_is_cheaper, gram_square_norms, pieces
+
+
+class ConvLayer(Layer):
+    """nn.Conv2d on ``[N, C, H, W]``, with R = height · width of the output positions."""
+
+    MODULE = nn.Conv2d
+    METHODS = ("forward", "_conv_forward")
+
+    def __init__(self, name: str, module: nn.Conv2d):
+        super().__init__(name, module)
+        self._width = module.weight[0].numel()
+        vertical, horizontal = _pads(module)
+        symmetric = vertical[0] == vertical[1] and horizontal[0] == horizontal[1]
+        if symmetric and module.padding_mode == "zeros":
+            self._padding, self._explicit_padding = [vertical[0], horizontal[0]], ()
+        else:
+            self._padding, self._explicit_padding = [0, 0], (*horizontal, *vertical)
+        unpadded = not any((*vertical, *horizontal))
+        self._pointwise = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1 and unpadded
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.module.out_channels, self._width * self.weight + self.bias
+
+    def fits(self, a: Tensor, inputs: int) -> bool:
+        return a.dim() == 4 and len(a) == inputs
+
+    def contract(self, a: Tensor, b: Tensor, K: int) -> Tensor:
+        if not self.weight:
+            return b.sum((2, 3)).unflatten(0, (-1, K)).sum(1).unsqueeze(2)
+        if self._pointwise:
+            return self._as_linear(a, b, K)
+        a = self._padded(a)
+        # Not timed on any GPU yet: meant for small layers, where convolutions of many groups are likely to be slow.
+        if a.is_cuda and K * b[0, 0].numel() * self._width * self.module.groups <= 16 * STEP:
+            return self._unfolded(a, b, K)
+        return self._grouped(a, b, K)
+
+    def square_norms(self, a: Tensor, b: Tensor) -> Tensor | None:
+        groups = self.module.groups
+        if not self.weight or not gram_is_cheaper(b[0, 0].numel(), self._width, b.shape[1] // groups):
+            return None
+        patches = self._patches(self._padded(a))
+        return gram_square_norms(patches.mT, b.flatten(2).unflatten(1, (groups, -1)).mT, self.bias)
+
+    def positions(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of every output position: patches ``[N, R, columns]``, 1 appended, and output gradients ``[N, R, out]``.
+
+        Not for grouped convolutions, of which every group has patches of its own.
+        """
+        b = b.flatten(2).mT
+        if not self.weight:
+            return b.new_ones(*b.shape[:2], 1), b
+        patches = (a.flatten(2) if self._pointwise else self._patches(self._padded(a)).squeeze(1)).mT
+        return F.pad(patches, (0, 1), value=1.0) if self.bias else patches, b
+
+    def padded(self, a: Tensor) -> Tensor:
+        """The input as the kernel sees it, ``[N, C, H', W']``."""
+        vertical, horizontal = _pads(self.module)
+        mode = self.module.padding_mode
+        return F.pad(a, (*horizontal, *vertical), mode="constant" if mode == "zeros" else mode)
+
+    def _padded(self, a: Tensor) -> Tensor:
+        if not any(self._explicit_padding):
+            return a
+        mode = self.module.padding_mode
+        return F.pad(a, self._explicit_padding, mode="constant" if mode == "zeros" else mode)
+
+    def _as_linear(self, a: Tensor, b: Tensor, K: int) -> Tensor:
+        """A 1×1 convolution is a Linear over positions; draws are added one by one, as putting them side by side takes a copy."""
+        a = F.pad(a.flatten(2), (0, 0, 0, 1), value=1.0) if self.bias else a.flatten(2)
+        a, b = a.unflatten(0, (-1, K)), b.flatten(2).unflatten(0, (-1, K))
+        total = torch.bmm(b[:, 0], a[:, 0].mT)
+        for k in range(1, K):
+            total.baddbmm_(b[:, k], a[:, k].mT)
+        return total
+
+    def _grouped(self, a: Tensor, b: Tensor, K: int) -> Tensor:
+        """As many examples in a call as fit the cache; only one, which needs no copy, where its own draws fill it."""
+        module, (rows, columns) = self.module, self.block
+        total = b.new_empty(len(b) // K, rows, columns)
+        example = max(rows * columns, K * (a[0].numel() + b[0].numel()))
+        for some in pieces(len(total), max(1, STEP // example)):
+            n, inputs = some.stop - some.start, slice(some.start * K, some.stop * K)
+            _, weight, bias = torch.ops.aten.convolution_backward.default(
+                _examples_as_channels(b[inputs], K),
+                _examples_as_channels(a[inputs], K),
+                b.new_empty(1).expand(n * rows, *module.weight.shape[1:]),  # only its shape is looked at
+                [n * rows],
+                module.stride,
+                self._padding,
+                module.dilation,
+                False,
+                [0, 0],
+                n * module.groups,
+                [False, True, self.bias],
+            )
+            total[some, :, : self._width] = weight.reshape(n, rows, -1)
+            if self.bias:
+                total[some, :, -1] = bias.reshape(n, rows)
+        return total
+
+    def _unfolded(self, a: Tensor, b: Tensor, K: int) -> Tensor:
+        """Σ_r b_r a_rᵀ with the patches a_r written out."""
+        groups = self.module.groups
+        patches = self._patches(a).unflatten(0, (-1, K)).movedim(1, 3).flatten(3)  # [B, groups, in, K·R]
+        b = b.flatten(2).unflatten(1, (groups, -1)).unflatten(0, (-1, K)).movedim(1, 3).flatten(3)  # [B, groups, out, K·R]
+        weight = (b @ patches.mT).flatten(1, 2)
+        return torch.cat([weight, b.sum(3).flatten(1).unsqueeze(2)], 2) if self.bias else weight
+
+    def _patches(self, a: Tensor) -> Tensor:
+        """``[N, groups, in, R]``."""
+        module = self.module
+        unfolded = F.unfold(a, module.kernel_size, module.dilation, tuple(self._padding), module.stride)
+        return unfolded.unflatten(1, (module.groups, self._width))
+
+
+def _pads(module: nn.Conv2d) -> list[tuple[int, int]]:
+    """Padding before and after, vertically and horizontally; "same" puts the odd one after."""
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    if isinstance(module.padding, str):
+        return [(0, 0), (0, 0)]
+    return [(p, p) for p in module.padding]
+
+
+def _examples_as_channels(x: Tensor, K: int) -> Tensor:
+    """``[n·K, C, H, W]`` to ``[K, n·C, H, W]``; a copy unless n or K is 1."""
+    N, C, H, W = x.shape
+    return x.reshape(N // K, K, C, H, W).transpose(0, 1).reshape(K, N // K * C, H, W)

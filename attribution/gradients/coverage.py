@@ -1,0 +1,106 @@
+"""No part of a gradient is missing: which layers a model's parameters are in, and the proof by plain autograd.
+
+``find_layers`` refuses what has no per-example formula. ``check`` finds what looking at modules cannot: weights used functionally
+or through a parametrization, outputs changed by somebody's hook, examples that influence each other, chance in eval mode.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from attribution.diffusion import denoiser
+from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.layers import GroupNormLayer, Layer, LayerNormLayer, LinearLayer
+from attribution.images.draws import Draws
+from attribution.measurements import Measure
+
+KINDS: tuple[type[Layer], ...] = (ConvLayer, LinearLayer, GroupNormLayer, LayerNormLayer)
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""The largest difference from autograd, as a share of the whole gradient's norm: parts of it may be zero up to rounding (a bias
+before a norm). 0.05 in lower precisions; ten times as much on a GPU, whose float32 may be TF32."""
+
+
+def find_layers(model: nn.Module) -> dict[nn.Module, tuple[str, Layer]]:
+    """Modules with trainable parameters, each with its layer and the name that its gradients go by (tied modules: the first's).
+
+    Raises:
+        ValueError: a trainable parameter of another kind of module, or shared between modules that differ; nothing trainable.
+    """
+    layers: dict[nn.Module, tuple[str, Layer]] = {}
+    homes: dict[nn.Parameter, tuple[str, Layer]] = {}
+    for name, module in model.named_modules():
+        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if not own:
+            continue
+        kind = next((kind for kind in KINDS if _computes_like(module, kind)), None)
+        if kind is None or not own.keys() <= {"weight", "bias"}:
+            named = ", ".join(f"{name}.{key}" if name else key for key in own)
+            raise ValueError(
+                f"no per-example gradient for {named} ({type(module).__name__}): only Conv2d, Linear, GroupNorm and LayerNorm with "
+                "plain weight and bias have one; build the model from these, or leave the parameter out (requires_grad=False)"
+            )
+        layer = kind(name, module)
+        shared = [key for key, p in layer.parameters.items() if p in homes]
+        home, first = homes[layer.parameters[shared[0]]] if shared else (name, layer)
+        if [id(p) for p in layer.parameters.values()] != [id(p) for p in first.parameters.values()]:
+            raise ValueError(
+                f"{', '.join(shared)} ({type(module).__name__}) is also a parameter of {home}, which does not share all its "
+                "trainable parameters: tie both weight and bias, or neither"
+            )
+        layers[module] = home, layer
+        homes |= dict.fromkeys(own.values(), (home, first))
+    if not layers:
+        raise ValueError("the model has no trainable parameter: set requires_grad=True on those whose gradients are wanted")
+    return layers
+
+
+def _computes_like(module: nn.Module, kind: type[Layer]) -> bool:
+    same = (getattr(type(module), method, None) is getattr(kind.MODULE, method) for method in kind.METHODS)
+    return isinstance(module, kind.MODULE) and all(same)
+
+
+def check(
+    model: nn.Module, layers: Mapping[str, Layer], ours: Mapping[str, Tensor], measure: Measure, x0: Tensor, draws: Draws
+) -> None:
+    """Compare ``ours``, averaged over the draws, with autograd on every draw by itself; all on the model's device.
+
+    Raises:
+        RuntimeError: they disagree; names the parameter.
+        FloatingPointError: autograd's gradient is not finite; names the parameter.
+    """
+    parameters = {name: p for layer in layers.values() for name, p in layer.parameters.items()}
+    tolerance = TOLERANCE.get(x0.dtype, 0.05) * (10 if x0.is_cuda else 1)
+    for i in range(len(x0)):
+        truth = _autograd(model, parameters, measure, x0[i : i + 1], draws.rows(slice(i, i + 1)))
+        allowed = tolerance * torch.stack([g.norm() for g in truth.values()]).norm()
+        found = {name: g for home, layer in layers.items() for name, g in layer.split(ours[home][i])}
+        for name, g in truth.items():
+            if not g.isfinite().all():
+                raise FloatingPointError(
+                    f"the gradient of {name} is not finite at t = {draws.timestep[i].tolist()}: did training diverge?"
+                )
+            if not (difference := (found[name] - g).norm()) <= allowed:
+                raise RuntimeError(
+                    f"the gradient of {name} is {difference:.1e} away from plain autograd's (allowed: {allowed:.1e}). Use the "
+                    "parameter only by calling its module, without hooks or parametrizations that change what that computes, and "
+                    "let the output for an example depend neither on other examples nor on chance"
+                )
+
+
+def _autograd(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], measure: Measure, x0: Tensor, draws: Draws
+) -> dict[str, Tensor]:
+    """Gradients of one example, ``x0 [1, C, H, W]``, averaged over its draws, in the shapes of the parameters."""
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    x, t, noise = measure.inputs(x0, draws)
+    for k in range(draws.count):
+        row = slice(k, k + 1)
+        cost = measure(denoiser(model), x[row], t[row], noise[row]).sum() / draws.count
+        if not cost.requires_grad:
+            continue
+        for name, g in zip(parameters, torch.autograd.grad(cost, list(parameters.values()), allow_unused=True), strict=True):
+            if g is not None:
+                total[name] += g
+    return total

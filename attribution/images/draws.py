@@ -1,0 +1,194 @@
+"""Draws: the timestep, noise and flip at which an example is evaluated, as data.
+
+A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker
+(METHODS.md §1). ``Draws`` holds them for a batch; the schemes ``Uniform``, ``Even`` and ``Fixed`` make them. Noise is kept as
+a 64-bit seed and expanded when it is needed, so that draws are small enough to record for every step of training.
+
+Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attribution.images import philox
+
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K draws of each of B examples: ``timestep``, ``noise_seed`` (int64) and ``flip`` (bool), all ``[B, K]``."""
+
+    timestep: Tensor
+    noise_seed: Tensor
+    flip: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+    @property
+    def count(self) -> int:
+        """K, the number of draws of each example."""
+        return self.timestep.shape[1]
+
+    def noise(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """ε for an image of ``shape`` (C, H, W): ``[B, K, C, H, W]``, standard normal."""
+        size = torch.Size(shape)
+        return philox.normal(self.noise_seed, size.numel()).view(*self.noise_seed.shape, *size).to(dtype)
+
+    def images(self, x0: Tensor) -> Tensor:
+        """``x0 [B, C, H, W]`` once per draw, mirrored left to right where the draw says so: ``[B, K, C, H, W]``."""
+        x = x0.unsqueeze(1).expand(-1, self.count, *x0.shape[1:])
+        if not self.flip.any():
+            return x
+        return torch.where(self.flip[:, :, None, None, None], x.flip(-1), x)
+
+    def rows(self, index: slice | Tensor) -> "Draws":
+        """The draws of some of the examples."""
+        return Draws(self.timestep[index], self.noise_seed[index], self.flip[index])
+
+    def columns(self, index: slice | Tensor) -> "Draws":
+        """Some of the draws of every example."""
+        return Draws(self.timestep[:, index], self.noise_seed[:, index], self.flip[:, index])
+
+    def to(self, device: torch.device | str) -> "Draws":
+        return Draws(self.timestep.to(device), self.noise_seed.to(device), self.flip.to(device))
+
+
+def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False) -> Draws:
+    """The draw with each ``number`` of each ``example``: t ~ U{1..T}, a noise seed, and a fair coin for the flip.
+
+    ``example`` and ``number`` are int64 and broadcast to ``[B, K]``. ``flips=False`` leaves every image as it is.
+    """
+    example, number = torch.broadcast_tensors(example, number)
+    key0, key1 = philox.key(seed, role)
+    zero = torch.zeros_like(example)
+    w0, w1, w2, w3 = philox.philox(key0, key1, (number & _MASK, example & _MASK, (example >> 32) & _MASK, zero))
+    flip = (w3 & 1).bool() if flips else torch.zeros_like(example, dtype=torch.bool)
+    return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip)
+
+
+class DrawScheme(ABC):
+    """How the K draws of an example are chosen; ``seed`` is independent of the seed of training.
+
+    ``bins`` above 1 asks estimators for scores by pair of (query's, training example's) timesteps, 1..T in so many equal stretches.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    seed: int
+    bins: int
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """K."""
+
+    def refuse_lists(self, setting: str, what: str) -> None:
+        """Raises ValueError: bins or several numbers of draws, which are for scores, where ``what`` takes neither."""
+        if self.bins > 1 or len(self.prefixes) > 1:
+            raise ValueError(f"{setting} has n={self.prefixes}, bins={self.bins}: {what} takes one number of draws, and no bins")
+
+    def check_bins(self, T: int) -> None:
+        """Raises ValueError: more bins than timesteps."""
+        if self.bins > T:
+            raise ValueError(f"draws.bins={self.bins}: the schedule has T={T} timesteps, ask for at most as many bins")
+
+    @property
+    def prefixes(self) -> list[int]:
+        """Numbers of first draws that an estimator shall answer for, ascending; the last is K."""
+        return [self.count]
+
+    @abstractmethod
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        """K draws of each ``example [B]`` (int64 ids) for ``role`` ("query", "train", ...); T timesteps in the schedule."""
+
+
+@dataclass(frozen=True)
+class Uniform(DrawScheme):
+    """``n`` independent draws, t ~ U{1..T} (K-FAC paper). The first k of n are the draws of ``Uniform(k)``.
+
+    A list of ``n`` asks for an answer at each: the largest is drawn, the others are its prefixes.
+    """
+
+    n: int | Sequence[int]
+    seed: int = 0
+    bins: int = 1
+
+    def __post_init__(self):
+        listed = isinstance(self.n, Sequence) and not isinstance(self.n, str)
+        if not all(isinstance(n, int) and n >= 1 for n in (self.n if listed else [self.n])) or self.n == []:  # pyright: ignore
+            raise ValueError(f"draws.n={self.n}: must be a whole number, at least 1, or a list of such")
+        _at_least_one(bins=self.bins)
+
+    @property
+    def prefixes(self) -> list[int]:
+        return [self.n] if isinstance(self.n, int) else sorted(set(self.n))
+
+    @property
+    def count(self) -> int:
+        return self.prefixes[-1]
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        number = torch.arange(self.count, device=example.device)
+        return random_draws(self.seed, role, example[:, None], number, T, flips)
+
+
+@dataclass(frozen=True)
+class Fixed(DrawScheme):
+    """The given ``timesteps`` (1..T), each with ``noises`` independent noises; draw number = position · noises + noise."""
+
+    timesteps: Sequence[int]
+    noises: int = 1
+    seed: int = 0
+    bins: int = 1
+
+    def __post_init__(self):
+        _at_least_one(timesteps=len(self.timesteps), noises=self.noises, bins=self.bins)
+
+    @property
+    def count(self) -> int:
+        return len(self.timesteps) * self.noises
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        if outside := [t for t in self.timesteps if not 1 <= t <= T]:
+            raise ValueError(f"draws.timesteps has {outside}, but the schedule's timesteps are 1..{T}: choose from these")
+        number = torch.arange(self.count, device=example.device)
+        random = random_draws(self.seed, role, example[:, None], number, T, flips)
+        timestep = torch.tensor(list(self.timesteps), device=example.device).repeat_interleave(self.noises)
+        return Draws(timestep.expand(len(example), -1), random.noise_seed, random.flip)
+
+
+@dataclass(frozen=True)
+class Even(DrawScheme):
+    """``n`` evenly spaced timesteps ``t_j = 1 + ⌊jT/n⌋``, j = 0..n-1, with ``noises`` noises each (ReTrac §5.1, eq. 8)."""
+
+    n: int
+    noises: int = 1
+    seed: int = 0
+    bins: int = 1
+
+    def __post_init__(self):
+        _at_least_one(n=self.n, noises=self.noises, bins=self.bins)
+
+    @property
+    def count(self) -> int:
+        return self.n * self.noises
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        if self.n > T:
+            raise ValueError(f"draws.n={self.n} evenly spaced timesteps, but the schedule has T={T}: set draws.n <= {T}")
+        timesteps = [1 + j * T // self.n for j in range(self.n)]
+        return Fixed(timesteps, self.noises, self.seed).draw(role, example, T, flips)
+
+
+def _at_least_one(**settings: int) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < 1:
+            hint = "; a list is for draws@estimator.draws=uniform" if name == "n" and isinstance(value, Sequence) else ""
+            raise ValueError(f"draws.{name}={value}: must be a whole number, at least 1{hint}")

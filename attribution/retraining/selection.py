@@ -1,0 +1,72 @@
+"""Which training examples a model is trained on, and how much each counts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from attribution.nodes import digest
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """``rows`` of a training set, int64 ``[n]`` ascending, and their ``weights`` float64 ``[n]``; None is 1 for all.
+
+    Training minimises the mean over ``rows`` of weight × loss. A row of weight 0 keeps its place in the batches, and its share in
+    their mean, without effect; a row that is left out has neither. Identity is the content: weights of 1 are those of None.
+
+    Raises:
+        ValueError: no row, a row twice or below 0, or weights that are negative, not finite or not one per row.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __post_init__(self):
+        rows = np.asarray(self.rows)
+        if rows.ndim != 1 or not len(rows) or rows.dtype.kind not in "iu" or rows.min() < 0:
+            raise ValueError(
+                f"a selection needs a list of at least one row (whole numbers from 0), not {rows.dtype} of shape {rows.shape}"
+            )
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order].astype(np.int64)
+        if twice := rows[1:][rows[1:] == rows[:-1]].tolist():
+            raise ValueError(f"a selection has row {twice[0]} twice: give it a weight of 2 instead")
+        object.__setattr__(self, "rows", rows)
+        if self.weights is None:
+            return
+        weights = np.asarray(self.weights, dtype=np.float64)
+        if weights.shape != rows.shape or not np.isfinite(weights).all() or weights.min() < 0:
+            raise ValueError(f"a selection of {len(rows)} rows needs as many weights, finite and not negative")
+        object.__setattr__(self, "weights", None if (weights == 1).all() else weights[order])
+
+    @classmethod
+    def of(cls, mask: Sequence[bool] | np.ndarray) -> Self:
+        """The rows where ``mask [N]`` is true."""
+        return cls(np.flatnonzero(np.asarray(mask, dtype=bool)))
+
+    @classmethod
+    def without(cls, rows: Sequence[int] | np.ndarray, count: int) -> Self:
+        """All of ``count`` rows but these."""
+        return cls(np.delete(np.arange(count), np.asarray(rows, dtype=np.int64)))
+
+    @classmethod
+    def weighted(cls, weights: Sequence[float] | np.ndarray) -> Self:
+        """All rows, each with its weight ``[N]``: 0.5 for half an example, 0.99 for a derivative."""
+        return cls(np.arange(len(weights)), np.asarray(weights))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def weights_of(self, positions: np.ndarray) -> np.ndarray:
+        """The weights of some of ``rows``, float64."""
+        return np.ones(len(positions)) if self.weights is None else self.weights[positions]
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "count": len(self),
+            "rows": digest(self.rows),
+            "weights": None if self.weights is None else digest(self.weights),
+        }

@@ -1,0 +1,180 @@
+"""Many models trained side by side, on subsets or with weights: each ends as ``fit`` would leave it.
+
+Batch order, draws, dropout seeds, initial parameters, learning rates, clipping and averaging of a model are those of ``fit`` on
+the images of its selection with its seed. What ``fit`` has and this has not: the record of visits, Lightning's hardware.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attribution.images import Images, philox
+from attribution.images.draws import Draws, random_draws
+from attribution.measurements import Measure
+from attribution.models.trained import PARAMETERS
+from attribution.retraining.modes import Mode, StackedBatch
+from attribution.retraining.selection import Selection
+from attribution.retraining.stack import BuildOptimizer, Stack
+from attribution.training.fit import Recipe
+from attribution.training.order import batch_rows
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the models: what is its own, and the ``folder`` where its progress and at the end its parameters are."""
+
+    seed: int
+    selection: Selection
+    folder: Path
+
+
+def fit_together(
+    members: Sequence[Member],
+    images: Images,
+    model: Callable[[], nn.Module],
+    measure: Measure,
+    optimizer: BuildOptimizer,
+    recipe: Recipe,
+    mode: Mode,
+    flips: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> None:
+    """Trains ``members`` and leaves the parameters of each in its folder; goes on where an earlier call was killed.
+
+    Bit-equal to an uninterrupted call with the same members; with others, or in another order, equal up to rounding.
+
+    Args:
+        images: the whole training set, whose rows the selections name.
+        progress: passes on the steps that are left and shows how far it is.
+
+    Raises:
+        ValueError: rows that are not there, or a model, an optimizer or a precision that ``mode`` cannot train.
+        FloatingPointError: a loss became NaN or infinite.
+    """
+    _check_rows(members, len(images))
+    members = [member for member in members if not (member.folder / PARAMETERS).exists()]
+    if not members:
+        return
+    with torch.random.fork_rng():
+        stack = Stack(model, [member.seed for member in members], optimizer, recipe, torch.device(device))
+        mode.prepare(stack.network)
+        start = _resume(members, stack)
+        losses: list[Tensor] = []
+        with _default_dtype(stack.dtype):
+            for step in progress(range(start, recipe.steps)):
+                batch = _batch(members, images, step, recipe.batch_size, measure.schedule.T, flips, stack)
+                loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch)
+                stack.step(step, gradients)
+                losses.append(loss)
+                if (step + 1) % mode.interval == 0 or step + 1 == recipe.steps:
+                    _check_finite(torch.stack(losses), step + 1, members)
+                    _save(members, stack, step + 1)
+                    losses.clear()
+    for m, member in enumerate(members):
+        _write(stack.final(m), member.folder / PARAMETERS)
+    for member in members:
+        for path in _saved(member).values():
+            path.unlink()
+
+
+def _batch(
+    members: Sequence[Member], images: Images, step: int, batch_size: int, T: int, flips: bool, stack: Stack
+) -> StackedBatch:
+    """The batches of ``step`` (0-based): rows and draws as ``fit`` has them."""
+    positions = [batch_rows(member.seed, step, len(member.selection), batch_size) for member in members]
+    lengths = [len(of_member) for of_member in positions]
+    rows = np.zeros((len(members), max(lengths)), dtype=np.int64)
+    weight = np.zeros(rows.shape)
+    for m, (member, of_member) in enumerate(zip(members, positions, strict=True)):
+        rows[m, : lengths[m]] = member.selection.rows[of_member]
+        weight[m, : lengths[m]] = member.selection.weights_of(of_member) / lengths[m]
+    ids = images.ids(rows.ravel()).view(rows.shape)
+    x0 = images.x0(rows.ravel()).to(stack.device, stack.dtype)
+    draws = _draws(members, ids, step, T, flips).to(stack.device)
+    as_batches = lambda tensor: tensor.unflatten(0, rows.shape)  # noqa: E731
+    return StackedBatch(
+        as_batches(draws.images(x0)[:, 0]),
+        as_batches(draws.timestep[:, 0]),
+        as_batches(draws.noise(x0.shape[1:], x0.dtype)[:, 0]),
+        torch.from_numpy(weight).to(stack.device, stack.dtype),
+        lengths,
+        [philox.key(member.seed, "dropout", step, 0)[0] for member in members],
+    )
+
+
+def _draws(members: Sequence[Member], ids: Tensor, step: int, T: int, flips: bool) -> Draws:
+    """The draw of each example ``ids [M, B]``: ``[M·B, 1]``. One call for all members of a seed."""
+    timestep, noise_seed = torch.empty_like(ids), torch.empty_like(ids)
+    flip = torch.empty_like(ids, dtype=torch.bool)
+    seeds = np.array([member.seed for member in members])
+    for seed in np.unique(seeds):
+        of_seed = torch.from_numpy(seeds == seed)
+        draws = random_draws(int(seed), "training", ids[of_seed], torch.tensor(step), T, flips)
+        timestep[of_seed], noise_seed[of_seed], flip[of_seed] = draws.timestep, draws.noise_seed, draws.flip
+    return Draws(timestep.view(-1, 1), noise_seed.view(-1, 1), flip.view(-1, 1))
+
+
+def _resume(members: Sequence[Member], stack: Stack) -> int:
+    """Restores the last step that all members saved; 0 if there is none."""
+    saved = [_saved(member) for member in members]
+    step = max(set(saved[0]).intersection(*saved[1:]), default=0)
+    if step:
+        stack.restore([load_file(of_member[step]) for of_member in saved])
+    return step
+
+
+def _save(members: Sequence[Member], stack: Stack, step: int) -> None:
+    """Older savings go when all members have the new one: killed in between, all still have the same step."""
+    for m, member in enumerate(members):
+        _write(stack.state(m), member.folder / f"progress-{step:09d}.safetensors")
+    for member in members:
+        for earlier, path in _saved(member).items():
+            if earlier < step:
+                path.unlink()
+
+
+def _saved(member: Member) -> dict[int, Path]:
+    return {int(path.stem.rpartition("-")[2]): path for path in member.folder.glob("progress-*.safetensors")}
+
+
+def _write(state: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    save_file(state, part)
+    os.replace(part, path)
+
+
+def _check_rows(members: Sequence[Member], count: int) -> None:
+    for member in members:
+        if (last := int(member.selection.rows[-1])) >= count:
+            raise ValueError(f"a selection names row {last} of a training set with {count} (data.n_train): choose rows below that")
+
+
+def _check_finite(losses: Tensor, done: int, members: Sequence[Member]) -> None:
+    """``losses [S, M]`` of the last S of ``done`` steps."""
+    if not (bad := (~losses.isfinite()).nonzero()).numel():
+        return
+    step, m = bad[0].tolist()
+    raise FloatingPointError(
+        f"the training loss of the model with seed {members[m].seed} on {len(members[m].selection)} examples became NaN or "
+        f"infinite at step {done - len(losses) + step}: lower optimizer.lr or set trainer.clip"
+    )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype):
+    """What networks make for themselves has the precision of training, as Lightning has it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,72 @@
+"""What is trained on what: the settings that every task starts from, and the nodes that they define."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from attribution.diffusion import NoiseSchedule
+from attribution.diffusion.samplers import Sampler
+from attribution.execution import Execution
+from attribution.training.checkpoints import CheckpointRule
+from attribution.training.fit import Hardware, Recipe
+from experiments.datasets import Source, Split
+from experiments.models.samples import Samples
+from experiments.models.trained import LoggerFor, TrainedModel
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The forward process that training uses and the sampler that generation uses."""
+
+    schedule: NoiseSchedule
+    sampler: Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One trained model and its data."""
+
+    data: Source
+    model: Callable[[], nn.Module]
+    diffusion: Diffusion
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    trainer: Recipe
+    checkpoints: CheckpointRule
+    seed: int
+    hardware: Hardware
+    execution: Execution
+    logger: LoggerFor | None = None
+
+    @property
+    def train(self) -> Split:
+        """The training images."""
+        return Split(self.data, "train")
+
+    @property
+    def record(self) -> TrainedModel:
+        """The trained model and its record."""
+        return TrainedModel(
+            model=self.model,
+            schedule=self.diffusion.schedule,
+            data=self.train,
+            optimizer=self.optimizer,
+            recipe=self.trainer,
+            checkpoints=self.checkpoints,
+            seed=self.seed,
+            flips=self.data.flips,
+            hardware=self.hardware,
+            logger=self.logger,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.data.channels, self.data.size, self.data.size)
+
+    def samples(self, n: int, seed: int) -> Samples:
+        """``n`` images that the trained model generates."""
+        return Samples(
+            record=self.record, sampler=self.diffusion.sampler, shape=self.shape, n=n, seed=seed, execution=self.execution
+        )

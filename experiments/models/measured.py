@@ -1,0 +1,72 @@
+"""Measurements of a trained model as store nodes: the truth that predictions are compared with."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from attribution.diffusion import denoiser
+from attribution.execution import Execution, ranges
+from attribution.gradients.passes import key
+from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
+from attribution.measurements import Measure
+from attribution.models.trained import Trained
+from attribution.nodes import Cost, Get, JointNode, execution
+from attribution.nodes.arrays import Arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Costs(Arrays):
+    """``values [Q]`` float64: the measurement of each image, a mean over its draws."""
+
+    values: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(JointNode[Costs]):
+    """``measure`` of ``images`` under a ``model``, at the same ``draws`` for every model (common random numbers)."""
+
+    ARTIFACT = Costs
+
+    model: Trained[Any]
+    images: ImageSet
+    measure: Measure
+    draws: DrawScheme
+    execution: Execution = execution(default=Execution())
+
+    def together(self) -> Hashable:
+        return key(self.model)
+
+    def cost(self) -> Cost:
+        return Cost(passes=self.images.count * self.draws.count / 3)  # a forward pass is about a third of forward and backward
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Costs]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        device = nodes[0].execution.torch_device()
+        network = nodes[0].model.network(get).to(device)
+        return [node._of(network, get, device) for node in nodes]
+
+    def _of(self, network: torch.nn.Module, get: Get, device: torch.device) -> Costs:
+        images, found = get(self.measure.subject(self.images)), []
+        dtype, T, K = next(network.parameters()).dtype, self.measure.schedule.T, self.draws.count
+        with torch.inference_mode():
+            for start, stop in ranges(0, self.images.count, max(1, self.execution.batch_size // K)):
+                rows = slice(start, stop)
+                draws = self.draws.draw("measurement", images.ids(rows).to(device), T)
+                x0 = images.x0(rows).to(device, dtype)
+                costs = [
+                    self.measure(denoiser(network), *self.measure.inputs(x0, draws.columns(slice(*columns))))
+                    .double()
+                    .view(stop - start, -1)
+                    for columns in ranges(0, K, self.execution.batch_size)
+                ]
+                found.append(torch.cat(costs, 1).mean(1).cpu().numpy())
+        values = np.concatenate(found)
+        if not np.isfinite(values).all():
+            raise FloatingPointError(
+                f"{int((~np.isfinite(values)).sum())} of {len(values)} measurements are not finite: did training diverge?"
+            )
+        return Costs(values)

@@ -1,0 +1,107 @@
+"""Retrained models as store nodes: one training, again and again, on subsets, with weights, with other seeds."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from attribution.execution import Execution
+from attribution.images import ImageSet
+from attribution.models.trained import FinalParameters, Trained
+from attribution.nodes import Cost, Get, JointNode, execution
+from attribution.retraining.modes import Mode
+from attribution.retraining.selection import Selection
+from attribution.retraining.together import Member, fit_together
+from attribution.training.fit import Recipe
+from experiments.models.trained import TrainedModel
+from experiments.store.progress import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
+    """``model`` trained on a ``selection`` of ``data`` by ``recipe`` with ``seed``: the final parameters and nothing else.
+
+    ``data`` is the whole training set; ``recipe.steps`` are the retrained model's own. ``block`` says which missing models of one
+    configuration are trained in one go, by one process: ``in_blocks`` sets it.
+    """
+
+    ARTIFACT = FinalParameters
+
+    data: ImageSet
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    recipe: Recipe
+    flips: bool
+    seed: int
+    selection: Selection
+    mode: Mode
+    block: str = execution(default="")
+    execution: Execution = execution(default=Execution())
+
+    @classmethod
+    def of(cls, record: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
+        """The training of ``record`` once more: on ``selection``, with ``seed``, for ``steps`` steps."""
+        return cls(
+            model=record.model,
+            schedule=record.schedule,
+            data=record.data,
+            optimizer=record.optimizer,
+            recipe=dataclasses.replace(record.recipe, steps=steps),
+            flips=record.flips,
+            seed=seed,
+            selection=selection,
+            mode=mode,
+            execution=execution,
+        )
+
+    def together(self) -> tuple[str, str]:
+        return self._family, self.block
+
+    @cached_property
+    def _family(self) -> str:
+        """The fingerprint of all but what is a model's own."""
+        return dataclasses.replace(self, seed=0, selection=Selection(np.zeros(1, np.int64))).fingerprint
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> Sequence[FinalParameters]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, folders = nodes[0], [get.workspace(node) for node in nodes]
+        images = get(first.data)
+        members = [Member(node.seed, node.selection, folder) for node, folder in zip(nodes, folders, strict=True)]
+        for start in range(0, len(members), first.mode.group):
+            some = members[start : start + first.mode.group]
+            title = f"training {len(some)} model{'s' * (len(some) > 1)}"
+            fit_together(
+                some,
+                images,
+                first.model,
+                first.objective,
+                first.optimizer,
+                first.recipe,
+                first.mode,
+                first.flips,
+                first.execution.torch_device(),
+                progress=lambda steps, title=title: track(steps, title),
+            )
+        return [FinalParameters(folder) for folder in folders]
+
+    def cost(self) -> Cost:
+        state = 4 * self.parameter_count
+        return Cost(
+            passes=self.recipe.steps * min(self.recipe.batch_size, len(self.selection)),
+            memory=4 * state * self.mode.group,  # parameters, gradients, and the two moments of Adam
+            disk=state,
+        )
+
+
+def in_blocks(nodes: Sequence[Retrained]) -> list[Retrained]:
+    """The same models in blocks of at most ``mode.group``, as even as can be, each trained side by side by one process.
+
+    A block is a function of the list, and called by its first model: processes with the same list divide it by blocks, and one that
+    was killed goes on with the same. So ``get.many(in_blocks(nodes))``, with one list of all models that an experiment needs.
+    """
+    blocks = np.array_split(np.arange(len(nodes)), -(-len(nodes) // nodes[0].mode.group)) if nodes else []
+    return [dataclasses.replace(nodes[i], block=nodes[of[0]].fingerprint) for of in blocks for i in of.tolist()]

@@ -1,0 +1,127 @@
+"""Samples of a trained model as a store node."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from attribution.diffusion.samplers import Sampler
+from attribution.execution import Execution, ranges
+from attribution.images import Images, ImageSet, Trajectories, philox
+from attribution.models.trained import Trained
+from attribution.nodes import Cost, Get, Node, execution
+from experiments.store.progress import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleShard(ImageSet):
+    """Samples ``rows[0]..rows[1]-1``."""
+
+    TRANSIENT = True
+
+    record: Trained
+    sampler: Sampler
+    shape: tuple[int, int, int]
+    seed: int
+    rows: tuple[int, int]
+    execution: Execution = execution(default=Execution())
+
+    @property
+    def count(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+    def cost(self) -> Cost:
+        steps = len(self.sampler.timesteps(self.record.schedule.T))
+        return Cost(passes=self.count * steps / 3)  # a forward pass is about a third of forward and backward
+
+    def compute(self, get: Get) -> Images:
+        device = self.execution.torch_device()
+        network = self.record.network(get).float().to(device)
+        index = np.arange(*self.rows)
+        seeds = torch.tensor([_seed(self.seed, int(i)) for i in index], device=device)
+        x0 = self.sampler.sample(network, self.record.schedule, self.shape, seeds, progress=_bar())
+        return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(ImageSet):
+    """``n`` images that the trained model generates, each from its own noise: sample i is the same whatever ``n`` is."""
+
+    record: Trained
+    sampler: Sampler
+    shape: tuple[int, int, int]
+    n: int
+    seed: int
+    execution: Execution = execution(default=Execution())
+
+    @property
+    def count(self) -> int:
+        return self.n
+
+    @property
+    def trajectories(self) -> "SampleTrajectories":
+        return SampleTrajectories(self)
+
+    def parts(self, get: Get) -> Sequence[Node]:
+        return [
+            SampleShard(
+                record=self.record, sampler=self.sampler, shape=self.shape, seed=self.seed, rows=rows, execution=self.execution
+            )
+            for rows in ranges(0, self.n, self.execution.shard)
+        ]
+
+    def cost(self) -> Cost:
+        steps = len(self.sampler.timesteps(self.record.schedule.T))
+        return Cost(passes=self.n * steps / 3)
+
+    def compute(self, get: Get) -> Images:
+        shards = get.many(self.parts(get))
+        pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
+        return Images(pixels, index, label)
+
+
+@dataclass(frozen=True)
+class SampleTrajectories(Node[Trajectories]):
+    """How ``samples`` came about: every state of the same sampling."""
+
+    VERSION = 2
+    ARTIFACT = Trajectories
+
+    samples: Samples
+
+    def cost(self) -> Cost:
+        steps = len(self.samples.sampler.timesteps(self.samples.record.schedule.T))
+        return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
+
+    def compute(self, get: Get) -> Trajectories:
+        s = self.samples
+        device = s.execution.torch_device()
+        network = s.record.network(get).float().to(device)
+        states = []
+        for start, stop in ranges(0, s.n, s.execution.batch_size):
+            seeds = torch.tensor([_seed(s.seed, i) for i in range(start, stop)], device=device)
+            trajectory = s.sampler.sample(network, s.record.schedule, s.shape, seeds, trajectory=True, progress=_bar())
+            states.append(trajectory.states.cpu().numpy())
+        return Trajectories(np.concatenate(states), np.arange(s.n))
+
+
+def _bar() -> Callable[[int, int], None]:
+    """Shows the steps of a sampler, with time left."""
+    bars: list[Iterator[int]] = []
+
+    def progress(done: int, total: int) -> None:
+        if not bars:
+            bars.append(iter(track(range(total + 1), "sampling", total)))
+            next(bars[0])
+        next(bars[0])
+        if done == total:
+            next(bars[0], None)
+
+    return progress
+
+
+def _seed(seed: int, index: int) -> int:
+    low, high = philox.key(seed, "sample", index)
+    return low | (high >> 1) << 32  # 63 bits: torch's integers are signed

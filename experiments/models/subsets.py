@@ -1,0 +1,96 @@
+"""Which subsets of the training set models are retrained on (LDS: Park et al. 2023; METHODS.md §3)."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attribution.images import Images
+from attribution.retraining.selection import Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subsets(ABC):
+    """M subsets as weights. ``weight``: of what a subset leaves out; 0 removes it, 0.5 and 0.99 only weigh it down."""
+
+    weight: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.weight < 1:
+            raise ValueError(
+                f"benchmark.subsets.weight={self.weight} (or estimator.subsets): of what is left out, at least 0 and below 1"
+            )
+
+    @abstractmethod
+    def masks(self, train: Images) -> np.ndarray:
+        """True where a subset keeps an example, ``[M, N]``."""
+
+    def selections(self, train: Images) -> list[Selection]:
+        """What the models are trained on."""
+        masks = self.masks(train)
+        if self.weight == 0:
+            return [Selection.of(mask) for mask in masks]
+        return [Selection.weighted(np.where(mask, 1.0, self.weight)) for mask in masks]
+
+    def removed(self, train: Images) -> np.ndarray:
+        """How much of each example's weight is taken away, ``[M, N]``."""
+        return (1 - self.weight) * ~self.masks(train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSubsets(Subsets):
+    """``count`` random subsets of ``fraction`` of the examples; ``stratified``: of every class alike."""
+
+    count: int
+    fraction: float = 0.5
+    stratified: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.count < 2 or not 0 < self.fraction < 1:
+            raise ValueError(
+                f"benchmark.subsets (or estimator.subsets): count={self.count} must be at least 2, and fraction={self.fraction} "
+                "between 0 and 1"
+            )
+
+    def masks(self, train: Images) -> np.ndarray:
+        random = np.random.default_rng([self.seed, 0x5B5E7])
+        classes = (
+            [np.flatnonzero(train.label == label) for label in np.unique(train.label)]
+            if self.stratified
+            else [np.arange(len(train))]
+        )
+        masks = np.zeros((self.count, len(train)), dtype=bool)
+        for mask in masks:
+            for rows in classes:
+                share = self.fraction * len(rows)
+                # A class of one image is in half of the halves: rounded, it would be in none.
+                kept = int(share) + (random.random() < share % 1) if self.stratified else round(share)
+                mask[random.permutation(rows)[:kept]] = True
+        return masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSubsets(Subsets):
+    """The first ``count`` subsets of ``path``, an npy file: a mask ``[M, N]``, or positions ``[M, n]`` of what is kept."""
+
+    path: str
+    count: int | None = None
+
+    def masks(self, train: Images) -> np.ndarray:
+        """Raises ValueError: no such file, or it does not fit the training set."""
+        if not Path(self.path).is_file():
+            raise ValueError(f"benchmark.subsets.path={self.path} (or estimator.subsets): no such file")
+        table = np.load(self.path)[: self.count]
+        if table.dtype == bool and table.ndim == 2 and table.shape[1] == len(train):
+            return table
+        if table.dtype.kind not in "iu" or table.ndim != 2 or table.min() < 0 or table.max() >= len(train):
+            raise ValueError(
+                f"benchmark.subsets.path={self.path} (or estimator.subsets) holds {table.dtype} {list(table.shape)}: give masks "
+                f"[M, {len(train)}] or positions [M, n] below {len(train)}"
+            )
+        masks = np.zeros((len(table), len(train)), dtype=bool)
+        np.put_along_axis(masks, table, True, axis=1)
+        return masks

@@ -1,0 +1,84 @@
+"""A trained model as a store node."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from attribution.images import ImageSet
+from attribution.nodes import Cost, Get, execution
+from attribution.training import Recorded, TrainingRecord
+from attribution.training.checkpoints import CheckpointRule
+from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.order import steps_per_epoch
+from experiments.store.progress import track
+
+LoggerFor = Callable[[str], Any]
+"""A Lightning logger for the training of the named model, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Recorded):
+    """``model`` trained on ``data`` by ``recipe``, with its record."""
+
+    data: ImageSet
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    recipe: Recipe
+    checkpoints: CheckpointRule
+    seed: int
+    flips: bool
+    hardware: Hardware = execution(default=Hardware())
+    logger: LoggerFor | None = execution(default=None)
+
+    def member(self, i: int) -> "TrainedModel":
+        """The same training with ``seed`` + i."""
+        return replace(self, seed=self.seed + i)
+
+    def cost(self) -> Cost:
+        state = 4 * self.parameter_count
+        candidates = self.checkpoints.candidates(self.recipe.steps, steps_per_epoch(self.data.count, self.recipe.batch_size))
+        return Cost(
+            passes=self.recipe.steps * self.recipe.batch_size,
+            memory=4 * state,  # parameters, gradients, and the two moments of Adam
+            disk=len(candidates) * state,
+        )
+
+    def compute(self, get: Get) -> TrainingRecord:
+        folder = get.workspace(self)
+        fit(
+            folder,
+            get(self.data),
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.recipe,
+            self.checkpoints,
+            self.seed,
+            self.flips,
+            self.hardware,
+            callbacks=[TrainingBar()],
+            logger=(self.logger and self.logger(self.fingerprint)) or False,
+        )
+        return TrainingRecord(folder)
+
+
+class TrainingBar(L.Callback):
+    """Progress of a training, with time left."""
+
+    bar: Iterator[int]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        left = trainer.max_steps - trainer.global_step
+        steps = range(left + 1)
+        self.bar = iter(track(steps, "training", left) if trainer.is_global_zero else steps)
+        next(self.bar)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        next(self.bar)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for _ in self.bar:  # the bar goes away when it has come to its end
+            pass

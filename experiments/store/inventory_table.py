@@ -1,0 +1,68 @@
+"""Prints what is in a store: rows as tables, one node in full; sizes and times in units that one can read."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def size(count: float) -> str:
+    """Bytes as text: 1536 → 1.5 kB (of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: 0.25 → 0.2 s, 4000 → 1 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+_FORMATS: dict[str, Callable[[Any], str]] = {
+    "bytes": size,
+    "memory": size,
+    "disk": size,
+    "seconds": duration,
+    "age": duration,
+    "passes": lambda count: f"{count:,.0f}",
+}
+
+
+def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | None = None) -> None:
+    """The rows as a table on stdout. None is shown as "?". Fingerprints are never cut; other long texts wrap."""
+    console = console or Console()
+    if not rows:
+        console.print(f"{title}: nothing")
+        return
+    table = Table(title=title or None, title_justify="left")
+    for key in rows[0]:
+        numeric = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
+        table.add_column(key, justify="right" if numeric else "left", no_wrap=numeric or key == "fingerprint", overflow="fold")
+    for row in rows:
+        table.add_row(*("?" if row[key] is None else _FORMATS.get(key, str)(row[key]) for key in rows[0]))
+    console.print(table)
+
+
+def show_explanation(explanation: Mapping[str, Any], console: Console | None = None) -> None:
+    """What ``inventory.explain`` found, on stdout: a line for each plain value, JSON for the rest, tables of nodes."""
+    console = console or Console()
+    for key, value in explanation.items():
+        if key in ("depends_on", "needed_by"):
+            show(value, key.replace("_", " "), console)
+        else:
+            text = _FORMATS.get(key, _plain)(value)
+            console.print(f"{key}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=1)

@@ -1,0 +1,49 @@
+"""What is backpropagated: the probe v, and the layers that it reaches."""
+
+import pytest
+import torch
+from torch import nn
+
+from attribution.curvature.pseudo import OutputProbe, kronecker_homes
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images.draws import Uniform
+from tests.attribution.curvature import curvature_worlds as worlds
+from tests.worlds import SCHEDULE
+
+
+def test_probe_is_white_and_of_variance_two_over_d():
+    """Claim: v ~ N(0, (2/d) I), uncorrelated with ε and between draws: sample moments within five standard errors."""
+    n, d = 20_000, 16
+    probe = OutputProbe(SCHEDULE)
+    draws = Uniform(n).draw("curvature", torch.arange(1), SCHEDULE.T)
+    _, _, noise = probe.inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
+    epsilon, v = noise.flatten(2)[:, 0], noise.flatten(2)[:, 1] * (d / 2) ** 0.5
+    assert torch.equal(epsilon, draws.noise((1, 4, 4), torch.float64)[0].flatten(1))
+    bound = 5 / n**0.5
+    assert v.mean(0).abs().max() < bound
+    assert (v.T @ v / n - torch.eye(d)).abs().max() < 2**0.5 * bound
+    assert (epsilon.T @ v / n).abs().max() < bound
+    assert (v[1:].T @ v[:-1] / n).abs().max() < bound
+
+
+def test_probe_of_a_draw_is_the_same_in_any_batch():
+    """Claim: v is a function of the draw alone."""
+    x0 = torch.zeros(3, 2, 4, 4)
+    draws = Uniform(5).draw("curvature", torch.arange(3), SCHEDULE.T)
+    _, _, together = OutputProbe(SCHEDULE).inputs(x0, draws)
+    _, _, alone = OutputProbe(SCHEDULE).inputs(x0[1:2], draws.rows(slice(1, 2)).columns(slice(3, 4)))
+    assert torch.equal(together.unflatten(0, (3, 5))[1, 3], alone[0])
+
+
+def test_grouped_convolutions_are_refused():
+    """Claim: a grouped convolution is an error that names the layer and what to do."""
+    model = worlds.Net(lambda m, x: x, {"a": nn.Conv2d(4, 4, 3, groups=2), "b": nn.Linear(3, 3)})
+    with pytest.raises(ValueError, match=r"grouped convolutions a: .*curvature=exact"):
+        kronecker_homes(PerExampleGradients(model))
+
+
+def test_a_model_of_norms_is_refused():
+    """Claim: nothing to work on is an error."""
+    model = worlds.Net(lambda m, x: x, {"a": nn.GroupNorm(1, 4)})
+    with pytest.raises(ValueError, match="no trainable Linear or Conv2d"):
+        kronecker_homes(PerExampleGradients(model))

@@ -1,0 +1,89 @@
+"""Similarities of images, CLIP embeddings, scores at random."""
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.estimators.clip import CLIP, MEAN, STD
+from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
+from attribution.nodes import InMemory, describe
+from tests.worlds import Blobs
+
+TRAIN, QUERIES = Blobs(n=6), Blobs(n=2, first=900)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_pixels_are_compared_as_they_are(cosine):
+    """Claim: raw dot and cos are those of the pixels in [-1, 1]; no model is asked for."""
+    get = InMemory()
+    q, z = (get(images).x0().flatten(1).double().numpy() for images in (QUERIES, TRAIN))
+    expected = q @ z.T
+    if cosine:
+        expected = expected / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(z, axis=1))
+    scores = EmbeddingSimilarity(embedding=Pixels(), cosine=cosine).score(None, TRAIN, QUERIES, get)
+    np.testing.assert_allclose(scores.values, expected, rtol=1e-5)
+    assert scores.train_index.tolist() == get(TRAIN).index.tolist()
+
+
+def test_random_scores_depend_on_ids_alone():
+    """Claim: a pair's score is a function of seed, query id and training id, whoever else is there; uniform in [-1, 1)."""
+    get = InMemory()
+    whole = Random(seed=1).score(None, Blobs(n=400), Blobs(n=50, first=900), get)
+    part = Random(seed=1).score(None, Blobs(n=7), Blobs(n=3, first=900), get)
+    assert np.array_equal(part.values, whole.values[:3, :7])
+    assert not np.array_equal(Random(seed=2).score(None, Blobs(n=7), Blobs(n=3, first=900), get).values, part.values)
+    assert abs(whole.values.mean()) < 4 / np.sqrt(3 * whole.values.size)
+    assert np.abs(np.sort(whole.values.ravel()) - np.linspace(-1, 1, whole.values.size)).max() < 0.03
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small random CLIP model, saved as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_clip_embeddings_are_the_model_s(folder):
+    """Claim: an embedding is ``get_image_features`` of the image, resized and normalised channel by channel."""
+    transformers = pytest.importorskip("transformers")
+    get = InMemory()
+    found = CLIP(str(folder), batch_size=4).embed(get(TRAIN), torch.device("cpu"))
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    expected = []
+    for row in range(6):
+        x = (get(TRAIN).x0([row])[0, 0] + 1) / 2
+        x = torch.nn.functional.interpolate(x[None, None], (32, 32), mode="bicubic", antialias=True)[0, 0].clamp(0, 1)
+        channels = torch.stack([(x - m) / s for m, s in zip(MEAN, STD, strict=True)])
+        with torch.no_grad():
+            features = model.get_image_features(pixel_values=channels[None])
+        expected.append(getattr(features, "pooler_output", features)[0])
+    np.testing.assert_allclose(found, torch.stack(expected).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_clip_s_identity_is_its_weights(folder, tmp_path):
+    """Claim: another folder with the same files is the same embedding, other weights are another, the batch size is none."""
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "copy")
+    assert describe(CLIP(str(folder))) == describe(CLIP(str(tmp_path / "copy"), batch_size=3))
+    (tmp_path / "copy" / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert describe(CLIP(str(folder))) != describe(CLIP(str(tmp_path / "copy")))
+
+
+def test_missing_weights_are_a_sentence(tmp_path):
+    """Claim: without weights the error names the setting and says where they come from."""
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match=r"estimator.embedding.weights"):
+        CLIP(str(tmp_path / "nowhere")).embed(InMemory()(TRAIN), torch.device("cpu"))

@@ -1,0 +1,256 @@
+"""Diffusion-TracIn and Diffusion-ReTrac against a literal transcription of their equations."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.estimators import ReTrac, SelfInfluence, TracIn
+from attribution.execution import Execution
+from attribution.gradients import hooks
+from attribution.images.draws import Even, Fixed, Uniform
+from attribution.measurements import Loss
+from attribution.nodes import InMemory
+from tests.worlds import SCHEDULE, Blobs, Reordered, trained
+
+RECORD = trained()
+QUERIES = Blobs(n=5, first=900)
+LOSS = Loss(SCHEDULE)
+CHECKPOINTS = [4, 9, 12]
+DRAWS = Even(3, noises=2, seed=1)
+
+
+def estimator(kind, **changes):
+    settings = {"measurement": LOSS, "draws": DRAWS, "checkpoints": CHECKPOINTS, "execution": Execution(device="cpu")}
+    return kind(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def get():
+    """One memory for all tests: they share the training."""
+    return InMemory()
+
+
+def gradient(network, x0, t, noise):
+    """∇ℓ_t(θ, ε, x) in full, by autograd, written without anything of the package: mean over pixels of (ε - ε_θ(x_t, t))²."""
+    betas = torch.linspace(1e-4, 0.1, 100, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - betas, 0)[t - 1]
+    x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+    loss = ((noise - network(x_t[None], torch.tensor([t - 1])).sample[0]) ** 2).mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
+
+
+def sides(get, step, images, ids, draws, normalized):
+    """Mean over draws of the (normalised) gradients of each image, one at a time."""
+    network = RECORD.network(get, step).double()
+    result = []
+    for row in range(len(ids)):
+        gradients = []
+        for k in range(draws.count):
+            noise = draws.rows(slice(row, row + 1)).noise((1, 8, 8), torch.float64)[0, k]
+            x0 = images[row].flip(-1) if draws.flip[row, k] else images[row]
+            g = gradient(network, x0, int(draws.timestep[row, k]), noise)
+            gradients.append(g / g.norm() if normalized else g)
+        result.append(torch.stack(gradients).mean(0))
+    return torch.stack(result)
+
+
+def transcription(get, normalized, draws, queries=QUERIES):
+    """Equations 8 and 9 as they stand, in float64."""
+    record, train, asked = get(RECORD), get(RECORD.data), get(queries)
+    total = torch.zeros(len(asked), len(train), dtype=torch.float64)
+    for step in CHECKPOINTS:
+        eta = record.learning_rate(step)
+        trained_at = record.latest_draws(step, train.index)
+        G = sides(get, step, train.x0().double(), train.index, trained_at, normalized)
+        Q = sides(get, step, asked.x0().double(), asked.index, draws.draw("query", asked.ids(), SCHEDULE.T), normalized)
+        total += eta * Q @ G.T
+    return total.numpy()
+
+
+@pytest.mark.parametrize(("kind", "normalized"), [(TracIn, False), (ReTrac, True)])
+@pytest.mark.parametrize("draws", [DRAWS, Uniform(3, seed=2), Fixed([50], seed=3)], ids=["even", "uniform", "fixed"])
+def test_scores_are_the_equation(get, kind, normalized, draws):
+    """Claim: eq. 8 (TracIn) and eq. 9 (ReTrac) by for-loops of autograd in float64, at the recorded draws, scale included."""
+    scores = estimator(kind, draws=draws).score(RECORD, RECORD.data, QUERIES, get)
+    np.testing.assert_allclose(scores.values, transcription(get, normalized, draws), rtol=2e-5, atol=1e-10)
+    assert scores.values.dtype == np.float32
+    assert scores.train_index.tolist() == get(RECORD.data).index.tolist()
+    assert scores.query_index.tolist() == get(QUERIES).index.tolist()
+
+
+def test_retrac_is_neither_tracin_nor_a_cosine(get):
+    """Claim: the average query gradient is not normalised again: ReTrac's query side is shorter than 1."""
+    retrac = estimator(ReTrac).score(RECORD, RECORD.data, QUERIES, get).values
+    draws = DRAWS.draw("query", get(QUERIES).ids(), SCHEDULE.T)
+    Q = sides(get, 4, get(QUERIES).x0().double(), get(QUERIES).index, draws, True)
+    assert (Q.norm(dim=1) < 0.999).all()
+    assert np.abs(retrac).max() <= sum(get(RECORD).learning_rate(step) for step in CHECKPOINTS)
+
+
+def test_execution_changes_no_score(get):
+    """Claim (DESIGN.md §4.1): batch size, shards and blocks change nothing beyond rounding, and no fingerprint."""
+    whole = estimator(ReTrac)
+    node = whole.scores(RECORD, RECORD.data, QUERIES)
+    for execution in (
+        Execution(device="cpu", batch_size=5),
+        Execution(device="cpu", shard=7, query_shard=2),
+        Execution(device="cpu", gradient_memory=1),
+    ):
+        divided = replace(whole, execution=execution).scores(RECORD, RECORD.data, QUERIES)
+        assert divided.fingerprint == node.fingerprint
+        fresh = InMemory()
+        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+        np.testing.assert_allclose(fresh(divided).values, get(node).values, rtol=1e-4, atol=1e-8)
+
+
+def test_order_of_examples_changes_no_score(get):
+    """Claim: a shuffled training set has the same scores, shuffled."""
+    order = tuple(np.random.default_rng(0).permutation(24).tolist())
+    shuffled = Reordered(RECORD.data, order)
+    scores = estimator(TracIn).score(RECORD, RECORD.data, QUERIES, get)
+    other = estimator(TracIn).score(RECORD, shuffled, QUERIES, get)
+    np.testing.assert_allclose(other.values, scores.values[:, list(order)], rtol=1e-4, atol=1e-9)
+
+
+def test_estimators_together_score_as_alone(get):
+    """Claim: sharing a pass changes no bit of either estimator's scores."""
+    nodes = [estimator(kind).scores(RECORD, RECORD.data, QUERIES) for kind in (TracIn, ReTrac)]
+    for node in nodes:
+        alone, both = InMemory(), InMemory()
+        for memory in (alone, both):
+            memory._artifacts[RECORD.fingerprint] = get(RECORD)
+        both.many(nodes)
+        assert np.array_equal(alone(node).values, both(node).values)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """For every pass of the network, how many inputs it had."""
+    counted = []
+    run = hooks.run
+
+    def counting(model, homes, measure, inputs, *rest):
+        counted.append(len(inputs[0]))
+        run(model, homes, measure, inputs, *rest)
+
+    monkeypatch.setattr(hooks, "run", counting)
+    return counted
+
+
+@pytest.mark.parametrize("batch_size", [512, 10, 3])
+def test_estimators_share_their_passes(get, passes, batch_size):
+    """Claim: TracIn and ReTrac with the same draws run the network as often together as one of them alone."""
+    counts = []
+    for kinds in ((TracIn,), (ReTrac,), (TracIn, ReTrac)):
+        memory = InMemory()
+        memory._artifacts[RECORD.fingerprint] = get(RECORD)
+        passes.clear()
+        execution = Execution(device="cpu", batch_size=batch_size)
+        memory.many([estimator(kind, execution=execution).scores(RECORD, RECORD.data, QUERIES) for kind in kinds])
+        counts.append(len(passes))
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_all_queries_share_one_pass_over_the_training_set(get, passes):
+    """Claim: two pools of queries take one pass over the training set (24 examples at once) for each checkpoint, as one does."""
+    for pools in ([QUERIES], [QUERIES, Blobs(n=3, first=700)]):
+        memory = InMemory()
+        memory._artifacts[RECORD.fingerprint] = get(RECORD)
+        passes.clear()
+        memory.many([estimator(TracIn).scores(RECORD, RECORD.data, pool) for pool in pools])
+        assert passes.count(24) == len(CHECKPOINTS)
+
+
+def test_a_learning_rate_of_zero_is_refused(get):
+    """Claim: scores that are all zero because η is are an error, not a result."""
+    still = trained(optimizer=functools.partial(torch.optim.SGD, lr=0.0))
+    with pytest.raises(ValueError, match="learning rate is 0"):
+        estimator(TracIn).score(still, still.data, QUERIES, get)
+
+
+def test_halves_average_to_the_whole(get):
+    """Claim: the two halves are scores from every other draw, and weighted by their sizes they give the scores."""
+    scores = estimator(TracIn, draws=Uniform(5, seed=4)).score(RECORD, RECORD.data, QUERIES, get)
+    assert scores.halves is not None
+    np.testing.assert_allclose(0.6 * scores.halves[0] + 0.4 * scores.halves[1], scores.values, rtol=1e-4, atol=1e-9)
+    first = _EveryOther(5, seed=4)
+    np.testing.assert_allclose(scores.halves[0], transcription(get, False, first), rtol=2e-5, atol=1e-10)
+    assert estimator(TracIn, draws=Uniform(1)).score(RECORD, RECORD.data, QUERIES, get).halves is None
+
+
+@pytest.mark.parametrize(("kind", "normalized"), [(TracIn, False), (ReTrac, True)])
+def test_self_influence_is_the_diagonal(get, kind, normalized):
+    """Claim: A(z, z) has the query side over the draws and the training side at z's own draw: the diagonal with z as query."""
+    influence = get(SelfInfluence(estimator(kind), RECORD, RECORD.data))
+    expected = np.diag(transcription(get, normalized, DRAWS, RECORD.data))
+    np.testing.assert_allclose(influence.values, expected, rtol=2e-5, atol=1e-10)
+    assert (influence.values > 0).mean() > 0.5, "training on an example mostly lowers its own loss"
+
+
+def test_positive_scores_mean_that_training_helped(get):
+    """Claim (sign): one SGD step on z lowers the loss of a query, at the query's draws, by η ⟨Q, G⟩ to first order."""
+    record, train, asked = get(RECORD), get(RECORD.data), get(QUERIES)
+    step, rate = 9, 1e-6
+    single = estimator(TracIn, checkpoints=[step]).score(RECORD, RECORD.data, QUERIES, get)
+    eta = record.learning_rate(step)
+    draws = DRAWS.draw("query", asked.ids(), SCHEDULE.T)
+    noise = draws.noise((1, 8, 8), torch.float64)
+
+    def cost(network):
+        from attribution.diffusion import denoiser
+
+        with torch.no_grad():
+            return torch.stack(
+                [
+                    LOSS(denoiser(network), asked.x0([q]).double().expand(6, -1, -1, -1), draws.timestep[q], noise[q]).mean()
+                    for q in range(len(asked))
+                ]
+            )
+
+    before = cost(RECORD.network(get, step))
+    for z in (0, 7):
+        network = RECORD.network(get, step)
+        at = record.latest_draws(step, train.index).rows(slice(z, z + 1))
+        image = at.images(train.x0([z]).double())[0, 0]
+        g = gradient(network, image, int(at.timestep), at.noise((1, 8, 8), torch.float64)[0, 0])
+        torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(network.parameters()).detach() - rate * g, network.parameters()
+        )
+        lowered = (before - cost(network)) / rate * eta
+        np.testing.assert_allclose(lowered.numpy(), single.values[:, z], rtol=1e-3, atol=1e-9)
+
+
+def test_a_model_without_a_record_is_refused(get):
+    """Claim: an impossible combination is an error that says what to do."""
+    with pytest.raises(TypeError, match="needs its record"):
+        estimator(ReTrac).scores(RECORD.data, RECORD.data, QUERIES)
+    with pytest.raises(ValueError, match="not yet trained on at checkpoint 1"):
+        estimator(ReTrac, checkpoints=[1]).score(RECORD, RECORD.data, QUERIES, get)
+    with pytest.raises(ValueError, match=r"no checkpoint at step \[13\]"):
+        estimator(ReTrac, checkpoints=[13]).score(RECORD, RECORD.data, QUERIES, get)
+
+
+def test_gradients_that_are_not_finite_name_their_layer(get):
+    """Claim (DESIGN.md §4.7): NaN parameters give an error with the layer, never NaN scores."""
+    from attribution.gradients.passes import dot
+
+    good, bad = (
+        {"a": torch.ones(2, 3, 4), "b": torch.ones(2, 3, 4)},
+        {"a": torch.ones(2, 3, 4), "b": torch.full((2, 3, 4), torch.nan)},
+    )
+    with pytest.raises(FloatingPointError, match="gradients of b are not finite"):
+        dot(good, bad)
+
+
+class _EveryOther(Uniform):
+    """The 1st, 3rd, 5th of the draws."""
+
+    @property
+    def count(self):
+        return len(range(0, self.n, 2))
+
+    def draw(self, role, example, T, flips=False):
+        return Uniform(self.n, self.seed).draw(role, example, T, flips).columns(slice(0, None, 2))

@@ -1,0 +1,271 @@
+"""K-FAC influence against explicit matrices and single gradients in float64."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.curvature import KFAC, KroneckerBasis
+from attribution.curvature.factors import FactorShard
+from attribution.estimators import influence_nodes
+from attribution.estimators.balance import Balance, TimestepNorms
+from attribution.estimators.influence import GRID, KFACInfluence
+from attribution.estimators.influence_nodes import InfluenceShard
+from attribution.execution import Execution
+from attribution.gradients.compression import Quantized, TruncatedSVD
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.images.draws import Uniform
+from attribution.measurements import Loss, SquareNorm
+from attribution.nodes import InMemory
+from attribution.training.checkpoints import AtSteps
+from experiments.metrics import common as metrics
+from experiments.store.store import Store
+from tests.worlds import SCHEDULE, UNET, Blobs, Reordered, trained
+
+SMALL = functools.partial(UNET, block_out_channels=(4, 8))  # H of a layer is written out
+RECORD = trained(model=SMALL, data=Blobs(n=10), checkpoints=AtSteps([12]))
+QUERIES = Blobs(n=3, first=900)
+CPU = Execution(device="cpu")
+
+
+def estimator(**changes) -> KFACInfluence:
+    settings = {
+        "measurement": SquareNorm(SCHEDULE),
+        "draws": Uniform(4, seed=1),
+        "curvature": KFAC(draws=Uniform(3, seed=2), execution=CPU),
+        "damping": 1e-4,
+        "execution": CPU,
+    }
+    return KFACInfluence(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def get():
+    return InMemory()
+
+
+def single_gradients(get, measure, images, role, draws, weigh=False):
+    """For each image the mean over draws of its (normalised) gradients, one pass each: layer → [B, out, in]."""
+    network = RECORD.network(get)
+    engine = PerExampleGradients(network, batch_size=1)
+    rows = []
+    for i in range(len(images)):
+        drawn = draws.draw(role, images.ids([i]), SCHEDULE.T)
+        found = []
+        for k in range(drawn.count):
+            g = engine.capture(measure, images.x0([i]), drawn.columns(slice(k, k + 1))).mean()
+            norm = torch.stack([block.norm() for block in g.values()]).norm() if weigh else 1.0
+            found.append({name: block[0].double() / norm for name, block in g.items()})
+        rows.append({name: torch.stack([f[name] for f in found]).mean(0) for name in found[0]})
+    return rows
+
+
+def explicit(get, how, damping, weigh=False):
+    """Σ_layers vec(q)ᵀ (H_layer + λI)⁻¹ vec(z) with H_layer = B ⊗ A written out."""
+    basis = get(how.curvature.basis(RECORD, RECORD.data))
+    q = single_gradients(get, how.measurement, get(QUERIES), "query", how.draws, weigh)
+    z = single_gradients(get, Loss(SCHEDULE), get(RECORD.data), "attribution", how.draws)
+    total = torch.zeros(len(q), len(z), dtype=torch.float64)
+    for layer in basis.layers:
+        QA, QB = basis.QA[layer].double(), basis.QB[layer].double()
+        vectors = torch.kron(QB, QA)
+        H = vectors @ torch.diag(basis.values[layer].flatten()) @ vectors.T
+        left, right = (torch.stack([side[layer].flatten() for side in rows]) for rows in (q, z))
+        total += left @ torch.linalg.solve(H + damping * torch.eye(len(H), dtype=torch.float64), right.T)
+    return total.numpy()
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1e-2])
+def test_scores_are_the_equation(get, damping):
+    """Claim: ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z) with the matrix written out, scale and sign included."""
+    how = estimator(damping=damping)
+    scores = how.score(RECORD, RECORD.data, QUERIES, get)
+    ((settings, chosen),) = how.variants(scores)
+    assert settings == {}
+    expected = explicit(get, how, damping)
+    np.testing.assert_allclose(chosen.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_balanced_scores_are_the_equation(get):
+    """Claim: balanced by draw, every draw of a query is divided by its own norm before the mean."""
+    how = estimator(balance=Balance("draw", "query"))
+    ((_, chosen),) = how.variants(how.score(RECORD, RECORD.data, QUERIES, get))
+    expected = explicit(get, how, 1e-4, weigh=True)
+    np.testing.assert_allclose(chosen.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_sweep_over_the_grid_is_one_artifact(get):
+    """Claim (DESIGN.md §4.4): dampings on the grid, and lists of them, are the same node; another value is not."""
+    base = estimator(damping=1e-8).scores(RECORD, RECORD.data, QUERIES).fingerprint
+    for damping in (1e-4, [1e-9, 1e-3]):
+        assert estimator(damping=damping).scores(RECORD, RECORD.data, QUERIES).fingerprint == base
+    assert estimator(damping=3e-5).scores(RECORD, RECORD.data, QUERIES).fingerprint != base
+    scores = estimator().score(RECORD, RECORD.data, QUERIES, get)
+    assert scores.values.shape == (len(GRID), 1, 3, 10)
+    sweep = estimator(damping=[1e-9, 1e-3])
+    labels = [settings for settings, _ in sweep.variants(scores)]
+    assert labels == [{"estimator.damping": 1e-9}, {"estimator.damping": 1e-3}]
+
+
+def test_prefixes_of_draws_are_runs_with_fewer(get):
+    """Claim: draws.n=[2,4] holds the scores of draws.n=2 and of draws.n=4."""
+    both = estimator(draws=Uniform([2, 4], seed=1))
+    scores = both.score(RECORD, RECORD.data, QUERIES, get)
+    for (settings, found), n in zip(both.variants(scores), (2, 4), strict=True):
+        alone = estimator(draws=Uniform(n, seed=1))
+        ((_, expected),) = alone.variants(alone.score(RECORD, RECORD.data, QUERIES, get))
+        assert settings == {"estimator.draws.n": n}
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-7 * np.abs(expected.values).max())
+
+
+def test_execution_changes_no_score(get):
+    """Claim: shards, blocks and batch size change nothing beyond rounding, and no fingerprint."""
+    whole = estimator()
+    node = whole.scores(RECORD, RECORD.data, QUERIES)
+    divided = replace(whole, execution=Execution(device="cpu", batch_size=3, shard=7, query_shard=2, gradient_memory=1))
+    other = divided.scores(RECORD, RECORD.data, QUERIES)
+    assert other.fingerprint == node.fingerprint
+    fresh = InMemory()
+    fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+    a, b = fresh(other).values[8], get(node).values[8]
+    np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("query_batch", [1, 2])
+def test_a_bound_on_queries_changes_no_score(get, monkeypatch, query_batch):
+    """Claim: no more than query_batch queries are held at a time, of all estimators together; the scores are the same."""
+    held = []
+    hold = influence_nodes._held
+
+    def counting(node, queries, *rest):
+        held[-1] += sum(side.rows[1] - side.rows[0] for side in queries)
+        return hold(node, queries, *rest)
+
+    batches = influence_nodes._batches
+
+    def batch_by_batch(*args):
+        for batch in batches(*args):
+            held.append(0)
+            yield batch
+
+    monkeypatch.setattr(influence_nodes, "_held", counting)
+    monkeypatch.setattr(influence_nodes, "_batches", batch_by_batch)
+    whole, bounded = estimator(), estimator(query_batch=query_batch)
+    pools = [QUERIES, Blobs(n=2, first=700)]
+    nodes = [bounded.scores(RECORD, RECORD.data, pool) for pool in pools]
+    assert [node.fingerprint for node in nodes] == [whole.scores(RECORD, RECORD.data, pool).fingerprint for pool in pools]
+    fresh = InMemory()
+    fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+    for found, pool in zip(fresh.many(nodes), pools, strict=True):
+        expected = whole.score(RECORD, RECORD.data, pool, get).values
+        np.testing.assert_allclose(found.values, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    assert max(held) <= 5
+    assert [n for n in held if n > 0][:3] == [query_batch] * 3 if query_batch == 1 else max(held[:3]) <= query_batch
+
+
+@pytest.mark.parametrize(
+    ("compression", "least"),
+    [
+        (Quantized(bits=16), 0.999999),
+        (Quantized(bits=8), 0.9999),
+        (Quantized(bits=8, preconditioned=True), 0.9),
+        (Quantized(bits=4), 0.99),
+        (TruncatedSVD(rank=2), 0.7),
+        (TruncatedSVD(rank=100), 1.0),
+    ],
+    ids=lambda value: getattr(value, "label", None),
+)
+def test_compressed_scores_correlate(get, compression, least):
+    """Claim: compressed scores correlate with the uncompressed; where nothing is left out, they are equal."""
+    how = estimator(compression=compression)
+    found, expected = (e.score(RECORD, RECORD.data, QUERIES, get).values for e in (how, estimator()))
+    assert metrics.pearson(found, expected)[GRID.index(1e-4)].min() >= min(least, 0.9999999)
+    if least < 1:
+        assert not np.array_equal(found, expected)
+
+
+def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatch):
+    """Claim (DESIGN.md §4.1): killed between shards and taken up again, factors and scores are bit-equal, no shard done twice."""
+    how = estimator(execution=Execution(device="cpu", shard=4, query_shard=2))
+    how = replace(how, curvature=KFAC(draws=Uniform(3, seed=2), execution=how.execution))
+    node = how.scores(RECORD, RECORD.data, QUERIES)
+    whole = Store(tmp_path / "whole")
+    expected = np.array(whole(node).values)
+    factors = whole(how.curvature.basis(RECORD, RECORD.data))
+
+    done, calls = [], 0
+    together, compute = InfluenceShard.compute_together.__func__, FactorShard.compute
+
+    def fails_often(work):
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise KeyboardInterrupt
+        return work()
+
+    def scores(cls, nodes, get):
+        found = fails_often(lambda: together(cls, nodes, get))
+        done.extend(node.fingerprint for node in nodes)
+        return found
+
+    def sums(self, get):
+        found = fails_often(lambda: compute(self, get))
+        done.append(self.fingerprint)
+        return found
+
+    monkeypatch.setattr(InfluenceShard, "compute_together", classmethod(scores))
+    monkeypatch.setattr(FactorShard, "compute", sums)
+    for _ in range(20):
+        store = Store(tmp_path / "killed")
+        try:
+            found = store(node)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert np.array_equal(found.values, expected)
+    resumed = store(how.curvature.basis(RECORD, RECORD.data))
+    for layer in factors.layers:
+        assert torch.equal(resumed.QA[layer], factors.QA[layer])
+        assert torch.equal(resumed.values[layer], factors.values[layer])
+    assert len(done) == len(set(done)) == 6  # three shards of four examples each, of factors and of scores
+
+
+def test_order_of_examples_changes_no_score(get):
+    """Claim: a shuffled training set has the same scores, shuffled."""
+    order = [3, 0, 9, 1, 8, 2, 7, 4, 6, 5]
+    shuffled = Reordered(RECORD.data, order)
+    expected = estimator().score(RECORD, RECORD.data, QUERIES, get).values
+    found = estimator().score(RECORD, shuffled, QUERIES, get).values
+    np.testing.assert_allclose(found, expected[..., order], rtol=1e-2, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_damping_too_small_is_named(get):
+    """Claim: a damping under which rounding outweighs the scores is an error with layer and value; one of the grid is left out."""
+    with pytest.raises(FloatingPointError, match=r"estimator.damping=1e-40 is too small for layer .*eigenvalues go from"):
+        estimator(damping=1e-40).score(RECORD, RECORD.data, QUERIES, get)
+    values = {"a": torch.tensor([[1e3, 0.0]], dtype=torch.float64), "b": torch.ones(1, 2, dtype=torch.float64)}
+    basis = KroneckerBasis({}, {}, values)
+    assert influence_nodes.unstable_layer(basis, 1e-12) == "a"
+    assert influence_nodes.unstable_layer(basis, 1e-10) is None
+
+
+def test_norms_by_timestep_are_means_over_their_stretch(get):
+    """Claim: the table that balances by timestep holds the mean gradient norm of the draws in each stretch, of few images too."""
+    node = TimestepNorms(RECORD, RECORD.data, seed=0, execution=CPU)
+    table, images = get(node), get(RECORD.data)
+    assert node.draws * len(images) >= 50 * 40
+    draws = Uniform(node.draws, 0).draw("norms", images.ids(), SCHEDULE.T)
+    norms = PerExampleGradients(RECORD.network(get)).capture(Loss(SCHEDULE), images.x0(), draws).norms()
+    for stretch in range(50):  # of two timesteps: T is 100
+        inside = (draws.timestep > 2 * stretch) & (draws.timestep <= 2 * (stretch + 1))
+        np.testing.assert_allclose(table.norms[2 * stretch : 2 * (stretch + 1)], float(norms[inside].mean()), rtol=1e-5)
+
+
+def test_bad_settings_are_named():
+    """Claim: a negative damping and unknown kinds of balance are errors that name the setting."""
+    with pytest.raises(ValueError, match=r"estimator.damping=-1.0"):
+        estimator(damping=-1.0)
+    with pytest.raises(ValueError, match=r"estimator.balance.by=day"):
+        Balance("day", "query")

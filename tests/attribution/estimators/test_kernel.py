@@ -1,0 +1,338 @@
+"""TRAK, D-TRAK and their relatives against literal float64 computations."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.estimators.kernel import GRID, from_dtrak
+from attribution.estimators.relative_if import RelativeIF
+from attribution.estimators.renorm_if import RenormIF
+from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.trak import TRAK
+from attribution.execution import Execution
+from attribution.features.features import FeatureShard
+from attribution.gradients import hooks
+from attribution.images.draws import Even, Uniform
+from attribution.measurements import ElboWeighted, Interpolated, JourneyLoss, Loss, OutputMean, OutputNorm, SquareNorm
+from attribution.nodes import InMemory
+from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademacher
+from attribution.training.checkpoints import AtSteps
+from experiments.models.samples import Samples
+from experiments.store.store import Store
+from tests.worlds import SCHEDULE, UNET, Blobs, trained
+
+SMALL = functools.partial(UNET, block_out_channels=(4, 8))
+RECORD = trained(model=SMALL, data=Blobs(n=10), checkpoints=AtSteps([6, 12]))
+QUERIES = Blobs(n=3, first=900)
+CPU = Execution(device="cpu")
+LOSS = Loss(SCHEDULE)
+DAMPING = 1e-3
+FEATURES = [LOSS, SquareNorm(SCHEDULE), OutputMean(SCHEDULE), OutputNorm(SCHEDULE, 1), OutputNorm(SCHEDULE, 2)]
+FEATURES += [OutputNorm(SCHEDULE, float("inf")), ElboWeighted(SCHEDULE), Interpolated(SCHEDULE, 0.3)]
+
+
+def estimator(kind=TRAK, feature=LOSS, **changes):
+    settings = {
+        "query_feature": feature,
+        "train_feature": feature,
+        "draws": Uniform(4, seed=1),
+        "projection": Identity(),
+        "damping": DAMPING,
+        "execution": CPU,
+    }
+    return kind(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def get():
+    return InMemory()
+
+
+def output_function(measure, output, noise, t):
+    """f(o), written out from METHODS.md §2."""
+    pixels = output.flatten(1)
+    if isinstance(measure, Loss):
+        return ((noise - output) ** 2).flatten(1).mean(1)
+    if isinstance(measure, SquareNorm):
+        return (pixels**2).mean(1)
+    if isinstance(measure, OutputMean):
+        return pixels.mean(1)
+    if isinstance(measure, OutputNorm):
+        return torch.linalg.vector_norm(pixels, measure.p, dim=1)
+    if isinstance(measure, Interpolated):
+        d = pixels.shape[1]
+        direction = (2 / d) * (measure.eta * output - (1 - measure.eta) * noise).detach()
+        return (direction * output).flatten(1).sum(1)
+    betas = torch.linspace(1e-4, 0.1, 100, dtype=torch.float64)
+    bars = torch.cumprod(1 - betas, 0)
+    weight = betas / (2 * (1 - betas) * (1 - bars))
+    return 100 * weight[t - 1] * ((noise - output) ** 2).flatten(1).sum(1)
+
+
+def gradients(get, measure, images, role, draws, step=None):
+    """Rows of whole gradients by autograd alone, a mean over draws, one at a time, in float64."""
+    network = RECORD.network(get, step).double()
+    betas = torch.linspace(1e-4, 0.1, 100, dtype=torch.float64)
+    bars = torch.cumprod(1 - betas, 0)
+    rows = []
+    drawn = draws.draw(role, images.ids(), 100)
+    noise = drawn.noise((1, 8, 8), torch.float64)
+    for i in range(len(images)):
+        x0, total = images.x0([i]).double(), 0.0
+        for k in range(drawn.count):
+            t, epsilon = int(drawn.timestep[i, k]), noise[i, k][None]
+            x_t = bars[t - 1].sqrt() * x0 + (1 - bars[t - 1]).sqrt() * epsilon
+            value = output_function(measure, network(x_t, torch.tensor([t - 1])).sample, epsilon, t)
+            parts = torch.autograd.grad(value.sum(), list(network.parameters()))
+            total = total + torch.cat([g.flatten() for g in parts]) / drawn.count
+        rows.append(total)
+    return torch.stack(rows).numpy()
+
+
+@functools.cache
+def _rows(measure):
+    get = InMemory()
+    draws = Uniform(4, seed=1)
+    return gradients(get, measure, get(QUERIES), "query", draws), gradients(get, measure, get(RECORD.data), "attribution", draws)
+
+
+def literal(measure, damping=DAMPING, kind=TRAK):
+    """φ(x)ᵀ (ΦᵀΦ/N + λI)⁻¹ φ(z)."""
+    q, z = _rows(measure)
+    inverse = solved(z, damping)
+    scores = q @ inverse
+    if kind is RelativeIF:
+        return scores / np.linalg.norm(inverse, axis=0)
+    return scores / np.linalg.norm(z, axis=1) if kind is RenormIF else scores
+
+
+def solved(z, damping):
+    """(ΦᵀΦ/N + λI)⁻¹ Φᵀ ``[P, N]`` by the matrix inversion lemma: (Φᵀ - Φᵀ (NλI + ΦΦᵀ)⁻¹ ΦΦᵀ) / λ."""
+    K = z @ z.T
+    return (z.T - z.T @ np.linalg.solve(len(z) * damping * np.eye(len(z)) + K, K)) / damping
+
+
+def test_the_lemma():
+    """Claim: what the other tests compare with is the inverse of the P × P matrix, written out."""
+    z = np.random.default_rng(0).normal(size=(5, 40))
+    np.testing.assert_allclose(solved(z, 0.3), np.linalg.solve(z.T @ z / 5 + 0.3 * np.eye(40), z.T), rtol=1e-10)
+
+
+def only(how, get, queries=QUERIES, record=RECORD):
+    ((_, scores),) = how.variants(how.score(record, RECORD.data, queries, get))
+    return scores.values
+
+
+@pytest.mark.parametrize("measure", FEATURES, ids=lambda m: type(m).__name__ + str(getattr(m, "p", "")))
+def test_scores_without_projection_are_the_equation(get, measure):
+    """Claim: under every feature the scores are a literal float64 computation from gradients by autograd, scale included."""
+    expected = literal(measure)
+    np.testing.assert_allclose(only(estimator(feature=measure), get), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", [RelativeIF, RenormIF])
+@pytest.mark.parametrize("damping", [1e-1, 1e-4])
+def test_relatives_are_their_equations(get, kind, damping):
+    """Claim: relative and renormalized influence divide by the length of (C + λ)⁻¹φ(z), and of φ(z)."""
+    expected = literal(LOSS, damping, kind)
+    np.testing.assert_allclose(only(estimator(kind, damping=damping), get), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_dtrak_meets_trak_and_square(get):
+    """Claim: the interpolation with η = ½ at λ/4 scores as TRAK at λ, and with η = 1 as the square."""
+    half = only(estimator(feature=Interpolated(SCHEDULE, 0.5), damping=DAMPING / 4), get)
+    np.testing.assert_allclose(half, only(estimator(), get), rtol=1e-4)
+    whole = only(estimator(feature=Interpolated(SCHEDULE, 1.0)), get)
+    np.testing.assert_allclose(whole, only(estimator(feature=SquareNorm(SCHEDULE)), get), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [TRAK, RelativeIF, RenormIF])
+def test_both_forms_give_the_same_numbers(get, kind):
+    """Claim: with fewer features than images the covariance is decomposed, with more the Gram matrix: φᵀ(C+λ)⁻¹φ all the same."""
+    for k in (6, 64):
+        how = estimator(kind, projection=Gaussian(k=k, seed=3))
+        features = [
+            np.concatenate(list(how.features(RECORD, images, role).blocks(get))).astype(np.float64)
+            for images, role in ((QUERIES, "query"), (RECORD.data, "attribution"))
+        ]
+        q, z = features
+        assert z.shape == (10, k)
+        inverse = np.linalg.solve(z.T @ z / len(z) + DAMPING * np.eye(k), z.T)
+        expected = q @ inverse
+        if kind is RelativeIF:
+            expected = expected / np.linalg.norm(inverse, axis=0)
+        if kind is RenormIF:
+            expected = expected / np.linalg.norm(z, axis=1)
+        np.testing.assert_allclose(only(how, get), expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
+
+
+def test_projections_converge_to_the_exact_scores(get):
+    """Claim: with more features the scores come nearer to those of whole gradients, about as 1/√k."""
+    exact = only(estimator(), get)
+    errors = [
+        np.mean([np.linalg.norm(only(estimator(projection=Gaussian(k=k, seed=s)), get) - exact) for s in range(2)])
+        / np.linalg.norm(exact)
+        for k in (64, 512, 4096)
+    ]
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < errors[1] / 2
+    assert errors[2] < 0.2
+
+
+@pytest.mark.parametrize("projection", [Rademacher(k=8192), SJLT(k=8192), SJLT(k=8192, s=4), Kronecker(k_out=8, k_in=64)])
+def test_every_projection_is_near_the_exact_scores(get, projection):
+    """Claim: each kind correlates with the scores of whole gradients."""
+    exact, found = only(estimator(), get), only(estimator(projection=projection), get)
+    assert np.corrcoef(exact.ravel(), found.ravel())[0, 1] > 0.95
+
+
+def test_damping_converts_to_d_trak_s():
+    """Claim: D-TRAK's λ on features whose projection has no 1/√k is k N times this project's."""
+    rng = np.random.default_rng(0)
+    N, k = 7, 5
+    raw, query = rng.normal(size=(N, k)), rng.normal(size=k)  # of a projection with standard normal entries
+    theirs = query @ np.linalg.inv(raw.T @ raw + 3.0 * np.eye(k)) @ raw.T
+    ours, asked = raw / np.sqrt(k), query / np.sqrt(k)
+    mine = asked @ np.linalg.inv(ours.T @ ours / N + from_dtrak(3.0, k, N) * np.eye(k)) @ ours.T
+    np.testing.assert_allclose(mine, N * theirs)
+
+
+@pytest.mark.parametrize("projection", [Identity(), SJLT(k=64)], ids=["whole", "projected"])
+def test_all_share_one_pass(get, monkeypatch, projection):
+    """Claim: TRAK, relative and renormalized influence, gradient dot and cos, over two pools, take the passes of TRAK alone."""
+    counted = []
+    run = hooks.run
+    monkeypatch.setattr(hooks, "run", lambda *args: (counted.append(len(args[3][0])), run(*args))[1])
+    similar = {"measurement": LOSS, "draws": Uniform(4, seed=1), "projection": projection, "execution": CPU}
+    alone = [estimator(projection=projection)]
+    everybody = [estimator(kind, projection=projection) for kind in (TRAK, RelativeIF, RenormIF)]
+    everybody += [GradientSimilarity(cosine=cosine, **similar) for cosine in (False, True)]
+    counts = []
+    for hows in (alone, everybody):
+        fresh = InMemory()
+        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+        counted.clear()
+        fresh.many([how.scores(RECORD, RECORD.data, QUERIES) for how in hows])
+        counts.append(sum(counted))
+    assert counts[0] == counts[1]
+    assert counts[0] <= (10 + 3) * 4 + 40 * (projection == Identity()) + 8  # the first capture checks itself
+
+
+@pytest.mark.parametrize("projection", [Identity(), SJLT(k=64)], ids=["whole", "projected"])
+def test_execution_changes_no_score(get, projection):
+    """Claim: shards, blocks, memory and batch size change nothing beyond rounding, and no fingerprint."""
+    whole = estimator(projection=projection)
+    divided = replace(
+        whole, execution=Execution(device="cpu", batch_size=3, shard=4, gradient_memory=4 * 3 * RECORD.parameter_count)
+    )
+    node = divided.scores(RECORD, RECORD.data, QUERIES)
+    assert node.fingerprint == whole.scores(RECORD, RECORD.data, QUERIES).fingerprint
+    fresh = InMemory()
+    fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+    expected = only(whole, get)
+    np.testing.assert_allclose(only(divided, fresh), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_interrupted_features_go_on_bit_by_bit(get, tmp_path, monkeypatch):
+    """Claim: features killed between shards are taken up again; the scores are bit-equal and no shard is made twice."""
+    how = estimator(projection=SJLT(k=64), execution=Execution(device="cpu", shard=4))
+    expected = how.score(RECORD, RECORD.data, QUERIES, Store(tmp_path / "whole")).values
+    together, calls, done = FeatureShard.compute_together.__func__, [], []
+
+    def fails_often(cls, nodes, get):
+        calls.append(1)
+        if len(calls) % 2:
+            raise KeyboardInterrupt
+        done.extend(node.fingerprint for node in nodes)
+        return together(cls, nodes, get)
+
+    monkeypatch.setattr(FeatureShard, "compute_together", classmethod(fails_often))
+    for _ in range(20):
+        try:
+            found = how.score(RECORD, RECORD.data, QUERIES, Store(tmp_path / "killed"))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert np.array_equal(found.values, expected)
+    assert len(done) == len(set(done)) == 4  # three shards of training images, one of queries
+
+
+def test_gradient_baselines_are_their_equations(get):
+    """Claim: dot and cos at the final model; TracInCP and GAS are their unweighted means over checkpoints."""
+    settings = {"measurement": LOSS, "draws": Uniform(4, seed=1), "projection": Identity(), "execution": CPU}
+    for cosine in (False, True):
+        found = {}
+        for step in (None, 6, 12):
+            q = gradients(get, LOSS, get(QUERIES), "query", Uniform(4, seed=1), step)
+            z = gradients(get, LOSS, get(RECORD.data), "attribution", Uniform(4, seed=1), step)
+            products = q @ z.T
+            found[step] = products / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(z, axis=1)) if cosine else products
+        final = GradientSimilarity(cosine=cosine, **settings).score(RECORD, RECORD.data, QUERIES, get).values
+        np.testing.assert_allclose(final, found[None], rtol=1e-4, atol=1e-6 * np.abs(final).max())
+        several = GradientSimilarity(cosine=cosine, checkpoints=[6, 12], **settings).score(RECORD, RECORD.data, QUERIES, get).values
+        np.testing.assert_allclose(several, (found[6] + found[12]) / 2, rtol=1e-4, atol=1e-6 * np.abs(several).max())
+
+
+def test_ensembles_are_means_over_training_seeds(get):
+    """Claim: models=2 is the mean of the scores of the trainings with seeds s and s + 1."""
+    other = replace(RECORD, seed=RECORD.seed + 1)
+    both = only(estimator(models=2), get)
+    each = [only(estimator(), get, record=record) for record in (RECORD, other)]
+    np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-5)
+    assert not np.allclose(each[0], each[1])
+
+
+def test_journey_is_the_loss_at_the_models_own_images(get):
+    """Claim: Journey-TRAK's query feature is the mean over sampling steps of the loss's gradient at the re-noised estimates."""
+    from attribution.diffusion.samplers import DDIM
+
+    sampler = DDIM(steps=5)
+    samples = Samples(record=RECORD, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=CPU)
+    draws = Even(5, seed=1)
+    how = estimator(query_feature=JourneyLoss(SCHEDULE, sampler), draws=draws)
+    found = only(how, get, samples)
+
+    network = RECORD.network(get).double()
+    bars = torch.cumprod(1 - torch.linspace(1e-4, 0.1, 100, dtype=torch.float64), 0)
+    states = get(samples.trajectories).states
+    drawn = draws.draw("query", torch.arange(2), 100)
+    noise = drawn.noise((1, 8, 8), torch.float64)
+    rows = []
+    for i in range(2):
+        total = 0.0
+        for k in range(5):
+            t = int(drawn.timestep[i, k])
+            x_t = torch.from_numpy(np.array(states[i, 4 - k])).double()[None]
+            bar = bars[t - 1]
+            with torch.no_grad():
+                x0 = ((x_t - (1 - bar).sqrt() * network(x_t, torch.tensor([t - 1])).sample) / bar.sqrt()).clamp(-1, 1)
+            again = bar.sqrt() * x0 + (1 - bar).sqrt() * noise[i, k]
+            loss = ((noise[i, k] - network(again, torch.tensor([t - 1])).sample) ** 2).mean()
+            total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]) / 5
+        rows.append(total)
+    q = torch.stack(rows).numpy()
+    z = gradients(get, LOSS, get(RECORD.data), "attribution", draws)
+    expected = q @ solved(z, DAMPING)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="take generated queries"):
+        how.scores(RECORD, RECORD.data, QUERIES)
+
+
+def test_a_sweep_over_the_grid_is_one_artifact(get):
+    """Claim: dampings of the grid are in every artifact; ones that float64 cannot tell from none are errors when asked for."""
+    assert (
+        estimator(damping=[1e-6, 1.0]).scores(RECORD, RECORD.data, QUERIES).fingerprint
+        == estimator(damping=1e-2).scores(RECORD, RECORD.data, QUERIES).fingerprint
+    )
+    assert set(estimator().score(RECORD, RECORD.data, QUERIES, get).axes["damping"]) <= set(GRID)
+    wide = estimator(projection=Gaussian(k=6, seed=3), damping=0.0)
+    assert np.isfinite(only(wide, get)).all()  # six features of ten images: nothing to invert that is zero
+    with pytest.raises(ValueError, match=r"estimator.damping=-1"):
+        estimator(damping=-1)
+    with pytest.raises(ValueError, match=r"estimator.models=0"):
+        estimator(models=0)
+    with pytest.raises(ValueError, match=r"estimator.draws"):
+        estimator(draws=Uniform(4, bins=2))

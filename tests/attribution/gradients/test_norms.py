@@ -1,0 +1,219 @@
+"""Gradient norms at recorded and other draws, scores at other timesteps of training, and pretrained pipelines."""
+
+from dataclasses import dataclass, replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from attribution.estimators import TracIn
+from attribution.estimators.balance import TimestepNorms
+from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
+from attribution.execution import Execution
+from attribution.gradients.norms import AsDrawn, AsTrained, AtScheme, GradientNorms
+from attribution.gradients.per_example import Captured, PerExampleGradients
+from attribution.images.draws import Draws, Fixed, Uniform
+from attribution.measurements import Loss
+from attribution.models.pipeline import Pipeline
+from attribution.nodes import InMemory
+from tests.references import draw_gradients, draw_norms
+from tests.worlds import SCHEDULE, UNET, Blobs, trained
+
+RECORD = trained()
+CHECKPOINTS = [4, 9]
+CPU = Execution(device="cpu")
+GRID = (1, 40, 100)
+POOL, QUERIES = Blobs(n=8), Blobs(n=2, first=900)
+"""Of ids that training knows; their pixels need not be the same."""
+
+
+@pytest.fixture(scope="module")
+def get():
+    """One memory for all tests: they share the training."""
+    return InMemory()
+
+
+def as_trained(**changes):
+    settings = {"images": POOL, "record": RECORD, "checkpoints": CHECKPOINTS, "execution": CPU}
+    return AsTrained(**{**settings, **changes})
+
+
+def at(draws, timesteps):
+    """The same noise at each of ``timesteps``."""
+    K = len(timesteps)
+    return Draws(torch.tensor(timesteps).expand(len(draws), K), draws.noise_seed.expand(-1, K), draws.flip.expand(-1, K))
+
+
+def slow_gradients(get, step, timesteps=None):
+    """Of every image at its recorded noise, one backward pass each, float64: ``[n, K, parameters]``."""
+    images = get(POOL)
+    draws = get(RECORD).latest_draws(step, images.index)
+    draws = draws if timesteps is None else at(draws, timesteps)
+    network = RECORD.network(get, step).double()
+    found = draw_gradients(Loss(SCHEDULE), network, images.x0().double(), draws)
+    return torch.cat([g.flatten(2) for g in found.values()], 2), draws
+
+
+@pytest.mark.parametrize("timesteps", [None, GRID])
+def test_norms_are_those_of_plain_gradients(get, timesteps):
+    """Claim: at the recorded draws, or at the recorded noise and other timesteps, the norm of a backward pass in float64."""
+    found = get(GradientNorms(as_trained(timesteps=timesteps)))
+    for s, step in enumerate(CHECKPOINTS):
+        gradients, draws = slow_gradients(get, step, timesteps)
+        np.testing.assert_allclose(found.norms[s], draw_norms({"all": gradients}), rtol=1e-9)
+        np.testing.assert_array_equal(found.timestep[s], draws.timestep)
+
+
+def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
+    """Claim: of a checkpoint and of the final model, with one draw or several, what backward passes at the role's draws give."""
+    images = get(POOL)
+    for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
+        of = AtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
+        draws = scheme.draw("a role", images.ids(), SCHEDULE.T)
+        slow = draw_gradients(Loss(SCHEDULE), RECORD.network(get, step).double(), images.x0().double(), draws)
+        np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
+
+
+def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch):
+    """Claim: passes of one draw each keep to the memory for gradients, those of several to the batch size; norms stay the same."""
+    counted = []
+    capture = PerExampleGradients.capture
+    monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, d: counted.append(len(x0)) or capture(self, m, x0, d))
+    little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
+    for n, most in ((1, 2), (2, 3)):
+        of = AtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
+        counted.clear()
+        found = GradientNorms(of).compute(fresh(get))
+        assert counted == [most] * (8 // most) + [8 % most] * (8 % most > 0)
+        np.testing.assert_allclose(found.norms, get(GradientNorms(replace(of, execution=CPU))).norms, rtol=1e-6)
+
+
+def test_norms_that_are_not_finite_are_named(get, monkeypatch):
+    """Claim: the error has the checkpoint, the timestep and the settings that mend it."""
+    monkeypatch.setattr(Captured, "norms", lambda self: torch.tensor([[1.0], [np.nan]]).expand(2, self._draws.count))
+    of = AtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
+    with pytest.raises(FloatingPointError, match=r"1 of 2 .*timestep 40 under checkpoint 9.*optimizer\.lr.*trainer\.clip"):
+        GradientNorms(of).compute(fresh(get))
+
+
+def fresh(get):
+    """A memory of the training alone."""
+    memory = InMemory()
+    memory._artifacts[RECORD.fingerprint] = get(RECORD)
+    return memory
+
+
+def test_the_table_by_timestep_comes_in_shards(get):
+    """Claim: what balances by timestep is put together from shards, and is the same whatever their size."""
+    whole, cut = (TimestepNorms(RECORD, POOL, 0, Execution(device="cpu", shard=shard)) for shard in (512, 3))
+    assert whole.fingerprint == cut.fingerprint
+    assert [part.rows for part in cut.parts(get)] == [(0, 3), (3, 6), (6, 8)]
+    np.testing.assert_allclose(cut.compute(get).norms, get(whole).norms, rtol=1e-6)
+
+
+def test_execution_changes_no_norm(get):
+    """Claim: shards and batches are no part of the result, nor of its identity."""
+    whole, cut = as_trained(timesteps=GRID), as_trained(timesteps=GRID, execution=Execution(device="cpu", shard=3, batch_size=2))
+    assert GradientNorms(whole).fingerprint == GradientNorms(cut).fingerprint
+    assert len(GradientNorms(cut).parts(get)) == 6
+    np.testing.assert_allclose(get(GradientNorms(whole)).norms, GradientNorms(cut).compute(get).norms, rtol=1e-9)
+
+
+@dataclass(frozen=True)
+class AsRecorded(Timing):
+    """The timesteps that training had."""
+
+    def timesteps(self, record, images, checkpoints, get):
+        return np.stack([get(record).latest_draws(step, get(images).index).timestep[:, 0].numpy() for step in checkpoints])
+
+
+def tracin():
+    return TracIn(measurement=Loss(SCHEDULE), draws=Fixed([20, 60], seed=1), checkpoints=CHECKPOINTS, execution=CPU)
+
+
+def scores_at(get, timing):
+    return get(tracin().scores(Retimed.of(RECORD, POOL, CHECKPOINTS, timing), POOL, QUERIES)).values
+
+
+def test_retiming_to_the_true_timesteps_changes_nothing(get):
+    """Claim: a record with its own timesteps in place of its timesteps gives the same scores, bit by bit."""
+    np.testing.assert_array_equal(scores_at(get, AsRecorded()), tracin().score(RECORD, POOL, QUERIES, get).values)
+
+
+def test_scores_at_t_max_are_the_equation_there(get):
+    """Claim: Σ_k η_k ⟨Q_k, G_k⟩ with G_k at the recorded noise and the timestep whose norm is the largest of the grid."""
+    record, queries = get(RECORD), get(QUERIES)
+    expected = torch.zeros(2, 8, dtype=torch.float64)
+    for step in CHECKPOINTS:
+        network = RECORD.network(get, step).double()
+        drawn = tracin().draws.draw("query", queries.ids(), SCHEDULE.T)
+        sides = draw_gradients(Loss(SCHEDULE), network, queries.x0().double(), drawn)
+        Q = torch.cat([g.mean(1).flatten(1) for g in sides.values()], 1)
+        gradients, _ = slow_gradients(get, step, timesteps=GRID)
+        G = torch.stack([of_image[of_image.norm(dim=1).argmax()] for of_image in gradients])
+        expected += record.learning_rate(step) * Q @ G.T
+    np.testing.assert_allclose(scores_at(get, AtLargestNorm(GRID, CPU)), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_random_timesteps_cover_the_schedule(get):
+    """Claim: 1..T with equal chance, another one at another checkpoint and seed, the same again."""
+    images = Blobs(n=500)
+    drawn = AtRandom(3).timesteps(RECORD, images, CHECKPOINTS, get)
+    assert drawn.shape == (2, 500)
+    assert drawn.min() >= 1
+    assert drawn.max() <= SCHEDULE.T
+    assert abs(drawn.mean() - 50.5) < 3
+    assert abs(np.corrcoef(drawn)[0, 1]) < 0.15
+    np.testing.assert_array_equal(drawn, AtRandom(3).timesteps(RECORD, images, CHECKPOINTS, get))
+    assert (drawn != AtRandom(4).timesteps(RECORD, images, CHECKPOINTS, get)).any()
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A randomly initialised DDPM for grey 8 × 8 images, as diffusers saves it."""
+    torch.manual_seed(0)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.1)
+    diffusers.DDPMPipeline(UNET(), scheduler).save_pretrained(tmp_path / "a")
+    return tmp_path / "a"
+
+
+def test_norms_of_a_pretrained_pipeline(pipeline, get):
+    """Claim: the gradient norms of the pipeline's own network under its own schedule, at draws that the seed decides."""
+    of = AsDrawn(images=POOL, pipeline=Pipeline(str(pipeline)), scheme=Uniform(2, seed=5), execution=CPU)
+    found, images = get(GradientNorms(of)), get(POOL)
+    network = diffusers.DDPMPipeline.from_pretrained(pipeline).unet.double()
+    draws = Uniform(2, seed=5).draw("norms", images.ids(), 100)
+    slow = draw_norms(draw_gradients(Loss(SCHEDULE), network, images.x0().double()[:5], draws.rows(slice(0, 5))))
+    np.testing.assert_allclose(found.norms[0, :5], slow, rtol=1e-3)
+    np.testing.assert_array_equal(found.timestep[0], draws.timestep)
+
+
+def test_a_pipeline_is_its_content(pipeline, tmp_path):
+    """Claim: a copy is the same, another network is another; the schedules that are known are recognised by their ᾱ."""
+    pipeline.rename(tmp_path / "b")
+    torch.manual_seed(1)
+    diffusers.DDIMPipeline(UNET(), diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(tmp_path / "c")
+    copied, other = Pipeline(str(tmp_path / "b")), Pipeline(str(tmp_path / "c"))
+    (tmp_path / "b" / "README.md").write_text("words")
+    assert copied.description() == Pipeline(str(tmp_path / "b")).description() != other.description()
+    assert (copied.schedule.kind, copied.schedule.T) == ("linear", 100)
+    assert (other.schedule.kind, other.schedule.T) == ("cosine", 1000)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"), [({"beta_schedule": "sigmoid"}, "sigmoid"), ({"prediction_type": "v_prediction"}, "v_prediction")]
+)
+def test_pipelines_that_are_no_use_are_refused(tmp_path, scheduler, said):
+    """Claim: an unknown schedule and a network that predicts something else are errors that say so."""
+    diffusers.DDPMPipeline(UNET(), diffusers.DDPMScheduler(**scheduler)).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=said):
+        _ = Pipeline(str(tmp_path / "a")).schedule
+    with pytest.raises(ValueError, match=r"^the pipeline .*nowhere"):
+        _ = Pipeline(str(tmp_path / "nowhere")).schedule
+
+
+def test_a_pipeline_for_other_images_is_refused(pipeline):
+    """Claim: channels and size must be the data's."""
+    with pytest.raises(ValueError, match=r"1×8×8.*3×32×32"):
+        Pipeline(str(pipeline)).check_shape((3, 32, 32))

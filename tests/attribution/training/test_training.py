@@ -1,0 +1,254 @@
+"""Training records what it did, and the record replays."""
+
+import functools
+from collections import Counter
+from dataclasses import replace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from attribution.nodes import InMemory
+from attribution.training.checkpoints import AtSteps, EveryEpochs, EverySteps, SteadyDecline, select, steady_decline
+from attribution.training.fit import Hardware, fit
+from attribution.training.order import batch_rows
+from attribution.training.record import TrainingRecord
+from attribution.training.replay import replay_gradient
+from tests.worlds import UNET, Blobs, trained
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(get, node, record) of one recorded training."""
+    get = InMemory()
+    node = trained()
+    return get, node, get(node)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("step", [1, 2, 6, 11])
+def test_a_recorded_step_is_reproduced_bit_for_bit(world, step):
+    """Claim (DESIGN.md §4.2): θ before, the visits and the learning rate give θ after; schedule, clipping, dropout, flips."""
+    get, node, record = world
+    network = node.network(get, step)
+    gradients = replay_gradient(network, node.objective, record, get(node.data), step)
+    row = record.step_table[step]
+    assert row["clip_factor"] < 1, "the claim is about a step that was clipped"
+    optimizer = torch.optim.SGD(network.parameters(), lr=float(row["learning_rate"][0]))
+    for name, parameter in network.named_parameters():
+        parameter.grad = gradients[name]
+    optimizer.step()
+    assert same(network.state_dict(), record.parameters(step + 1))
+
+
+def test_the_replay_would_notice_another_dropout_seed_or_flip(world):
+    """Claim: the test above is not blind: without the recorded flips or dropout the step comes out differently."""
+    get, node, record = world
+    step = 5
+    true = replay_gradient(node.network(get, step), node.objective, record, get(node.data), step)
+    for tampered in ("flip", "dropout"):
+        other = TrainingRecord(record.folder)
+        if tampered == "flip":
+            visits = np.array(record.visits)
+            visits["flip"] = ~visits["flip"]
+            other.__dict__["visits"] = visits
+        else:
+            table = np.array(record.step_table)
+            table["dropout_seed"] += 1
+            other.__dict__["step_table"] = table
+        assert not same(true, replay_gradient(node.network(get, step), node.objective, other, get(node.data), step))
+
+
+def test_learning_rates_are_those_that_were_applied(world):
+    """Claim: the recorded rate of step s is warm-up and cosine at s, not at s + 1."""
+    _, _, record = world
+    warmup, steps, lr = 2, 12, 0.05
+    expected = [
+        lr * s / warmup if s < warmup else lr * 0.5 * (1 + np.cos(np.pi * (s - warmup) / (steps - warmup))) for s in range(steps)
+    ]
+    np.testing.assert_allclose(record.step_table["learning_rate"][:, 0], expected, rtol=1e-12)
+    assert record.learning_rate(7) == pytest.approx(expected[6])
+
+
+def test_every_epoch_visits_every_example_once(world):
+    """Claim: visits follow the batch order, and an epoch is a permutation of the training set."""
+    get, node, record = world
+    ids = get(node.data).index
+    per_epoch = record.info["steps_per_epoch"]
+    for epoch in range(12 // per_epoch):
+        of_epoch = record.visits[(record.visits["step"] >= epoch * per_epoch) & (record.visits["step"] < (epoch + 1) * per_epoch)]
+        assert Counter(of_epoch["example"].tolist()) == Counter(ids.tolist())
+    for step in (0, 7):
+        assert record.visits_of_step(step)["example"].tolist() == ids[batch_rows(3, step, len(ids), 10)].tolist()
+
+
+def test_latest_draws_are_the_latest_visits(world):
+    """Claim: an example's draw at a checkpoint is its last visit before it, found by looking through all visits."""
+    get, node, record = world
+    ids = get(node.data).index
+    for step in (3, 4, 8, 12):
+        draws = record.latest_draws(step, ids)
+        for row, example in enumerate(ids):
+            mine = record.visits[(record.visits["example"] == example) & (record.visits["step"] < step)][-1]
+            assert (int(mine["timestep"]), int(mine["noise_seed"]), bool(mine["flip"])) == (
+                int(draws.timestep[row, 0]),
+                int(draws.noise_seed[row, 0]),
+                bool(draws.flip[row, 0]),
+            )
+
+
+def test_an_example_that_was_not_trained_on_yet_is_an_error(world):
+    """Claim: no draw is invented for an example without a visit."""
+    get, node, record = world
+    with pytest.raises(ValueError, match="not yet trained on at checkpoint 1"):
+        record.latest_draws(1, get(node.data).index)
+    with pytest.raises(ValueError, match="1 of the examples"):
+        record.latest_draws(12, np.array([get(node.data).index[0], 10**6]))
+
+
+class _Stop(L.Callback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, precision):
+    """Claim: stopped between and at saved steps and gone on with, record and parameters (average too) are bit-equal."""
+    images = Blobs().compute(None)
+    node = trained()
+    recipe = replace(node.recipe, precision=precision, ema=0.9)
+
+    def run(folder, *callbacks):
+        fit(folder, images, UNET, node.objective, functools.partial(torch.optim.Adam, lr=1e-3), recipe, EverySteps(3), 3, True,
+            Hardware(accelerator="cpu", interval=4), callbacks)  # fmt: skip
+
+    run(tmp_path / "whole")
+    for stop in (2, 6, 8, 11, 12):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(tmp_path / "pieces", _Stop(stop))
+    run(tmp_path / "pieces")
+    whole, pieces = TrainingRecord(tmp_path / "whole"), TrainingRecord(tmp_path / "pieces")
+    assert np.array_equal(whole.visits, pieces.visits)
+    assert np.array_equal(whole.step_table, pieces.step_table)
+    assert whole.steps == pieces.steps == [3, 6, 9, 12]
+    for step in whole.steps:
+        assert same(whole.parameters(step), pieces.parameters(step))
+    assert same(whole.final_parameters(), pieces.final_parameters())
+    assert not (tmp_path / "pieces" / "progress").exists()
+
+
+def test_the_average_is_torch_s_exponential_moving_average():
+    """Claim: final_parameters are the EMA of the parameters after every step, and without EMA the last checkpoint."""
+    get = InMemory()
+    node = trained(recipe=replace(trained().recipe, ema=0.8))
+    record = get(node)
+    network = UNET().double()
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    for step in record.steps:
+        network.load_state_dict(record.parameters(step))
+        average.update_parameters(network)
+    expected = average.module.state_dict()
+    for name, tensor in record.final_parameters().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-14)
+    plain = trained()
+    assert same(get(plain).final_parameters(), get(plain).parameters(12))
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do():
+    """Claim: training does not go on from NaN and leaves no record."""
+    get = InMemory()
+    recipe = replace(trained().recipe, clip=None, warmup=0.0)
+    diverging = trained(optimizer=functools.partial(torch.optim.SGD, lr=1e30), recipe=recipe)
+    with pytest.raises(FloatingPointError, match=r"step \d+: lower optimizer.lr"):
+        get(diverging)
+    assert not (get.workspace(diverging) / "record.json").exists()
+
+
+def test_hardware_is_no_identity_but_the_recipe_is():
+    """Claim: where a model is trained does not change its fingerprint; batch size, seed and precision do."""
+    base = trained().fingerprint
+    assert trained(hardware=Hardware(accelerator="auto", interval=77)).fingerprint == base
+    for change in ({"batch_size": 11}, {"precision": "32-true"}, {"ema": 0.5}):
+        assert trained(recipe=replace(trained().recipe, **change)).fingerprint != base
+    assert trained(seed=4).fingerprint != base
+    assert trained(model=functools.partial(UNET, dropout=0.2)).fingerprint != base
+
+
+def test_checkpoint_rules():
+    """Claim: each rule names the steps that it says, and the last step always."""
+    assert EverySteps(4).candidates(10, 3) == [4, 8, 10]
+    assert EveryEpochs(2).candidates(10, 3) == [6, 10]
+    assert AtSteps([7, 2]).candidates(10, 3) == [2, 7, 10]
+    with pytest.raises(ValueError, match=r"checkpoints.steps has \[11\]"):
+        AtSteps([11]).candidates(10, 3)
+
+
+def test_steady_decline_leaves_out_the_fall_and_the_plateau():
+    """Claim: of a loss that crashes, declines and stays, the stretch lies in the decline."""
+    falls, declines, stays = np.geomspace(1, 0.3, 50), np.geomspace(0.3, 0.05, 500), np.full(450, 0.05)
+    first, last = steady_decline(np.concatenate([falls, declines, stays]))
+    assert 50 <= first < last <= 560
+    assert last - first > 200
+
+
+def test_steady_checkpoints_are_kept_and_the_others_removed():
+    """Claim: training keeps ``count`` candidates of the decline and the last one."""
+    get = InMemory()
+    node = trained(checkpoints=SteadyDecline(count=3, every=1))
+    record = get(node)
+    assert 3 <= len(record.steps) <= 4
+    assert record.steps[-1] == 12
+    assert sorted(int(path.stem) for path in (record.folder / "checkpoints").iterdir()) == record.steps
+
+
+def test_selecting_checkpoints():
+    """Claim: words, numbers and lists choose among the recorded steps; anything else is refused by name."""
+    recorded, losses = [10, 20, 30, 40], np.geomspace(1, 0.1, 40)
+    assert select("all", recorded, losses) == recorded
+    assert select("last", recorded, losses) == [40]
+    assert select([30, 10], recorded, losses) == [10, 30]
+    assert len(select(2, recorded, losses)) == 2
+    assert select(4, recorded, losses) == recorded
+    for wanted, message in (("first", "choose all"), ([15], r"no checkpoint at step \[15\]"), (5, "recorded 4"), (0, "at least 1")):
+        with pytest.raises(ValueError, match=message):
+            select(wanted, recorded, losses)
+
+
+@pytest.mark.slow
+def test_several_processes_visit_what_one_does(tmp_path):
+    """Claim: under DDP the record has the same visits, and with them (no dropout) the same parameters to rounding."""
+    images = Blobs().compute(None)
+    node = trained(model=functools.partial(UNET, dropout=0.0))
+    records = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        hardware = Hardware(accelerator="cpu", devices=devices, interval=4)
+        fit(folder, images, node.model, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)
+        records.append(TrainingRecord(folder))
+    one, two = records
+    order = ["step", "example"]
+    assert np.array_equal(np.sort(one.visits, order=order), np.sort(two.visits, order=order))
+    np.testing.assert_allclose(one.losses, two.losses, rtol=1e-9)
+    for name, tensor in one.parameters(12).items():
+        torch.testing.assert_close(two.parameters(12)[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
+    """Claim: a division that would weigh examples unequally, or wait for ever, is an error before training."""
+    node = trained()
+    images = Blobs().compute(None)
+    for hardware, message in (
+        (Hardware(accelerator="cpu", devices=3), "3 processes cannot share batches of 10 and 4"),
+        (Hardware(accelerator="cpu", devices=2, strategy="ddp"), "choose ddp_spawn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(tmp_path, images, UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)

@@ -1,0 +1,276 @@
+"""Image tracing: its data at digits scale, its metrics against slow truths, its command line."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.metrics import roc_auc_score
+
+from attribution.images import Images
+from attribution.nodes import InMemory, Node
+from experiments import figures
+from experiments.datasets import DataError, PatchesDigits, Split
+from experiments.datasets.patches_digits import CONTRAST, FACTORS, HELD_OUT, SIZE, STRIDE
+from experiments.metrics import common as metrics
+from experiments.metrics import precision as tracing_metrics
+from experiments.queries import sources
+from experiments.queries.by_source import HeldOutOfEach, even
+from experiments.queries.sources import PixelClassifier
+from experiments.tasks.composition import experiment_of
+from tests.experiments.figures.drawn import overlaps
+from tests.experiments.tasks.test_cli import rows, run
+from tests.experiments.tasks.test_configs import composed
+
+TINY = [
+    "data=patches_digits",
+    "estimator=retrac",
+    "data.patches=60",
+    "data.zeros=10",
+    "trainer.steps=30",
+    "trainer.batch_size=16",
+    "model.block_out_channels=[8,8]",
+    "checkpoints.every=10",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+    "samples.n=4",
+    "estimator.checkpoints=2",
+    "estimator.draws.n=4",
+]
+TRACING = [
+    "benchmark=image_tracing",
+    "benchmark.queries.validation.n=6",
+    "benchmark.queries.generated.n=5",
+    "benchmark.queries.generated.pool=7",
+    "benchmark.k=[1,5,20]",
+]
+
+
+def planned(*arguments: str) -> list[Node]:
+    """What the benchmark of a command line will ask the store for."""
+    config = composed(*arguments)
+    estimators = {"chosen": instantiate(config.estimator, _convert_="all")}
+    return instantiate(config.benchmark, _convert_="all").nodes(experiment_of(config), estimators)
+
+
+def cut(position: int) -> tuple[np.ndarray, float, float]:
+    """The patch with this id, cut in a loop as the class says it is, and which columns of its photograph it shows."""
+    for photograph in load_sample_images().images:
+        grey = photograph @ [0.299, 0.587, 0.114]
+        for factor in FACTORS:
+            height, width = (side // factor for side in grey.shape)
+            for top in range(0, height - SIZE + 1, STRIDE):
+                across = range(0, width - SIZE + 1, STRIDE)
+                if position >= len(across):
+                    position -= len(across)
+                    continue
+                left = across[position]
+                squares = [
+                    [grey[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor].mean() for x in range(left, left + SIZE)]
+                    for y in range(top, top + SIZE)
+                ]
+                return np.rint(np.array(squares) * 16 / 255), left * factor / 640, (left + SIZE) * factor / 640
+    raise AssertionError(position)
+
+
+def test_patches_are_what_their_ids_say():
+    """Claim: a patch is the square of means that a loop cuts at its id; no column of a photograph is in both splits."""
+    splits = PatchesDigits().load()
+    for images, held_out in ((splits.train, False), (splits.validation, True)):
+        for row in np.flatnonzero(images.label == 0)[::23]:
+            pixels, left, right = cut(int(images.index[row]))
+            np.testing.assert_array_equal(images.pixels[row, 0], pixels)
+            assert (left >= HELD_OUT[0] and right <= HELD_OUT[1]) == held_out
+            assert held_out or right <= HELD_OUT[0] or left >= HELD_OUT[1]
+
+
+def test_patches_are_distinct_and_of_something():
+    """Claim: no two images are equal, within and across the splits; none of the patches is flat."""
+    splits = PatchesDigits(patches=None, validation_patches=None).load()
+    both = np.concatenate([splits.train.pixels, splits.validation.pixels]).reshape(-1, SIZE * SIZE).astype(int)
+    assert len(np.unique(both, axis=0)) == len(both)
+    assert np.ptp(both, axis=1).min() >= CONTRAST
+
+
+def test_zeros_are_scikit_learns_and_disjoint():
+    """Claim: zeros come last, labelled 1, as their rows of load_digits; one end moves nothing at the other, patches neither."""
+    digits, splits = load_digits(), PatchesDigits().load()
+    train, validation = (images.take(images.label == 1) for images in (splits.train, splits.validation))
+    assert (len(train), len(validation), splits.train.label.tolist()) == (40, 100, [0] * 1000 + [1] * 40)
+    first = int(train.index[0]) - next(i for i, image in enumerate(digits.images) if (image == train.pixels[0, 0]).all())
+    for images in (train, validation):
+        np.testing.assert_array_equal(images.pixels[:, 0], digits.images[images.index - first])
+        assert (digits.target[images.index - first] == 0).all()
+    assert not set(train.index) & set(validation.index)
+    more = PatchesDigits(zeros=60, validation_patches=7).load()
+    assert set(train.index) < set(more.train.index)
+    np.testing.assert_array_equal(more.validation.index[-100:], validation.index)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zeros": 100}, r"data\.zeros=100 and data\.validation_zeros=100.* 178 zeros"),
+        ({"zeros": 0}, r"data\.zeros=0"),
+        ({"patches": 9999}, r"data\.patches=9999"),
+        ({"validation_patches": 0}, r"data\.validation_patches=0"),
+    ],
+)
+def test_more_than_there_is_is_an_error(settings, message):
+    with pytest.raises(DataError, match=message):
+        PatchesDigits(**settings).load()
+
+
+def test_precision_by_hand():
+    """Claim: of proponents 3, 0, 2 (own: 2, 3) two are own; levels are the share of own examples and 1, or what they allow."""
+    own = np.array([False, False, True, True])
+    top = metrics.top_k(np.array([[2.0, 0, 1, 3], [4, 3, 2, 1]]), 3)
+    assert tracing_metrics.precision(top, own, 1).tolist() == [1, 0]
+    assert tracing_metrics.precision(top, own, 3) == pytest.approx([2 / 3, 1 / 3])
+    assert tracing_metrics.random_precision(own) == 0.5
+    assert [tracing_metrics.maximum_precision(own, k) for k in (1, 2, 4)] == [1, 1, 0.5]
+
+
+def test_random_scores_reach_the_random_level():
+    """Claim: at random, precision is the share of own examples at every k, and AUROC one half."""
+    random = np.random.default_rng(0)
+    own, scores = np.arange(200) < 30, random.standard_normal((2000, 200))
+    for k in (1, 20):
+        reached = tracing_metrics.precision(metrics.top_k(scores, k), own, k)
+        assert abs(reached.mean() - 0.15) < 4 * reached.std() / np.sqrt(2000)
+    assert tracing_metrics.auroc(scores, own).mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_auroc_is_scikit_learns(levels):
+    """Claim: query by query, with few and with many ties."""
+    random = np.random.default_rng(1)
+    own, scores = random.random(60) < 0.2, random.integers(0, levels, (7, 60)).astype(np.float32)
+    assert tracing_metrics.auroc(scores, own) == pytest.approx([roc_auc_score(own, row) for row in scores])
+
+
+def test_the_classifier_keeps_labels_and_tells_the_rest():
+    """Claim: an image's own label is never replaced; unlabelled patches and zeros are told apart, held-out recall says how well."""
+    splits = PatchesDigits(patches=200).load()
+    classifier = PixelClassifier(splits.train)
+    unlabelled = Images(splits.validation.pixels, splits.validation.index, np.full(200, -1), levels=16)
+    assert (classifier.labels(unlabelled) == splits.validation.label).mean() > 0.98
+    wrong = Images(splits.validation.pixels, splits.validation.index, 1 - splits.validation.label, levels=16)
+    np.testing.assert_array_equal(classifier.labels(wrong), wrong.label)
+    told = classifier.labels(unlabelled)
+    for label, estimate in classifier.recall(splits.validation).items():
+        of_label = splits.validation.label == label
+        assert estimate["value"] == pytest.approx((told[of_label] == label).mean())
+        assert estimate["low"] < estimate["value"] <= estimate["high"]
+
+
+def test_the_interval_of_few_images_is_wide():
+    """Claim: three of three is not certainty: Clopper and Pearson's lower end is 0.025^(1/3)."""
+    estimate = sources.share(np.array([True, True, True]))
+    assert (estimate["value"], estimate["high"], estimate["n"]) == (1, 1, 3)
+    assert estimate["low"] == pytest.approx(0.025 ** (1 / 3))
+
+
+def test_queries_of_each_source():
+    """Claim: as many held-out images of the rare source as of the common one, by the seed; more than there are is an error."""
+    experiment = experiment_of(composed("data=patches_digits"))
+    node = HeldOutOfEach(n=9, seed=0).node(experiment)
+    images = InMemory()(node)
+    assert np.bincount(images.label).tolist() == [9, 9]
+    assert node.count == 18
+    assert isinstance(node, Split)
+    assert node.name == "validation"
+    assert set(InMemory()(HeldOutOfEach(n=9, seed=1).node(experiment)).index) != set(images.index)
+    with pytest.raises(ValueError, match=r"benchmark\.queries\.\*\.n=101 .* label 0 there are 100"):
+        HeldOutOfEach(n=101, seed=0).node(experiment)
+
+
+def test_rare_sources_come_first():
+    """Claim: all of a source that the pool has few of, and of the others equally many, the first of each."""
+    labels = np.array([0, 0, 1, 0, 2, 0, 2, 2, 0])
+    assert even(labels, 6).tolist() == [0, 1, 2, 3, 4, 6]
+    assert even(labels, 3).tolist() == [0, 2, 4]
+    assert even(labels, 9).tolist() == list(range(9))
+
+
+def row(name: str, k: int, kind: str, value: float) -> dict:
+    return {"estimator": name, "metric": f"precision@{k}", "k": k, "queries": kind, "queries_n": 9, "seed": 0, "value": value,
+            "low": value - 0.1, "high": value + 0.05, "random": 0.2, "maximum": min(1, 40 / k)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [["a"], ["a", "b", "c"], ["a", "b", "c", "d"], ["a", "b", "c", "d", "e", "f"]])
+def test_curves_show_values_bands_and_levels(kinds):
+    """Claim: a panel per kind with a line per estimator, its band, both levels; nothing covers anything."""
+    found = [row(name, k, kind, v) for name, v in (("retrac", 0.8), ("tracin", 0.3)) for k in (1, 10, 100) for kind in kinds]
+    figure = figures.over_k(found, "own source among the top k")
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == [f"{kind} queries (n = 9)" for kind in kinds]
+    for axes in panels:
+        lines = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
+        assert lines == {"retrac": [0.8] * 3, "tracin": [0.3] * 3, "random level": [0.2] * 3, "maximum": [1, 1, 0.4]}
+        assert len(axes.collections) == 2
+    assert not overlaps(figure)
+
+
+def test_image_tracing_on_the_command_line(tmp_path):
+    """Claim: every source and kind has precision, AUROC, levels and paired differences, which are those of the stored scores."""
+    out = tmp_path / "out"
+    printed = run(tmp_path, *TINY, *TRACING, "benchmark.compare=[tracin,random]", f"hydra.run.dir={out}")
+    found = rows(out)
+    told = {r["estimator"]: r for r in found if r["metric"] == "share_of_images"}
+    assert {"told to be main, by pixels", "told to be zeros, by pixels"} == told.keys()
+    assert sum(r["value"] for r in told.values()) == pytest.approx(1)
+    assert {r["metric"] for r in found if r["queries"] == "generated"} == {"share_of_images", "recall_on_held_out"}
+    pool = round(7 * told["told to be zeros, by pixels"]["value"])
+    zeros = min(pool, max(2, 5 - (7 - pool)))
+    for source, random in (("main", 60 / 70), ("zeros", 10 / 70)):
+        made = zeros if source == "zeros" else 5 - zeros
+        assert (f"none of 5 is of the source {source}" in printed) == (made == 0)
+        for kind, n in (("validation", 6), ("generated", made)):
+            of_kind = [r for r in found if r["queries"] == f"{kind} {source}"]
+            assert bool(of_kind) == (n > 0)
+            assert (out / f"proponents_{kind}_{source}.png").exists() == (n > 0)
+            for r in of_kind:
+                assert r["queries_n"] == n
+                assert "−" in r["estimator"] or r["random"] == pytest.approx(0.5 if r["metric"] == "auroc" else random)
+            if of_kind:
+                value = {(r["estimator"], r["metric"]): r["value"] for r in of_kind}
+                for metric in ("precision@1", "precision@5", "precision@20", "auroc"):
+                    difference = value["retrac", metric] - value["tracin", metric]
+                    assert value["retrac − tracin", metric] == pytest.approx(difference)
+                    assert ("retrac − random", metric) in value
+    assert (out / "precision.png").exists()
+    scores = {r["scores"] for r in found if r["estimator"] == "retrac" and r["queries"] == "validation zeros"}
+    folder = Path(tmp_path / "store" / "TrajectoryScores" / scores.pop())
+    label = PatchesDigits(patches=60, zeros=10).load().train.label
+    best = np.argsort(-np.load(folder / "scores.npy"), axis=1)[:, :5]
+    queries = PatchesDigits(patches=60, zeros=10).load().validation
+    of_zeros = np.isin(np.load(folder / "query_index.npy"), queries.index[queries.label == 1])
+    assert json.loads((folder / "axes.json").read_text()) == {}
+    (at_5,) = [r for r in found if (r["estimator"], r["metric"], r["queries"]) == ("retrac", "precision@5", "validation zeros")]
+    assert at_5["value"] == pytest.approx((label[best[of_zeros]] == 1).mean())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data=digits"], "benchmark.sources={0: 'main', 1: 'zeros'}"),
+        (["benchmark.sources={0:zeros}"], "benchmark.sources={0: 'zeros', 1: 'zeros'}"),
+        (["benchmark.k=[71]"], "benchmark.k[0]=71"),
+        (["benchmark.k=[2.5]"], "benchmark.k[0]=2.5"),
+        (["benchmark.k=5"], "benchmark.k=5"),
+        (["benchmark.k=[]"], "benchmark.k=[]"),
+        (["benchmark.rows=0"], "benchmark.rows=0"),
+        (["benchmark.queries.validation.n=200"], "benchmark.queries.*.n=200"),
+        (["benchmark.queries.generated.n=8"], "n=8 of benchmark.queries.*.pool=7"),
+        (["data.zeros=100"], "data.zeros=100"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(arguments, said):
+    """Claim: the dry run, which comes before any training, has an error that names the setting."""
+    settings = [s for s in TINY if arguments[0] != "data=digits" or not s.startswith("data")]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        planned(*settings, *TRACING, *arguments)

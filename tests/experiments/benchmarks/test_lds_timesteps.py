@@ -1,0 +1,236 @@
+"""LDS of pairs of timesteps: matrices against loops, estimators that measure at a timestep, and the command line."""
+
+import numpy as np
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from scipy.stats import spearmanr
+
+from attribution.measurements import LossAtT
+from experiments import figures
+from experiments.metrics import lds as lds_metrics
+from experiments.metrics import lds_grids
+from experiments.metrics.lds import Resamples
+from experiments.metrics.lds_grids import Grid
+from experiments.tasks.composition import experiment_of
+from tests.experiments.figures.drawn import overlaps
+from tests.experiments.tasks.test_cli import FINAL, rows, run
+from tests.experiments.tasks.test_configs import composed, options
+
+P, TARGETS, Q, M, K, B = 3, 4, 5, 9, 3, 20
+RANDOM = np.random.default_rng(0)
+MEASURED = RANDOM.normal(size=(K, TARGETS, Q, M))
+PREDICTIONS = MEASURED[:, :P].mean(0) + RANDOM.normal(size=(P, Q, M))
+RESAMPLES = Resamples.draw(M, Q, B)
+
+
+def rho(a, b):
+    return float(spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_grid_is_a_loop_over_pairs():
+    """Claim: the entry [p, t] is the mean over queries of Spearman's correlation of prediction p with target t."""
+    grid = Grid.of(PREDICTIONS, MEASURED[0], RESAMPLES)
+    for p in range(P):
+        for t in range(TARGETS):
+            assert grid.values[p, t] == pytest.approx(np.mean([rho(PREDICTIONS[p, q], MEASURED[0, t, q]) for q in range(Q)]))
+            estimate = lds_metrics.lds(PREDICTIONS[p], MEASURED[0, t], RESAMPLES)
+            assert grid.at(p, t) == pytest.approx(estimate)
+
+
+def test_exact_retraining_is_a_loop_over_seeds():
+    """Claim: [p, t] is each seed at p against the mean of the others at t; on the diagonal the estimate of benchmark=lds."""
+    grid = Grid.retraining(MEASURED, RESAMPLES)
+    for p in range(TARGETS):
+        for t in range(TARGETS):
+            found = [
+                rho(MEASURED[k, p, q], np.mean([MEASURED[other, t, q] for other in range(K) if other != k], 0))
+                for k in range(K)
+                for q in range(Q)
+            ]
+            assert grid.values[p, t] == pytest.approx(np.mean(found))
+        assert grid.at(p, p) == pytest.approx(lds_metrics.retraining(MEASURED[:, p], RESAMPLES))
+
+
+def test_differences_are_paired():
+    """Claim: a grid minus itself is 0 without spread; minus another it is the estimate of lds_metrics.difference."""
+    grid, other = (Grid.of(side, MEASURED[0], RESAMPLES) for side in (PREDICTIONS, PREDICTIONS[::-1]))
+    assert (grid - grid).at(0, 1) == (0, 0, 0)
+    expected = lds_metrics.difference(PREDICTIONS[0], PREDICTIONS[2], MEASURED[0, 1], RESAMPLES)
+    assert (grid - other).at(0, 1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [4, 5, 8])
+def test_shapes_are_means_by_hand(n):
+    """Claim: same, neighbouring and farther predictions are averaged target by target; later minus earlier halves the diagonal."""
+    values = RANDOM.normal(size=(n + 1, n + 1))  # "all" stands last and is left out
+    grid = Grid(values, np.stack([values, values + 1]))
+    near, far = [], []
+    for t in range(n):
+        near.append(np.mean([values[p, t] for p in range(n) if abs(p - t) == 1]))
+        far.append(np.mean([values[p, t] for p in range(n) if abs(p - t) > 1]))
+    own = [values[t, t] for t in range(n)]
+    half = n // 2
+    expected = {
+        lds_grids.diagonal: np.mean(own),
+        lds_grids.neighbours: np.mean(near),
+        lds_grids.farther: np.mean(far),
+        lds_grids.later: np.mean(own[-half:]) - np.mean(own[:half]),
+    }
+    for weights, value in expected.items():
+        estimate = grid.combined(weights(n))
+        assert estimate.value == pytest.approx(value)
+        one_more = 0 if weights is lds_grids.later else 1  # in the second resample every entry is larger by 1
+        assert (estimate.low, estimate.high) == pytest.approx((value + 0.025 * one_more, value + 0.975 * one_more))
+
+
+MEASURES_NOTHING = {"raw_cos", "raw_dot", "clip_cos", "clip_dot", "random", "dtrak", "journey_trak"}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A training on few images, and three queries of it."""
+    config = composed("data.n_train=24", "data.n_validation=12")
+    experiment = experiment_of(config)
+    return experiment, instantiate(config.queries, n=3, _convert_="all").node(experiment)
+
+
+@pytest.mark.parametrize("name", options("estimator"))
+def test_measuring_is_the_measurement_of_the_command_line(world, name):
+    """Claim: an estimator measuring at t is the one with measurement=loss_at_t; one that asks for no measurement is itself."""
+    experiment, queries = world
+    estimator = instantiate(composed(f"estimator={name}").estimator, _convert_="all")
+    at_500 = estimator.measuring(LossAtT(experiment.diffusion.schedule, 500))
+    assert (at_500 is estimator) == (name in MEASURES_NOTHING)
+    if name not in MEASURES_NOTHING:
+        said = instantiate(composed(f"estimator={name}", "measurement=loss_at_t", "measurement.t=500").estimator, _convert_="all")
+        nodes = [how.scores(experiment.record, experiment.train, queries) for how in (at_500, said, estimator)]
+        assert nodes[0].fingerprint == nodes[1].fingerprint != nodes[2].fingerprint
+
+
+def test_timesteps_share_the_passes_over_the_training_set(world):
+    """Claim: influence at every timestep waits for the same training gradients, pass by pass."""
+    experiment, queries = world
+    estimator = instantiate(composed("estimator=kfac").estimator, _convert_="all")
+    hows = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.schedule, t)) for t in (1, 999))]
+    shards = [how.scores(experiment.record, experiment.train, queries)._shards() for how in hows]
+    assert len({how.scores(experiment.record, experiment.train, queries).fingerprint for how in hows}) == 3
+    assert all(len({shard.together() for shard in same}) == 1 for same in zip(*shards, strict=True))
+
+
+SMALL = [
+    "benchmark=lds_timesteps",
+    "benchmark.timesteps=[1,10,200,999]",
+    "benchmark.subsets.count=4",
+    "benchmark.repeats=3",
+    "benchmark.steps=6",
+    "benchmark.draws.n=4",
+    "benchmark.queries.validation.n=4",
+    "benchmark.queries.generated.n=3",
+    "benchmark.resamples=50",
+]
+KFAC = ["estimator=kfac", "estimator.draws.n=2", "curvature.draws.n=2"]
+
+
+def test_on_the_command_line(tmp_path):
+    """Claim: a row for each target with its interval, ceiling and column of the matrix; the models are those of benchmark=lds."""
+    out, lds = tmp_path / "out", tmp_path / "lds"
+    printed = run(tmp_path, *FINAL, *SMALL, *KFAC, "benchmark.compare=[raw_cos]", f"hydra.run.dir={out}")
+    found, labels = rows(out), [1, 10, 200, 999, "all"]
+    for kind in ("validation", "generated"):
+        here = [row for row in found if row["queries"] == kind]
+        own = {(row["estimator"], row["swept"]["measured_t"]): row for row in here if row["metric"] == "lds_%"}
+        assert set(own) == {(name, t) for name in ("kfac", "raw_cos", "exact retraining", "kfac − raw_cos") for t in labels}
+        for (name, t), row in own.items():
+            assert row["low"] <= row["high"]
+            if name == "kfac − raw_cos":
+                assert row["value"] == pytest.approx(own["kfac", t]["value"] - own["raw_cos", t]["value"])
+                continue
+            assert list(row["by_predicted"]) == [str(label) for label in labels]
+            assert row["by_predicted"][str(t)] == {end: row[end] for end in ("value", "low", "high")}
+            assert 0 <= row["ceiling"] <= 100
+        assert len({str(own["raw_cos", t]["by_predicted"][p]) for t in [10] for p in map(str, labels)}) == 1
+        by_all = {(row["estimator"], row["swept"]["measured_t"]): row for row in here if row["metric"] == "lds_%_by_all"}
+        assert set(by_all) == {(name, t) for name in ("kfac", "exact retraining") for t in labels[:-1]}
+        for row in (row for row in here if row["metric"] == "lds_%_−_by_all"):
+            place = row["estimator"], row["swept"]["measured_t"]
+            assert row["value"] == pytest.approx(own[place]["value"] - by_all[place]["value"])
+            assert by_all[place]["value"] == own[place]["by_predicted"]["all"]["value"]
+        shapes = {row["metric"]: row for row in here if row["estimator"] == "kfac" and row["benchmark"] == "lds_timesteps_shape"}
+        assert shapes["same_t"]["value"] == pytest.approx(np.mean([own["kfac", t]["value"] for t in labels[:-1]]))
+        for name in ("kfac", "exact_retraining"):
+            assert (out / f"lds_{kind}_{name}.png").exists()
+        assert not (out / f"lds_{kind}_raw_cos.png").exists()
+    assert len(printed.splitlines()) < 120
+    assert (out / "lds_by_timestep.png").exists()
+    store = tmp_path / "store"
+    models, measured = (set((store / kind).iterdir()) for kind in ("Retrained", "Measured"))
+    same = [s for s in SMALL if "timesteps" not in s]
+    run(tmp_path, *FINAL, *KFAC, "benchmark=lds", *same, "benchmark.compare=[]", f"hydra.run.dir={lds}")
+    assert (models, measured) == tuple(set((store / kind).iterdir()) for kind in ("Retrained", "Measured"))
+    for row in rows(lds):
+        if row["estimator"] == "kfac" and row["metric"] == "lds_%":
+            here = {"estimator": "kfac", "metric": "lds_%", "queries": row["queries"]}
+            (mine,) = [r for r in found if here.items() <= r.items() and r["swept"]["measured_t"] == "all"]
+            assert (mine["value"], mine["scores"]) == (pytest.approx(row["value"]), row["scores"])
+            assert mine["ceiling"] == pytest.approx(row["ceiling"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["benchmark.timesteps=[-1,5]"], "benchmark.timesteps=[-1, 5]"),
+        (["benchmark.timesteps=[1001]"], "at least one of 1..1000"),
+        (["benchmark.timesteps=[5,5]"], "benchmark.timesteps"),
+        (["benchmark.timesteps=[]"], "benchmark.timesteps=[]"),
+        (["benchmark.timesteps=[2.5]"], "benchmark.timesteps=[2.5]"),
+        (["benchmark.timesteps=5"], "benchmark.timesteps=5"),
+        (["benchmark.seeds=0"], "benchmark.seeds=0"),
+        (["benchmark.repeats=2"], "benchmark.repeats=2"),
+        (["benchmark.resamples=0"], "benchmark.resamples=0"),
+        (["benchmark.subsets.count=1"], "benchmark.subsets"),
+        (["benchmark.queries.validation.n=13"], "benchmark.queries"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_trained(settings, said):
+    """Claim: what cannot be is refused by the setting's name when the nodes are listed."""
+    config = composed("benchmark=lds_timesteps", "data.n_train=24", "data.n_validation=12", *settings)
+    experiment = experiment_of(config)
+    with pytest.raises((ValueError, InstantiationException)) as error:
+        instantiate(config.benchmark, _convert_="all").nodes(experiment, {})
+    assert said in str(error.value)
+
+
+def test_an_error_on_the_command_line(tmp_path, capfd):
+    """Claim: the shell is told the setting in a sentence, and nothing was computed."""
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, *FINAL, *SMALL, "estimator=random", "benchmark.compare=[]", "benchmark.timesteps=[0,5]")
+    assert "benchmark.timesteps=[0, 5]" in f"{ended.value.code}{capfd.readouterr().err}"
+    assert not (tmp_path / "store" / "TrainedModel").exists()
+
+
+def drawn(value: float, t, estimator: str = "kfac", queries: str = "validation") -> dict:
+    row = {"estimator": estimator, "queries": queries, "metric": "lds_%", "seed": 0, "swept": {"measured_t": t}}
+    return {**row, "value": value, "low": value - 5, "high": value + 5, "ceiling": value + 20, "random": 0.0}
+
+
+def test_the_figure_shows_every_timestep_evenly():
+    """Claim: timesteps stand in order, a step apart, "all" behind them on its own; values, intervals and ceilings stand there."""
+    rows = [
+        drawn(value, t, name, kind)
+        for name, value in (("kfac", 30), ("exact retraining", 50))
+        for kind in ("validation", "generated")
+        for t in ("all", 999, 1, 100)
+    ]
+    figure = figures.by_timestep(rows, "measured_t", "timestep of the loss", "LDS, %")
+    assert [axes.get_title() for axes in figure.axes] == ["validation queries", "generated queries"]
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "100", "999", "all"]
+        steps = np.diff(axes.get_xticks())
+        assert steps[0] == steps[1] < steps[2]
+        (line,) = [line for line in axes.lines if line.get_label() == "kfac"]
+        assert len(np.asarray(line.get_xdata())) == 3
+        assert set(np.asarray(line.get_ydata())) == {30}
+    assert overlaps(figure) == []
+    lone = figures.by_timestep([drawn(1, 5)], "measured_t", "t", "LDS")  # one point is a figure too
+    assert overlaps(lone) == []

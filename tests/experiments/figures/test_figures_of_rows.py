@@ -1,0 +1,88 @@
+"""What figures of measured numbers show, read from their artists."""
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+
+from experiments import figures
+from tests.experiments.figures.drawn import overlaps
+
+
+def share_rows(**extra) -> list[dict]:
+    """Two estimators × two k × two kinds of queries, and a difference, which has no random level."""
+    rows = [
+        {"estimator": name, "metric": f"distinct_share@{k}", "k": k, "queries": kind, "seed": 0, "value": value, "low": value - 0.1,
+         "high": value + 0.05, "random": 0.9, "maximum": 1.0, **extra}
+        for name, value in (("retrac", 0.8), ("tracin", 0.3)) for k in (10, 50) for kind in ("validation", "generated")
+    ]  # fmt: skip
+    return [*rows, {**rows[0], "estimator": "retrac − tracin", "random": None, "value": 0.5}]
+
+
+def test_distinct_share_shows_bars_intervals_and_levels():
+    """A panel per kind of queries; in each a bar per estimator and k with its interval, and both levels for each k."""
+    figure = figures.distinct_share(share_rows())
+    assert [axes.get_title() for axes in figure.axes] == ["validation queries", "generated queries"]
+    for axes in figure.axes:
+        assert sorted(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)) == [0.3, 0.3, 0.8, 0.8]
+        spans = sorted(tuple(map(float, np.asarray(line.get_ydata()))) for line in axes.lines)
+        assert spans == [pytest.approx((0.2, 0.35))] * 2 + [pytest.approx((0.7, 0.85))] * 2
+        levels = [segment[0][1] for lines in axes.collections for segment in lines.get_segments()]  # pyright: ignore[reportAttributeAccessIssue]
+        assert set(levels) == {0.9, 1.0}
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["top 10", "top 50"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "retrac",
+        "tracin",
+        "interval",
+        "random level",
+        "maximum",
+    ]
+
+
+def test_swept_settings_get_bars_of_their_own():
+    """Two values of a setting: no bar hides another, and the legend tells them apart."""
+    rows = [*share_rows(swept={"estimator.draws.n": 10}), *share_rows(swept={"estimator.draws.n": 50})]
+    figure = figures.distinct_share(rows)
+    places = [bar.get_x() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
+    assert len(places) == len({round(x, 6) for x in places}) == 8
+    assert "tracin, draws.n=50" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_unknown_intervals_are_not_drawn():
+    """A share without an interval is a bar alone; no rows are an empty figure, not an error."""
+    figure = figures.distinct_share([{**row, "low": None, "high": None} for row in share_rows()])
+    assert all(len(axes.lines) == 0 for axes in figure.axes)
+    FigureCanvasAgg(figures.distinct_share([])).draw()
+
+
+def test_many_estimators_stay_on_a_page():
+    """Claim: sixteen estimators on three kinds of queries: at most 16 inches wide, every bar with a look of its own."""
+    names, kinds = [f"estimator_{i}" for i in range(16)], ("validation", "generated", "train")
+    rows = [
+        {**row, "estimator": name, "queries": kind}
+        for row in share_rows()[::4]
+        for name in names
+        for kind in kinds
+        if row["random"]
+    ]
+    figure = figures.distinct_share(rows)
+    assert figure.get_figwidth() <= 16
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in figure.axes[0].patches}
+    assert len(looks) == 16
+    assert overlaps(figure) == []
+
+
+def test_training_curve_shows_loss_rate_and_checkpoints():
+    """Raw loss, its centred mean, the learning rate, short marks for recorded and full ones for used checkpoints."""
+    loss = np.linspace(1, 0.1, 200)
+    figure = figures.training_curve(range(1, 201), loss, np.full(200, 1e-3), checkpoints=[50, 100, 150], used=[100])
+    left, right = figure.axes
+    assert left.get_yscale() == "log"
+    raw, smooth = (np.asarray(line.get_ydata()) for line in left.lines)
+    assert (raw == loss).all()
+    assert smooth[1:-2] == pytest.approx([loss[max(0, i - 2) : i + 2].mean() for i in range(1, 198)])
+    assert np.asarray(right.lines[0].get_ydata()).tolist() == [1e-3] * 200
+    marks = [[segment[0][0] for segment in lines.get_segments()] for lines in left.collections]  # pyright: ignore[reportAttributeAccessIssue]
+    assert marks == [[50, 100, 150], [100]]
+    FigureCanvasAgg(figure).draw()
+    FigureCanvasAgg(figures.training_curve([1], [0.5], [1e-3])).draw()

@@ -1,0 +1,105 @@
+"""The linear datamodeling score on matrices written by hand, and against slow truths."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.metrics import lds as lds_metrics
+from experiments.metrics.lds import Resamples
+
+
+def test_predictions_add_up_what_is_taken_away():
+    """Claim: a subset's prediction is the sum of the scores of what it lacks, each times the weight it lost."""
+    scores = np.array([[1.0, 2.0, 4.0]])
+    removed = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.5, 0.0, 0.5]])
+    assert lds_metrics.predicted(scores, removed).tolist() == [[1.0, 6.0, 2.5]]
+
+
+def test_lds_is_spearman_over_subsets():
+    """Claim: per query, SciPy's Spearman over the subsets; predictions that are all equal count 0."""
+    random = np.random.default_rng(0)
+    predictions, measured = random.normal(size=(3, 4, 20)), random.normal(size=(4, 20))
+    predictions[0, 0] = 1.0
+    found = lds_metrics.per_query(predictions, measured)
+    for v in range(3):
+        for q in range(4):
+            expected = 0.0 if (v, q) == (0, 0) else stats.spearmanr(predictions[v, q], measured[q]).statistic
+            assert found[v, q] == pytest.approx(expected)
+
+
+def test_sign():
+    """Claim: scores that say what removal really does (cost rises by τ/N each) have an LDS of 100 %, their negative of -100 %."""
+    random = np.random.default_rng(1)
+    scores, masks = random.normal(size=(5, 30)), random.random((16, 30)) < 0.5
+    measured = 3.0 + scores @ (~masks).T / 30
+    resamples = Resamples.draw(16, 5)
+    assert lds_metrics.lds(lds_metrics.predicted(scores, ~masks), measured, resamples).value == pytest.approx(1)
+    assert lds_metrics.lds(lds_metrics.predicted(-scores, ~masks), measured, resamples).value == pytest.approx(-1)
+
+
+def test_a_resample_is_the_weighted_correlation_of_ranks():
+    """Claim: each resample is the mean over drawn queries of the correlation of ranks, each subset as often as it was drawn."""
+    random = np.random.default_rng(2)
+    predictions, measured = random.normal(size=(3, 12)), random.normal(size=(3, 12))
+    resamples = Resamples.draw(12, 3, count=20, seed=5)
+    found = lds_metrics.resampled(predictions, measured, resamples)
+    for b in range(20):
+        total = 0.0
+        for q in range(3):
+            rows = np.repeat(np.arange(12), resamples.subsets[b].astype(int))
+            x, y = stats.rankdata(predictions[q])[rows], stats.rankdata(measured[q])[rows]
+            total += resamples.queries[b, q] * np.corrcoef(x, y)[0, 1]
+        assert found[b] == pytest.approx(total / 3)
+
+
+def test_intervals_cover():
+    """Claim: the 95 % interval holds the truth in about that many of repeated experiments."""
+    random, hits = np.random.default_rng(3), 0
+    truth = 6 / np.pi * np.arcsin(0.6 / 2)  # Spearman of a normal pair with correlation 0.6
+    for trial in range(60):
+        common = random.normal(size=(8, 64))
+        other = 0.6 * common + 0.8 * random.normal(size=(8, 64))
+        estimate = lds_metrics.lds(common, other, Resamples.draw(64, 8, count=300, seed=trial))
+        hits += estimate.low <= truth <= estimate.high
+    assert hits >= 52
+
+
+def test_the_best_of_a_sweep_is_chosen_elsewhere():
+    """Claim: of noise alone the held-out best is about 0, where the best on the same subsets is above; a good one is found."""
+    random = np.random.default_rng(4)
+    measured = random.normal(size=(10, 40))
+    noise = np.repeat(random.normal(size=(30, 1, 40)), 10, 1)
+    estimate, _ = lds_metrics.cross_validated(noise, measured)
+    assert abs(estimate.value) < 0.15
+    with_truth = np.concatenate([noise, measured[None]])
+    estimate, chosen = lds_metrics.cross_validated(with_truth, measured)
+    assert chosen == [30, 30]
+    assert estimate.value == pytest.approx(1)
+
+
+def test_the_noise_ceiling_is_what_a_perfect_predictor_reaches():
+    """Claim: truth plus noise of K seeds: the ceiling is near the LDS of the truth itself; exact retraining lies below it."""
+    random = np.random.default_rng(5)
+    truth = random.normal(size=(40, 200))
+    for K in (2, 5):
+        seeds = truth + random.normal(size=(K, 40, 200))
+        reached = lds_metrics.per_query(truth, seeds.mean(0)).mean()
+        ceiling = lds_metrics.noise_ceiling(seeds)
+        assert ceiling == pytest.approx(reached, abs=0.03)
+        assert lds_metrics.retraining(seeds, Resamples.draw(200, 40, 50)).value < ceiling
+    same = np.repeat(truth[None], 2, 0)
+    assert lds_metrics.noise_ceiling(same) == pytest.approx(1)
+    assert lds_metrics.retraining(same, Resamples.draw(200, 40, 50)).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("subsets", [24, 25])
+def test_the_interval_of_a_chosen_damping_is_as_wide_as_that_of_a_given_one(subsets):
+    """Claim: with an even and an odd number of subsets, where queries differ in how well they are predicted."""
+    random, widths = np.random.default_rng(subsets), []
+    for _ in range(12):
+        measured = random.standard_normal((30, subsets))
+        predictions = random.uniform(0, 1.5, 30)[:, None] * measured + random.standard_normal((30, subsets))
+        chosen, _ = lds_metrics.cross_validated(predictions[None], measured, count=300)
+        given = lds_metrics.lds(predictions, measured, Resamples.draw(subsets, 30, count=300))
+        widths.append((chosen.high - chosen.low) / (given.high - given.low))
+    assert np.mean(widths) == pytest.approx(1, abs=0.1)

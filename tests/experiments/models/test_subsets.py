@@ -1,0 +1,62 @@
+"""Subsets that models are retrained on."""
+
+import numpy as np
+import pytest
+
+from attribution.nodes import InMemory
+from experiments.models.subsets import PublishedSubsets, RandomSubsets
+from tests.worlds import Blobs
+
+TRAIN = InMemory()(Blobs(n=24))
+
+
+def test_halves_are_halves_and_differ():
+    """Claim: each subset has the fraction asked for, all differ, the seed decides, and fewer of them are the first."""
+    masks = RandomSubsets(count=10, fraction=0.5, seed=1).masks(TRAIN)
+    assert (masks.sum(1) == 12).all()
+    assert len({mask.tobytes() for mask in masks}) == 10
+    assert np.array_equal(RandomSubsets(count=4, seed=1).masks(TRAIN), masks[:4])
+    assert not np.array_equal(RandomSubsets(count=10, seed=2).masks(TRAIN), masks)
+
+
+def test_stratified_subsets_have_their_share_of_every_class():
+    """Claim: of each class the same fraction."""
+    masks = RandomSubsets(count=5, fraction=0.25, stratified=True).masks(TRAIN)
+    for label in np.unique(TRAIN.label):
+        inside = TRAIN.label == label
+        assert (masks[:, inside].sum(1) == round(0.25 * inside.sum())).all()
+    halves = RandomSubsets(count=200, fraction=0.5, stratified=True).masks(TRAIN.take([0]))  # a class of one image
+    assert 0.35 < halves.mean() < 0.65
+
+
+def test_weights_instead_of_removal():
+    """Claim: weight 0 removes, another weighs down; what is taken away is one minus it."""
+    removing, weighing = RandomSubsets(count=3), RandomSubsets(count=3, weight=0.99)
+    masks = removing.masks(TRAIN)
+    assert [selection.rows.tolist() for selection in removing.selections(TRAIN)] == [np.flatnonzero(m).tolist() for m in masks]
+    for mask, selection in zip(masks, weighing.selections(TRAIN), strict=True):
+        assert selection.weights_of(np.arange(24)).tolist() == np.where(mask, 1.0, 0.99).tolist()
+    np.testing.assert_allclose(weighing.removed(TRAIN), 0.01 * ~masks)
+    assert np.array_equal(removing.removed(TRAIN), 1.0 * ~masks)
+
+
+def test_published_subsets_are_read(tmp_path):
+    """Claim: a file of masks or of positions is taken as it is; one that does not fit says so."""
+    masks = RandomSubsets(count=4).masks(TRAIN)
+    np.save(tmp_path / "masks.npy", masks)
+    np.save(tmp_path / "rows.npy", np.stack([np.flatnonzero(mask) for mask in masks]))
+    for name in ("masks", "rows"):
+        assert np.array_equal(PublishedSubsets(path=str(tmp_path / f"{name}.npy"), count=3).masks(TRAIN), masks[:3])
+    np.save(tmp_path / "bad.npy", np.array([[30, 1]]))
+    with pytest.raises(ValueError, match=r"positions .* below 24"):
+        PublishedSubsets(path=str(tmp_path / "bad.npy")).masks(TRAIN)
+    with pytest.raises(ValueError, match="no such file"):
+        PublishedSubsets(path="nowhere.npy").masks(TRAIN)
+
+
+def test_bad_settings_are_named():
+    """Claim: impossible subsets are errors that name the setting."""
+    with pytest.raises(ValueError, match=r"benchmark.subsets.weight=1"):
+        RandomSubsets(count=3, weight=1)
+    with pytest.raises(ValueError, match=r"fraction=1.5"):
+        RandomSubsets(count=3, fraction=1.5)

@@ -1,0 +1,220 @@
+"""Rows, tables and what a multirun puts together."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+
+from experiments.report.report import Report, command, merge, read_rows
+from experiments.report.tables import number
+
+ROW = {
+    "benchmark": "targeted",
+    "estimator": "retrac",
+    "metric": "share@10",
+    "value": 0.5,
+    "low": 0.4,
+    "high": 0.625,
+    "data": "digits",
+    "seed": 0,
+}
+
+
+def shown(report: Report, width: int = 140) -> str:
+    """What ``close`` prints."""
+    console = Console(file=io.StringIO(), width=width)
+    report.close(console)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def line_of(text: str, *words: str) -> str:
+    """The one line of ``text`` that has all the words."""
+    lines = [line for line in text.splitlines() if all(word in line for word in words)]
+    assert len(lines) == 1, (words, text)
+    return lines[0]
+
+
+def test_rows_survive_the_file(tmp_path):
+    """What is added is what is read back; NumPy numbers are numbers, and what is not finite is null in strict JSON."""
+    report = Report(tmp_path, {"command": "python run.py"})
+    report.add([ROW, {**ROW, "value": np.float32(0.25), "low": np.nan, "high": np.inf, "k": np.int64(10), "ids": np.arange(2)}])
+    shown(report)
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert first == {**ROW, "command": "python run.py"}
+    assert second == {**ROW, "value": 0.25, "low": None, "high": None, "k": 10, "ids": [0, 1], "command": "python run.py"}
+    assert read_rows(tmp_path) == read_rows(tmp_path / "rows.jsonl") == [first, second] == report.rows
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_incomplete_rows_are_refused(tmp_path):
+    """A row without a required field, with text for a number, or with what JSON cannot hold is an error that says which."""
+    report = Report(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks low, seed:"):
+        report.add([{name: value for name, value in ROW.items() if name not in ("low", "seed")}])
+    with pytest.raises(ValueError, match=r"value='high' of metric share@10 must be a number"):
+        report.add([{**ROW, "value": "high"}])
+    with pytest.raises(TypeError, match="object"):
+        report.add([{**ROW, "extra": object()}])
+    assert report.rows == []
+
+
+def test_common_fields_fill_rows_and_never_overwrite(tmp_path):
+    """What identifies the run reaches every row; a row's own fields win."""
+    report = Report(tmp_path, {"seed": 7, "data": "cifar2", "fingerprint": "abc"})
+    report.add([{name: value for name, value in ROW.items() if name != "seed"}])
+    assert (report.rows[0]["seed"], report.rows[0]["data"], report.rows[0]["fingerprint"]) == (7, "digits", "abc")
+
+
+def test_command_hides_the_folder_of_the_program(monkeypatch, tmp_path):
+    """The command is what a user would type, quoted for a shell."""
+    monkeypatch.setattr(sys, "argv", ["/some/where/run.py", "-m", "estimator=tracin,retrac", "benchmark.compare=[a, b]"])
+    assert command() == "python run.py -m estimator=tracin,retrac 'benchmark.compare=[a, b]'"
+    report = Report(tmp_path)
+    report.add([ROW])
+    assert report.rows[0]["command"] == command()
+
+
+def test_table_has_every_number_with_its_interval_levels_and_command(tmp_path):
+    """One table per kind of queries: estimators by metrics, interval in brackets, levels below, the command last."""
+    report = Report(tmp_path, {"command": "python run.py x=[1]"})
+    for queries, value in (("validation", 0.111), ("generated", 0.222)):
+        report.add(
+            {**ROW, "queries": queries, "estimator": name, "value": value, "random": 0.9, "maximum": 1.0}
+            for name in ("retrac", "tracin")
+        )
+        report.add([{**ROW, "queries": queries, "metric": "other", "value": 0.333, "low": None, "high": None}])
+    text = shown(report)
+    first, second = text.split("targeted on digits, generated queries")
+    assert "targeted on digits, validation queries" in first
+    assert "0.111 [0.400, 0.625]" in line_of(first, "tracin")
+    assert "0.333 │" in line_of(first, "retrac", "0.111 [0.400, 0.625]")
+    assert "0.222 [0.400, 0.625]" in line_of(second, "tracin")
+    assert "0.900" in line_of(second, "random level")
+    assert "1.000" in line_of(second, "maximum")
+    assert line_of(text, "made by") == "made by: python run.py x=[1]"
+    assert str(tmp_path / "rows.jsonl") in text
+
+
+def test_no_number_hides_another(tmp_path):
+    """Swept settings become columns; rows that nothing tells apart get lines of their own; equal rows are shown once."""
+    report = Report(tmp_path)
+    report.add({**ROW, "value": n / 1000, "swept": {"estimator.draws.n": n, "estimator": "retrac"}} for n in (10, 50))
+    text = shown(report)
+    assert "0.010" in line_of(text, "retrac", "│ 10 ")
+    assert "0.050" in line_of(text, "retrac", "│ 50 ")
+    report = Report(tmp_path)
+    report.add([ROW, {**ROW, "value": 0.75}, ROW])
+    text = shown(report)
+    assert line_of(text, "0.500")
+    assert line_of(text, "0.750")
+
+
+def test_narrow_terminals_keep_the_numbers(tmp_path):
+    """In 60 columns words and numbers are whole, on lines of their own; in 30 they are broken, but nothing is cut off."""
+    report = Report(tmp_path)
+    report.add({**ROW, "metric": f"distinct_share@{k}", "value": k / 1000} for k in (10, 50, 100))
+    texts = []
+    for width in (60, 30):
+        console = Console(file=io.StringIO(), width=width, force_terminal=True)
+        report.close(console)
+        texts.append(console.file.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
+        assert "…" not in texts[-1]
+    assert all(word in texts[0] for word in ("@10", "@50", "@100", "0.010", "0.050", "0.100"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0, "0.000"), (-0.1234, "-0.123"), (4287.4, "4287"), (2.3e-5, "2.30e-05"), (1e9, "1.00e+09")]
+)
+def test_numbers_are_short_and_never_vanish(value, text):
+    """Small numbers do not become 0.000."""
+    assert number(value) == text
+
+
+def test_figures_are_saved_with_their_command(tmp_path):
+    """A PNG by name, its path among what is printed, the command in its metadata."""
+    report = Report(tmp_path, {"command": "python run.py seed=3"})
+    figure = Figure((1, 1))
+    figure.subplots().plot([1, 2])
+    path = report.figure("curve", figure)
+    assert path == tmp_path / "curve.png"
+    assert Image.open(path).text["Comment"] == "python run.py seed=3"  # pyright: ignore[reportAttributeAccessIssue]
+    assert str(path) in shown(report)
+
+
+def test_damaged_rows_are_an_error_with_their_place(tmp_path):
+    """A truncated line is an error that names file and line."""
+    report = Report(tmp_path)
+    report.add([ROW])
+    shown(report)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(path.read_text() + '{"benchmark": "targ')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no row"):
+        read_rows(path)
+
+
+APP = """
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from experiments.report.report import Report
+
+@hydra.main(version_base="1.3", config_path=None, config_name=None)
+def main(cfg):
+    report = Report(HydraConfig.get().runtime.output_dir, {"data": "digits", "seed": 0, "benchmark": "targeted"})
+    report.add([{"estimator": cfg.estimator, "metric": "n", "value": cfg.n * 1.5, "low": 0, "high": 9}])
+    report.close()
+
+main()
+"""
+
+
+def test_multirun_ends_with_one_table_of_all_jobs(tmp_path):
+    """Through Hydra itself: the callback collects the rows of all jobs, in order, with the settings that the sweep varied."""
+    (tmp_path / "app.py").write_text(APP)
+    overrides = [
+        "+estimator=retrac,tracin",
+        "+n=1,2,3,4,5,6",
+        "+fixed=3",
+        "hydra.sweep.dir=sweep",
+        "+hydra.callbacks.report._target_=experiments.multirun.MultirunReport",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONWARNINGS": "default"}
+    done = subprocess.run(
+        [sys.executable, "app.py", "-m", *overrides], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = merge(tmp_path / "sweep")
+    assert [(row["estimator"], row["value"]) for row in rows] == [(e, 1.5 * n) for e in ("retrac", "tracin") for n in range(1, 7)]
+    assert [row["swept"] for row in rows[:2]] == [{"n": 1}, {"n": 2}]
+    assert read_rows(tmp_path / "sweep") == rows
+    assert "raised" not in done.stderr
+    table = done.stdout.split("all jobs")[1]
+    assert "9.000" in line_of(table, "tracin", "│ 6 ")
+    assert "1.500" in line_of(table, "retrac", "│ 1 ")
+    assert "+n=1,2,3,4,5,6" in line_of(table, "made by")
+
+
+def test_merge_keeps_what_jobs_say_of_themselves(tmp_path):
+    """A job's own ``swept`` wins over its overrides; jobs sort by number; the merged file is not merged again."""
+    for job, value in ((2, "1e-7"), (10, "1e-5"), (1, "1e-9")):
+        report = Report(tmp_path / str(job))
+        report.add([{**ROW, "value": job, "swept": {"own": job}}])
+        shown(report)
+        (tmp_path / str(job) / ".hydra").mkdir()
+        (tmp_path / str(job) / ".hydra" / "overrides.yaml").write_text(f"- estimator.damping={value}\n- data=digits\n- own=9\n")
+    Report(tmp_path).close(Console(file=io.StringIO()))
+    rows = merge(tmp_path)
+    assert [row["value"] for row in rows] == [1, 2, 10]
+    assert [row["swept"] for row in rows] == [
+        {"estimator.damping": 1e-9, "own": 1},
+        {"estimator.damping": 1e-7, "own": 2},
+        {"estimator.damping": 1e-5, "own": 10},
+    ]

@@ -1,0 +1,404 @@
+"""The command line as its user meets it."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run as program
+from attribution.estimators.scores import Scores
+
+ROOT = Path(__file__).parents[3]
+FINAL = [
+    "data.n_train=40",
+    "data.n_validation=24",
+    "trainer.steps=20",
+    "trainer.batch_size=10",
+    "model.block_out_channels=[8,8]",
+    "checkpoints.every=5",
+    "hardware.interval=5",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+    "samples.n=4",
+]
+"""For estimators of the final model."""
+REPLAY = ["estimator.checkpoints=2", "estimator.draws.n=4"]
+"""For those that replay training."""
+TINY = [*FINAL, "estimator=retrac", *REPLAY]
+SMALL_BENCHMARK = [
+    "benchmark=targeted",
+    "benchmark.n=4",
+    "benchmark.k=[5,10]",
+    "benchmark.queries.validation.n=8",
+    "benchmark.queries.generated.n=6",
+]
+MAIN = [
+    *FINAL,
+    "benchmark.subsets.count=5",
+    "benchmark.repeats=3",
+    "benchmark.draws.n=4",
+    "benchmark.queries.validation.n=5",
+    "benchmark.queries.generated.n=4",
+    "estimator.draws.n=2",
+    "curvature.draws.n=2",
+]
+"""The main job, small."""
+
+
+def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """``python run.py`` with its store in ``folder``, as the shell runs it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, str(ROOT / "run.py"), *arguments, f"store.root={folder / 'store'}"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """The same within this process, which saves the imports; what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", ["run.py", *arguments, f"store.root={folder / 'store'}"])
+        program.main()
+    return printed.getvalue()
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def written(store: Path) -> dict[Path, int]:
+    """When each file of the store was written."""
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def test_the_main_job_and_again(tmp_path):
+    """Claim: python run.py trains, retrains, scores and judges, in two processes, and a second run computes nothing.
+
+    The table has every estimator with an interval, exact retraining and the noise ceiling; there are bars and proponents.
+    """
+    folder = tmp_path / "it's the (1)"
+    first = process(tmp_path, *MAIN, "workers=2", f'hydra.run.dir="{folder}"')
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "noise ceiling" in first.stdout
+    assert str(folder / "rows.jsonl") in first.stdout
+    found = rows(folder)
+    names = ["kfac", "balanced_kfac", "trak", "dtrak", "raw_cos", "random"]
+    for kind in ("validation", "generated"):
+        of_kind = [row for row in found if row["queries"] == kind]
+        by_name = {row["estimator"]: row for row in of_kind if row["metric"] == "lds_%"}
+        assert by_name.keys() == {*names, "exact retraining", *(f"kfac − {name}" for name in names[1:])}
+        for row in of_kind:
+            most = 200 if "−" in row["estimator"] else 100
+            assert -most <= row["low"] <= row["high"] <= most
+            assert row["command"].startswith("python run.py")
+        assert 0 <= by_name["kfac"]["ceiling"] <= 100
+        held_out = {row["estimator"] for row in of_kind if row["metric"] == "lds_%_held_out_damping"}
+        assert held_out == {"kfac", "balanced_kfac", "trak", "dtrak"}
+        with (folder / "lds_of_queries.csv").open() as file:
+            own = [float(line["lds_%"]) for line in csv.DictReader(file) if (line["queries"], line["estimator"]) == (kind, "kfac")]
+        assert len(own) == {"validation": 5, "generated": 4}[kind]
+        assert np.mean(own) == pytest.approx(by_name["kfac"]["value"])
+    for name in ("lds", "proponents_validation", "proponents_generated", "training", "samples"):
+        assert (folder / f"{name}.png").stat().st_size > 5000
+    log = (folder / "worker-1.log").read_text()
+    assert "rror" not in log, log
+    assert len(list((tmp_path / "store" / "Retrained").iterdir())) == 5 + 3
+    before = written(tmp_path / "store")
+    run(tmp_path, *MAIN, f"hydra.run.dir={tmp_path / 'second'}")
+    assert written(tmp_path / "store") == before
+    assert [{**row, "command": None} for row in rows(tmp_path / "second")] == [{**row, "command": None} for row in found]
+
+
+def test_a_worker_started_by_hand(tmp_path):
+    """Claim: task=work leaves in the store all that the run with its settings needs, and nothing else anywhere."""
+    done = process(
+        tmp_path, *MAIN, "benchmark.compare=[]", "task=work", "hydra.output_subdir=null", f"hydra.run.dir={tmp_path / 'work'}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("rows.jsonl"))
+    before = written(tmp_path / "store")
+    run(tmp_path, *MAIN, "benchmark.compare=[]", f"hydra.run.dir={tmp_path / 'out'}")
+    assert written(tmp_path / "store") == before
+
+
+def test_another_target_and_weights_instead_of_removal(tmp_path):
+    """Claim: the target need not be the estimator's measurement, and halves may be weighed down, for as many steps as the model."""
+    settings = ["+measurement@benchmark.measurement=square_norm", "benchmark.subsets.weight=0.5", "benchmark.compare=[retraining]"]
+    run(tmp_path, *MAIN, *settings, f"hydra.run.dir={tmp_path / 'out'}")
+    assert {row["estimator"] for row in rows(tmp_path / "out")} >= {"kfac", "retraining", "exact retraining"}
+    for kind, name, expected in (("Retrained", "steps", 20), ("Measured", "class", "attribution.measurements.outputs.SquareNorm")):
+        described = [json.loads(path.read_text())["description"] for path in (tmp_path / "store" / kind).glob("*/node.json")]
+        assert {of["recipe" if kind == "Retrained" else "measure"][name] for of in described} == {expected}
+
+
+def test_targeted_attribution(tmp_path):
+    """Claim: distinct shares of both estimators and both kinds of queries, their difference, and figures."""
+    printed = run(tmp_path, *TINY, *SMALL_BENCHMARK, f"hydra.run.dir={tmp_path / 'out'}")
+    assert "distinct share@5" in printed
+    found = rows(tmp_path / "out")
+    for row in found:
+        assert {"benchmark", "estimator", "metric", "value", "low", "high", "data", "seed", "swept", "command"} <= row.keys()
+    assert {row["estimator"] for row in found} == {"retrac", "tracin", "retrac − tracin"}
+    assert {row["queries"] for row in found} == {"validation", "generated"}
+    for name in ("proponents_validation", "proponents_generated", "distinct_share"):
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_sweep_trains_once(tmp_path):
+    """Claim: -m over estimators and draws is one training and four results, joined in one table and one file."""
+    sweep = ["estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    run(tmp_path, "-m", *FINAL, "estimator.checkpoints=choice(2)", *SMALL_BENCHMARK, *sweep)
+    assert len([p for p in (tmp_path / "store" / "TrainedModel").iterdir() if p.is_dir()]) == 1
+    joined = rows(tmp_path / "sweep")
+    assert {(row["estimator"], row["swept"]["estimator.draws.n"]) for row in joined} == {
+        ("tracin", 2), ("tracin", 4), ("retrac", 2), ("retrac", 4),
+    }  # fmt: skip
+
+
+def test_what_attribute_leaves(tmp_path):
+    """Claim: scores with their reader, a CSV of proponents and opponents for each query, self-influence, reliability."""
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=attribute", "task.self_influence=true", "task.top=7", "queries.n=3", f"hydra.run.dir={out}")
+    scores = Scores.load(out / "scores")
+    assert scores.values.shape == (3, 40)
+    for row, query in enumerate(scores.query_index):
+        lines = list(csv.DictReader((out / "scores" / f"query-{query}.csv").read_text().splitlines()))
+        best = [int(line["position"]) for line in lines if line["side"] == "proponent"]
+        assert best == np.argsort(-scores.values[row], kind="stable")[:7].tolist()
+        assert [int(line["index"]) for line in lines[:7]] == scores.train_index[best].tolist()
+        worst = [float(line["score"]) for line in lines if line["side"] == "opponent"]
+        np.testing.assert_allclose(worst, np.sort(scores.values[row])[:7], rtol=1e-6)
+    assert len((out / "self_influence.csv").read_text().splitlines()) == 41
+    (reliability,) = rows(out)
+    assert reliability["metric"] == "split_half_spearman"
+    assert -1 <= reliability["value"] <= 1
+
+
+@pytest.mark.parametrize("queries", [["queries=generated"], ["queries=train", "queries.index=ID"], ["queries=folder"]])
+def test_queries_of_every_kind(tmp_path, queries):
+    """Claim: generated and training images and a folder of the user's own can be explained."""
+    from PIL import Image
+
+    from experiments.datasets import Digits
+
+    data = Digits(channels=1, size=8, flips=False, n_train=40, n_validation=24)
+    arguments = [q.replace("ID", f"[{data.load().train.index[3]}]") for q in queries]
+    if queries == ["queries=folder"]:
+        (tmp_path / "mine").mkdir()
+        Image.fromarray((data.load().train.pixels[3, 0] * 15).astype(np.uint8)).save(tmp_path / "mine" / "a.png")
+        arguments.append(f"queries.path={tmp_path / 'mine'}")
+    if queries == ["queries=generated"]:
+        arguments.append("queries.n=1")
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=attribute", *arguments, f"hydra.run.dir={out}")
+    assert Scores.load(out / "scores").values.shape == (1, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variants"),
+    [
+        (["estimator=kfac"], []),
+        (["estimator=kfac", "estimator.damping=[1e-8,1e-3]"], ["kfac damping=1e-08", "kfac damping=0.001"]),
+        (["estimator=kfac", "estimator.draws.n=[1,2]"], ["kfac draws.n=1", "kfac draws.n=2"]),
+        (["estimator=retrac", "estimator.draws.bins=2"], []),
+        (["estimator=trak"], []),
+    ],
+)
+def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
+    """Claim: task=attribute leaves the scores of every kind of estimator, and a CSV for each query and swept value."""
+    out = tmp_path / "out"
+    settings = [*FINAL, *REPLAY] if "estimator=retrac" in arguments else FINAL
+    run(tmp_path, *settings, "task=attribute", "queries.n=2", *arguments, f"hydra.run.dir={out}")
+    assert Scores.load(out / "scores").values.shape[-2:] == (2, 40)
+    for folder in [out / "scores" / name for name in variants] or [out / "scores"]:
+        assert len(list(folder.glob("query-*.csv"))) == 2
+    assert (out / "proponents.png").exists()
+
+
+def test_a_scheme_of_draws_is_for_those_who_have_one(tmp_path):
+    """Claim: draws@estimator.draws reaches the compared estimators that draw, and the others run beside them as they are."""
+    settings = ["estimator=trak", "draws@estimator.draws=even", "estimator.draws.n=3", "benchmark.compare=[dtrak,raw_cos]"]
+    run(tmp_path, *FINAL, *SMALL_BENCHMARK, *settings, f"hydra.run.dir={tmp_path / 'out'}")
+    assert {"trak", "dtrak", "raw_cos"} <= {row["estimator"] for row in rows(tmp_path / "out")}
+    described = [json.loads(path.read_text())["description"] for path in (tmp_path / "store" / "KernelScores").glob("*/node.json")]
+    assert {of["estimator"]["draws"]["class"] for of in described} == {"attribution.images.draws.Even"}
+
+
+def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
+    """Claim: a list of numbers of draws, and bins, go to who answers for them; a compared estimator that does not keeps its own."""
+    out, compared = tmp_path / "out", "benchmark.compare=[tracin,trak]"
+    settings = ["estimator.draws.n=[1,2]", "estimator.draws.bins=2", compared]
+    run(tmp_path, *FINAL, *SMALL_BENCHMARK, "estimator=kfac", *settings, f"hydra.run.dir={out}")
+    names = {(row["estimator"], (row.get("swept") or {}).get("estimator.draws.n")) for row in rows(out)}
+    assert {("kfac", 1), ("kfac", 2)} <= names
+    assert {"tracin", "trak"} <= {name for name, _ in names}
+    assert {row["estimator"] for row in rows(out) if (row.get("swept") or {}).get("query_bin") == "1-500"} >= {"kfac", "tracin"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["estimator=retrack"], "retrac"),
+        (["trainer.stepz=3"], "stepz"),
+        (["benchmark.compare=[nobody]"], "nobody"),
+        (["benchmark.k=[41]"], "benchmark.k"),
+        (["benchmark.n=9"], "benchmark.n=9"),
+        (["estimator.draws.n=1001"], "draws.n"),
+        (["estimator.checkpoints=[7]"], "no checkpoint at step [7]"),
+        (["data=cifar2", "model=unet_small", "data.root=nowhere"], "nowhere"),
+        (["optimizer.lr=1e30", "trainer.clip=null", "optimizer=sgd"], "optimizer.lr"),
+        (["task=store", "task.action=explain", "task.node=abc"], "abc"),
+        (["estimator.checkpoints=[]"], "estimator.checkpoints"),
+        (["estimator.checkpoints=2.5"], "estimator.checkpoints"),
+        (["trainer.clip=-1"], "trainer.clip"),
+        (["trainer.lr_schedule=foo"], "trainer.lr_schedule"),
+        (["trainer.steps=20.5"], "trainer.steps"),
+        (["hardware.interval=0"], "hardware.interval"),
+        (["execution.device=gpu"], "execution.device"),
+        (["threads=0"], "threads"),
+        (["workers=0"], "workers"),
+        (["optimizer.lr=0"], "learning rate is 0"),
+        (["estimator=kfac", "estimator.damping=abc"], "estimator.damping=abc"),
+        (["estimator=kfac", "estimator.damping=[1e-8,abc]"], "estimator.damping"),
+        (["estimator=kfac", "estimator.damping=true"], "estimator.damping"),
+        (["estimator=kfac", "estimator.query_batch=2.5"], "estimator.query_batch"),
+        (["estimator=kfac", "estimator.draws.n=4.5"], "draws.n=4.5"),
+        (["estimator=kfac", "estimator.draws.n=[]"], "draws.n=[]"),
+        (["estimator.draws.bins=2000"], "draws.bins=2000"),
+        (["estimator=kfac", "curvature.draws.n=[2,3]"], "curvature.draws"),
+        (["estimator=kfac", "compression=svd", "compression.rank=2.5"], "compression.rank"),
+        (["estimator=balanced_kfac", "estimator.balance.by=[a,b]"], "estimator.balance.by"),
+        (["estimator=kfac", "measurement=trajectory", "diffusion.sampler.eta=1"], "take generated queries"),
+        (["estimator=trak", "estimator.models=0"], "estimator.models"),
+    ],
+)
+def test_errors_are_a_sentence(tmp_path, monkeypatch, capfd, arguments, said):
+    """Claim: bad input ends with an exit code and a message that names the setting, not with a traceback."""
+    settings = [] if "data=cifar2" in arguments else FINAL if arguments[0].startswith("estimator=") else TINY
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, *settings, *SMALL_BENCHMARK, *arguments, f"hydra.run.dir={tmp_path / 'out'}")
+    printed = capfd.readouterr()
+    assert ended.value.code not in (0, None)
+    assert said in f"{ended.value.code}{printed.err}{printed.out}"
+    assert "Traceback" not in printed.err
+
+
+def test_an_error_s_exit_code(tmp_path):
+    """Claim: the shell sees 1, and stderr says why."""
+    done = process(tmp_path, *TINY, *SMALL_BENCHMARK[:1], "benchmark.k=[41]")
+    assert done.returncode == 1
+    assert "benchmark.k" in done.stderr
+
+
+def test_plan_and_store(tmp_path):
+    """Claim: the dry run says what is missing and computes nothing; afterwards nothing is missing and the store explains itself."""
+    settings = [*TINY, *SMALL_BENCHMARK]
+    before = run(tmp_path, *settings, "task=plan")
+    assert "TrainedModel" in before
+    assert not (tmp_path / "store").exists()
+    run(tmp_path, *settings)
+    assert "TrainedModel" not in run(tmp_path, *settings, "task=plan")
+    listing = run(tmp_path, "task=store")
+    assert "TrainedModel" in listing
+    assert "TrajectoryScores" in listing
+    fingerprint = next(p.name for p in (tmp_path / "store" / "TrainedModel").iterdir())
+    assert "AdamW" in run(tmp_path, "task=store", "task.action=explain", f"task.node={fingerprint[:8]}")
+    run(tmp_path, "task=store", "task.action=prune", "task.node_class=Samples")
+    assert list((tmp_path / "store" / "Samples").iterdir())
+    run(tmp_path, "task=store", "task.action=prune", "task.node_class=Samples", "task.apply=true")
+    assert not list((tmp_path / "store" / "Samples").iterdir())
+
+
+def test_a_sweep_over_estimators_compares_them_once(tmp_path):
+    """Claim: an estimator that runs beside each of several others stands in the joint rows once, under its own name."""
+    sweep = tmp_path / "sweep"
+    replay = [setting.replace("=", "=choice(") + ")" for setting in REPLAY]  # without choice(), Hydra looks for them in the default
+    run(tmp_path, "-m", *FINAL, *replay, *SMALL_BENCHMARK, "estimator=tracin,retrac", f"hydra.sweep.dir={sweep}")
+    shares = [r for r in rows(sweep) if r["metric"] == "distinct_share@5" and r["queries"] == "validation"]
+    assert sorted(r["estimator"] for r in shares) == ["retrac", "retrac − tracin", "tracin"]
+
+
+def test_double_precision_and_trajectories(tmp_path):
+    """Claim: a model trained in float64 can be sampled, and on request every state of the sampling is stored."""
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=train", "trainer.precision=64-true", "samples.trajectory=true", f"hydra.run.dir={out}")
+    (states,) = (tmp_path / "store" / "SampleTrajectories").glob("*/states.npy")
+    (samples,) = (tmp_path / "store" / "Samples").glob("*/pixels.npy")
+    assert np.load(states).shape == (4, 51, 1, 8, 8)
+    np.testing.assert_allclose(np.load(states)[:, -1], np.load(samples), atol=1e-5)
+
+
+def test_wandb_offline(tmp_path):
+    """Claim: tracker=wandb needs no network and leaves a run to upload."""
+    out = tmp_path / "out"
+    run(tmp_path, *TINY, "task=train", "tracker=wandb", f"hydra.run.dir={out}")
+    assert list((out / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_the_same(tmp_path):
+    """Claim: SIGKILL again and again, then the same command: bit-equal scores, parameters and rows."""
+    settings = [
+        *TINY,
+        *SMALL_BENCHMARK,
+        "trainer.steps=120",
+        "execution.shard=8",
+        "execution.query_shard=2",
+        "estimator.draws.n=50",
+    ]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    process(tmp_path / "whole", *settings, f"hydra.run.dir={tmp_path / 'whole' / 'out'}")
+    command = [sys.executable, str(ROOT / "run.py"), f"store.root={tmp_path / 'killed' / 'store'}", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for patience in np.linspace(6, 20, 12):
+        started = subprocess.Popen(
+            command, cwd=tmp_path / "killed", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            started.wait(timeout=float(patience))
+            break
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+            kills += 1
+    assert kills >= 2, "the machine was too fast for this test to kill anything"
+    process(tmp_path / "killed", *settings, f"hydra.run.dir={tmp_path / 'killed' / 'out'}")
+    for kind in ("TrainedModel", "TrajectoryScores", "Samples"):
+        whole, killed = (sorted((tmp_path / name / "store" / kind).iterdir()) for name in ("whole", "killed"))
+        assert [p.name for p in whole] == [p.name for p in killed]
+        for a, b in zip(whole, killed, strict=True):
+            for path in a.rglob("*"):
+                if path.is_file() and path.name not in ("node.json", "manifest.json"):
+                    assert path.read_bytes() == (b / path.relative_to(a)).read_bytes(), path
+    a, b = rows(tmp_path / "whole" / "out"), rows(tmp_path / "killed" / "out")
+    assert [(r["estimator"], r["metric"], r["value"]) for r in a] == [(r["estimator"], r["metric"], r["value"]) for r in b]
+
+
+@pytest.mark.slow
+def test_two_at_once_compute_everything_once(tmp_path):
+    """Claim: two identical runs started together share the work: no node is made twice, and both report the same."""
+    settings = [*TINY, *SMALL_BENCHMARK]
+    command = [sys.executable, str(ROOT / "run.py"), f"store.root={tmp_path / 'store'}", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([*command, f"hydra.run.dir={tmp_path / name}"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        for name in ("a", "b")
+    ]
+    start = time.monotonic()
+    assert all(process.wait(timeout=300) == 0 for process in processes), time.monotonic() - start
+    strip = re.compile(r'"command": "[^"]*"')
+    assert strip.sub("", (tmp_path / "a" / "rows.jsonl").read_text()) == strip.sub("", (tmp_path / "b" / "rows.jsonl").read_text())
+    assert not list((tmp_path / "store").rglob("*.part"))

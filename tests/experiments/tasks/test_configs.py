@@ -1,0 +1,217 @@
+"""Every shipped config composes, instantiates and works for a step."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from attribution.curvature.products import Hessian
+from attribution.diffusion import denoiser
+from attribution.estimators import Estimator
+from attribution.estimators.clip import CLIP
+from attribution.measurements import Loss
+from attribution.nodes import InMemory, describe
+from attribution.training.checkpoints import CheckpointRule
+from experiments.benchmarks.base import Benchmark
+from experiments.models.subsets import PublishedSubsets, RandomSubsets
+from experiments.queries.by_source import HeldOutOfEach
+from experiments.queries.choices import Validation
+from experiments.tasks.composition import estimators_of, experiment_of
+from experiments.tasks.tasks import plan
+
+CONF = Path(__file__).parents[3] / "conf"
+TINY = [
+    "data.n_train=24",
+    "data.n_validation=12",
+    "trainer.steps=6",
+    "trainer.batch_size=8",
+    "model.block_out_channels=[8,8]",
+    "checkpoints.every=3",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*overrides])
+
+
+def test_every_folder_is_a_group_of_the_config():
+    """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it."""
+    groups = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."}
+    chosen = {
+        key.split("@")[0].strip("/")
+        for entry in OmegaConf.load(CONF / "config.yaml").defaults
+        if entry != "_self_"
+        for key in entry
+    }
+    inside = {
+        key.split("@")[0].strip("/")
+        for path in CONF.rglob("*/*.yaml")
+        for entry in OmegaConf.select(OmegaConf.load(path), "defaults") or ()
+        if not isinstance(entry, str)
+        for key in entry
+        if key.startswith("/")
+    }
+    assert groups <= chosen | inside
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name):
+    """Claim: each shipped experiment is a set of settings that exist, of which a dry run makes objects without any data."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"experiment={name}", "task=plan"], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        assert isinstance(instantiate(config.benchmark, _convert_="all"), Benchmark)
+        assert set(config.benchmark.compare) <= set(options("estimator"))
+        config.benchmark.compare = list(config.benchmark.compare)[-1:]  # each takes a second
+        assert all(isinstance(estimator, Estimator) for estimator in estimators_of(config).values())
+        assert instantiate(config.task).func is plan
+        experiment = experiment_of(config)
+    assert experiment.checkpoints.candidates(experiment.trainer.steps, 40)[-1] == experiment.trainer.steps
+
+
+def test_an_experiment_with_another_benchmark():
+    """Claim: an experiment that chooses no benchmark takes any."""
+    assert experiment_of(composed("experiment=digits_1000", "benchmark=targeted")).record.fingerprint
+
+
+def test_queries_from_the_command_line():
+    """Claim: a number and a kind of queries are changed, and a kind is left out, without saying the rest again."""
+    queries = composed("benchmark.queries.validation.n=24", "~benchmark.queries.generated", "seed=5").benchmark.queries
+    assert instantiate(queries, _convert_="all") == {"validation": Validation(n=24, seed=5)}
+    queries = composed("benchmark=targeted", "queries@benchmark.queries.validation=held_out_of_each").benchmark.queries
+    assert instantiate(queries.validation) == HeldOutOfEach(n=48, seed=0)
+    assert list(queries) == ["validation", "generated"]
+
+
+@pytest.mark.parametrize(("at", "seed"), [("benchmark", 1), ("estimator", 10001)])
+def test_subsets_from_the_command_line(at, seed):
+    """Claim: random subsets by default, a datamodel's by another seed than the truth's; published ones need their file alone."""
+    config = composed("estimator=datamodels", "seed=1")[at]
+    assert instantiate(config.subsets) == RandomSubsets(count={"benchmark": 36, "estimator": 64}[at], seed=seed)
+    config = composed("estimator=datamodels", f"subsets@{at}.subsets=published", f"{at}.subsets.path=masks.npy")[at]
+    assert instantiate(config.subsets) == PublishedSubsets(path="masks.npy")
+
+
+def test_lds_and_lds_by_timestep_retrain_the_same_models():
+    """Claim: what is retrained, and how it is measured, is the same by default."""
+    lds, by_timestep = (composed(f"benchmark={name}").benchmark for name in ("lds", "lds_timesteps"))
+    own = {"_target_", "compare", "queries", "rows", "shown", "timesteps"}
+    assert {k: v for k, v in lds.items() if k not in own} == {k: v for k, v in by_timestep.items() if k not in own}
+
+
+def test_choices_inside_a_benchmark_or_an_estimator():
+    """Claim: the curvature of LiSSA and the embedding of regenerated images are chosen by name; there is none unasked."""
+    lissa = composed("estimator=lissa", "product@estimator.product=hessian").estimator
+    assert instantiate(lissa, _convert_="all").product == Hessian()
+    assert composed("benchmark=counterfactual").benchmark.embedding is None
+    chosen = composed("benchmark=counterfactual", "embedding@benchmark.embedding=clip", "benchmark.embedding.weights=folder")
+    assert instantiate(chosen.benchmark, _convert_="all").embedding == CLIP("folder")
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [*(("benchmark", name) for name in options("benchmark")),
+     *(("estimator", name) for name in ("kfac", "lissa", "guided", "retrac", "tracin", "random"))],
+)  # fmt: skip
+def test_configurations_and_classes_have_the_same_defaults(group, name):
+    """Claim: what a class does unasked is what the command line does unasked.
+
+    A benchmark compares nothing unasked; objects and what is the run's are the command line's business.
+    """
+    config = composed(f"{group}={name}")[group]
+    defaults = {f.name: f.default for f in fields(get_class(config._target_)) if f.default is not MISSING}
+    said = {key: tuple(value) if OmegaConf.is_list(value) else value for key, value in config.items()}
+    compared = defaults.keys() & {key for key, value in said.items() if not OmegaConf.is_dict(value)} - {"compare"}
+    assert not {key for key in compared if said[key] != defaults[key]}
+
+
+@pytest.mark.parametrize("name", options("estimator"))
+def test_every_estimator_scores(name, tmp_path):
+    """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""
+    settings = composed(f"estimator={name}").estimator
+    changed = ["estimator.checkpoints=[3,6]"] if settings.get("checkpoints") is not None else []
+    changed += ["estimator.draws.n=2"] if "draws" in settings else []
+    changed += ["estimator.depth=5"] if "depth" in settings else []
+    if name.startswith("clip"):
+        transformers = pytest.importorskip("transformers")
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        small = transformers.CLIPConfig(text_config=sizes, vision_config={**sizes, "image_size": 8, "patch_size": 4})
+        transformers.CLIPModel(small).save_pretrained(tmp_path)
+        changed.append(f"estimator.embedding.weights={tmp_path}")
+    config = composed(*TINY, f"estimator={name}", "queries=generated", "diffusion.sampler.steps=4", *changed)
+    estimator = instantiate(config.estimator, _convert_="all")
+    assert isinstance(estimator, Estimator)
+    experiment = experiment_of(config)
+    queries = instantiate(config.queries, n=3, _convert_="all").node(experiment)
+    scores = estimator.score(experiment.record, experiment.train, queries, InMemory())
+    for _, variant in estimator.variants(scores):
+        assert variant.values.shape == (3, 24)
+        assert np.isfinite(variant.values).all()
+
+
+@pytest.mark.parametrize("draws", options("draws"))
+def test_every_draw_scheme_is_an_estimator_s(draws):
+    """Claim: draws@estimator.draws chooses the scheme, and the seed is the run's."""
+    scheme = instantiate(composed("estimator=retrac", f"draws@estimator.draws={draws}", "seed=5").estimator.draws, _convert_="all")
+    assert scheme.seed == 5
+    assert scheme.draw("query", torch.arange(2), 1000).timestep.shape == (2, scheme.count)
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_every_model_makes_a_training_step(name):
+    """Claim: each network takes its data's images and gives every parameter a gradient."""
+    data = "digits" if name == "unet_digits" else "cifar10"
+    config = composed(f"model={name}", f"data={data}")
+    network = instantiate(config.model, _convert_="all")()
+    x0 = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
+    schedule = instantiate(config.diffusion.schedule)
+    Loss(schedule)(denoiser(network), x0, torch.tensor([5]), torch.ones_like(x0)).mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+@pytest.mark.parametrize("diffusion", options("diffusion"))
+def test_every_optimizer_and_diffusion_trains(optimizer, diffusion):
+    """Claim: each trains for a few steps and records them."""
+    config = composed(*TINY, f"optimizer={optimizer}", f"diffusion={diffusion}")
+    get = InMemory()
+    assert get(experiment_of(config).record).steps == [3, 6]
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("checkpoints", options("checkpoints"))
+def test_every_recipe_and_checkpoint_rule(trainer, checkpoints):
+    """Claim: the checkpoints of a rule lie within the steps of every shipped recipe."""
+    config = composed(f"trainer={trainer}", f"checkpoints={checkpoints}")
+    rule = instantiate(config.checkpoints, _convert_="all")
+    assert isinstance(rule, CheckpointRule)
+    steps = instantiate(config.trainer).steps
+    assert rule.candidates(steps, 16)[-1] == steps
+
+
+def test_the_sampler_retrains_nothing():
+    """Claim: sampling by DDPM or DDIM, or by more steps, is no part of the trained model's identity."""
+    records = {experiment_of(composed(*o)).record.fingerprint for o in ((), ("diffusion=ddpm",), ("diffusion.sampler.steps=10",))}
+    assert len(records) == 1
+    assert experiment_of(composed("diffusion.schedule.kind=cosine")).record.fingerprint not in records
+
+
+def test_defaults_written_out_change_no_fingerprint():
+    """Claim: identity is content: the same settings said in another way are the same node."""
+    plain = experiment_of(composed()).record
+    said = experiment_of(composed("seed=0", "trainer.warmup=1e-1", "optimizer.lr=0.001", "hardware.interval=7")).record
+    assert plain.fingerprint == said.fingerprint
+    assert describe(plain)["data"]["content"] == describe(said)["data"]["content"]
