@@ -222,7 +222,7 @@ def test_every_model_is_a_node_that_others_find(get):
     assert set(models) < {model.fingerprint for model in measured_models(removals(), get)}
 
 
-def test_embeddings_of_regenerated_images(clip):
+def test_embeddings_of_regenerated_images(clip):  # noqa: F811
     """Claim: the embedding distance is 1 - cosine of CLIP's vectors of the original and of the image made anew."""
     random = np.random.default_rng(3)
     original, anew = random.uniform(-1, 1, (2, 1, 8, 8)), random.uniform(-1, 1, (2, 3, 2, 1, 8, 8))
@@ -270,7 +270,7 @@ BENCHMARK = [
 ]
 
 
-def test_counterfactuals_on_the_command_line(tmp_path, clip):
+def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
     """Claim: every estimator at every fraction with an interval, beside its levels; again, nothing is computed."""
     embedding = "benchmark.embedding={_target_:attribution.estimators.clip.CLIP,weights:" + str(clip) + "}"
     settings = [*FINAL, *BENCHMARK, embedding]

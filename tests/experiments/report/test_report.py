@@ -184,7 +184,7 @@ def test_multirun_ends_with_one_table_of_all_jobs(tmp_path):
         "+n=1,2,3,4,5,6",
         "+fixed=3",
         "hydra.sweep.dir=sweep",
-        "+hydra.callbacks.report._target_=experiments.multirun.MultirunReport",
+        "+hydra.callbacks.report._target_=experiments.tasks.multirun.MultirunReport",
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONWARNINGS": "default"}
     done = subprocess.run(
