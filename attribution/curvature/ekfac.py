@@ -29,6 +29,9 @@ from attribution.training import Recorded
 class EKFAC(KroneckerCurvature):
     """H_layer ≈ (Q_B ⊗ Q_A) diag(Λ) (Q_B ⊗ Q_A)ᵀ, the best of this form for the given eigenvectors."""
 
+    NAME = "EKFAC"
+    VERSION = 1
+
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return EKFACBasis(KFACBasis(AllFactors(self.pseudo_gradients(record, train, flips), self.sharing)))
 
@@ -52,6 +55,9 @@ class Moments(Artifact):
 class MomentShard(Node[Moments]):
     """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
+    NAME = "MomentShard"
+    VERSION = 1
+    TITLE = "EK-FAC moments, in shards"
     ARTIFACT = Moments
     TRANSIENT = True
 
@@ -82,6 +88,9 @@ class MomentShard(Node[Moments]):
 class EKFACBasis(Node[Basis]):
     """The eigenvectors of ``kfac`` with the second moments as eigenvalues."""
 
+    NAME = "EKFACBasis"
+    VERSION = 1
+    TITLE = "EK-FAC eigenvalues"
     ARTIFACT = KroneckerBasis
 
     kfac: KFACBasis

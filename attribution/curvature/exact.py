@@ -37,6 +37,9 @@ WHOLE = "all parameters"
 class ExactGGN:
     """The dense matrix over ``draws`` of every training example, in float64, for at most 5000 parameters."""
 
+    NAME = "ExactGGN"
+    VERSION = 1
+
     draws: DrawScheme
     execution: Execution = execution(default=Execution())
 
@@ -110,6 +113,9 @@ class Sum(Artifact):
 class DenseShard(Node[Sum]):
     """The sum over the training examples ``rows[0]..rows[1]-1``."""
 
+    NAME = "DenseShard"
+    VERSION = 1
+    TITLE = "exact Gauss-Newton matrix, in shards"
     ARTIFACT = Sum
     TRANSIENT = True
 
@@ -142,6 +148,9 @@ class DenseShard(Node[Sum]):
 class OutputPixels(OutputProbe):
     """``pixel`` j of the output, ε_θ(x_t, t)_j: its gradient is row j of the Jacobian."""
 
+    NAME = "OutputPixels"
+    VERSION = 1
+
     pixel: int = 0
 
     def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,6 +174,9 @@ class OutputPixels(OutputProbe):
 class DenseGGN(Node[DenseBasis]):
     """The matrix over all training examples, eigendecomposed."""
 
+    NAME = "DenseGGN"
+    VERSION = 1
+    TITLE = "exact Gauss-Newton matrix"
     ARTIFACT = DenseBasis
 
     draws: DrawScheme

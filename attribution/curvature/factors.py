@@ -103,7 +103,9 @@ def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 class FactorShard(Node[Factors]):
     """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
+    NAME = "FactorShard"
     VERSION = 2
+    TITLE = "curvature factors, in shards"
     ARTIFACT = Factors
     TRANSIENT = True
 
@@ -125,7 +127,9 @@ class FactorShard(Node[Factors]):
 class AllFactors(Node[Factors]):
     """The sums over all training examples."""
 
+    NAME = "AllFactors"
     VERSION = 2
+    TITLE = "curvature factors"
     ARTIFACT = Factors
 
     pseudo: PseudoGradients

@@ -55,6 +55,9 @@ class KroneckerCurvature(ABC):
 class KFAC(KroneckerCurvature):
     """H_layer ≈ B ⊗ A."""
 
+    NAME = "KFAC"
+    VERSION = 1
+
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return KFACBasis(AllFactors(self.pseudo_gradients(record, train, flips), self.sharing))
 
@@ -63,6 +66,9 @@ class KFAC(KroneckerCurvature):
 class KFACBasis(Node[Basis]):
     """The eigenvectors of both factors and the outer product of their eigenvalues."""
 
+    NAME = "KFACBasis"
+    VERSION = 1
+    TITLE = "eigenvectors of the curvature factors"
     ARTIFACT = KroneckerBasis
 
     factors: AllFactors

@@ -44,6 +44,9 @@ class Hessian(CurvatureProduct):
     It has negative eigenvalues wherever the loss is not convex.
     """
 
+    NAME = "Hessian"
+    VERSION = 1
+
     def passes(self, queries: int) -> float:
         return 2.0 * (1 + queries)
 
@@ -75,6 +78,9 @@ class GaussNewton(CurvatureProduct):
 
     One pass a draw serves any number of vectors. No eigenvalue is negative.
     """
+
+    NAME = "GaussNewton"
+    VERSION = 1
 
     def passes(self, queries: int) -> float:
         return 1.0

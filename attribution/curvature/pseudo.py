@@ -33,6 +33,9 @@ Fisher = Literal["mc", "empirical"]
 class OutputProbe(Measure):
     """⟨v, ε_θ(x_t, t)⟩, whose gradient is Jᵀv. ``noise [N, 2C, H, W]`` holds ε and then v."""
 
+    NAME = "OutputProbe"
+    VERSION = 1
+
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         noise, v = noise.chunk(2, dim=1)
         return (v * denoise(self.schedule.add_noise(x0, t, noise), t)).flatten(1).sum(1)
@@ -54,6 +57,9 @@ def _other_seed(seed: Tensor) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class PseudoGradients:
     """The pseudo-gradients of every training example at its ``draws`` under the trained model, mirrored at random if ``flips``."""
+
+    NAME = "PseudoGradients"
+    VERSION = 1
 
     record: Recorded
     train: ImageSet

@@ -124,6 +124,9 @@ class Sampler(ABC):
 class DDPM(Sampler):
     """Ancestral sampling through all T steps with the small variance (Ho et al. 2020, eq. 6 and 7, algorithm 2)."""
 
+    NAME = "DDPM"
+    VERSION = 1
+
     def timesteps(self, T: int) -> list[int]:
         return list(range(T, 0, -1))
 
@@ -139,6 +142,9 @@ class DDPM(Sampler):
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
     """Song et al. 2021: ``steps`` even timesteps ``1 + ⌊jT/steps⌋``; ``eta`` from 0, deterministic, to 1, as noisy as DDPM."""
+
+    NAME = "DDIM"
+    VERSION = 1
 
     steps: int = 50
     eta: float = 0.0

@@ -24,6 +24,9 @@ class NoiseSchedule:
     The cosine schedule has no end points to set: ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + 0.008)/1.008 · π/2), β_t ≤ 0.999.
     """
 
+    NAME = "NoiseSchedule"
+    VERSION = 1
+
     T: int = 1000
     kind: Literal["linear", "cosine"] = "linear"
     beta_start: float = 1e-4

@@ -21,8 +21,7 @@ from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
 from attribution.images.draws import Uniform
-from attribution.nodes import Cost, Get, Node, execution
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
 MOST_STRETCHES = 50
@@ -37,6 +36,9 @@ class Balance:
     ``by`` "draw": 1/‖∇‖ of each draw; "timestep": 1 over the training set's mean norm there; or a list of weights, one for each of
     as many equal stretches of timesteps.
     """
+
+    NAME = "Balance"
+    VERSION = 1
 
     by: Literal["draw", "timestep"] | Sequence[float] = "draw"
     side: Literal["query", "train"] = "query"
@@ -74,7 +76,9 @@ class NormTable(Arrays):
 class TimestepNorms(Node[NormTable]):
     """Mean norm of the training loss's gradient in each of 50 equal stretches of timesteps (or at each, where there are fewer)."""
 
+    NAME = "TimestepNorms"
     VERSION = 2
+    TITLE = "gradient norms by timestep"
     ARTIFACT = NormTable
 
     record: Recorded

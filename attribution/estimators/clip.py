@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from attribution.estimators.embedding import Embedding
 from attribution.execution import ranges
 from attribution.images import Images
-from attribution.nodes import describe, digest
+from attribution.nodes import class_identity, describe, digest
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -25,6 +25,9 @@ class CLIP(Embedding):
     Images are resized to the encoder's size (bicubic), grey ones get three channels. Nothing is downloaded.
     """
 
+    NAME = "CLIP"
+    VERSION = 1
+
     weights: str
     batch_size: int = 64
 
@@ -33,7 +36,7 @@ class CLIP(Embedding):
         path = Path(self.weights)
         files = sorted(p for p in path.glob("*") if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
         content = {p.name: digest(np.frombuffer(p.read_bytes(), np.uint8)) for p in files}
-        return {"class": "CLIP", "weights": describe(content) if content else self.weights}
+        return {**class_identity(type(self)), "weights": describe(content) if content else self.weights}
 
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
         """``[n, d]`` float32, as the projection head leaves them.

@@ -25,6 +25,9 @@ class Embedding(ABC):
 class Pixels(Embedding):
     """The pixels, in [-1, 1]."""
 
+    NAME = "Pixels"
+    VERSION = 1
+
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
         return images.x0().flatten(1).numpy()
 
@@ -32,6 +35,9 @@ class Pixels(Embedding):
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSimilarity(Estimator):
     """``⟨e(q), e(z)⟩``, or the cosine; no model is asked."""
+
+    NAME = "EmbeddingSimilarity"
+    VERSION = 1
 
     embedding: Embedding
     cosine: bool
@@ -44,6 +50,9 @@ class EmbeddingSimilarity(Estimator):
 class EmbeddingScores(Node[Scores]):
     """All queries and training images."""
 
+    NAME = "EmbeddingScores"
+    VERSION = 1
+    TITLE = "embedding similarities"
     ARTIFACT = Scores
 
     estimator: EmbeddingSimilarity
@@ -66,6 +75,9 @@ class EmbeddingScores(Node[Scores]):
 class Random(Estimator):
     """Independent scores, uniform in [-1, 1), a function of (seed, query id, training id): the floor of every benchmark."""
 
+    NAME = "Random"
+    VERSION = 1
+
     seed: int = 0
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
@@ -76,6 +88,9 @@ class Random(Estimator):
 class RandomScores(Node[Scores]):
     """All queries and training images."""
 
+    NAME = "RandomScores"
+    VERSION = 1
+    TITLE = "random scores"
     ARTIFACT = Scores
 
     estimator: Random

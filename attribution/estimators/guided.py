@@ -47,6 +47,9 @@ class Guided(Estimator):
     ReTrac. Scores have the axis "strength" with its ENDS; ``at_strength`` and ``variants`` give those at other strengths.
     """
 
+    NAME = "Guided"
+    VERSION = 1
+
     measurement: Measure
     draws: DrawScheme
     checkpoints: int | str | Sequence[int] = 4
@@ -95,6 +98,9 @@ class Guided(Estimator):
 class GuidedScores(Node[Scores]):
     """All queries and training examples, at the strengths 0 and 1: ``[2, Q, N]``."""
 
+    NAME = "GuidedScores"
+    VERSION = 1
+    TITLE = "guided scores"
     ARTIFACT = Scores
 
     estimator: Guided  # at the strengths ENDS, whatever was asked for

@@ -8,8 +8,7 @@ from attribution.execution import Execution
 from attribution.gradients.norms import AtScheme, measured
 from attribution.images import ImageSet
 from attribution.images.draws import Even
-from attribution.nodes import Cost, Get, Node, execution
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
 TIMESTEPS = 50
@@ -38,6 +37,9 @@ class NormCurve(Node[NormsByTimestep]):
     S: 32 training examples, evenly spaced among their sorted ids, whatever their order (or all, where there are fewer).
     """
 
+    NAME = "NormCurve"
+    VERSION = 1
+    TITLE = "gradient norms along the timesteps"
     ARTIFACT = NormsByTimestep
 
     record: Recorded

@@ -47,6 +47,8 @@ class KFACInfluence(Estimator):
     training set, more take another pass.
     """
 
+    NAME = "KFACInfluence"
+    VERSION = 1
     DRAW_LISTS = True
     DRAW_BINS = True
 
@@ -102,7 +104,9 @@ class KFACInfluence(Estimator):
 class InfluenceScores(Node[Scores]):
     """All queries and training examples, under all stored dampings."""
 
+    NAME = "InfluenceScores"
     VERSION = 2
+    TITLE = "influence scores"
     ARTIFACT = Scores
 
     estimator: KFACInfluence

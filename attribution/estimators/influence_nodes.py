@@ -23,14 +23,13 @@ from attribution.curvature.basis import Basis, by_kind, named
 from attribution.execution import ranges
 from attribution.gradients.compression import Compression
 from attribution.gradients.layers import STEP, pieces
-from attribution.gradients.passes import engine, finite, key
+from attribution.gradients.passes import engine, finite
 from attribution.gradients.per_example import Captured, LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Artifact, Cost, Get, JointNode, Node
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
 if TYPE_CHECKING:
@@ -71,7 +70,9 @@ class InfluenceQueries(JointNode[QueryCoefficients]):
     Curvatures and compressions share the gradients.
     """
 
+    NAME = "InfluenceQueries"
     VERSION = 2
+    TITLE = "gradients of the queries"
     ARTIFACT = QueryCoefficients
     TRANSIENT = True
 
@@ -123,7 +124,9 @@ class InfluenceProducts(Arrays):
 class InfluenceShard(JointNode[InfluenceProducts]):
     """The training examples ``rows[0]..rows[1]-1`` under all queries and all stored dampings."""
 
+    NAME = "InfluenceShard"
     VERSION = 2
+    TITLE = "influence of the training images"
     ARTIFACT = InfluenceProducts
     TRANSIENT = True
 

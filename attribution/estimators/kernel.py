@@ -95,6 +95,9 @@ class Solved:
 class KernelScores(Node[Scores]):
     """The scores under every stored damping that float64 can tell from none."""
 
+    NAME = "KernelScores"
+    VERSION = 1
+    TITLE = "kernel scores"
     ARTIFACT = Scores
 
     estimator: KernelEstimator
@@ -148,6 +151,9 @@ class KernelScores(Node[Scores]):
 class EnsembleScores(Node[Scores]):
     """The mean of the scores of several models."""
 
+    NAME = "EnsembleScores"
+    VERSION = 1
+    TITLE = "scores of the ensemble"
     ARTIFACT = Scores
 
     members: tuple[Node[Scores], ...]

@@ -36,6 +36,9 @@ class LiSSA(Estimator):
     share a recursion; all of them are held, as whole gradients, for the pass over the training set.
     """
 
+    NAME = "LiSSA"
+    VERSION = 1
+
     measurement: Measure
     draws: DrawScheme
     product: CurvatureProduct = field(default_factory=GaussNewton)
@@ -72,6 +75,9 @@ class LiSSA(Estimator):
 class LissaScores(Node[Scores]):
     """All queries and training examples, ``[Q, N]``."""
 
+    NAME = "LissaScores"
+    VERSION = 1
+    TITLE = "LiSSA scores"
     ARTIFACT = Scores
 
     estimator: LiSSA

@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.execution import ranges
-from attribution.gradients.passes import dot, engine, key
+from attribution.gradients.passes import dot, engine
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images, ImageSet
 from attribution.images.draws import Draws
-from attribution.nodes import Artifact, Cost, Get, JointNode, Node
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
 if TYPE_CHECKING:
@@ -49,6 +48,9 @@ class LissaQueries(JointNode[InverseProducts]):
     Up to ``query_batch`` queries of each pool share the mini-batches and their passes.
     """
 
+    NAME = "LissaQueries"
+    VERSION = 1
+    TITLE = "inverse-curvature products of the queries"
     ARTIFACT = InverseProducts
     TRANSIENT = True
 
@@ -148,6 +150,9 @@ class LissaProducts(Arrays):
 class LissaShard(JointNode[LissaProducts]):
     """The training examples ``rows[0]..rows[1]-1`` for all queries. Settings of the recursion share the pass."""
 
+    NAME = "LissaShard"
+    VERSION = 1
+    TITLE = "LiSSA scores of the training images"
     ARTIFACT = LissaProducts
     TRANSIENT = True
 

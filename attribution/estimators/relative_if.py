@@ -11,6 +11,9 @@ from attribution.estimators.kernel import KernelEstimator, Solved
 class RelativeIF(KernelEstimator):
     """``φ(q)ᵀ (C + λI)⁻¹ φ(z) / ‖(C + λI)⁻¹ φ(z)‖``, C = ΦᵀΦ/N."""
 
+    NAME = "RelativeIF"
+    VERSION = 1
+
     def scale(self, eigen: Solved, damping: float) -> np.ndarray:
         squares = (eigen.right / (eigen.values + damping)) ** 2 @ eigen.metric
         return 1 / np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))

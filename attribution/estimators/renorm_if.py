@@ -11,5 +11,8 @@ from attribution.estimators.kernel import KernelEstimator, Solved
 class RenormIF(KernelEstimator):
     """``φ(q)ᵀ (C + λI)⁻¹ φ(z) / ‖φ(z)‖``, C = ΦᵀΦ/N."""
 
+    NAME = "RenormIF"
+    VERSION = 1
+
     def scale(self, eigen: Solved, damping: float) -> np.ndarray:
         return 1 / np.sqrt(np.maximum(eigen.squares, np.finfo(np.float64).tiny))

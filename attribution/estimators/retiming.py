@@ -33,6 +33,9 @@ class Timing(ABC):
 class AtLargestNorm(Timing):
     """t_max(z) = argmax over ``grid`` of ‖∇ℓ_t(θ_k, ε_train, z)‖ (ReTrac, definition 1); of equal norms the first."""
 
+    NAME = "AtLargestNorm"
+    VERSION = 1
+
     grid: tuple[int, ...]
     execution: Execution = execution(default=Execution())
 
@@ -48,6 +51,9 @@ class AtLargestNorm(Timing):
 @dataclass(frozen=True)
 class AtRandom(Timing):
     """t ~ U{1..T}, a function of (seed, checkpoint, example)."""
+
+    NAME = "AtRandom"
+    VERSION = 1
 
     seed: int = 0
 
@@ -76,6 +82,9 @@ class RetimedTraining(TrainingRecord):
 class Retimed(Recorded):
     """``record`` with the timesteps of ``images`` at ``checkpoints`` chosen by ``timing``: for scores of these images there."""
 
+    NAME = "Retimed"
+    VERSION = 1
+    TITLE = "training with other timesteps"
     STORED = False
     ARTIFACT = RetimedTraining
 

@@ -19,6 +19,9 @@ class ReTrac(TrajectoryEstimator):
     gradient stays zero.
     """
 
+    NAME = "ReTrac"
+    VERSION = 1
+
     def query_side(self, captured: Captured) -> LayerGradients:
         return captured.mean(weights=inverse)
 

@@ -10,10 +10,9 @@ import torch
 from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import step_of
 from attribution.execution import ranges
-from attribution.gradients.passes import engine, key, rowwise_dot
+from attribution.gradients.passes import engine, rowwise_dot
 from attribution.images import ImageSet
-from attribution.nodes import Cost, Get, JointNode, Node
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
@@ -30,8 +29,10 @@ class Influence(Arrays):
 class SelfInfluenceShard(JointNode[Influence]):
     """``⟨Q_k(z), G_k(z)⟩`` at one checkpoint for the training examples ``rows[0]..rows[1]-1``."""
 
-    ARTIFACT = Influence
+    NAME = "SelfInfluenceShard"
     VERSION = 2
+    TITLE = "self-influence, in shards"
+    ARTIFACT = Influence
     TRANSIENT = True
 
     estimator: TrajectoryEstimator  # at one checkpoint
@@ -73,7 +74,9 @@ class SelfInfluenceShard(JointNode[Influence]):
 class SelfInfluence(Node[Influence]):
     """``A(z, z) = Σ_k η_k ⟨Q_k(z), G_k(z)⟩``: query side over the estimator's draws, training side at z's own recorded draw."""
 
+    NAME = "SelfInfluence"
     VERSION = 2
+    TITLE = "self-influence"
     ARTIFACT = Influence
 
     estimator: TrajectoryEstimator

@@ -25,6 +25,9 @@ class GradientSimilarity(Estimator):
     ``checkpoints``: None is the final model (gradient dot and cos); else as for TracIn (TracInCP, and with cosines GAS).
     """
 
+    NAME = "GradientSimilarity"
+    VERSION = 1
+
     measurement: Measure
     draws: DrawScheme
     projection: Projection
@@ -48,6 +51,9 @@ class GradientSimilarity(Estimator):
 class SimilarityScores(Node[Scores]):
     """All queries and training images."""
 
+    NAME = "SimilarityScores"
+    VERSION = 1
+    TITLE = "gradient similarities"
     ARTIFACT = Scores
 
     estimator: GradientSimilarity

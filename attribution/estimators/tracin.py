@@ -14,6 +14,9 @@ class TracIn(TrajectoryEstimator):
     its draws (``Even(n=T)``: eq. 7, ``Even(n=50)``: eq. 8 as in the paper).
     """
 
+    NAME = "TracIn"
+    VERSION = 1
+
     def query_side(self, captured: Captured) -> LayerGradients:
         return captured.mean()
 

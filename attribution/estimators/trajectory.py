@@ -66,7 +66,9 @@ class TrajectoryEstimator(Estimator):
 class TrajectoryScores(Node[Scores]):
     """``Σ_k η_k ⟨Q_k, G_k⟩`` for all queries and training examples, by bins of their timesteps if there are several."""
 
+    NAME = "TrajectoryScores"
     VERSION = 2
+    TITLE = "scores over the checkpoints"
     ARTIFACT = Scores
 
     estimator: TrajectoryEstimator

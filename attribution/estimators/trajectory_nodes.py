@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.execution import ranges
-from attribution.gradients.passes import dot, engine, key
+from attribution.gradients.passes import dot, engine
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
-from attribution.nodes import Artifact, Cost, Get, JointNode, Node
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
 if TYPE_CHECKING:
@@ -51,7 +50,9 @@ class QueryGradients(Artifact):
 class QuerySide(JointNode[QueryGradients]):
     """Q_k of the queries ``rows[0]..rows[1]-1`` at one checkpoint. ``queries``: what the measurement is of."""
 
+    NAME = "QuerySide"
     VERSION = 2
+    TITLE = "gradients of the queries"
     ARTIFACT = QueryGradients
     TRANSIENT = True
 
@@ -119,7 +120,9 @@ class Products(Arrays):
 class CheckpointScores(JointNode[Products]):
     """The products of all queries with the training examples ``rows[0]..rows[1]-1`` at one checkpoint."""
 
+    NAME = "CheckpointScores"
     VERSION = 2
+    TITLE = "scores at each checkpoint"
     ARTIFACT = Products
     TRANSIENT = True
 

@@ -13,5 +13,8 @@ class TRAK(KernelEstimator):
     queries' are gradients of the loss along their sampling trajectories.
     """
 
+    NAME = "TRAK"
+    VERSION = 1
+
     def scale(self, eigen: Solved, damping: float) -> float:
         return 1.0

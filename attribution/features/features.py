@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from attribution.execution import Execution, ranges
-from attribution.gradients.passes import engine, key
+from attribution.gradients.passes import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, JointNode, Node, execution
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, JointNode, Node, execution, key
 from attribution.projection import Identity, Projection, Projector
 from attribution.training import Recorded
 
@@ -46,6 +45,9 @@ class FeatureChoice(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """Which features. ``measure`` is f; ``role`` names the stream of draws; ``step``: a checkpoint, or None for the final model."""
+
+    NAME = "Features"
+    VERSION = 1
 
     record: Recorded
     images: ImageSet
@@ -134,6 +136,9 @@ class FeatureTable(Arrays):
 class FeatureShard(JointNode[FeatureTable]):
     """The rows of the images ``rows[0]..rows[1]-1``. Those of several projections cost one pass."""
 
+    NAME = "FeatureShard"
+    VERSION = 1
+    TITLE = "gradient features"
     ARTIFACT = FeatureTable
 
     features: Features
@@ -190,6 +195,9 @@ class Products(Arrays):
 class GramShard(JointNode[Products]):
     """Inner products of all whole gradients of ``left`` with those of ``right`` in ``rows``, which are held meanwhile."""
 
+    NAME = "GramShard"
+    VERSION = 1
+    TITLE = "inner products of features, in shards"
     ARTIFACT = Products
     TRANSIENT = True
 
@@ -250,6 +258,9 @@ COLUMNS = 2**13
 class InnerProducts(Node[Products]):
     """``⟨φ(l), φ(r)⟩`` of all images on the left with all on the right."""
 
+    NAME = "InnerProducts"
+    VERSION = 1
+    TITLE = "inner products of features"
     ARTIFACT = Products
 
     left: Features

@@ -14,8 +14,7 @@ import torch
 
 from attribution.curvature.basis import eigh
 from attribution.features.features import Features, InnerProducts
-from attribution.nodes import Cost, Get, Node
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, Node
 
 DOUBLE = 8
 RESOLUTION = 1e-13
@@ -39,6 +38,9 @@ class Eigenfeatures(Arrays):
 class Spectrum(Node[Eigenfeatures]):
     """The eigendecomposition of the features of a training set."""
 
+    NAME = "Spectrum"
+    VERSION = 1
+    TITLE = "spectrum of the features"
     ARTIFACT = Eigenfeatures
 
     train: Features

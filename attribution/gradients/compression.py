@@ -57,6 +57,9 @@ class Compression(ABC):
 class Uncompressed(Compression):
     """float32 as it is."""
 
+    NAME = "Uncompressed"
+    VERSION = 1
+
     @property
     def label(self) -> str:
         return "none"
@@ -78,6 +81,9 @@ class Uncompressed(Compression):
 @dataclass(frozen=True, kw_only=True)
 class Quantized(Compression):
     """``x ≈ low + step · code``, ``bits`` a code: affine, with a range of its own for each matrix."""
+
+    NAME = "Quantized"
+    VERSION = 1
 
     bits: Literal[4, 8, 16]
 
@@ -126,6 +132,9 @@ class Quantized(Compression):
 @dataclass(frozen=True, kw_only=True)
 class TruncatedSVD(Compression):
     """The best approximation of ``rank`` in the Frobenius norm; matrices that it would not make smaller stay as they are."""
+
+    NAME = "TruncatedSVD"
+    VERSION = 1
 
     rank: int
 

@@ -14,8 +14,7 @@ from attribution.images import Images, ImageSet
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Loss, Measure
 from attribution.models.pipeline import Pipeline
-from attribution.nodes import Cost, Get, Node, execution
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
@@ -75,6 +74,9 @@ class AsTrained(NormsOf):
     The timestep is the recorded one too, or each of ``timesteps`` in turn. ``checkpoints`` are as an estimator's.
     """
 
+    NAME = "AsTrained"
+    VERSION = 1
+
     record: Recorded
     checkpoints: int | str | Sequence[int]
     timesteps: tuple[int, ...] | None = None
@@ -121,6 +123,9 @@ class AsTrained(NormsOf):
 class AtScheme(NormsOf):
     """Under the model at checkpoint ``step`` (None: as it is used after training), at the draws of ``scheme`` for ``role``."""
 
+    NAME = "AtScheme"
+    VERSION = 1
+
     record: Recorded
     step: int | None
     scheme: DrawScheme
@@ -149,6 +154,9 @@ class AtScheme(NormsOf):
 class AsDrawn(NormsOf):
     """Under a model that others trained, whose own draws nobody knows, at ``scheme``."""
 
+    NAME = "AsDrawn"
+    VERSION = 1
+
     pipeline: Pipeline
     scheme: DrawScheme
 
@@ -175,6 +183,9 @@ class AsDrawn(NormsOf):
 class NormShard(Node[Norms]):
     """Those of the images ``rows[0]..rows[1]-1`` under one model."""
 
+    NAME = "NormShard"
+    VERSION = 1
+    TITLE = "gradient norms, in shards"
     ARTIFACT = Norms
     TRANSIENT = True
 
@@ -192,6 +203,9 @@ class NormShard(Node[Norms]):
 class GradientNorms(Node[Norms]):
     """The norms of all images under all models."""
 
+    NAME = "GradientNorms"
+    VERSION = 1
+    TITLE = "gradient norms"
     ARTIFACT = Norms
 
     of: NormsOf

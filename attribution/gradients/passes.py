@@ -1,6 +1,5 @@
 """What the passes of gradient estimators share: blocks, inner products, and the model that a pass differentiates."""
 
-import json
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from attribution.execution import Execution
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
-from attribution.nodes import Get, Node, describe
+from attribution.nodes import Get, key
 from attribution.training import Recorded
 
 
@@ -38,11 +37,6 @@ def finite(products: Tensor, *sides: LayerGradients) -> Tensor:
         return products
     bad = sorted({layer for side in sides for layer, gradient in side.items() if not torch.isfinite(gradient).all()})
     raise FloatingPointError(f"gradients of {', '.join(bad) or 'all layers together'} are not finite: did training diverge?")
-
-
-def key(*parts: Any) -> str:
-    """One string for what several nodes have in common."""
-    return json.dumps([part.fingerprint if isinstance(part, Node) else describe(part) for part in parts], sort_keys=True)
 
 
 def engine(record: Recorded, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:

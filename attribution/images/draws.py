@@ -116,6 +116,9 @@ class Uniform(DrawScheme):
     A list of ``n`` asks for an answer at each: the largest is drawn, the others are its prefixes.
     """
 
+    NAME = "Uniform"
+    VERSION = 1
+
     n: int | Sequence[int]
     seed: int = 0
     bins: int = 1
@@ -143,6 +146,9 @@ class Uniform(DrawScheme):
 class Fixed(DrawScheme):
     """The given ``timesteps`` (1..T), each with ``noises`` independent noises; draw number = position · noises + noise."""
 
+    NAME = "Fixed"
+    VERSION = 1
+
     timesteps: Sequence[int]
     noises: int = 1
     seed: int = 0
@@ -167,6 +173,9 @@ class Fixed(DrawScheme):
 @dataclass(frozen=True)
 class Even(DrawScheme):
     """``n`` evenly spaced timesteps ``t_j = 1 + ⌊jT/n⌋``, j = 0..n-1, with ``noises`` noises each (ReTrac §5.1, eq. 8)."""
+
+    NAME = "Even"
+    VERSION = 1
 
     n: int
     noises: int = 1

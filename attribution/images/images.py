@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.nodes import Artifact, Node
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Artifact, Node
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,9 @@ class ElboWeighted(Measure):
     left out. The square norm is a sum over pixels.
     """
 
+    NAME = "ElboWeighted"
+    VERSION = 1
+
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         predicted = denoise(self.schedule.add_noise(x0, t, noise), t)
         return lookup(self._weights, t, x0.dtype) * (noise - predicted).square().flatten(1).sum(1)
@@ -63,6 +66,9 @@ class Elbo(Measure):
     Raises:
         ValueError: ``levels`` below 1, or a schedule of a single timestep.
     """
+
+    NAME = "Elbo"
+    VERSION = 1
 
     levels: int
 

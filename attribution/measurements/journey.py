@@ -17,6 +17,9 @@ class JourneyLoss(TrajectoryMeasure):
     x̂_0^(t) is the sampler's estimate of the image at the state x_t, clipped as it clips; no gradient goes through it.
     """
 
+    NAME = "JourneyLoss"
+    VERSION = 1
+
     def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The states x_t ``[B·K, C, H, W]``, their timesteps, and the noise of the draws."""
         step, t, row = self.steps(x0, draws)

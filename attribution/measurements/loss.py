@@ -16,6 +16,9 @@ from attribution.measurements.base import Measure, lookup
 class Loss(Measure):
     """ℓ_t(θ, ε, x) = mean over pixels of (ε - ε_θ(x_t, t))², the training loss (Ho et al. 2020, eq. 14)."""
 
+    NAME = "Loss"
+    VERSION = 1
+
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         predicted = denoise(self.schedule.add_noise(x0, t, noise), t)
         return (noise - predicted).square().flatten(1).mean(1)
@@ -32,6 +35,9 @@ class LossAtT(Measure):
     Raises:
         ValueError: no timestep, more than T, or one outside 1..T.
     """
+
+    NAME = "LossAtT"
+    VERSION = 1
 
     t: int | Sequence[int]
 

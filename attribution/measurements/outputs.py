@@ -13,6 +13,9 @@ from attribution.measurements.base import Measure
 class SquareNorm(Measure):
     """Mean over pixels of o²: no loss, it does not ask for the right noise (D-TRAK's ``square``)."""
 
+    NAME = "SquareNorm"
+    VERSION = 1
+
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         # Under autocast the output may be bfloat16, in which a mean over pixels would lose digits.
         return denoise(self.schedule.add_noise(x0, t, noise), t).to(x0.dtype).square().flatten(1).mean(1)
@@ -21,6 +24,9 @@ class SquareNorm(Measure):
 @dataclass(frozen=True)
 class OutputMean(Measure):
     """Mean over pixels of o (D-TRAK's ``avg``)."""
+
+    NAME = "OutputMean"
+    VERSION = 1
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return denoise(self.schedule.add_noise(x0, t, noise), t).to(x0.dtype).flatten(1).mean(1)
@@ -33,6 +39,9 @@ class OutputNorm(Measure):
     Raises:
         ValueError: p below 1.
     """
+
+    NAME = "OutputNorm"
+    VERSION = 1
 
     p: float
 
@@ -51,6 +60,9 @@ class Interpolated(Measure):
 
     η = 1 is ``square``; η = ½ has half the gradient of the loss, so that TRAK with it at λ/4 is TRAK at λ.
     """
+
+    NAME = "Interpolated"
+    VERSION = 1
 
     eta: float
 

@@ -31,6 +31,9 @@ class TrajectoryLikelihood(TrajectoryMeasure):
         ValueError: a deterministic sampler, or one of a single step: its trajectories have no density.
     """
 
+    NAME = "TrajectoryLikelihood"
+    VERSION = 1
+
     def __post_init__(self):
         if min(self._stds) == 0:
             raise ValueError(_DETERMINISTIC)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from attribution.diffusion import NoiseSchedule
-from attribution.nodes import digest
+from attribution.nodes import class_identity, digest
 
 _CONTENT = (".safetensors", ".bin", ".json")
 
@@ -21,11 +21,14 @@ class Pipeline:
     Nothing is downloaded.
     """
 
+    NAME = "Pipeline"
+    VERSION = 1
+
     path: str
 
     def description(self) -> dict[str, Any]:
         """The content of a folder, or the name."""
-        return {"class": "Pipeline", "path": self._content or self.path}
+        return {**class_identity(type(self)), "path": self._content or self.path}
 
     @property
     def network(self) -> nn.Module:

@@ -1,17 +1,38 @@
 """Nodes: computations whose identity is the content of their fields, and the artifacts that they make."""
 
-from attribution.nodes.node import (
-    A,
-    Artifact,
-    Cost,
-    Get,
-    InMemory,
-    JointNode,
-    Node,
+from attribution.nodes.arrays import Arrays
+from attribution.nodes.artifact import Artifact
+from attribution.nodes.identity import (
+    added,
+    class_identity,
     describe,
+    describe_fields,
     digest,
     execution,
-    groups,
+    fingerprint_of,
+    key,
+    short_name,
 )
+from attribution.nodes.memory import InMemory
+from attribution.nodes.node import A, Cost, Get, JointNode, Node, groups
 
-__all__ = ["A", "Artifact", "Cost", "Get", "InMemory", "JointNode", "Node", "describe", "digest", "execution", "groups"]
+__all__ = [
+    "A",
+    "Arrays",
+    "Artifact",
+    "Cost",
+    "Get",
+    "InMemory",
+    "JointNode",
+    "Node",
+    "added",
+    "class_identity",
+    "describe",
+    "describe_fields",
+    "digest",
+    "execution",
+    "fingerprint_of",
+    "groups",
+    "key",
+    "short_name",
+]

@@ -1,4 +1,4 @@
-"""Artifacts that are a few NumPy arrays and nothing else."""
+"""Artifacts that consist of a few NumPy arrays."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from attribution.nodes import Artifact
+from attribution.nodes.artifact import Artifact
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays(Artifact):
-    """Subclasses are dataclasses whose fields are arrays: each is a file of its name."""
+    """Base class of dataclasses whose fields are arrays. Each array is stored in ``<field>.npy``."""
 
     MAPPED: ClassVar[Literal["r"] | None] = None
-    """ "r" where the arrays may be too large to read whole."""
+    """ "r" maps the files into memory instead of reading them: for arrays that may be large."""
 
     def save(self, folder: Path) -> None:
         for field in fields(self):

@@ -1,38 +1,21 @@
-"""A node: a computation whose identity is the content of its fields. Knows nothing of disks.
+"""Nodes: computations whose identity is the content of their fields. This module knows nothing of disks.
 
-A node is a frozen dataclass; its fields are what defines its result, except those declared with ``execution()`` (device,
-workers, attribution batch size), which say how to compute it, not what. ``fingerprint`` hashes the description. ``get`` (a
-store, or ``InMemory``) turns a node into its artifact, computing it if nobody has.
+A node is a frozen dataclass. Its fields define its result, except those declared with ``execution()`` (device, workers, batch size
+of attribution), which say how to compute it. ``fingerprint`` hashes the description. A ``Get`` (the store, or ``InMemory``) turns a
+node into its artifact and computes it if necessary.
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
-import shutil
-import tempfile
-import weakref
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-import numpy as np
-import torch
-
-
-class Artifact(ABC):
-    """What a node computes. It can write itself to a folder (safetensors, npy, json) and read itself back, lazily if large."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None: ...
-
-    @classmethod
-    @abstractmethod
-    def load(cls, folder: Path) -> Self: ...
-
+from attribution.nodes.artifact import Artifact
+from attribution.nodes.identity import class_identity, describe, describe_fields, fingerprint_of, short_name
 
 A = TypeVar("A")
 _A = TypeVar("_A", covariant=True)
@@ -44,17 +27,12 @@ class Get(Protocol):
     def __call__(self, node: "Node[A]") -> A: ...
 
     def many(self, nodes: Sequence["Node[A]"], title: str = "") -> list[A]:
-        """All of them; missing ones may be computed together, or by whoever else works on the same list."""
+        """The artifacts of all ``nodes``, in order. Missing ones may be computed together, or by other workers on the same list."""
         ...
 
     def workspace(self, node: "Node") -> Path:
-        """A folder where a long computation may keep its progress: it survives a crash, and what it holds at the end is kept."""
+        """A folder for the progress of a long computation. It survives a crash, and its final content is kept."""
         ...
-
-
-def execution(**kwargs: Any) -> Any:
-    """A field that says how a node is computed, not what it is: no part of its identity."""
-    return dataclasses.field(metadata={"identity": False}, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -68,57 +46,67 @@ class Cost:
 
 @dataclass(frozen=True)
 class Node(ABC, Generic[_A]):
-    """One unit of stored work. Subclasses set VERSION (raise it when the same fields come to mean another result) and ARTIFACT."""
+    """One unit of stored work.
 
+    A class of this project sets NAME and VERSION itself. NAME identifies it, and stays when the class is renamed or moved; VERSION
+    is raised when the same fields come to mean another result. TITLE names the work in progress bars and plans.
+    """
+
+    NAME: ClassVar[str]
     VERSION: ClassVar[int] = 1
+    TITLE: ClassVar[str] = ""
     ARTIFACT: ClassVar[type[Artifact]]
     STORED: ClassVar[bool] = True
-    """False for what is quicker made again than read back; such an artifact lives in memory only."""
+    """False if computing the artifact is faster than reading it; it then lives in memory only."""
     TRANSIENT: ClassVar[bool] = False
-    """True for shards: of no use once the node that they are parts of is stored."""
+    """True for shards, which are deleted once the node that they are parts of is stored."""
 
     @abstractmethod
     def compute(self, get: Get) -> _A:
-        """The artifact. Parents come from ``get``."""
+        """Compute the artifact. Parents come from ``get``."""
 
     def parts(self, get: Get) -> "Sequence[Node]":
-        """Shards that this node is put together from: computed before it, without its lock, by any number of workers.
+        """Shards of this node. Any number of workers compute them before the node itself.
 
-        ``get`` is for parents, on which it may depend how many there are.
+        ``get`` gives parents that decide how many parts there are.
         """
         return ()
 
     def together(self) -> Hashable | None:
-        """Missing nodes of one class with equal keys are computed by one ``compute_together``; None: each on its own."""
+        """A key: ``compute_together`` computes all missing nodes of one class with equal keys. None: the node is computed alone."""
         return None
 
     @classmethod
     def compute_together(cls, nodes: "Sequence[Self]", get: Get) -> Sequence[_A]:
-        """The artifacts of nodes that share a key, in order."""
+        """Compute the artifacts of nodes that share a key, in order."""
         return [node.compute(get) for node in nodes]
 
     def cost(self) -> Cost:
-        """An estimate for the dry run, without parents, and with parts (for as long as these are not known)."""
+        """An estimate for the dry run. It leaves out parents, and includes parts until these are known."""
         return Cost()
 
     def parents(self) -> "list[Node]":
-        """The nodes among the fields, also inside dataclasses and sequences."""
+        """The nodes among the fields, including those inside dataclasses and sequences."""
         return list(_nodes_in(getattr(self, f.name) for f in dataclasses.fields(self)))
 
     def description(self) -> dict[str, Any]:
         """What defines the result, as plain JSON."""
-        return _describe_dataclass(self)
+        return {**class_identity(type(self)), **describe_fields(self)}
 
-    @functools.cached_property
+    @cached_property
     def fingerprint(self) -> str:
         """20 hexadecimal digits of the SHA-256 of the description."""
-        text = json.dumps(describe(self), sort_keys=True, allow_nan=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+        return fingerprint_of(describe(self))
+
+    @classmethod
+    def title(cls) -> str:
+        """The kind of work in words: TITLE, or else the words of the class's name (QuerySide → query side)."""
+        return cls.TITLE or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", short_name(cls)).lower()
 
 
 @dataclass(frozen=True)
 class JointNode(Node[_A]):
-    """A node that only knows how to be computed together with others of its key."""
+    """A node that is always computed by ``compute_together``."""
 
     def compute(self, get: Get) -> _A:
         return self.compute_together([self], get)[0]
@@ -128,95 +116,6 @@ class JointNode(Node[_A]):
     def compute_together(cls, nodes: "Sequence[Self]", get: Get) -> Sequence[_A]: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-def describe(value: Any) -> Any:
-    """Any identity as plain JSON. An object may describe itself by a method ``description()``.
-
-    Raises:
-        TypeError: a value of a type that has no content to go by.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, np.generic):
-        return describe(value.item())
-    if isinstance(value, Enum | Path):
-        return str(value)
-    if callable(method := getattr(value, "description", None)) and not isinstance(value, type):
-        return method()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _describe_dataclass(value)
-    if isinstance(value, functools.partial):
-        return {"call": _name(value.func), "args": describe(value.args), **describe(value.keywords)}
-    if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
-    if isinstance(value, Sequence):
-        return [describe(v) for v in value]
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return {"sha256": digest(np.asarray(value)), "shape": list(value.shape)}
-    if callable(value):
-        return _name(value)
-    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be part of an identity: use plain values and dataclasses")
-
-
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 over dtypes, shapes and contents."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(f"{array.dtype.str}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
-
-
-def _describe_dataclass(value: Any) -> dict[str, Any]:
-    fields = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-    version = {"version": type(value).VERSION} if hasattr(type(value), "VERSION") else {}
-    return {"class": _name(type(value)), **version, **{f.name: describe(getattr(value, f.name)) for f in fields}}
-
-
-def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-def _nodes_in(values: Iterable[Any]) -> Iterable[Node]:
-    for value in values:
-        if isinstance(value, Node):
-            yield value
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from _nodes_in(getattr(value, f.name) for f in dataclasses.fields(value))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            yield from _nodes_in(value)
-
-
-class InMemory:
-    """A ``Get`` without a store, for use as a library: each node is computed once and lives as long as this object.
-
-    Keep it as long as the artifacts: large ones are read lazily from a temporary folder that goes away with it.
-    """
-
-    def __init__(self) -> None:
-        self._artifacts: dict[str, Any] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="attribution-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-
-    def __call__(self, node: Node[A]) -> A:
-        return self.many([node])[0]
-
-    def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
-        missing = {node.fingerprint: node for node in nodes if node.fingerprint not in self._artifacts}
-        if parts := [part for node in missing.values() for part in node.parts(self)]:
-            self.many(parts, title)
-        for group in groups(list(missing.values())):
-            artifacts = type(group[0]).compute_together(group, self)
-            self._artifacts.update((node.fingerprint, artifact) for node, artifact in zip(group, artifacts, strict=True))
-        return [self._artifacts[node.fingerprint] for node in nodes]
-
-    def workspace(self, node: Node) -> Path:
-        folder = self._folder / node.fingerprint
-        folder.mkdir(exist_ok=True)
-        return folder
-
-
 def groups(nodes: Sequence[Node[A]]) -> list[list[Node[A]]]:
     """Nodes that are computed together, in order of first appearance."""
     by_key: dict[Hashable, list[Node[A]]] = {}
@@ -224,3 +123,13 @@ def groups(nodes: Sequence[Node[A]]) -> list[list[Node[A]]]:
         key = node.together()
         by_key.setdefault((type(node), node.fingerprint if key is None else key), []).append(node)
     return list(by_key.values())
+
+
+def _nodes_in(values: Iterable[Any]) -> Iterator[Node]:
+    for value in values:
+        if isinstance(value, Node):
+            yield value
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from _nodes_in(getattr(value, f.name) for f in dataclasses.fields(value))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            yield from _nodes_in(value)

@@ -56,6 +56,8 @@ class DenseProjection(Projection):
 class Gaussian(DenseProjection):
     """Normal entries."""
 
+    NAME = "Gaussian"
+    VERSION = 1
     PER_COUNTER = NORMALS
 
     def entries(self, layer: str, rows: Tensor) -> Tensor:
@@ -66,6 +68,8 @@ class Gaussian(DenseProjection):
 class Rademacher(DenseProjection):
     """Signs: one random bit an entry, and many times quicker to make than normal numbers."""
 
+    NAME = "Rademacher"
+    VERSION = 1
     PER_COUNTER = SIGNS
 
     def entries(self, layer: str, rows: Tensor) -> Tensor:

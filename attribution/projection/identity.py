@@ -13,6 +13,8 @@ from attribution.projection.base import LayerShapes, Projection, Projector
 class Identity(Projection):
     """P = I: the features are the whole gradient, layers one after another in the order of their names."""
 
+    NAME = "Identity"
+    VERSION = 1
     FOLDS = "the same projection"
 
     def size(self, layers: LayerShapes) -> int:

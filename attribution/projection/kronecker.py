@@ -38,6 +38,8 @@ from attribution.projection.matrices import normal_rows
 class Kronecker(Projection):
     """``k_out · k_in`` features of every layer, or as many as it has rows and columns where these are fewer."""
 
+    NAME = "Kronecker"
+    VERSION = 1
     FOLDS = "the same seed, and k_out and k_in that are not larger"
 
     k_out: int

@@ -24,6 +24,8 @@ from attribution.projection.matrices import hashed_rows, rows_at_once
 class SJLT(Projection):
     """``k`` features, ``s`` hashes of every coordinate; s divides k."""
 
+    NAME = "SJLT"
+    VERSION = 1
     FOLDS = "the same s and seed, and a k that divides this one's"
 
     k: int

@@ -71,6 +71,9 @@ class Together(Mode):
     Networks without dropout only: stacked models would share one stream of random numbers, where ``fit`` seeds each model's own.
     """
 
+    NAME = "Together"
+    VERSION = 1
+
     def prepare(self, network: nn.Module) -> None:
         network.train()
         for name, module in network.named_modules():
@@ -98,6 +101,9 @@ class Alone(Mode):
 
     The random numbers of a model's network begin at each step where those of ``fit`` do.
     """
+
+    NAME = "Alone"
+    VERSION = 1
 
     group: int = execution(default=1)
 

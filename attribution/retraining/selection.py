@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.nodes import digest
+from attribution.nodes import class_identity, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,9 @@ class Selection:
     Raises:
         ValueError: no row, a row twice or below 0, or weights that are negative, not finite or not one per row.
     """
+
+    NAME = "Selection"
+    VERSION = 1
 
     rows: np.ndarray
     weights: np.ndarray | None = None
@@ -65,7 +68,7 @@ class Selection:
 
     def description(self) -> dict[str, Any]:
         return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            **class_identity(type(self)),
             "count": len(self),
             "rows": digest(self.rows),
             "weights": None if self.weights is None else digest(self.weights),

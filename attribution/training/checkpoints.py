@@ -27,6 +27,9 @@ class CheckpointRule(ABC):
 class EverySteps(CheckpointRule):
     """Every ``every`` steps."""
 
+    NAME = "EverySteps"
+    VERSION = 1
+
     every: int
 
     def __post_init__(self):
@@ -39,6 +42,9 @@ class EverySteps(CheckpointRule):
 @dataclass(frozen=True)
 class EveryEpochs(CheckpointRule):
     """Every ``every`` epochs."""
+
+    NAME = "EveryEpochs"
+    VERSION = 1
 
     every: int = 1
 
@@ -54,6 +60,9 @@ class EveryEpochs(CheckpointRule):
 class AtSteps(CheckpointRule):
     """The given ``steps``."""
 
+    NAME = "AtSteps"
+    VERSION = 1
+
     steps: Sequence[int]
 
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
@@ -65,6 +74,9 @@ class AtSteps(CheckpointRule):
 @dataclass(frozen=True)
 class SteadyDecline(CheckpointRule):
     """``count`` of the checkpoints taken every ``every`` steps, spread over the stretch of steady loss decline (ReTrac F.2)."""
+
+    NAME = "SteadyDecline"
+    VERSION = 1
 
     count: int
     every: int

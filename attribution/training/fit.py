@@ -33,6 +33,9 @@ class Recipe:
     bf16-mixed, ...).
     """
 
+    NAME = "Recipe"
+    VERSION = 1
+
     steps: int
     batch_size: int
     lr_schedule: str = "constant"

@@ -12,8 +12,7 @@ from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, Node, execution
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from experiments.benchmarks.variants import is_whole
@@ -27,6 +26,9 @@ from experiments.models.truth import Truth
 @dataclass(frozen=True)
 class Ranking:
     """The ``scores`` of an ``estimator`` for ``queries``."""
+
+    NAME = "Ranking"
+    VERSION = 1
 
     queries: ImageSet
     estimator: Estimator
@@ -66,6 +68,9 @@ class Removals(Node[Outcomes]):
     with each of ``seeds``, for ``steps`` steps. All queries are measured under all models, at the same ``draws``.
     """
 
+    NAME = "Removals"
+    VERSION = 1
+    TITLE = "retraining without removed images"
     ARTIFACT = Outcomes
 
     record: TrainedModel

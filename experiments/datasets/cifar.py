@@ -22,6 +22,9 @@ class CIFAR10(Source):
     test images. The two overlap as numbers; draws tell them apart by their role.
     """
 
+    NAME = "CIFAR10"
+    VERSION = 1
+
     channels: int = 3
     size: int = 32
     flips: bool = True

@@ -25,6 +25,9 @@ class CIFARMNIST(Source):
     as ids; a zero's id is its MNIST position beyond those of CIFAR-10 (50,000 + position; in validation, 10,000 + position).
     """
 
+    NAME = "CIFARMNIST"
+    VERSION = 1
+
     KEYS: ClassVar = ("cifar_train_airplane_idx", "mnist_train_zero_idx", "cifar_test_airplane_idx", "mnist_test_zero_idx")
 
     channels: int = 3

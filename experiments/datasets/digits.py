@@ -18,6 +18,9 @@ class Digits(Source):
     Needs no files. Neither end depends on how many are taken from the other.
     """
 
+    NAME = "Digits"
+    VERSION = 1
+
     channels: int = 1
     size: int = 8
     flips: bool = False

@@ -19,6 +19,9 @@ class MNIST(Source):
     Black borders of ``pad`` pixels make 28 × 28 images 32 × 32. Ids are positions in the training file and in the test file.
     """
 
+    NAME = "MNIST"
+    VERSION = 1
+
     channels: int = 1
     size: int = 32
     flips: bool = False

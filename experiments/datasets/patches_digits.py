@@ -32,6 +32,9 @@ class PatchesDigits(Source):
     cut, a zero's id is its row in the digits beyond those. Needs no files.
     """
 
+    NAME = "PatchesDigits"
+    VERSION = 1
+
     channels: int = 1
     size: int = SIZE
     flips: bool = True

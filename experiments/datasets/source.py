@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from attribution.images import Images, ImageSet
-from attribution.nodes import Get, describe, digest, execution
+from attribution.nodes import Get, class_identity, describe, describe_fields, digest, execution
 from experiments.datasets.errors import DataError
 
 Name = Literal["train", "validation"]
@@ -70,8 +70,7 @@ class Source(ABC):
 
     def description(self) -> dict[str, Any]:
         """Class, settings and content: the same settings over other files are another source."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("identity", True)}
-        return {"class": _class(self), **describe(fields), "content": _load(self).content}
+        return {**class_identity(type(self)), **describe_fields(self), "content": _load(self).content}
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,9 @@ class Split(ImageSet):
     validation images retrains nothing.
     """
 
+    NAME = "Split"
+    VERSION = 1
+    TITLE = "reading images"
     STORED = False
 
     source: Source
@@ -108,9 +110,8 @@ class Split(ImageSet):
 
     def description(self) -> dict[str, Any]:
         return {
-            "class": _class(self),
-            "version": self.VERSION,
-            "source": _class(self.source),
+            **class_identity(type(self)),
+            "source": class_identity(type(self.source)),
             "name": self.name,
             "content": self.source.content(self.name),
             "rows": None if self.rows is None else describe(np.asarray(self.rows, dtype=np.int64)),
@@ -138,13 +139,9 @@ def _load(source: Source) -> _Loaded:
         if images.levels != source.levels:
             raise DataError(f"data.levels={source.levels}, but the {name} images have {images.levels}: set it to that")
         if len(np.unique(images.index)) < len(images):
-            raise DataError(f"{_class(source)}: two {name} images have one id")
+            raise DataError(f"{type(source).__name__}: two {name} images have one id")
     return _Loaded(splits, {name: _digest(images) for name, images in named.items()})
 
 
 def _digest(images: Images) -> str:
     return digest(images.pixels, images.index, images.label, np.array(images.levels))
-
-
-def _class(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"

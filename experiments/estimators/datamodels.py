@@ -48,6 +48,9 @@ class Datamodels(Estimator):
     their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of least norm.
     """
 
+    NAME = "Datamodels"
+    VERSION = 1
+
     FIRST_SEED: ClassVar[int] = 1000
     """Training seeds are the explained model's plus this number, and the following: not those that benchmarks retrain with."""
 
@@ -109,6 +112,9 @@ class Datamodels(Estimator):
 class DatamodelScores(Node[Scores]):
     """The scores under every stored damping. ``selections``: what the subsets are of these training images."""
 
+    NAME = "DatamodelScores"
+    VERSION = 1
+    TITLE = "datamodels"
     ARTIFACT = Scores
 
     estimator: Datamodels

@@ -9,13 +9,11 @@ import torch
 
 from attribution.diffusion import denoiser
 from attribution.execution import Execution, ranges
-from attribution.gradients.passes import key
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, JointNode, execution
-from attribution.nodes.arrays import Arrays
+from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +27,9 @@ class Costs(Arrays):
 class Measured(JointNode[Costs]):
     """``measure`` of ``images`` under a ``model``, at the same ``draws`` for every model (common random numbers)."""
 
+    NAME = "Measured"
+    VERSION = 1
+    TITLE = "measurements of models"
     ARTIFACT = Costs
 
     model: Trained[Any]

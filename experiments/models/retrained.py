@@ -30,6 +30,9 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     configuration are trained in one go, by one process: ``in_blocks`` sets it.
     """
 
+    NAME = "Retrained"
+    VERSION = 1
+    TITLE = "retraining"
     ARTIFACT = FinalParameters
 
     data: ImageSet

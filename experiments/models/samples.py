@@ -19,6 +19,9 @@ from experiments.store.progress import track
 class SampleShard(ImageSet):
     """Samples ``rows[0]..rows[1]-1``."""
 
+    NAME = "SampleShard"
+    VERSION = 1
+    TITLE = "generated images, in shards"
     TRANSIENT = True
 
     record: Trained
@@ -48,6 +51,10 @@ class SampleShard(ImageSet):
 @dataclass(frozen=True, kw_only=True)
 class Samples(ImageSet):
     """``n`` images that the trained model generates, each from its own noise: sample i is the same whatever ``n`` is."""
+
+    NAME = "Samples"
+    VERSION = 1
+    TITLE = "generated images"
 
     record: Trained
     sampler: Sampler
@@ -86,7 +93,9 @@ class Samples(ImageSet):
 class SampleTrajectories(Node[Trajectories]):
     """How ``samples`` came about: every state of the same sampling."""
 
+    NAME = "SampleTrajectories"
     VERSION = 2
+    TITLE = "sampling trajectories"
     ARTIFACT = Trajectories
 
     samples: Samples

@@ -42,6 +42,9 @@ class Subsets(ABC):
 class RandomSubsets(Subsets):
     """``count`` random subsets of ``fraction`` of the examples; ``stratified``: of every class alike."""
 
+    NAME = "RandomSubsets"
+    VERSION = 1
+
     count: int
     fraction: float = 0.5
     stratified: bool = False
@@ -75,6 +78,9 @@ class RandomSubsets(Subsets):
 @dataclass(frozen=True, kw_only=True)
 class PublishedSubsets(Subsets):
     """The first ``count`` subsets of ``path``, an npy file: a mask ``[M, N]``, or positions ``[M, n]`` of what is kept."""
+
+    NAME = "PublishedSubsets"
+    VERSION = 1
 
     path: str
     count: int | None = None

@@ -24,6 +24,10 @@ LoggerFor = Callable[[str], Any]
 class TrainedModel(Recorded):
     """``model`` trained on ``data`` by ``recipe``, with its record."""
 
+    NAME = "TrainedModel"
+    VERSION = 1
+    TITLE = "training"
+
     data: ImageSet
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     recipe: Recipe

@@ -56,6 +56,10 @@ class GeneratedOfEach(Queries):
 class OfEachSource(ImageSet):
     """``n`` images of ``pool``: the first of every source, told by ``PixelClassifier``, then the second of every, ..."""
 
+    NAME = "OfEachSource"
+    VERSION = 1
+    TITLE = "generated images of each source"
+
     pool: ImageSet
     train: ImageSet
     n: int

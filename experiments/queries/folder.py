@@ -25,6 +25,9 @@ class ImageFolder(ImageSet):
     labels are -1. Identity is content. The folder is read once per process.
     """
 
+    NAME = "ImageFolder"
+    VERSION = 1
+    TITLE = "reading images"
     STORED = False
 
     path: str | Path = execution()

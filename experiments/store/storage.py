@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from attribution.nodes import Node, describe
+from attribution.nodes import Node, describe, fingerprint_of
 
 NODE = "node.json"
 MANIFEST = "manifest.json"
@@ -33,11 +33,6 @@ _HARDLY_ANY_SPACE = 1 << 20
 
 class StoreError(OSError):
     """The store cannot give what was asked; the message names the folder or the setting, and the mend."""
-
-
-def fingerprint_of(description: Any) -> str:
-    """The fingerprint of a node from its description alone, as ``Node.fingerprint`` defines it."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def begin(part: Path, node: Node) -> None:

@@ -9,7 +9,6 @@ together hold their locks together: none of them may depend on what shares a key
 """
 
 import dataclasses
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from attribution.nodes import Artifact, Node, groups
+from attribution.nodes import Artifact, Node, groups, short_name
 from experiments.store.progress import Track
 from experiments.store.provenance import provenance
 from experiments.store.storage import PART, StoreError, begin, explained, locked, publish, remove, verify
@@ -74,7 +73,7 @@ class Store:
 
     def folder(self, node: Node) -> Path:
         """Where the node lies once it is stored."""
-        return self.root / type(node).__name__ / node.fingerprint
+        return self.root / short_name(type(node)) / node.fingerprint
 
     def has(self, node: Node) -> bool:
         """Whether it need not be computed."""
@@ -91,7 +90,7 @@ class Store:
             for number, level in enumerate(levels if planned else levels[:1], 1):
                 later = [node for nodes in levels[number:] for node in nodes]
                 asked = any(node.fingerprint in work.asked for node in level)
-                heading = (title if asked else "") or ", ".join(dict.fromkeys(_words(type(node)) for node in level))
+                heading = (title if asked else "") or ", ".join(dict.fromkeys(node.title() for node in level))
                 for _ in self._track(self._settle(level, later, work, found), heading, len(level)):
                     pass
         for group in groups([node for node in missing if not node.STORED]):
@@ -223,7 +222,7 @@ def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
         cost = dataclasses.replace(cost, passes=0.0)
     settings = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("identity", True)}
     return {
-        "class": type(node).__name__,
+        "class": short_name(type(node)),
         "version": node.VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -233,11 +232,6 @@ def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
         },
         **provenance(),
     }
-
-
-def _words(kind: type) -> str:
-    """A class's name as words: QuerySide → query side."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def _inode(folder: Path) -> int | None:

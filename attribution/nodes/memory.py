@@ -1,0 +1,39 @@
+"""A ``Get`` without a store, for use as a library."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attribution.nodes.node import A, Node, groups
+
+
+class InMemory:
+    """Computes each node once and keeps its artifact as long as this object lives.
+
+    Keep this object as long as the artifacts: large ones are read lazily from a temporary folder that is deleted with it.
+    """
+
+    def __init__(self) -> None:
+        self._artifacts: dict[str, Any] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="attribution-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    def __call__(self, node: Node[A]) -> A:
+        return self.many([node])[0]
+
+    def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
+        missing = {node.fingerprint: node for node in nodes if node.fingerprint not in self._artifacts}
+        if parts := [part for node in missing.values() for part in node.parts(self)]:
+            self.many(parts, title)
+        for group in groups(list(missing.values())):
+            artifacts = type(group[0]).compute_together(group, self)
+            self._artifacts.update((node.fingerprint, artifact) for node, artifact in zip(group, artifacts, strict=True))
+        return [self._artifacts[node.fingerprint] for node in nodes]
+
+    def workspace(self, node: Node) -> Path:
+        folder = self._folder / node.fingerprint
+        folder.mkdir(exist_ok=True)
+        return folder
