@@ -18,9 +18,9 @@ def draw_gradients(measure: Measure, model: nn.Module, x0: Tensor, draws: Draws)
     gradients = {name: torch.zeros(B, K, *p.shape, dtype=p.dtype) for name, p in parameters.items()}
     for b in range(B):
         for k in range(K):
-            x, t, noise = measure.inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)))
+            inputs = measure.inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)))
             model.zero_grad(set_to_none=True)
-            measure(denoiser(model), x, t, noise).sum().backward()
+            measure(denoiser(model), *inputs).sum().backward()
             for name, p in parameters.items():
                 if p.grad is not None:
                     gradients[name][b, k] = p.grad

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attribution
 import experiments
+from attribution.diffusion import Process
 from attribution.diffusion.samplers import Sampler
 from attribution.estimators import Estimator
 from attribution.gradients.compression import Compression
@@ -28,7 +29,7 @@ Then run: python -m tests.test_versions
 """
 
 
-BASES = (Node, Estimator, Measure, DrawScheme, Sampler, Projection, Compression)
+BASES = (Node, Estimator, Measure, Process, DrawScheme, Sampler, Projection, Compression)
 """Kinds of classes that carry a VERSION: nodes, and what their descriptions are made of."""
 
 

@@ -8,8 +8,9 @@ import diffusers
 import numpy as np
 import torch
 
-from attribution.diffusion import NoiseSchedule
+from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.images import Images, ImageSet
+from attribution.measurements import Loss
 from attribution.nodes import Get, digest
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import Hardware, Recipe
@@ -29,6 +30,8 @@ UNET = functools.partial(
     dropout=0.1,
 )
 SCHEDULE = NoiseSchedule(T=100, beta_end=0.1)
+PROCESS = DDPM(SCHEDULE)
+OBJECTIVE = Loss(PROCESS)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def trained(**changes: Any) -> TrainedModel:
     """A short SGD training of the tiny U-Net under everything that a replay has to know: schedule, clipping, dropout, flips."""
     settings: dict[str, Any] = {
         "model": UNET,
-        "schedule": SCHEDULE,
+        "objective": OBJECTIVE,
         "data": Blobs(),
         "optimizer": functools.partial(torch.optim.SGD, lr=0.05),
         "recipe": Recipe(steps=12, batch_size=10, lr_schedule="cosine", warmup=0.2, clip=0.05, precision="64-true"),

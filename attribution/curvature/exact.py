@@ -1,9 +1,10 @@
-"""The exact Gauss-Newton matrix of a small model: what the approximations are measured against, and a curvature of its own.
+"""The exact Gauss-Newton matrix of a small model, as a curvature and as the reference for approximations.
 
-``H = 1/(N K) Σ_{n,k} Jᵀ (2/d) J`` over the given draws, J the Jacobian ``[d, P]`` of the network's output, norm layers included:
-the Hessian of the mean loss, but for the curvature of the network itself. J is found pixel by pixel: d passes a draw.
+``H = 1/(N K) Σ_{n,k} Jᵀ (2 w_t / d) J`` over the given draws, where w_t is the weight of the process and J the Jacobian ``[d, P]``
+of the network's output with respect to all parameters, including norm layers. H is the Hessian of the mean training loss without
+the curvature of the network. J is computed pixel by pixel, in d passes per draw.
 
-The flat order of the P parameters is that of per-example gradients: layer after layer, each joint block [W | b] row by row.
+The P parameters are in the order of per-example gradients: layer after layer, each joint block [W | b] row by row.
 """
 
 from collections.abc import Mapping
@@ -22,20 +23,21 @@ from attribution.execution import Execution, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
-from attribution.measurements import Measure
+from attribution.measurements import Inputs, Measure
+from attribution.measurements.base import per_draw
 from attribution.nodes import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
 
 MOST = 5000
-"""Parameters: a matrix of 200 MB, and a minute or two for its eigenvalues."""
+"""The largest number of parameters: the matrix takes 200 MB and its eigendecomposition a minute or two."""
 
 WHOLE = "all parameters"
-"""The name of the one block that the basis has."""
+"""The name of the basis's only block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactGGN:
-    """The dense matrix over ``draws`` of every training example, in float64, for at most 5000 parameters."""
+    """The dense Gauss-Newton matrix over ``draws`` of every training example, in float64, for at most 5000 parameters."""
 
     NAME = "ExactGGN"
     VERSION = 1
@@ -47,7 +49,7 @@ class ExactGGN:
         self.draws.refuse_lists("curvature.draws", "a curvature")
 
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
-        """Its eigenbasis at the trained model.
+        """The eigenbasis of the matrix at the trained model.
 
         Raises:
             ValueError: too many parameters.
@@ -62,7 +64,7 @@ class ExactGGN:
 
 @dataclass(frozen=True, eq=False)
 class DenseBasis(Basis):
-    """``H = vectors diag(eigenvalues) vectorsᵀ``, ``[P, P]`` and ``[P]``, float64; one block, of shape ``[1, P]``."""
+    """``H = vectors diag(eigenvalues) vectorsᵀ``, with float64 ``[P, P]`` and ``[P]``; one block of shape ``[1, P]``."""
 
     vectors: Tensor
     eigenvalues: Tensor
@@ -79,12 +81,12 @@ class DenseBasis(Basis):
         return {WHOLE: (g @ self.vectors.to(g)).unsqueeze(-2)}
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
-        """(H + λI)⁻¹ g for flat gradients ``[.., P]`` (``flat``)."""
+        """(H + λI)⁻¹ g for gradients ``[.., P]`` in the order of ``flat``."""
         vectors = self.vectors.to(gradient)
         return ((gradient @ vectors) / (self.eigenvalues.to(gradient) + damping)) @ vectors.T
 
     def matrix(self) -> Tensor:
-        """H itself, ``[P, P]``."""
+        """H, ``[P, P]``."""
         return (self.vectors * self.eigenvalues) @ self.vectors.T
 
     def save(self, folder: Path) -> None:
@@ -97,7 +99,7 @@ class DenseBasis(Basis):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Artifact):
-    """``matrix [P, P]``: Σ Jᵀ (2/d) J over some examples and all their draws."""
+    """``matrix [P, P]``: Σ Jᵀ (2 w_t / d) J over a range of examples and all their draws."""
 
     matrix: Tensor
 
@@ -134,45 +136,45 @@ class DenseShard(Node[Sum]):
         device, images = self.execution.torch_device(), get(self.train)
         per_example = PerExampleGradients(self.record.network(get).double().to(device), self.execution.batch_size)
         total: Any = 0
-        # A block holds the gradients of all its inputs, one pixel at a time.
+        # A block holds the gradients of all its inputs for one pixel at a time.
         block = self.execution.examples_at_once(2 * self.record.parameter_count * self.draws.count)
         for start, stop in ranges(*self.rows, block):
             rows = slice(start, stop)
-            draws = self.draws.draw("curvature", images.ids(rows).to(device), self.record.schedule.T, self.flips)
-            measure = OutputPixels(self.record.schedule)
-            total = total + measure.gram(per_example, images.x0(rows).to(device).double(), draws)
+            draws = self.draws.draw("curvature", images.ids(rows).to(device), self.record.process.T, self.flips)
+            measure, x0 = OutputPixels(self.record.process), images.x0(rows).to(device).double()
+            total = total + measure.gram(per_example, x0, draws, images.conditions(rows))
         return Sum(total.cpu())
 
 
 @dataclass(frozen=True)
 class OutputPixels(OutputProbe):
-    """``pixel`` j of the output, ε_θ(x_t, t)_j: its gradient is row j of the Jacobian."""
+    """``√w_t`` times ``pixel`` j of the output: its gradient is ``√w_t`` times row j of the Jacobian."""
 
     NAME = "OutputPixels"
     VERSION = 1
 
     pixel: int = 0
 
-    def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        images, t, noise = Measure.inputs(self, x0, draws)
-        v = torch.zeros_like(noise)
-        v.flatten(1)[:, self.pixel] = 1
-        return images, t, torch.cat([noise, v], dim=1)
+    def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:
+        inputs = Measure.inputs(self, x0, draws, condition)
+        v = torch.zeros_like(inputs.noise)
+        v.flatten(1)[:, self.pixel] = self.process.weight(inputs.t).sqrt().to(v.dtype)
+        return inputs._replace(noise=torch.cat([inputs.noise, v], dim=1))
 
-    def gram(self, per_example: PerExampleGradients, x0: Tensor, draws: Draws) -> Tensor:
-        """Σ Jᵀ (2/d) J over all draws of all examples, ``[P, P]``."""
-        K, d = draws.count, x0[0].numel()
-        single = Draws(*(field.flatten().unsqueeze(1) for field in (draws.timestep, draws.noise_seed, draws.flip)))
+    def gram(self, per_example: PerExampleGradients, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Tensor:
+        """Σ Jᵀ (2 w_t / d) J over all draws of all examples, ``[P, P]``."""
+        d, x0, condition = x0[0].numel(), x0.repeat_interleave(draws.count, 0), per_draw(condition, draws)
         total: Any = 0
         for pixel in range(d):
-            row = flat(per_example.capture(type(self)(self.schedule, pixel), x0.repeat_interleave(K, 0), single).mean())
-            total = total + row.T @ row
+            captured = per_example.capture(type(self)(self.process, pixel), x0, draws.single(), condition)
+            rows = flat(captured.mean())
+            total = total + rows.T @ rows
         return total * (2 / d)
 
 
 @dataclass(frozen=True)
 class DenseGGN(Node[DenseBasis]):
-    """The matrix over all training examples, eigendecomposed."""
+    """The eigendecomposition of the matrix over all training examples."""
 
     NAME = "DenseGGN"
     VERSION = 1

@@ -1,6 +1,6 @@
 """Products of curvature matrices of mini-batches with vectors, for methods that never form the matrix (LiSSA).
 
-Vectors are joint blocks of layers, ``[Q, rows, columns]`` each: all parameters together are one vector, norm layers included.
+Q vectors are given as the joint blocks of all layers, including norm layers, each ``[Q, rows, columns]``.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +19,7 @@ from attribution.gradients.passes import dot
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
+from attribution.measurements.base import per_draw
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,26 @@ class CurvatureProduct(ABC):
 
     @abstractmethod
     def passes(self, queries: int) -> float:
-        """Forward and backward passes for each draw."""
+        """The number of forward and backward passes for each draw."""
 
     @abstractmethod
     def __call__(
-        self, per_example: PerExampleGradients, objective: Measure, x0: Tensor, draws: Draws, vectors: LayerGradients
-    ) -> LayerGradients: ...
+        self,
+        per_example: PerExampleGradients,
+        objective: Measure,
+        x0: Tensor,
+        draws: Draws,
+        vectors: LayerGradients,
+        condition: Tensor | None = None,
+    ) -> LayerGradients:
+        """The products, one block per layer ``[Q, rows, columns]``; ``condition [B, ...]``."""
 
 
 @dataclass(frozen=True)
 class Hessian(CurvatureProduct):
     """H_{b,k} = ∇²ℓ, the Hessian of the training loss, by double backward (Pearlmutter 1994), one vector after another.
 
-    It has negative eigenvalues wherever the loss is not convex.
+    It has negative eigenvalues where the loss is not convex.
     """
 
     NAME = "Hessian"
@@ -51,16 +59,21 @@ class Hessian(CurvatureProduct):
         return 2.0 * (1 + queries)
 
     def __call__(
-        self, per_example: PerExampleGradients, objective: Measure, x0: Tensor, draws: Draws, vectors: LayerGradients
+        self,
+        per_example: PerExampleGradients,
+        objective: Measure,
+        x0: Tensor,
+        draws: Draws,
+        vectors: LayerGradients,
+        condition: Tensor | None = None,
     ) -> LayerGradients:
         layers, model = per_example.layers, per_example.model
         total = {name: torch.zeros_like(block) for name, block in vectors.items()}
-        single = _single(draws)
-        images = x0.to(per_example.parameters[0].dtype).repeat_interleave(draws.count, 0)
+        inputs = objective.inputs(x0.to(per_example.parameters[0].dtype), draws, condition)
         # Attention's fused kernels have no second derivative.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), sdpa_kernel(SDPBackend.MATH):
-            for some in pieces(len(single), per_example.batch_size):
-                costs = objective(denoiser(model), *objective.inputs(images[some], single.rows(some)))
+            for rows in pieces(len(inputs.t), per_example.batch_size):
+                costs = objective(denoiser(model), *inputs.rows(rows))
                 gradients = torch.autograd.grad(costs.sum(), per_example.parameters, create_graph=True, materialize_grads=True)
                 for q in range(len(next(iter(vectors.values())))):
                     v = [part for name, layer in layers.items() for _, part in layer.split(vectors[name][q])]
@@ -69,14 +82,14 @@ class Hessian(CurvatureProduct):
                     )  # fmt: skip
                     for name, block in _blocks(layers, product).items():
                         total[name][q] += block
-        return {name: block / len(single) for name, block in total.items()}
+        return {name: block / len(inputs.t) for name, block in total.items()}
 
 
 @dataclass(frozen=True)
 class GaussNewton(CurvatureProduct):
-    """H_{b,k} = g gᵀ, g = Jᵀ u, u ~ N(0, (2/d) I): its mean is the Gauss-Newton matrix ``Jᵀ (2/d) J`` of the training loss.
+    """H_{b,k} = g gᵀ with g = Jᵀ v, v ~ N(0, (2 w_t / d) I): its mean is the Gauss-Newton matrix ``Jᵀ (2 w_t / d) J`` (``pseudo``).
 
-    One pass a draw serves any number of vectors. No eigenvalue is negative.
+    One pass per draw serves any number of vectors. No eigenvalue is negative.
     """
 
     NAME = "GaussNewton"
@@ -86,25 +99,27 @@ class GaussNewton(CurvatureProduct):
         return 1.0
 
     def __call__(
-        self, per_example: PerExampleGradients, objective: Measure, x0: Tensor, draws: Draws, vectors: LayerGradients
+        self,
+        per_example: PerExampleGradients,
+        objective: Measure,
+        x0: Tensor,
+        draws: Draws,
+        vectors: LayerGradients,
+        condition: Tensor | None = None,
     ) -> LayerGradients:
-        single, images = _single(draws), x0.repeat_interleave(draws.count, 0)
+        single, images, condition = draws.single(), x0.repeat_interleave(draws.count, 0), per_draw(condition, draws)
         total = {name: torch.zeros_like(block) for name, block in vectors.items()}
-        for some in pieces(len(single), per_example.batch_size):
-            g = per_example.capture(OutputProbe(objective.schedule), images[some], single.rows(some)).mean()
-            along = dot(vectors, g)  # ⟨v_q, g_b⟩
+        for rows in pieces(len(single), per_example.batch_size):
+            condition_of_rows = None if condition is None else condition[rows]
+            g = per_example.capture(OutputProbe(objective.process), images[rows], single.rows(rows), condition_of_rows).mean()
+            products = dot(vectors, g)  # ⟨v_q, g_b⟩
             for name, block in g.items():
-                total[name] += (along @ block.flatten(1)).view_as(total[name])
+                total[name] += (products @ block.flatten(1)).view_as(total[name])
         return {name: block / len(single) for name, block in total.items()}
 
 
-def _single(draws: Draws) -> Draws:
-    """Every draw an example of its own."""
-    return Draws(*(field.flatten().unsqueeze(1) for field in (draws.timestep, draws.noise_seed, draws.flip)))
-
-
 def _blocks(layers: Mapping[str, Layer], parameters: tuple[Tensor, ...]) -> LayerGradients:
-    """The parameters' tensors, in order of the layers, as joint blocks ``[rows, columns]``."""
+    """Join tensors of parameters, in the order of the layers, to the layers' blocks ``[rows, columns]``."""
     tensors = iter(parameters)
     return {
         name: torch.cat([next(tensors).reshape(layer.block[0], -1) for _ in layer.parameters], 1) for name, layer in layers.items()

@@ -1,10 +1,10 @@
-"""Pseudo-gradients: what is backpropagated decides which curvature their second moments are (K-FAC influence, §3.1; METHODS.md §2).
+"""Pseudo-gradients: gradients whose second moments are a curvature of the training loss (K-FAC influence, §3.1).
 
-``mc``: v ~ N(0, (2/d) I) from the network's output, so that E[Jᵀ v vᵀ J] is the Gauss-Newton matrix E[Jᵀ (2/d) J] of the loss that
-is a mean over d pixels. ``empirical``: the gradients of the loss itself, at the true noise.
+J is the Jacobian of the network's output, of d pixels, and w_t the weight of the process. ``mc``: Jᵀ v for v ~ N(0, (2 w_t / d) I),
+so that E[Jᵀ v vᵀ J] is the Gauss-Newton matrix E[Jᵀ (2 w_t / d) J] of the training loss ``measurements.Loss``. ``empirical``: the
+gradients of the training loss at the true noise.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from attribution.gradients.passes import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet, philox
 from attribution.images.draws import Draws, DrawScheme
-from attribution.measurements import Loss, Measure
+from attribution.measurements import Inputs, Measure
 from attribution.nodes import Get, execution
 from attribution.training import Recorded
 
@@ -31,24 +31,24 @@ Fisher = Literal["mc", "empirical"]
 
 @dataclass(frozen=True)
 class OutputProbe(Measure):
-    """⟨v, ε_θ(x_t, t)⟩, whose gradient is Jᵀv. ``noise [N, 2C, H, W]`` holds ε and then v."""
+    """⟨v, o⟩ for the network's output o at x_t; its gradient is Jᵀv. ``noise [N, 2C, H, W]`` holds ε and then v."""
 
     NAME = "OutputProbe"
     VERSION = 1
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         noise, v = noise.chunk(2, dim=1)
-        return (v * denoise(self.schedule.add_noise(x0, t, noise), t)).flatten(1).sum(1)
+        return (v * self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)).flatten(1).sum(1)
 
-    def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """v ~ N(0, (2/d) I), independent of ε: like it, a function of the draw's noise seed alone."""
-        images, t, noise = super().inputs(x0, draws)
-        size = x0[0].numel()
-        v = philox.normal(_other_seed(draws.noise_seed).flatten(), size).view_as(noise).to(noise) * math.sqrt(2 / size)
-        return images, t, torch.cat([noise, v], dim=1)
+    def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:
+        """The inputs with v ~ N(0, (2 w_t / d) I), independent of ε and, like ε, a function of the draw's noise seed only."""
+        inputs, size = super().inputs(x0, draws, condition), x0[0].numel()
+        v = philox.normal(_seed_of_v(draws.noise_seed).flatten(), size).view_as(inputs.noise).to(inputs.noise)
+        std = (2 / size * self.process.weight(inputs.t)).sqrt().to(v.dtype).view(-1, *[1] * (v.dim() - 1))
+        return inputs._replace(noise=torch.cat([inputs.noise, v * std], dim=1))
 
 
-def _other_seed(seed: Tensor) -> Tensor:
+def _seed_of_v(seed: Tensor) -> Tensor:
     zero = torch.zeros_like(seed)
     low, high, *_ = philox.philox(*philox.key("pseudo-gradient"), (seed & _MASK, (seed >> 32) & _MASK, zero, zero))
     return low | (high << 32)
@@ -56,7 +56,10 @@ def _other_seed(seed: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoGradients:
-    """The pseudo-gradients of every training example at its ``draws`` under the trained model, mirrored at random if ``flips``."""
+    """The pseudo-gradients of every training example at its ``draws`` under the trained model.
+
+    ``flips``: mirror images at random, as training did.
+    """
 
     NAME = "PseudoGradients"
     VERSION = 1
@@ -70,16 +73,19 @@ class PseudoGradients:
 
     @property
     def measure(self) -> Measure:
-        """What is differentiated."""
-        return Loss(self.record.schedule) if self.fisher == "empirical" else OutputProbe(self.record.schedule)
+        """The measure that is differentiated."""
+        return self.record.objective if self.fisher == "empirical" else OutputProbe(self.record.process)
 
     @property
     def shards(self) -> list[tuple[int, int]]:
-        """The training examples in units of stored work."""
+        """The training examples, divided into units of stored work."""
         return ranges(0, self.train.count, self.execution.shard)
 
     def run(self, get: Get, rows: tuple[int, int], finish: hooks.Finish) -> None:
-        """All draws of the examples ``rows[0]..rows[1]-1``; ``finish`` takes each layer's calls, pass by pass."""
+        """Run the passes over all draws of the examples ``rows[0]..rows[1]-1``.
+
+        ``finish`` is called with the calls of each layer in each pass.
+        """
         per_example = engine(self.record, None, self.execution, get)
         homes = kronecker_homes(per_example)
         images, device = get(self.train), self.execution.torch_device()
@@ -88,18 +94,20 @@ class PseudoGradients:
         for start, stop in ranges(*rows, max(1, self.execution.batch_size // K)):
             block = slice(start, stop)
             x0 = images.x0(block).to(device, dtype)
-            draws = self.draws.draw("curvature", images.ids(block).to(device), self.record.schedule.T, self.flips)
-            per_example.capture(self.measure, x0, draws)  # compares the hooks with plain autograd, the first time
+            draws = self.draws.draw("curvature", images.ids(block).to(device), self.record.process.T, self.flips)
+            condition = images.conditions(block)
+            condition = None if condition is None else condition.to(device)
+            per_example.capture(self.measure, x0, draws, condition)  # the first capture compares the hooks with plain autograd
             for columns in ranges(0, K, self.execution.batch_size):
-                inputs = self.measure.inputs(x0, draws.columns(slice(*columns)))
+                inputs = self.measure.inputs(x0, draws.columns(slice(*columns)), condition)
                 hooks.run(per_example.model, homes, self.measure, inputs, finish, autocast)
 
 
 def kronecker_homes(per_example: PerExampleGradients) -> dict[torch.nn.Module, tuple[str, KroneckerLayer]]:
-    """The Linear and Conv2d layers among those of a model.
+    """The Linear and Conv2d layers of a model, by module, with the names of their gradients.
 
     Raises:
-        ValueError: a grouped convolution, or none of these layers.
+        ValueError: a grouped convolution, or no Linear or Conv2d layer.
     """
     homes = {m: (name, layer) for m, (name, layer) in per_example.homes.items() if isinstance(layer, KroneckerLayer)}
     grouped = [name for m, (name, _) in homes.items() if getattr(m, "groups", 1) > 1]
@@ -109,5 +117,5 @@ def kronecker_homes(per_example: PerExampleGradients) -> dict[torch.nn.Module, t
             "these layers (requires_grad=False), or choose curvature=exact for a small model"
         )
     if not homes:
-        raise ValueError("the model has no trainable Linear or Conv2d: K-FAC has nothing to work on; choose another estimator")
+        raise ValueError("the model has no trainable Linear or Conv2d: K-FAC has no layer to work on; choose another estimator")
     return homes

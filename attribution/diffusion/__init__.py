@@ -1,5 +1,7 @@
-"""Diffusion models: the noise schedule, the denoiser's calling convention, and samplers."""
+"""Diffusion models: forward processes, noise schedules, the denoiser's calling convention, and samplers."""
 
-from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser, eval_mode
+from attribution.diffusion.network import Denoiser, denoiser, eval_mode
+from attribution.diffusion.process import DDPM, Process, noise_schedule
+from attribution.diffusion.schedule import NoiseSchedule
 
-__all__ = ["Denoiser", "NoiseSchedule", "denoiser", "eval_mode"]
+__all__ = ["DDPM", "Denoiser", "NoiseSchedule", "Process", "denoiser", "eval_mode", "noise_schedule"]

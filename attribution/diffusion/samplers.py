@@ -17,7 +17,9 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser, eval_mode
+from attribution.diffusion.network import Denoiser, denoiser, eval_mode
+from attribution.diffusion.process import Process, noise_schedule
+from attribution.diffusion.schedule import NoiseSchedule
 from attribution.images import philox
 
 _MASK = 0xFFFFFFFF
@@ -25,9 +27,10 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Every state on the way: ``states [B, S + 1, C, H, W]`` from noise to image; step j left ``states[:, j]`` at ``timesteps[j]``.
+    """All states of a sampling: ``states [B, S + 1, C, H, W]`` from noise to image; step j goes from ``states[:, j]``, at
+    ``timesteps[j]``, to ``states[:, j + 1]``.
 
-    ``timesteps`` int64 ``[S]``, falling, on the CPU.
+    ``timesteps`` is int64 ``[S]``, descending, on the CPU.
     """
 
     states: Tensor
@@ -41,7 +44,7 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """``clip``: keep each step's estimate of the image in [-1, 1], as the data are."""
+    """``clip``: keep each step's estimate of the image in [-1, 1], the range of the data."""
 
     VERSION: ClassVar[int] = 1
 
@@ -49,17 +52,17 @@ class Sampler(ABC):
 
     @abstractmethod
     def timesteps(self, T: int) -> list[int]:
-        """The timesteps visited, falling, the last of them 1."""
+        """The timesteps that the sampler visits, descending; the last is 1."""
 
     @abstractmethod
     def transition(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int, s: int) -> tuple[Tensor, float]:
-        """Mean ``[B, C, H, W]`` and standard deviation of p(x_s | x_t), s < t, where the network predicts the noise ``epsilon``."""
+        """Mean ``[B, C, H, W]`` and standard deviation of p(x_s | x_t), s < t, where ``epsilon`` is the predicted noise."""
 
     @overload
     def sample(
         self,
         model: nn.Module | Denoiser,
-        schedule: NoiseSchedule,
+        process: Process,
         shape: Sequence[int],
         seeds: Tensor,
         trajectory: Literal[False] = False,
@@ -70,7 +73,7 @@ class Sampler(ABC):
     def sample(
         self,
         model: nn.Module | Denoiser,
-        schedule: NoiseSchedule,
+        process: Process,
         shape: Sequence[int],
         seeds: Tensor,
         trajectory: Literal[True],
@@ -81,27 +84,29 @@ class Sampler(ABC):
     def sample(
         self,
         model: nn.Module | Denoiser,
-        schedule: NoiseSchedule,
+        process: Process,
         shape: Sequence[int],
         seeds: Tensor,
         trajectory: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Tensor | Trajectory:
-        """One image of ``shape`` (C, H, W) for each of the int64 ``seeds [B]``, on their device: ``[B, C, H, W]`` float32.
+        """Sample one image of ``shape`` (C, H, W) for each of the int64 ``seeds [B]``, on their device: ``[B, C, H, W]`` float32.
 
-        A network is called in eval mode; anything else that is callable is taken as ε_θ(x_t, t). ``trajectory=True`` returns
-        all states. ``progress`` is called with (steps done, steps in all) after every step.
+        A network is called in eval mode; anything else that is callable is a ``Denoiser``. ``trajectory=True`` returns all states.
+        ``progress`` is called with (steps done, steps in total) after every step.
 
         Raises:
-            ValueError: more steps than timesteps.
+            ValueError: a process that is not a DDPM, or more steps than timesteps.
             FloatingPointError: a sample is not finite.
         """
+        schedule = noise_schedule(process, type(self).__name__)
         timesteps = self.timesteps(schedule.T)
         with _evaluating(model) as denoise:
             x = _noise(seeds, 0, shape)
             states = [x]
             for done, (t, s) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True), start=1):
-                epsilon = denoise(x, torch.full_like(seeds, t))
+                t_B = torch.full_like(seeds, t)
+                epsilon = process.epsilon(denoise(process.network_input(x, t_B), t_B), x, t_B)
                 x, std = self.transition(schedule, x, epsilon, t, s)
                 if std > 0:
                     x = x + std * _noise(seeds, t, shape)
@@ -110,21 +115,23 @@ class Sampler(ABC):
                 if progress is not None:
                     progress(done, len(timesteps))
         if not x.isfinite().all():
-            raise FloatingPointError("sampling left the finite numbers: the model's training diverged; lower its learning rate")
+            raise FloatingPointError(
+                "sampling gave values that are not finite: the model's training diverged; lower its learning rate"
+            )
         return Trajectory(torch.stack(states, dim=1), torch.tensor(timesteps)) if trajectory else x
 
     def predicted_image(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int) -> Tensor:
-        """The estimate of x_0 at x_t: (x_t - √(1-ᾱ_t) ε) / √ᾱ_t (Ho et al. 2020, eq. 15), clipped if asked."""
+        """The estimate of x_0 at x_t: (x_t - √(1-ᾱ_t) ε) / √ᾱ_t (Ho et al. 2020, eq. 15), clipped if ``clip``."""
         alpha_bar = float(schedule.alpha_bars[t])
         x0 = (x_t - math.sqrt(1 - alpha_bar) * epsilon) / math.sqrt(alpha_bar)
         return x0.clamp(-1, 1) if self.clip else x0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPM(Sampler):
+class DDPMSampler(Sampler):
     """Ancestral sampling through all T steps with the small variance (Ho et al. 2020, eq. 6 and 7, algorithm 2)."""
 
-    NAME = "DDPM"
+    NAME = "DDPMSampler"
     VERSION = 1
 
     def timesteps(self, T: int) -> list[int]:
@@ -140,10 +147,13 @@ class DDPM(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM(Sampler):
-    """Song et al. 2021: ``steps`` even timesteps ``1 + ⌊jT/steps⌋``; ``eta`` from 0, deterministic, to 1, as noisy as DDPM."""
+class DDIMSampler(Sampler):
+    """DDIM (Song et al. 2021) at the ``steps`` timesteps ``1 + ⌊jT/steps⌋``.
 
-    NAME = "DDIM"
+    ``eta`` ranges from 0, which is deterministic, to 1, which is as noisy as DDPM.
+    """
+
+    NAME = "DDIMSampler"
     VERSION = 1
 
     steps: int = 50
@@ -162,7 +172,7 @@ class DDIM(Sampler):
         """Eq. 12 of Song et al. 2021 with σ of eq. 16. Clipping changes the predicted image, not the direction towards x_t."""
         bar_t, bar_s = float(schedule.alpha_bars[t]), float(schedule.alpha_bars[s])
         std = self.eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
-        # 1-ᾱ_s-σ² is never negative but for rounding.
+        # 1-ᾱ_s-σ² is negative only by rounding.
         direction = math.sqrt(max(1 - bar_s - std**2, 0.0)) * epsilon
         return math.sqrt(bar_s) * self.predicted_image(schedule, x_t, epsilon, t) + direction, std
 
@@ -178,7 +188,7 @@ def _noise(seeds: Tensor, step: int, shape: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module | Denoiser) -> Iterator[Denoiser]:
-    """ε_θ, with the network's modules in eval mode until the end, then as they were."""
+    """The denoiser of ``model``, with a network in eval mode until the end and then back in its own modes."""
     if not isinstance(model, nn.Module):
         yield model
         return

@@ -58,7 +58,7 @@ class Balance:
         if self.by == "timestep":
             return inverse(get(norms).at(timestep))
         weights = torch.tensor(list(self.by), dtype=torch.float32, device=timestep.device)
-        return weights[bin_of(timestep, len(weights), norms.record.schedule.T)]
+        return weights[bin_of(timestep, len(weights), norms.record.process.T)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class TimestepNorms(Node[NormTable]):
         return self._norms.parts(get)
 
     def compute(self, get: Get) -> NormTable:
-        T, found = self.record.schedule.T, self._norms.compute(get)
+        T, found = self.record.process.T, self._norms.compute(get)
         bins = min(MOST_STRETCHES, T)
         stretch = bin_of(torch.from_numpy(found.timestep), bins, T).numpy().ravel()
         total, count = np.bincount(stretch, found.norms.ravel(), bins), np.bincount(stretch, minlength=bins)

@@ -78,7 +78,7 @@ class Guided(Estimator):
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.retrac.scores(record, train, queries)  # refuses what it cannot work with
         if self.timestep is not None:  # null is for the one of highest norm
-            whole("estimator.timestep", self.timestep, 1, record.schedule.T)
+            whole("estimator.timestep", self.timestep, 1, record.process.T)
         return GuidedScores(replace(self, strength=ENDS), record, train, queries)
 
     def at_strength(self, scores: Scores, strength: float) -> Scores:

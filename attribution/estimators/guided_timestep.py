@@ -49,10 +49,10 @@ class NormCurve(Node[NormsByTimestep]):
     execution: Execution = execution(default=Execution())
 
     def cost(self) -> Cost:
-        return Cost(passes=min(SAMPLE, self.train.count) * min(TIMESTEPS, self.record.schedule.T))
+        return Cost(passes=min(SAMPLE, self.train.count) * min(TIMESTEPS, self.record.process.T))
 
     def compute(self, get: Get) -> NormsByTimestep:
-        images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.schedule.T), seed=self.seed)
+        images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.process.T), seed=self.seed)
         sample = np.argsort(images.index)[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)]
         of = AtScheme(
             images=self.train, record=self.record, step=self.step, scheme=scheme, role="norm curve", execution=self.execution

@@ -72,7 +72,7 @@ class KFACInfluence(Estimator):
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        self.draws.check_bins(record.schedule.T)
+        self.draws.check_bins(record.process.T)
         # What is computed does not depend on which of the stored dampings was asked for.
         return InfluenceScores(replace(self, damping=()), tuple(sorted({*GRID, *self.dampings})), record, train, queries)
 
@@ -140,7 +140,7 @@ class InfluenceScores(Node[Scores]):
         axes: dict[str, Sequence[Any]] = {"damping": dampings, "draws": draws.prefixes}
         if draws.bins > 1:
             values = bins.with_sums(values, (2, 3))
-            names = bins.labels(draws.bins, self.record.schedule.T)
+            names = bins.labels(draws.bins, self.record.process.T)
             axes |= {"query_bin": names, "train_bin": names}
         else:
             values = values[:, :, 0, 0]

@@ -95,10 +95,11 @@ class InfluenceQueries(JointNode[QueryCoefficients]):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, how, rows = nodes[0], nodes[0].estimator, slice(*nodes[0].rows)
         device, images = how.execution.torch_device(), get(first.queries)
-        draws = how.draws.draw("query", images.ids(rows).to(device), first.record.schedule.T)
+        draws = how.draws.draw("query", images.ids(rows).to(device), first.record.process.T)
         per_example = engine(first.record, None, how.execution, get)
         mean_of = how.mean_of("query", first.record, first.train, get)
-        means = prefix_means(per_example, how.measurement, images.x0(rows).to(device), draws, how.draws, mean_of)
+        x0, condition = images.x0(rows).to(device), images.conditions(rows)
+        means = prefix_means(per_example, how.measurement, x0, draws, how.draws, mean_of, condition)
         return [node._coefficients(means, get, device) for node in nodes]
 
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
@@ -170,9 +171,9 @@ class InfluenceShard(JointNode[InfluenceProducts]):
             origins = [_basis(nodes[number]).fingerprint for number, _ in batch]
             for start, stop in ranges(*first.rows, first._block):
                 rows = slice(start, stop)
-                draws = how.draws.draw("attribution", images.ids(rows).to(device), first.record.schedule.T, how.flips)
-                x0 = images.x0(rows).to(device)
-                means = prefix_means(per_example, first.record.objective, x0, draws, how.draws, mean_of)
+                draws = how.draws.draw("attribution", images.ids(rows).to(device), first.record.process.T, how.flips)
+                x0, condition = images.x0(rows).to(device), images.conditions(rows)
+                means = prefix_means(per_example, first.record.objective, x0, draws, how.draws, mean_of, condition)
                 for prefix, mean in enumerate(means):
                     rotated: dict[str, LayerGradients] = {}
                     for some, origin in zip(held, origins, strict=True):
@@ -295,32 +296,45 @@ def _batches(nodes: Sequence[InfluenceShard], most: int) -> Iterator[list[tuple[
 
 
 def prefix_means(
-    per_example: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws, scheme: DrawScheme, mean_of: MeanOf
+    per_example: PerExampleGradients,
+    measure: Measure,
+    x0: Tensor,
+    draws: Draws,
+    scheme: DrawScheme,
+    mean_of: MeanOf,
+    condition: Tensor | None = None,
 ) -> list[LayerGradients]:
     """For each prefix k of the draws (ascending) the sum over bins' draws / k, ``[bins, B, out, in]``; each draw is taken once."""
     total: LayerGradients = {}
     means = []
     for start, stop in zip([0, *scheme.prefixes], scheme.prefixes, strict=False):
         some = draws.columns(slice(start, stop))
-        for layer, gradient in _by_bin(per_example, measure, x0, some, scheme.bins, mean_of).items():
+        for layer, gradient in _by_bin(per_example, measure, x0, some, scheme.bins, mean_of, condition).items():
             total[layer] = total.get(layer, 0) + (stop - start) * gradient
         means.append({layer: gradient / stop for layer, gradient in total.items()})
     return means
 
 
 def _by_bin(
-    per_example: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws, bins: int, mean_of: MeanOf
+    per_example: PerExampleGradients,
+    measure: Measure,
+    x0: Tensor,
+    draws: Draws,
+    bins: int,
+    mean_of: MeanOf,
+    condition: Tensor | None,
 ) -> LayerGradients:
     if bins == 1:
-        return {layer: g.unsqueeze(0) for layer, g in mean_of(per_example.capture(measure, x0, draws), draws).items()}
+        return {layer: g.unsqueeze(0) for layer, g in mean_of(per_example.capture(measure, x0, draws, condition), draws).items()}
     total: LayerGradients = {}
     # Pass by pass: what one brings out serves all bins.
     for rows in ranges(0, len(draws), max(1, per_example.batch_size // draws.count)):
         for columns in ranges(0, draws.count, per_example.batch_size):
             some = draws.rows(slice(*rows)).columns(slice(*columns))
-            captured = per_example.capture(measure, x0[slice(*rows)], some)
+            condition_of_rows = None if condition is None else condition[slice(*rows)]
+            captured = per_example.capture(measure, x0[slice(*rows)], some, condition_of_rows)
             captured.hold()
-            bin_ = bin_of(measure.timesteps(some), bins, measure.schedule.T)
+            bin_ = bin_of(measure.timesteps(some), bins, measure.process.T)
             for b in range(bins):
                 for layer, g in mean_of(captured.where(bin_ == b), some).items():
                     if layer not in total:

@@ -16,7 +16,7 @@ from attribution.features.features import Features, InnerProducts
 from attribution.features.spectrum import RESOLUTION, Spectrum, sides
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
-from attribution.measurements import JourneyLoss, Loss, Measure
+from attribution.measurements import Measure
 from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
 from attribution.training import Recorded
@@ -28,15 +28,20 @@ GRID = tuple(10.0**e for e in range(-12, 3))
 
 @dataclass(frozen=True, kw_only=True)
 class KernelEstimator(Estimator):
-    """Features are gradients of ``query_feature`` and ``train_feature`` of the final model, means over ``draws``, projected.
+    """Features are projected gradients of two measures under the final model, means over ``draws``.
+
+    The feature of a query is the gradient of ``measurement`` or, in methods whose query feature measures nothing (D-TRAK,
+    Journey-TRAK), of ``query_feature``; exactly one of the two is given. The feature of a training image is the gradient of
+    ``train_feature``; None means the model's objective.
 
     ``damping``: λ, one value or a list, in this project's one convention: added to the curvature of the *mean* (1/N). The λ that
     D-TRAK's code adds to ΦᵀΦ, of projections without a factor of 1/√k, is ``k N`` times ours (``from_dtrak``). ``flips``: mirror
     training images at random, as training did. ``models``: mean over so many models that differ in their training seed.
     """
 
-    query_feature: Measure
-    train_feature: Measure
+    measurement: Measure | None = None
+    query_feature: Measure | None = None
+    train_feature: Measure | None = None
     draws: DrawScheme
     projection: Projection
     damping: float | Sequence[float] = 1e-8
@@ -48,6 +53,8 @@ class KernelEstimator(Estimator):
         if not isinstance(self.models, int) or self.models < 1:
             raise ValueError(f"estimator.models={self.models}: must be at least 1")
         self.draws.refuse_lists("estimator.draws", "a feature")
+        if (self.measurement is None) == (self.query_feature is None):
+            raise ValueError("estimator: give either estimator.measurement or estimator.query_feature")
 
     @abstractmethod
     def scale(self, eigen: "Solved", damping: float) -> np.ndarray | float:
@@ -59,15 +66,20 @@ class KernelEstimator(Estimator):
         return as_list(self.damping)
 
     def measuring(self, measure: Measure) -> Self:
-        # D-TRAK's and Journey-TRAK's features stand for no measurement.
-        measured = isinstance(self.train_feature, Loss) and not isinstance(self.query_feature, JourneyLoss)
-        return replace(self, query_feature=measure) if measured else self
+        return self if self.measurement is None else replace(self, measurement=measure)
+
+    @property
+    def query_measure(self) -> Measure:
+        """The measure of the queries' features."""
+        measure = self.query_feature or self.measurement
+        assert measure is not None
+        return measure
 
     def asked(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        self.query_feature.subject(queries)
+        self.query_measure.subject(queries)
         dampings = tuple(sorted({*GRID, *self.dampings}))
         how = replace(self, damping=(), models=1)
         members = [KernelScores(how, dampings, record.member(i), train, queries) for i in range(self.models)]
@@ -75,7 +87,8 @@ class KernelEstimator(Estimator):
 
     def features(self, record: Recorded, images: ImageSet, role: str) -> Features:
         """Those of "query" or "attribution" (training) images."""
-        return Features.of(self, record, images, self.query_feature if role == "query" else self.train_feature, role)
+        measure = self.query_measure if role == "query" else self.train_feature or record.objective
+        return Features.of(self, record, images, measure, role)
 
 
 @dataclass(frozen=True)

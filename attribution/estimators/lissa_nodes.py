@@ -85,8 +85,8 @@ class LissaQueries(JointNode[InverseProducts]):
         """v: the gradients of the measurement, mean over its draws."""
         how, rows, images = self.estimator, slice(*self.rows), get(self.queries)
         device = how.execution.torch_device()
-        draws = how.draws.draw("query", images.ids(rows).to(device), self.record.schedule.T)
-        return per_example.capture(how.measurement, images.x0(rows).to(device), draws).mean()
+        draws = how.draws.draw("query", images.ids(rows).to(device), self.record.process.T)
+        return per_example.capture(how.measurement, images.x0(rows).to(device), draws, images.conditions(rows)).mean()
 
 
 def inverse_products(
@@ -101,8 +101,8 @@ def inverse_products(
     length = norms(v)
     for repeat in range(how.repeats):
         r = v
-        for j, (x0, draws) in enumerate(batches(how, record, train, repeat), 1):
-            Hr = how.product(per_example, record.objective, x0, draws, r)
+        for j, (x0, draws, condition) in enumerate(batches(how, record, train, repeat), 1):
+            Hr = how.product(per_example, record.objective, x0, draws, r, condition)
             r = {layer: v[layer] + r[layer] - (Hr[layer] + how.damping * r[layer]) / how.scale for layer in v}
             if not (norms(r) <= (1 + SLACK) * (j + 1) * length).all():
                 raise FloatingPointError(
@@ -115,7 +115,7 @@ def inverse_products(
     return total
 
 
-def batches(how: "LiSSA", record: Recorded, train: Images, repeat: int) -> Iterator[tuple[Tensor, Draws]]:
+def batches(how: "LiSSA", record: Recorded, train: Images, repeat: int) -> Iterator[tuple[Tensor, Draws, Tensor | None]]:
     """``depth`` mini-batches of the N·K draws of the training set, in a new random order each time that all were used.
 
     Whatever the order of the training images.
@@ -129,9 +129,11 @@ def batches(how: "LiSSA", record: Recorded, train: Images, repeat: int) -> Itera
             left = np.concatenate([left, random.permutation(len(train) * K)])
         taken, left = left[: how.batch_size], left[how.batch_size :]
         example, number = by_id[taken // K], torch.from_numpy(taken % K).to(device)
-        draws = how.draws.draw("curvature", train.ids(example).to(device), record.schedule.T, how.flips)
-        fields = (draws.timestep, draws.noise_seed, draws.flip)
-        yield train.x0(example).to(device), Draws(*(field.gather(1, number.unsqueeze(1)) for field in fields))
+        draws = how.draws.draw("curvature", train.ids(example).to(device), record.process.T, how.flips)
+        column = number.unsqueeze(1)
+        condition = train.conditions(example)
+        condition = None if condition is None else condition.to(device)
+        yield train.x0(example).to(device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition
 
 
 def norms(vectors: LayerGradients) -> Tensor:
@@ -179,8 +181,9 @@ class LissaShard(JointNode[LissaProducts]):
         blocks: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, how.execution.examples_at_once(first.record.parameter_count)):
             rows = slice(start, stop)
-            draws = how.draws.draw("attribution", images.ids(rows).to(device), first.record.schedule.T, how.flips)
-            gradients = per_example.capture(first.record.objective, images.x0(rows).to(device), draws).mean()
+            draws = how.draws.draw("attribution", images.ids(rows).to(device), first.record.process.T, how.flips)
+            x0, condition = images.x0(rows).to(device), images.conditions(rows)
+            gradients = per_example.capture(first.record.objective, x0, draws, condition).mean()
             for products, sides in zip(blocks, queries, strict=True):
                 products.append(torch.cat([dot(side.sides, gradients) for side in sides]).cpu())
         return [LissaProducts(torch.cat(products, 1).float().numpy()) for products in blocks]

@@ -5,7 +5,7 @@ A record with other timesteps is a record: an estimator that replays training is
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from attribution.execution import Execution
 from attribution.gradients.norms import AsTrained, GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, random_draws
-from attribution.measurements import Measure
 from attribution.nodes import Get, execution
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import select
@@ -60,7 +59,7 @@ class AtRandom(Timing):
     def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
         trained, ids = get(record), get(images).ids()[:, None]
         steps = select(checkpoints, trained.steps, trained.losses)
-        zero, T = torch.zeros(1, dtype=torch.int64), record.schedule.T
+        zero, T = torch.zeros(1, dtype=torch.int64), record.process.T
         drawn = [random_draws(self.seed, f"retimed at {step}", ids, zero, T).timestep[:, 0] for step in steps]
         return torch.stack(drawn).numpy()
 
@@ -75,7 +74,7 @@ class RetimedTraining(TrainingRecord):
         """As of the true record, with the other timesteps. Raises KeyError: a checkpoint or an example that has none."""
         draws = super().latest_draws(step, examples)
         timestep = torch.tensor([self.timesteps[step][example] for example in examples.tolist()])
-        return Draws(timestep[:, None], draws.noise_seed, draws.flip)
+        return replace(draws, timestep=timestep[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +94,7 @@ class Retimed(Recorded):
 
     @classmethod
     def of(cls, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], timing: Timing) -> "Retimed":
-        return cls(record.model, record.schedule, record=record, images=images, checkpoints=checkpoints, timing=timing)
-
-    @property
-    def objective(self) -> Measure:
-        return self.record.objective
+        return cls(record.model, record.objective, record=record, images=images, checkpoints=checkpoints, timing=timing)
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         return self.record.network(get, step)

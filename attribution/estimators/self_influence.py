@@ -59,11 +59,11 @@ class SelfInfluenceShard(JointNode[Influence]):
         block = first.estimator.execution.examples_at_once(2 * first.record.parameter_count)
         for start, stop in ranges(*first.rows, max(1, min(block, first.estimator.execution.batch_size // estimator.draws.count))):
             rows = slice(start, stop)
-            x0, ids = train.x0(rows).to(device), train.ids(rows).to(device)
-            draws = estimator.draws.draw("query", ids, first.record.schedule.T)
-            query = per_example.capture(estimator.measurement, x0, draws)
+            x0, ids, condition = train.x0(rows).to(device), train.ids(rows).to(device), train.conditions(rows)
+            draws = estimator.draws.draw("query", ids, first.record.process.T)
+            query = per_example.capture(estimator.measurement, x0, draws, condition)
             visited = record.latest_draws(step_of(estimator), train.index[rows]).to(device)
-            trained = per_example.capture(first.record.objective, x0, visited)
+            trained = per_example.capture(first.record.objective, x0, visited, condition)
             for products, node in zip(values, nodes, strict=True):
                 products.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)).cpu())
         index = np.array(train.index[slice(*first.rows)])

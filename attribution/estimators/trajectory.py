@@ -58,7 +58,7 @@ class TrajectoryEstimator(Estimator):
                 "train the model here, or choose an estimator that works on a final model"
             )
         self.measurement.subject(queries)
-        self.draws.check_bins(record.schedule.T)
+        self.draws.check_bins(record.process.T)
         return TrajectoryScores(self, record, train, queries)
 
 
@@ -103,7 +103,7 @@ class TrajectoryScores(Node[Scores]):
             total = total + record.learning_rate(step) * values[:, None] * inside[None, :, None, None]
         halves = total.sum((0, 1))
         values = np.tensordot(weights, total, axes=(0, 2))
-        names = bins.labels(draws.bins, self.record.schedule.T)
+        names = bins.labels(draws.bins, self.record.process.T)
         several = draws.bins > 1
         return Scores(
             values=(bins.with_sums(values, (0, 1)) if several else values[0, 0]).astype(np.float32),

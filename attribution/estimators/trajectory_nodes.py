@@ -73,7 +73,7 @@ class QuerySide(JointNode[QueryGradients]):
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryGradients]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
-        device, T = first.estimator.execution.torch_device(), first.record.schedule.T
+        device, T = first.estimator.execution.torch_device(), first.record.process.T
         per_example = engine(first.record, step_of(first.estimator), first.estimator.execution, get)
         images, rows, scheme = get(first.queries), slice(*first.rows), first.estimator.draws
         x0 = images.x0(rows).to(device)
@@ -85,7 +85,8 @@ class QuerySide(JointNode[QueryGradients]):
             blocks: list[list[LayerGradients]] = [[] for _ in nodes]
             for start, stop in ranges(0, len(x0), max(1, first.estimator.execution.batch_size // len(half))):
                 some = draws.rows(slice(start, stop)).columns(half)
-                captured = per_example.capture(first.estimator.measurement, x0[start:stop], some)
+                condition = images.conditions(slice(first.rows[0] + start, first.rows[0] + stop))
+                captured = per_example.capture(first.estimator.measurement, x0[start:stop], some, condition)
                 if len(nodes) > 1 or scheme.bins > 1:
                     captured.hold()
                 bins = bin_of(first.estimator.measurement.timesteps(some), scheme.bins, T)
@@ -152,7 +153,7 @@ class CheckpointScores(JointNode[Products]):
         for start, stop in ranges(*first.rows, first.estimator.execution.examples_at_once(first.record.parameter_count)):
             rows = slice(start, stop)
             draws = record.latest_draws(step_of(first.estimator), train.index[rows]).to(device)
-            captured = per_example.capture(first.record.objective, train.x0(rows).to(device), draws)
+            captured = per_example.capture(first.record.objective, train.x0(rows).to(device), draws, train.conditions(rows))
             for products, node, sides in zip(blocks, nodes, queries, strict=True):
                 gradients = node.estimator.train_side(captured)
                 products.append(torch.cat([dot(side.sides, gradients) for side in sides], dim=2).cpu())
@@ -161,7 +162,7 @@ class CheckpointScores(JointNode[Products]):
             Products(
                 torch.cat(products, dim=3).float().numpy(),
                 sides[0].weights.numpy(),
-                bin_of(visited, node.estimator.draws.bins, first.record.schedule.T).numpy(),
+                bin_of(visited, node.estimator.draws.bins, first.record.process.T).numpy(),
             )
             for node, products, sides in zip(nodes, blocks, queries, strict=True)
         ]

@@ -115,8 +115,8 @@ class Features:
         images, device = get(self.measure.subject(self.images)), self.execution.torch_device()
         for start, stop in ranges(*rows, self.execution.examples_at_once(self.record.parameter_count)):
             some = slice(start, stop)
-            draws = self.draws.draw(self.role, images.ids(some).to(device), self.record.schedule.T, self.flips)
-            yield some, per_example.capture(self.measure, images.x0(some).to(device), draws)
+            draws = self.draws.draw(self.role, images.ids(some).to(device), self.record.process.T, self.flips)
+            yield some, per_example.capture(self.measure, images.x0(some).to(device), draws, images.conditions(some))
 
     def engine(self, get: Get) -> PerExampleGradients:
         """The network, ready for gradients."""

@@ -13,7 +13,7 @@ from attribution.diffusion import denoiser
 from attribution.gradients.convolution import ConvLayer
 from attribution.gradients.layers import GroupNormLayer, Layer, LayerNormLayer, LinearLayer
 from attribution.images.draws import Draws
-from attribution.measurements import Measure
+from attribution.measurements import Inputs, Measure
 
 KINDS: tuple[type[Layer], ...] = (ConvLayer, LinearLayer, GroupNormLayer, LayerNormLayer)
 
@@ -62,7 +62,13 @@ def _computes_like(module: nn.Module, kind: type[Layer]) -> bool:
 
 
 def check(
-    model: nn.Module, layers: Mapping[str, Layer], ours: Mapping[str, Tensor], measure: Measure, x0: Tensor, draws: Draws
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    ours: Mapping[str, Tensor],
+    measure: Measure,
+    x0: Tensor,
+    draws: Draws,
+    condition: Tensor | None = None,
 ) -> None:
     """Compare ``ours``, averaged over the draws, with autograd on every draw by itself; all on the model's device.
 
@@ -73,7 +79,9 @@ def check(
     parameters = {name: p for layer in layers.values() for name, p in layer.parameters.items()}
     tolerance = TOLERANCE.get(x0.dtype, 0.05) * (10 if x0.is_cuda else 1)
     for i in range(len(x0)):
-        truth = _autograd(model, parameters, measure, x0[i : i + 1], draws.rows(slice(i, i + 1)))
+        example = slice(i, i + 1)
+        inputs = measure.inputs(x0[example], draws.rows(example), None if condition is None else condition[example])
+        truth = _autograd(model, parameters, measure, inputs)
         allowed = tolerance * torch.stack([g.norm() for g in truth.values()]).norm()
         found = {name: g for home, layer in layers.items() for name, g in layer.split(ours[home][i])}
         for name, g in truth.items():
@@ -89,15 +97,11 @@ def check(
                 )
 
 
-def _autograd(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], measure: Measure, x0: Tensor, draws: Draws
-) -> dict[str, Tensor]:
-    """Gradients of one example, ``x0 [1, C, H, W]``, averaged over its draws, in the shapes of the parameters."""
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    x, t, noise = measure.inputs(x0, draws)
-    for k in range(draws.count):
-        row = slice(k, k + 1)
-        cost = measure(denoiser(model), x[row], t[row], noise[row]).sum() / draws.count
+def _autograd(model: nn.Module, parameters: Mapping[str, nn.Parameter], measure: Measure, inputs: Inputs) -> dict[str, Tensor]:
+    """Gradients averaged over ``inputs``, the draws of one example, in the shapes of the parameters."""
+    total, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, len(inputs.t)
+    for k in range(count):
+        cost = measure(denoiser(model), *inputs.rows(slice(k, k + 1))).sum() / count
         if not cost.requires_grad:
             continue
         for name, g in zip(parameters, torch.autograd.grad(cost, list(parameters.values()), allow_unused=True), strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attribution.diffusion import denoiser, eval_mode
 from attribution.gradients.layers import Layer
-from attribution.measurements import Measure
+from attribution.measurements import Inputs, Measure
 
 
 @dataclass(eq=False)
@@ -41,11 +41,11 @@ def run(
     model: nn.Module,
     homes: Mapping[nn.Module, tuple[str, Layer]],
     measure: Measure,
-    rows: tuple[Tensor, Tensor, Tensor],
+    inputs: Inputs,
     finish: Finish,
     autocast: torch.autocast,
 ) -> None:
-    """``measure`` of N ``rows (x0, t, noise)`` forward, in eval mode and under ``autocast``, and the sum of its costs backward.
+    """``measure`` of N ``inputs`` forward, in eval mode and under ``autocast``, and the sum of its costs backward.
 
     ``homes``: the modules to watch, each with its layer and the name that its gradients go by. ``finish`` is called without
     autocast, once for every name; for none of whose calls the costs depend on, not at all.
@@ -54,11 +54,11 @@ def run(
         ValueError: a layer was called with other than a row for each input, or the measure returned other than a cost for each.
         RuntimeError: the input of a layer was overwritten after the call.
     """
-    x0, t, noise = rows
+    t = inputs.t
     watch = _Watch(homes, len(t), finish)
     with torch.inference_mode(False), torch.enable_grad(), _watching(model, watch):
         with autocast:
-            costs = measure(denoiser(model), x0, t, noise)
+            costs = measure(denoiser(model), *inputs)
         if costs.shape != t.shape:
             name = type(measure).__name__
             raise ValueError(f"{name} returned costs {list(costs.shape)} for {len(t)} rows: a measure returns one for each")

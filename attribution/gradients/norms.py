@@ -12,7 +12,7 @@ from attribution.gradients.passes import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import Images, ImageSet
 from attribution.images.draws import Draws, DrawScheme
-from attribution.measurements import Loss, Measure
+from attribution.measurements import Measure
 from attribution.models.pipeline import Pipeline
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
@@ -110,7 +110,7 @@ class AsTrained(NormsOf):
             return trained_at
         shape = len(index), len(self.timesteps)
         timestep = torch.tensor(self.timesteps).expand(shape)
-        return Draws(timestep, trained_at.noise_seed.expand(shape), trained_at.flip.expand(shape))
+        return replace(trained_at.map(lambda tensor: tensor.expand(shape)), timestep=timestep)
 
     @property
     def _step(self) -> int:
@@ -147,7 +147,7 @@ class AtScheme(NormsOf):
         return engine(self.record, self.step, self.execution, get)
 
     def draws(self, index: np.ndarray, get: Get) -> Draws:
-        return self.scheme.draw(self.role, torch.from_numpy(index), self.record.schedule.T)
+        return self.scheme.draw(self.role, torch.from_numpy(index), self.record.process.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class AsDrawn(NormsOf):
 
     @property
     def objective(self) -> Measure:
-        return Loss(self.pipeline.schedule)
+        return self.pipeline.objective
 
     @property
     def suspect(self) -> str:
@@ -176,7 +176,7 @@ class AsDrawn(NormsOf):
         return PerExampleGradients(self.pipeline.network.to(self.execution.torch_device()), self.execution.batch_size)
 
     def draws(self, index: np.ndarray, get: Get) -> Draws:
-        return self.scheme.draw("norms", torch.from_numpy(index), self.pipeline.schedule.T)
+        return self.scheme.draw("norms", torch.from_numpy(index), self.pipeline.process.T)
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,8 @@ def measured(of: NormsOf, images: Images, get: Get) -> Norms:
     norms, timesteps = [], []
     for start, stop in ranges(0, len(images), _examples_at_once(of, per_example)):
         draws = of.draws(np.array(images.index[start:stop]), get)
-        captured = per_example.capture(of.objective, images.x0(slice(start, stop)).to(device), draws.to(device))
+        rows = slice(start, stop)
+        captured = per_example.capture(of.objective, images.x0(rows).to(device), draws.to(device), images.conditions(rows))
         norms.append(captured.norms().double().cpu().numpy())
         timesteps.append(draws.timestep.numpy())
     found, timestep = np.concatenate(norms), np.concatenate(timesteps)

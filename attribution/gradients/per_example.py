@@ -70,8 +70,10 @@ class PerExampleGradients:
         self.parameters = [p for layer in self.layers.values() for p in layer.parameters.values()]
         self._checked = 0
 
-    def capture(self, measure: Measure, x0: Tensor, draws: Draws) -> "Captured":
+    def capture(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> "Captured":
         """The gradients of ``measure`` for the images ``x0 [B, C, H, W]`` (or what else it measures) at their ``draws``.
+
+        ``condition [B, ...]`` is what else the network is given of each example.
 
         The first capture compares a few with plain autograd.
 
@@ -82,8 +84,8 @@ class PerExampleGradients:
             raise ValueError(f"x0 has {len(x0)} examples, the draws are of {len(draws)}: both must be the same, at least 1")
         # One input by itself cannot show that inputs influence each other: checked again when there are more.
         if self._checked < min(2, len(draws) * draws.count):
-            self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)))
-        return Captured(self, measure, x0, draws)
+            self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)), None if condition is None else condition[:2])
+        return Captured(self, measure, x0, draws, condition)
 
     def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
         return layer.contract(a, b, K)
@@ -92,20 +94,23 @@ class PerExampleGradients:
         """Another list once a parameter is written to or gets other memory."""
         return [(p.data_ptr(), p._version) for p in self.parameters]
 
-    def _check(self, measure: Measure, x0: Tensor, draws: Draws) -> None:
+    def _check(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None) -> None:
         p = self.parameters[0]
         x0, draws = x0.to(p.device, p.dtype), draws.to(p.device)
+        condition = None if condition is None else condition.to(p.device)
         # In full precision even where the caller computes in less: what is found here does not depend on it, the tolerance does.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
-            ours = Captured(self, measure, x0, draws).mean()
+            ours = Captured(self, measure, x0, draws, condition).mean()
             with eval_mode(self.model):
-                coverage.check(self.model, self.layers, ours, measure, x0, draws)
+                coverage.check(self.model, self.layers, ours, measure, x0, draws, condition)
         self._checked = len(draws) * draws.count
 
 
-def per_example_gradients(measure: Measure, model: nn.Module, x0: Tensor, draws: Draws) -> LayerGradients:
+def per_example_gradients(
+    measure: Measure, model: nn.Module, x0: Tensor, draws: Draws, condition: Tensor | None = None
+) -> LayerGradients:
     """The gradients of ``measure`` for each image of ``x0 [B, C, H, W]``, averaged over its draws: see ``PerExampleGradients``."""
-    return PerExampleGradients(model).capture(measure, x0, draws).mean()
+    return PerExampleGradients(model).capture(measure, x0, draws, condition).mean()
 
 
 class Captured:
@@ -115,8 +120,8 @@ class Captured:
     ``mean`` that follows; otherwise passes are forgotten one by one.
     """
 
-    def __init__(self, owner: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws):
-        self._owner, self._measure, self._x0, self._draws = owner, measure, x0, draws
+    def __init__(self, owner: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None):
+        self._owner, self._measure, self._x0, self._draws, self._condition = owner, measure, x0, draws, condition
         p = owner.parameters[0]
         kind = p.device.type
         self._device, self._dtype = p.device, torch.promote_types(p.dtype, torch.float32)
@@ -238,8 +243,9 @@ class Captured:
         if self._owner.versions() != self._versions:
             raise RuntimeError("the model's parameters have changed since the capture: ask for means and norms before that")
         x0 = self._x0[part[0]].to(self._device, self._owner.parameters[0].dtype)
-        rows = self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device))
-        hooks.run(self._owner.model, self._owner.homes, self._measure, rows, finish, self._autocast)
+        condition = None if self._condition is None else self._condition[part[0]].to(self._device)
+        inputs = self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
+        hooks.run(self._owner.model, self._owner.homes, self._measure, inputs, finish, self._autocast)
 
 
 def _parts(B: int, K: int, size: int) -> list[_Part]:

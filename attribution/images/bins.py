@@ -1,4 +1,4 @@
-"""Timesteps 1..T cut into equal stretches: scores by (query bin, training bin), weights and norms by timestep."""
+"""Bins that divide the timesteps 1..T into equal stretches: for scores by (query bin, training bin), and for weights and norms."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ ALL = "all"
 
 
 def bin_of(timestep: Tensor, bins: int, T: int) -> Tensor:
-    """Which stretch (0..bins-1) timesteps of any shape lie in: ``⌊(t-1) · bins / T⌋``."""
+    """The bin (0..bins-1) of timesteps of any shape: ``⌊(t-1) · bins / T⌋``."""
     return (timestep - 1) * bins // T
 
 
 def labels(bins: int, T: int) -> list[str]:
-    """``all``, then each stretch as ``first-last``."""
+    """The label ``all``, then one label ``first-last`` for each bin."""
     edges = [-(-b * T // bins) for b in range(bins + 1)]
     return [ALL, *(f"{low + 1}-{high}" for low, high in itertools.pairwise(edges))]
 
 
 def with_sums(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """``values`` with the sum over each of ``axes`` put before its entries: what ``labels`` says, in order."""
+    """``values`` with the sum over each of ``axes`` inserted before its entries, in the order of ``labels``."""
     for axis in axes:
         values = np.concatenate([values.sum(axis, keepdims=True), values], axis)
     return values

@@ -1,15 +1,15 @@
 """Draws: the timestep, noise and flip at which an example is evaluated, as data.
 
-A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker
-(METHODS.md §1). ``Draws`` holds them for a batch; the schemes ``Uniform``, ``Even`` and ``Fixed`` make them. Noise is kept as
-a 64-bit seed and expanded when it is needed, so that draws are small enough to record for every step of training.
+A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker. ``Draws`` holds
+the draws of a batch; the schemes ``Uniform``, ``Even`` and ``Fixed`` make them. Noise is kept as a 64-bit seed and expanded when it
+is needed, so that draws are small enough to record for every step of training.
 
 Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -22,11 +22,17 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Draws:
-    """K draws of each of B examples: ``timestep``, ``noise_seed`` (int64) and ``flip`` (bool), all ``[B, K]``."""
+    """K draws of each of B examples: ``timestep``, ``noise_seed`` (int64) and ``flip`` (bool), all ``[B, K]``.
+
+    ``condition_dropped`` (bool ``[B, K]``) says where the network is not given the example's condition; None means nowhere.
+    ``weight`` (float ``[B, K]``) is the weight of each draw in means over draws; None means 1.
+    """
 
     timestep: Tensor
     noise_seed: Tensor
     flip: Tensor
+    condition_dropped: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.timestep)
@@ -48,20 +54,35 @@ class Draws:
             return x
         return torch.where(self.flip[:, :, None, None, None], x.flip(-1), x)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Draws":
+        """Draws with ``function`` applied to every field that is not None; it must treat all ``[B, K]`` tensors alike."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return Draws(*(None if tensor is None else function(tensor) for tensor in tensors))  # pyright: ignore[reportArgumentType]
+
     def rows(self, index: slice | Tensor) -> "Draws":
-        """The draws of some of the examples."""
-        return Draws(self.timestep[index], self.noise_seed[index], self.flip[index])
+        """The draws of the examples that ``index`` selects."""
+        return self.map(lambda tensor: tensor[index])
 
     def columns(self, index: slice | Tensor) -> "Draws":
-        """Some of the draws of every example."""
-        return Draws(self.timestep[:, index], self.noise_seed[:, index], self.flip[:, index])
+        """The draws that ``index`` selects, of every example."""
+        return self.map(lambda tensor: tensor[:, index])
+
+    def single(self) -> "Draws":
+        """Every draw as an example with one draw, ``[B·K, 1]``."""
+        return self.map(lambda tensor: tensor.flatten().unsqueeze(1))
 
     def to(self, device: torch.device | str) -> "Draws":
-        return Draws(self.timestep.to(device), self.noise_seed.to(device), self.flip.to(device))
+        """The draws on another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def check_supported(self) -> None:
+        """Raises ValueError: draws with weights or dropped conditions, which measures do not evaluate yet."""
+        if self.weight is not None or self.condition_dropped is not None:
+            raise ValueError("draws with weight or condition_dropped cannot be evaluated yet: leave both as None")
 
 
 def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False) -> Draws:
-    """The draw with each ``number`` of each ``example``: t ~ U{1..T}, a noise seed, and a fair coin for the flip.
+    """Return the draw of each ``number`` for each ``example``: t ~ U{1..T}, a noise seed, and a flip with probability 1/2.
 
     ``example`` and ``number`` are int64 and broadcast to ``[B, K]``. ``flips=False`` leaves every image as it is.
     """
@@ -74,9 +95,10 @@ def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, 
 
 
 class DrawScheme(ABC):
-    """How the K draws of an example are chosen; ``seed`` is independent of the seed of training.
+    """A rule for the K draws of an example; ``seed`` is independent of the seed of training.
 
-    ``bins`` above 1 asks estimators for scores by pair of (query's, training example's) timesteps, 1..T in so many equal stretches.
+    With ``bins`` above 1, estimators also give scores by pair of (query's, training example's) bin, where the bins divide 1..T into
+    equal stretches.
     """
 
     VERSION: ClassVar[int] = 1
@@ -90,30 +112,30 @@ class DrawScheme(ABC):
         """K."""
 
     def refuse_lists(self, setting: str, what: str) -> None:
-        """Raises ValueError: bins or several numbers of draws, which are for scores, where ``what`` takes neither."""
+        """Raises ValueError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
         if self.bins > 1 or len(self.prefixes) > 1:
-            raise ValueError(f"{setting} has n={self.prefixes}, bins={self.bins}: {what} takes one number of draws, and no bins")
+            raise ValueError(f"{setting} has n={self.prefixes}, bins={self.bins}: {what} takes one number of draws and no bins")
 
     def check_bins(self, T: int) -> None:
         """Raises ValueError: more bins than timesteps."""
         if self.bins > T:
-            raise ValueError(f"draws.bins={self.bins}: the schedule has T={T} timesteps, ask for at most as many bins")
+            raise ValueError(f"draws.bins={self.bins}: there are T={T} timesteps, set at most as many bins")
 
     @property
     def prefixes(self) -> list[int]:
-        """Numbers of first draws that an estimator shall answer for, ascending; the last is K."""
+        """The numbers of first draws for which an estimator gives scores, ascending; the last is K."""
         return [self.count]
 
     @abstractmethod
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
-        """K draws of each ``example [B]`` (int64 ids) for ``role`` ("query", "train", ...); T timesteps in the schedule."""
+        """Return K draws for each ``example [B]`` (int64 ids) and ``role`` ("query", "train", ...), with timesteps in 1..T."""
 
 
 @dataclass(frozen=True)
 class Uniform(DrawScheme):
     """``n`` independent draws, t ~ U{1..T} (K-FAC paper). The first k of n are the draws of ``Uniform(k)``.
 
-    A list of ``n`` asks for an answer at each: the largest is drawn, the others are its prefixes.
+    With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it.
     """
 
     NAME = "Uniform"
@@ -126,7 +148,7 @@ class Uniform(DrawScheme):
     def __post_init__(self):
         listed = isinstance(self.n, Sequence) and not isinstance(self.n, str)
         if not all(isinstance(n, int) and n >= 1 for n in (self.n if listed else [self.n])) or self.n == []:  # pyright: ignore
-            raise ValueError(f"draws.n={self.n}: must be a whole number, at least 1, or a list of such")
+            raise ValueError(f"draws.n={self.n}: must be a whole number of at least 1, or a list of such numbers")
         _at_least_one(bins=self.bins)
 
     @property
@@ -163,7 +185,7 @@ class Fixed(DrawScheme):
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         if outside := [t for t in self.timesteps if not 1 <= t <= T]:
-            raise ValueError(f"draws.timesteps has {outside}, but the schedule's timesteps are 1..{T}: choose from these")
+            raise ValueError(f"draws.timesteps has {outside}, but the timesteps are 1..{T}: choose from these")
         number = torch.arange(self.count, device=example.device)
         random = random_draws(self.seed, role, example[:, None], number, T, flips)
         timestep = torch.tensor(list(self.timesteps), device=example.device).repeat_interleave(self.noises)
@@ -191,7 +213,7 @@ class Even(DrawScheme):
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         if self.n > T:
-            raise ValueError(f"draws.n={self.n} evenly spaced timesteps, but the schedule has T={T}: set draws.n <= {T}")
+            raise ValueError(f"draws.n={self.n} evenly spaced timesteps, but there are T={T}: set draws.n <= {T}")
         timesteps = [1 + j * T // self.n for j in range(self.n)]
         return Fixed(timesteps, self.noises, self.seed).draw(role, example, T, flips)
 

@@ -1,4 +1,4 @@
-"""Images with their ids: what estimators score and what they score it against."""
+"""Images with their ids: the queries and training examples of estimators."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,22 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.nodes import Arrays, Artifact, Node
+from attribution.nodes import Arrays, Artifact, Node, digest
+
+Rows = slice | Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Images(Artifact):
-    """N images and what they are called.
+    """N images with ids, labels and conditions.
 
-    ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1], or unsigned integers 0..``levels`` that ``x0`` maps there (a data set stays
-    as small in memory as on disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a function of it.
-    ``label`` int64 ``[N]``: class, or -1.
+    ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1], or unsigned integers 0..``levels`` that ``x0`` maps to this range (so that a
+    data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a
+    function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: what else the network is given of each image
+    (a class, an embedding); None for networks that take nothing else.
     """
 
     pixels: np.ndarray
     index: np.ndarray
     label: np.ndarray
     levels: int = 255
+    condition: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -35,7 +39,7 @@ class Images(Artifact):
         """(C, H, W)."""
         return tuple(self.pixels.shape[1:])
 
-    def x0(self, rows: slice | Sequence[int] | np.ndarray | Tensor = slice(None)) -> Tensor:
+    def x0(self, rows: Rows | Tensor = slice(None)) -> Tensor:
         """Images as float32 in [-1, 1], ``[B, C, H, W]``."""
         rows = rows.numpy() if isinstance(rows, Tensor) else rows
         pixels = np.array(self.pixels[rows], dtype=np.float32)
@@ -43,39 +47,52 @@ class Images(Artifact):
             pixels = pixels * np.float32(2 / self.levels) - np.float32(1)
         return torch.from_numpy(pixels)
 
-    def ids(self, rows: slice | Sequence[int] | np.ndarray = slice(None)) -> Tensor:
+    def ids(self, rows: Rows = slice(None)) -> Tensor:
         """Ids as int64 ``[B]``."""
         return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))
 
-    def take(self, rows: Sequence[int] | np.ndarray | slice) -> "Images":
-        """Some of the images, ids kept."""
-        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels)
+    def conditions(self, rows: Rows = slice(None)) -> Tensor | None:
+        """Conditions ``[B, ...]``, or None."""
+        return None if self.condition is None else torch.from_numpy(np.array(self.condition[rows]))
+
+    def take(self, rows: Rows) -> "Images":
+        """The images in ``rows``, with their ids."""
+        condition = None if self.condition is None else self.condition[rows]
+        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels, condition)
+
+    def digest(self) -> str:
+        """The SHA-256 of the content."""
+        arrays = [self.pixels, self.index, self.label, np.array(self.levels)]
+        return digest(*arrays, *([] if self.condition is None else [self.condition]))
 
     def save(self, folder: Path) -> None:
         for name in ("pixels", "index", "label"):
             np.save(folder / f"{name}.npy", getattr(self, name))
         np.save(folder / "levels.npy", np.int64(self.levels))
+        if self.condition is not None:
+            np.save(folder / "condition.npy", self.condition)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "index", "label")]
-        return cls(*arrays, levels=int(np.load(folder / "levels.npy")))
+        names = ["pixels", "index", "label", *(["condition"] if (folder / "condition.npy").exists() else [])]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        return cls(**arrays, levels=int(np.load(folder / "levels.npy")))
 
 
 @dataclass(frozen=True)
 class ImageSet(Node[Images]):
-    """A node of images whose number is known before it is computed."""
+    """A node of images that knows their number before it is computed."""
 
     ARTIFACT = Images
 
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many images."""
+        """The number of images."""
 
     @property
     def trajectories(self) -> "Node[Trajectories] | None":
-        """How a sampler came to these images, where that is known."""
+        """The sampling trajectories of these images, if they were sampled; else None."""
         return None
 
 
@@ -89,9 +106,12 @@ class Trajectories(Arrays):
     index: np.ndarray
 
     def x0(self, rows: slice = slice(None)) -> Tensor:
-        """The states of some, ``[B, S + 1, C, H, W]``: what a measure of trajectories takes instead of images."""
+        """The states in ``rows``, ``[B, S + 1, C, H, W]``: measures of trajectories take them in place of images."""
         return torch.from_numpy(np.array(self.states[rows]))
 
     def ids(self, rows: slice = slice(None)) -> Tensor:
         """Ids as int64 ``[B]``."""
         return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))
+
+    def conditions(self, rows: slice = slice(None)) -> None:
+        """None: trajectories have no condition."""

@@ -1,8 +1,8 @@
 """Counter-based random numbers: a pure function from (key, counter) to bits, the same on every device and in every order.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), written in torch integer arithmetic so
-that one call serves a whole batch of streams on whatever device it lives on. Generators with state (torch.Generator) would
-make a number depend on how many were asked for before it.
+that one call computes a whole batch of streams on any device. With a generator that has state (torch.Generator), a number would
+depend on how many numbers were drawn before it.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def philox(key0: Tensor | int, key1: Tensor | int, counter: tuple[Tensor, Tensor
 
 
 def normal(seed: Tensor, size: int) -> Tensor:
-    """Standard normal numbers, ``[..., size]`` float32, a function of each 64-bit ``seed [...]`` and the position alone.
+    """Standard normal numbers, ``[..., size]`` float32: a function of each 64-bit ``seed [...]`` and the position only.
 
     Box-Muller on the 32-bit words; ``size`` numbers are a prefix of any longer request with the same seed.
     """

@@ -1,6 +1,6 @@
-"""What is measured of an image under a model: training losses and query measurements are one type, a cost per draw."""
+"""Measures of an image under a model: training losses and query measurements have one type, a cost per draw."""
 
-from attribution.measurements.base import Measure
+from attribution.measurements.base import Inputs, Measure
 from attribution.measurements.elbo import Elbo, ElboWeighted
 from attribution.measurements.journey import JourneyLoss
 from attribution.measurements.loss import Loss, LossAtT
@@ -10,6 +10,7 @@ from attribution.measurements.trajectory import TrajectoryLikelihood
 __all__ = [
     "Elbo",
     "ElboWeighted",
+    "Inputs",
     "Interpolated",
     "JourneyLoss",
     "Loss",

@@ -1,36 +1,53 @@
 """The one type of losses and measurements, and the tables by timestep that they share.
 
-A measure maps ``(denoise, x0 [B, C, H, W], t [B], noise [B, C, H, W])`` to one cost per draw ``[B]``; larger is worse
-(METHODS.md §1). Its expectation over t ~ U{1..T} and standard normal noise is the measurement of the image.
+A measure maps ``(denoise, x0 [B, C, H, W], t [B], noise [B, C, H, W], condition)`` to one cost per draw ``[B]``; larger is worse.
+Its expectation over t ~ U{1..T} and standard normal noise is the measurement of the image.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.diffusion import Denoiser, NoiseSchedule
+from attribution.diffusion import Denoiser, NoiseSchedule, Process, noise_schedule
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.nodes import Node
 
 
+class Inputs(NamedTuple):
+    """The arguments of a measure after ``denoise``, N rows each: ``measure(denoise, *inputs)`` gives N costs.
+
+    ``x0``, ``t`` and ``noise`` are what the measure takes as such; ``condition`` is what else the network is given, or None.
+    """
+
+    x0: Tensor
+    t: Tensor
+    noise: Tensor
+    condition: Tensor | None = None
+
+    def rows(self, index: int | slice | Tensor) -> "Inputs":
+        """The inputs at ``index`` of the first dimension."""
+        return Inputs(*(None if tensor is None else tensor[index] for tensor in self))  # pyright: ignore[reportArgumentType]
+
+
 @dataclass(frozen=True)
 class Measure(ABC):
-    """A cost per draw under a noise schedule."""
+    """A cost per draw under a forward ``process``."""
 
     VERSION: ClassVar[int] = 1
 
-    schedule: NoiseSchedule
+    process: Process
 
     @abstractmethod
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor: ...
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The costs ``[B]``."""
 
     def subject(self, images: ImageSet) -> Node[Any]:
-        """What of ``images`` is measured: a node of an artifact with ``x0(rows)`` and ``ids(rows)``.
+        """What of ``images`` is measured: a node of an artifact with ``x0(rows)``, ``ids(rows)`` and ``conditions(rows)``.
 
         Raises:
             ValueError: something that these images do not have.
@@ -41,13 +58,47 @@ class Measure(ABC):
         """The timesteps ``[B, K]`` that are measured at the drawn ones."""
         return draws.timestep
 
-    def inputs(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """``(x0, t, noise)`` as the measure is called with them, a row for each of the K draws of each image: B·K rows.
+    def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:
+        """The arguments that the measure is called with, one row for each of the K draws of each image: B·K rows.
 
-        ``x0 [B, C, H, W]``; a measure of something else than images says so.
+        ``x0 [B, C, H, W]``, ``condition [B, ...]``; a measure of something other than images says so.
+
+        Raises:
+            ValueError: draws with weights, or draws that drop the condition.
         """
+        draws.check_supported()
         noise = draws.noise(x0.shape[1:], x0.dtype)
-        return draws.images(x0).flatten(0, 1), draws.timestep.flatten(), noise.flatten(0, 1)
+        return Inputs(draws.images(x0).flatten(0, 1), draws.timestep.flatten(), noise.flatten(0, 1), per_draw(condition, draws))
+
+    def output(self, denoise: Denoiser, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The network's output at the noisy images ``x_t``."""
+        return denoise(self.process.network_input(x_t, t), t, condition)
+
+    def epsilon(self, denoise: Denoiser, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The noise that the network predicts at ``x_t``."""
+        return self.process.epsilon(self.output(denoise, x_t, t, condition), x_t, t)
+
+
+@dataclass(frozen=True)
+class DDPMMeasure(Measure):
+    """A measure that is defined by the noise schedule of a DDPM.
+
+    Raises:
+        ValueError: another process.
+    """
+
+    def __post_init__(self):
+        noise_schedule(self.process, type(self).__name__)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the process."""
+        return noise_schedule(self.process, type(self).__name__)
+
+
+def per_draw(condition: Tensor | None, draws: Draws) -> Tensor | None:
+    """``condition [B, ...]`` once for each of the K draws of each example, ``[B·K, ...]``."""
+    return None if condition is None else condition.repeat_interleave(draws.count, 0)
 
 
 def lookup(table: np.ndarray, t: Tensor, dtype: torch.dtype) -> Tensor:

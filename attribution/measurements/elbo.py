@@ -1,6 +1,6 @@
-"""The evidence lower bound of Ho et al. 2020 and the weighted loss that stands for it, as costs in nats of a whole image.
+"""The evidence lower bound of Ho et al. 2020 and the loss with the bound's weights, as costs in nats of a whole image.
 
-Of the variational bound (eq. 5) a draw is one term: the mean over t ~ U{1..T} of T · term_t is the sum over the terms. Divided by
+A draw is one term of the variational bound (eq. 5): the mean over t ~ U{1..T} of T · term_t is the sum over the terms. Divided by
 ``C·H·W · ln 2`` the measurements are bits per dimension.
 """
 
@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion import Denoiser, NoiseSchedule
-from attribution.measurements.base import Measure, lookup
+from attribution.measurements.base import DDPMMeasure, lookup
 from attribution.measurements.decoder import log_probability, nearest_level, value
 
 
 def small_variances(schedule: NoiseSchedule) -> np.ndarray:
-    """σ_t² = β_t (1-ᾱ_{t-1})/(1-ᾱ_t), that of q(x_{t-1} | x_t, x_0) (eq. 7), float64 ``[T]``; σ_1², which would be 0, is σ_2²."""
+    """The variances σ_t² = β_t (1-ᾱ_{t-1})/(1-ᾱ_t) of q(x_{t-1} | x_t, x_0) (eq. 7), float64 ``[T]``.
+
+    σ_1², which would be 0, is set to σ_2².
+
+    Raises:
+        ValueError: a schedule of a single timestep.
+    """
     if schedule.T < 2:
         raise ValueError("diffusion.schedule.T=1: measurements of the sampling process need at least two timesteps, set T >= 2")
     bars = schedule.alpha_bars
@@ -28,23 +34,23 @@ def small_variances(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def loss_weights(schedule: NoiseSchedule, variances: np.ndarray) -> np.ndarray:
-    """``β_t² / (2 σ_t² α_t (1-ᾱ_t))`` for σ_t² ``[T]``: what the bound multiplies ‖ε - ε_θ‖² by (eq. 12), float64 ``[T]``."""
+    """The bound's weights of ‖ε - ε_θ‖², ``β_t² / (2 σ_t² α_t (1-ᾱ_t))`` for σ_t² ``[T]`` (eq. 12), float64 ``[T]``."""
     return schedule.betas**2 / (2 * variances * (1 - schedule.betas) * (1 - schedule.alpha_bars[1:]))
 
 
 @dataclass(frozen=True)
-class ElboWeighted(Measure):
+class ElboWeighted(DDPMMeasure):
     """``T · w_t · ‖ε - ε_θ(x_t, t)‖²``, ``w_t = β_t / (2 α_t (1-ᾱ_t))``: the loss with the weights of the bound.
 
-    They are those of the variance σ_t² = β_t. At t = 1 too it is a square error, without the discretised decoder; constants are
-    left out. The square norm is a sum over pixels.
+    These are the weights for the variance σ_t² = β_t. The term of t = 1 is a square error too, without the discretised decoder;
+    constants are left out. The square norm is a sum over pixels.
     """
 
     NAME = "ElboWeighted"
     VERSION = 1
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        predicted = denoise(self.schedule.add_noise(x0, t, noise), t)
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        predicted = self.epsilon(denoise, self.process.add_noise(x0, t, noise), t, condition)
         return lookup(self._weights, t, x0.dtype) * (noise - predicted).square().flatten(1).sum(1)
 
     @cached_property
@@ -53,18 +59,18 @@ class ElboWeighted(Measure):
 
 
 @dataclass(frozen=True)
-class Elbo(Measure):
+class Elbo(DDPMMeasure):
     """The negative ELBO (eq. 5), an upper bound on -log P_θ(x_0) of an image of ``levels`` + 1 values per pixel.
 
     At t >= 2 ``T · KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))`` with the small variance on both sides, which is
     ``T · β_t / (2 α_t (1-ᾱ_{t-1})) · ‖ε - ε_θ(x_t, t)‖²``; at t = 1 ``-T · log P_θ(x_0 | x_1)`` by the discretised decoder (eq. 13)
-    with σ_1² := σ_2². Every draw carries the prior ``KL(q(x_T | x_0) ‖ N(0, I))``, on which θ has no influence.
+    with σ_1² := σ_2². Every draw includes the prior ``KL(q(x_T | x_0) ‖ N(0, I))``, which does not depend on θ.
 
-    The bound is one of discrete images. An image that is none (a generated one) is measured as what it would be when saved: every
-    pixel at its nearest value, in all terms.
+    The bound is defined for discrete images. Any other image (a generated one) is measured as it would be saved: every pixel is
+    rounded to its nearest value, in all terms.
 
     Raises:
-        ValueError: ``levels`` below 1, or a schedule of a single timestep.
+        ValueError: ``levels`` below 1, a process that is not a DDPM, or a schedule of a single timestep.
     """
 
     NAME = "Elbo"
@@ -77,14 +83,14 @@ class Elbo(Measure):
             raise ValueError(f"measurement.levels={self.levels}: a pixel's largest value (255 for 8 bits) must be at least 1")
         small_variances(self.schedule)
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         level = nearest_level(x0, self.levels)
         x0 = value(level, self.levels)
-        error = noise - denoise(self.schedule.add_noise(x0, t, noise), t)
+        error = noise - self.epsilon(denoise, self.process.add_noise(x0, t, noise), t, condition)
         divergence = lookup(self._weights, t, x0.dtype) * error.square().flatten(1).sum(1)
-        # The mean of p_θ(x_0 | x_1) is the predicted image, which misses x_0 by this multiple of the error (eq. 11 at t = 1).
-        missed = math.sqrt(1 / float(self.schedule.alpha_bars[1]) - 1) * error
-        reconstruction = -log_probability(level, missed, math.sqrt(self._variances[0]), self.levels).flatten(1).sum(1)
+        # The mean of p_θ(x_0 | x_1) is the predicted image; it differs from x_0 by this multiple of the error (eq. 11 at t = 1).
+        deviation = math.sqrt(1 / float(self.schedule.alpha_bars[1]) - 1) * error
+        reconstruction = -log_probability(level, deviation, math.sqrt(self._variances[0]), self.levels).flatten(1).sum(1)
         return self.schedule.T * torch.where(t == 1, reconstruction, divergence) + self._prior(x0)
 
     def _prior(self, x0: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loss, at all timesteps or at some."""
+"""The training loss, at all timesteps or at given ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +14,28 @@ from attribution.measurements.base import Measure, lookup
 
 @dataclass(frozen=True)
 class Loss(Measure):
-    """ℓ_t(θ, ε, x) = mean over pixels of (ε - ε_θ(x_t, t))², the training loss (Ho et al. 2020, eq. 14)."""
+    """``weight(t)`` times the mean over pixels of (target - output)², with weight and target of the process.
 
     NAME = "Loss"
     VERSION = 1
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        predicted = denoise(self.schedule.add_noise(x0, t, noise), t)
-        return (noise - predicted).square().flatten(1).mean(1)
+    For a DDPM that predicts the noise, with constant weighting, this is the mean of (ε - ε_θ(x_t, t))² (Ho et al. 2020, eq. 14).
+    """
+
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
+        error = (self.process.target(x0, t, noise) - output).square().flatten(1).mean(1)
+        return self.process.weight(t).to(error.dtype) * error
 
 
 @dataclass(frozen=True)
 class LossAtT(Measure):
-    """ℓ_t at one timestep, or its mean over a list of n, whatever timesteps are drawn (K-FAC paper, figs. 11 and 12).
+    """The training loss at one timestep, or its mean over a list of n timesteps, for any draws (K-FAC paper, figs. 11 and 12).
 
-    A drawn timestep only chooses an entry of the list: 1..T is cut into n stretches, of which the j-th begins at ``1 + ⌊jT/n⌋``.
-    Uniform draws serve all entries alike, as do even draws whose number is a multiple of n. Where n does not divide T, an entry
-    with a longer stretch counts for less in the same proportion: the expectation is the mean over the list exactly.
+    A drawn timestep only selects an entry of the list: 1..T is divided into n stretches, of which the j-th begins at
+    ``1 + ⌊jT/n⌋``. Uniform draws select all entries equally often, as do even draws if their number is a multiple of n. Where n
+    does not divide T, an entry with a longer stretch has a smaller weight in proportion, so that the expectation is exactly the
+    mean over the list.
 
     Raises:
         ValueError: no timestep, more than T, or one outside 1..T.
@@ -42,25 +47,25 @@ class LossAtT(Measure):
     t: int | Sequence[int]
 
     def __post_init__(self):
-        # One number and a list of it are one measure and have one identity.
+        # A number and a list of one number are the same measure and have the same identity.
         timesteps = (self.t,) if isinstance(self.t, int) else tuple(self.t)
         object.__setattr__(self, "t", timesteps)
-        T = self.schedule.T
+        T = self.process.T
         if not 1 <= len(timesteps) <= T or not all(1 <= t <= T for t in timesteps):
             raise ValueError(f"measurement.t={list(timesteps)}: give at least one and at most {T} of the timesteps 1..{T}")
 
     def timesteps(self, draws: Draws) -> Tensor:
         return lookup(self._by_drawn_timestep[0], draws.timestep, draws.timestep.dtype)
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         timesteps, weights = self._by_drawn_timestep
-        loss = Loss(self.schedule)(denoise, x0, lookup(timesteps, t, t.dtype), noise)
+        loss = Loss(self.process)(denoise, x0, lookup(timesteps, t, t.dtype), noise, condition)
         return lookup(weights, t, loss.dtype) * loss
 
     @cached_property
     def _by_drawn_timestep(self) -> tuple[np.ndarray, np.ndarray]:
-        """The entry for each drawn timestep and what it counts there, ``[T + 1]``; nothing is drawn at 0."""
-        entries, T = np.atleast_1d(self.t), self.schedule.T
+        """The entry for each drawn timestep and its weight there, ``[T + 1]``; index 0 is not used."""
+        entries, T = np.atleast_1d(self.t), self.process.T
         stretch = np.maximum(np.arange(T + 1) * len(entries) - 1, 0) // T
         lengths = np.bincount(stretch[1:])
         return entries[stretch], T / (len(entries) * lengths[stretch])

@@ -1,4 +1,4 @@
-"""Functions of the network's output o = ε_θ(x_t, t) whose gradients serve as features (D-TRAK, Zheng et al. 2024)."""
+"""Functions of the network's output o at x_t; their gradients serve as features (D-TRAK, Zheng et al. 2024)."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from attribution.measurements.base import Measure
 
 @dataclass(frozen=True)
 class SquareNorm(Measure):
-    """Mean over pixels of o²: no loss, it does not ask for the right noise (D-TRAK's ``square``)."""
+    """Mean over pixels of o² (D-TRAK's ``square``). It does not depend on the target of the loss."""
 
     NAME = "SquareNorm"
     VERSION = 1
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         # Under autocast the output may be bfloat16, in which a mean over pixels would lose digits.
-        return denoise(self.schedule.add_noise(x0, t, noise), t).to(x0.dtype).square().flatten(1).mean(1)
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
+        return output.to(x0.dtype).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class OutputMean(Measure):
     NAME = "OutputMean"
     VERSION = 1
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return denoise(self.schedule.add_noise(x0, t, noise), t).to(x0.dtype).flatten(1).mean(1)
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
+        return output.to(x0.dtype).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,16 @@ class OutputNorm(Measure):
         if not self.p >= 1:
             raise ValueError(f"feature.p={self.p}: a norm has p >= 1; inf is the largest magnitude")
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        output = denoise(self.schedule.add_noise(x0, t, noise), t).to(x0.dtype).flatten(1)
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition).to(x0.dtype).flatten(1)
         return output.abs().amax(1) if math.isinf(self.p) else output.norm(self.p, dim=1)
 
 
 @dataclass(frozen=True)
 class Interpolated(Measure):
-    """Mean over pixels of η o² - 2 (1-η) ε o: its gradient is ``(2/d)(η o - (1-η) ε)ᵀ∇o``.
+    """Mean over pixels of η o² - 2 (1-η) y o, y the target of the loss: its gradient is ``(2/d)(η o - (1-η) y)ᵀ∇o``.
 
-    η = 1 is ``square``; η = ½ has half the gradient of the loss, so that TRAK with it at λ/4 is TRAK at λ.
+    η = 1 is ``square``; η = ½ has half the gradient of the unweighted loss, so that TRAK with it at λ/4 is TRAK at λ.
     """
 
     NAME = "Interpolated"
@@ -66,6 +68,7 @@ class Interpolated(Measure):
 
     eta: float
 
-    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        output = denoise(self.schedule.add_noise(x0, t, noise), t).to(x0.dtype)
-        return (output * (self.eta * output - 2 * (1 - self.eta) * noise)).flatten(1).mean(1)
+    def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition).to(x0.dtype)
+        target = self.process.target(x0, t, noise)
+        return (output * (self.eta * output - 2 * (1 - self.eta) * target)).flatten(1).mean(1)

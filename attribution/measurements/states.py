@@ -1,4 +1,4 @@
-"""Measures of the sampling trajectory that an image came from, instead of the image."""
+"""Measures of the sampling trajectory that produced an image, instead of the image."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +11,16 @@ from torch import Tensor
 from attribution.diffusion.samplers import Sampler
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
-from attribution.measurements.base import Measure
+from attribution.measurements.base import DDPMMeasure
 from attribution.nodes import Node
 
 
 @dataclass(frozen=True)
-class TrajectoryMeasure(Measure):
-    """A cost of each step of the trajectories ``[B, S + 1, C, H, W]`` (``images.Trajectories``) of ``sampler``, which made them.
+class TrajectoryMeasure(DDPMMeasure):
+    """A cost of each step of trajectories ``[B, S + 1, C, H, W]`` (``images.Trajectories``) that ``sampler`` produced.
 
-    A draw chooses a step: the one from the sampler's last timestep that is not above the drawn one (under DDPM, the drawn timestep
-    itself).
+    A draw selects the step that begins at the sampler's largest timestep not above the drawn one (with ``DDPMSampler``, the drawn
+    timestep itself).
     """
 
     sampler: Sampler
@@ -28,35 +28,36 @@ class TrajectoryMeasure(Measure):
     def subject(self, images: ImageSet) -> Node[Any]:
         if images.trajectories is None:
             raise ValueError(
-                f"{type(self).__name__} is of sampling trajectories, and {type(images).__name__} did not come from a sampler of "
-                "this model: take generated queries (queries=generated; of a benchmark's pools remove the others, as by "
+                f"{type(self).__name__} measures sampling trajectories, but {type(images).__name__} was not sampled from this "
+                "model: use generated queries (queries=generated; remove the other pools of a benchmark, for example with "
                 "'~benchmark.queries.validation')"
             )
         return images.trajectories
 
     def steps(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """The step ``[B, K]`` that each draw chooses, its timestep ``[B·K]``, and an index of rows ``[B, 1]`` to go with it.
+        """The step ``[B, K]`` that each draw selects, its timestep ``[B·K]``, and the matching index of rows ``[B, 1]``.
 
         Raises:
-            ValueError: other than S + 1 states, or draws that flip.
+            ValueError: a number of states other than S + 1, or draws with flips, weights or dropped conditions.
         """
+        draws.check_supported()
         S = len(self._timesteps)
         if x0.dim() != 5 or x0.shape[1] != S + 1:
             raise ValueError(
                 f"{type(self).__name__} got {list(x0.shape)} instead of trajectories of diffusion.sampler, [B, {S + 1}, C, H, W]: "
-                "take generated images as queries, with all the states that they came from"
+                "use generated images as queries, with all states of their sampling"
             )
         if draws.flip.any():
-            raise ValueError(f"{type(self).__name__}: trajectories have no mirror images, take draws without flips")
-        step = self._chosen(draws)
+            raise ValueError(f"{type(self).__name__}: trajectories cannot be mirrored, use draws without flips")
+        step = self._step(draws)
         return step, self.timesteps(draws).flatten(), torch.arange(len(x0), device=x0.device).unsqueeze(1)
 
     def timesteps(self, draws: Draws) -> Tensor:
-        return torch.tensor(self._timesteps, device=draws.timestep.device)[self._chosen(draws)]
+        return torch.tensor(self._timesteps, device=draws.timestep.device)[self._step(draws)]
 
-    def _chosen(self, draws: Draws) -> Tensor:
-        rising = torch.tensor(self._timesteps[::-1], device=draws.timestep.device)
-        return len(rising) - torch.searchsorted(rising, draws.timestep.contiguous(), right=True)
+    def _step(self, draws: Draws) -> Tensor:
+        ascending = torch.tensor(self._timesteps[::-1], device=draws.timestep.device)
+        return len(ascending) - torch.searchsorted(ascending, draws.timestep.contiguous(), right=True)
 
     @cached_property
     def _timesteps(self) -> list[int]:
@@ -64,6 +65,6 @@ class TrajectoryMeasure(Measure):
 
     @cached_property
     def _weights(self) -> list[float]:
-        """T / n_t for each step; n_t: how many timesteps, when drawn, choose it. Their mean over uniform draws is S."""
+        """T / n_t for each step, where n_t timesteps select it when drawn. Their mean over uniform draws is S."""
         above = [self.schedule.T + 1, *self._timesteps[:-1]]
         return (self.schedule.T / (np.array(above) - self._timesteps)).tolist()

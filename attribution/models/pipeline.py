@@ -1,4 +1,4 @@
-"""Denoisers that others trained: unconditional pipelines of diffusers, of which the network and the noise schedule are used."""
+"""Denoisers trained elsewhere: the network and the noise schedule of an unconditional pipeline of diffusers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from attribution.diffusion import NoiseSchedule
+from attribution.diffusion import DDPM, NoiseSchedule, Process
+from attribution.measurements import Loss, Measure
 from attribution.nodes import class_identity, digest
 
 _CONTENT = (".safetensors", ".bin", ".json")
@@ -16,7 +17,7 @@ _CONTENT = (".safetensors", ".bin", ".json")
 
 @dataclass(frozen=True)
 class Pipeline:
-    """``path``: a folder that ``save_pretrained`` of a DDPMPipeline or DDIMPipeline left, or a name in the cache of downloads.
+    """A DDPMPipeline or DDIMPipeline at ``path``: a folder written by ``save_pretrained``, or a name in the cache of downloads.
 
     Nothing is downloaded.
     """
@@ -32,26 +33,31 @@ class Pipeline:
 
     @property
     def network(self) -> nn.Module:
-        """The U-Net in eval mode, called as ``network(x_t, t - 1)``. Raises ValueError, as ``schedule`` does."""
+        """The U-Net in eval mode, called as ``network(x_t, t - 1)``. Raises ValueError, as ``process`` does."""
         return self._parts[0]
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The pipeline's own.
+    def process(self) -> Process:
+        """The forward process of the pipeline.
 
         Raises:
-            ValueError: no pipeline there, or none whose network predicts the noise of images under a schedule that is known here.
+            ValueError: no pipeline at ``path``, or one that does not predict the noise of images under a linear or cosine schedule.
         """
         return self._parts[1]
 
+    @property
+    def objective(self) -> Measure:
+        """The training loss of the pipeline's process."""
+        return Loss(self.process)
+
     def check_shape(self, shape: tuple[int, int, int]) -> None:
-        """Raises ValueError: the network is for other images than ``shape`` (C, H, W)."""
+        """Raises ValueError: the network takes images of a shape other than ``shape`` (C, H, W)."""
         config: Any = self.network.config
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) or size is None else size
         if config.in_channels != shape[0] or (size is not None and (height, width) != shape[1:]):
             raise ValueError(
-                f"the pipeline {self.path} is for images of {config.in_channels}×{height}×{width}, the data set's are "
+                f"the pipeline {self.path} takes images of {config.in_channels}×{height}×{width}, but those of the data set are "
                 f"{'×'.join(map(str, shape))} (channels, height, width): choose the data that it was trained on"
             )
 
@@ -62,33 +68,35 @@ class Pipeline:
         return {path.relative_to(root).as_posix(): digest(np.frombuffer(path.read_bytes(), np.uint8)) for path in files}
 
     @cached_property
-    def _parts(self) -> tuple[nn.Module, NoiseSchedule]:
+    def _parts(self) -> tuple[nn.Module, DDPM]:
         from diffusers import DiffusionPipeline, UNet2DModel
 
         try:
             components = DiffusionPipeline.from_pretrained(self.path, local_files_only=True, low_cpu_mem_usage=False).components
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the pipeline {self.path} is not there: give a folder with model_index.json, as save_pretrained leaves it, or "
-                f"fetch it once (hf download {self.path})"
+                f"there is no pipeline {self.path}: give a folder with model_index.json, as save_pretrained writes it, or download "
+                f"it first (hf download {self.path})"
             ) from error
         network, scheduler = components.get("unet"), components.get("scheduler")
         config: Any = getattr(network, "config", None)
-        no_noise = not isinstance(network, UNet2DModel) or config.out_channels != config.in_channels
-        if network is None or no_noise or network.class_embedding is not None or not hasattr(scheduler, "alphas_cumprod"):
+        other = not isinstance(network, UNet2DModel) or config.out_channels != config.in_channels
+        if network is None or other or network.class_embedding is not None or not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
-                f"the pipeline {self.path} has no UNet2DModel that predicts noise without being told a class: choose a DDPM or DDIM"
+                f"the pipeline {self.path} has no UNet2DModel that predicts noise without a class label: choose a DDPM or DDIM "
+                "pipeline"
             )
-        return network.eval(), _schedule(self.path, scheduler)
+        return network.eval(), DDPM(_schedule(self.path, scheduler))
 
 
 def _schedule(path: str, scheduler: Any) -> NoiseSchedule:
-    """The schedule with the scheduler's ᾱ_t, which are compared: what a configuration calls itself is not relied on."""
+    """The schedule with the ᾱ_t of ``scheduler``. The values are compared; the schedule's name in the configuration is not used."""
     config = scheduler.config
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(f"the pipeline {path} predicts {config.prediction_type}: choose one that predicts the noise (epsilon)")
-    own = scheduler.alphas_cumprod.double().numpy()
-    for schedule in (NoiseSchedule(len(own), "linear", config.beta_start, config.beta_end), NoiseSchedule(len(own), "cosine")):
-        if np.allclose(schedule.alpha_bars[1:], own, rtol=1e-3, atol=1e-7):
+    alpha_bars = scheduler.alphas_cumprod.double().numpy()
+    T = len(alpha_bars)
+    for schedule in (NoiseSchedule(T, "linear", config.beta_start, config.beta_end), NoiseSchedule(T, "cosine")):
+        if np.allclose(schedule.alpha_bars[1:], alpha_bars, rtol=1e-3, atol=1e-7):
             return schedule
-    raise ValueError(f"the pipeline {path} has {config.beta_schedule} betas: choose one whose schedule is linear or cosine")
+    raise ValueError(f"the pipeline {path} has {config.beta_schedule} betas: choose one with a linear or cosine schedule")

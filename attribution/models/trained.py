@@ -1,4 +1,4 @@
-"""A trained model, of which nothing but the final parameters need be known: what measurements and samplers work on."""
+"""Trained models, known by at least their final parameters: the input of measurements and samplers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,24 +11,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attribution.diffusion import NoiseSchedule
-from attribution.measurements import Loss, Measure
+from attribution.diffusion import Process
+from attribution.measurements import Measure
 from attribution.nodes import Artifact, Get, Node
 
 PARAMETERS = "parameters.safetensors"
 
 
 class Trainee(Artifact):
-    """What is left of a training."""
+    """The result of a training."""
 
     @abstractmethod
     def final_parameters(self) -> dict[str, Tensor]:
-        """Parameters and buffers that the trained model is used with: averaged, if training kept an average."""
+        """Parameters and buffers of the trained model: the averaged ones if training kept an average."""
 
 
 @dataclass(frozen=True, eq=False)
 class FinalParameters(Trainee):
-    """``folder / parameters.safetensors``, read when asked for."""
+    """The parameters in ``folder / parameters.safetensors``, read on demand."""
 
     folder: Path
 
@@ -36,9 +36,9 @@ class FinalParameters(Trainee):
         return load_file(self.folder / PARAMETERS)
 
     def save(self, folder: Path) -> None:
-        """Nothing to do: training writes the file where it stays, in its node's workspace."""
+        """Do nothing: training writes the file to its final place, the workspace of its node."""
         if folder != self.folder:
-            raise ValueError(f"the parameters lie in {self.folder}, not in {folder}")
+            raise ValueError(f"the parameters are in {self.folder} and cannot be saved to {folder}")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -50,19 +50,19 @@ T = TypeVar("T", bound=Trainee)
 
 @dataclass(frozen=True)
 class Trained(Node[T], ABC):
-    """A model that can be had. ``model()`` builds the untrained network."""
+    """A trained model. ``model()`` builds the untrained network; training minimised the mean of ``objective`` over draws."""
 
     model: Callable[[], nn.Module]
-    schedule: NoiseSchedule
+    objective: Measure
 
     @property
-    def objective(self) -> Measure:
-        """What training minimised, per draw."""
-        return Loss(self.schedule)
+    def process(self) -> Process:
+        """The forward process of training."""
+        return self.objective.process
 
     @cached_property
     def parameter_count(self) -> int:
-        """Trainable parameters of the network."""
+        """The number of trainable parameters of the network."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
 
@@ -72,7 +72,7 @@ class Trained(Node[T], ABC):
 
 
 def with_parameters(network: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """``network`` with these ``parameters``, in float64 if they are."""
+    """Load ``parameters`` into ``network`` and return it, converted to float64 if they are float64."""
     if any(tensor.dtype == torch.float64 for tensor in parameters.values()):
         network = network.double()
     network.load_state_dict(parameters)

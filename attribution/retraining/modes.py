@@ -1,6 +1,6 @@
-"""How the gradients of several models are computed at a step: ``Together`` or ``Alone``.
+"""The modes in which a step computes the gradients of several models: ``Together`` or ``Alone``.
 
-Results differ in rounding only, but training carries rounding far: the mode is part of a model's identity.
+Their results differ only by rounding, but training amplifies rounding, so the mode is part of a model's identity.
 """
 
 from abc import ABC, abstractmethod
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from attribution.checks import whole
-from attribution.measurements import Measure
+from attribution.diffusion import denoiser
+from attribution.measurements import Inputs, Measure
 from attribution.nodes import execution
-from attribution.retraining.stacking import denoiser_with, stacked_losses
+from attribution.retraining.stacking import stacked_losses
 
 State = Mapping[str, Tensor]
 """Tensors of M models by name, ``[M, ...]``."""
@@ -21,15 +22,13 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class StackedBatch:
-    """A batch of each of M models, padded to the longest: ``x0``, ``noise`` ``[M, B, C, H, W]``; ``t``, ``weight`` ``[M, B]``.
+    """One batch for each of M models, padded to the longest; ``inputs`` of the objective and ``weight`` are ``[M, B, ...]``.
 
-    A model's training loss is ``Σ_b weight · ℓ``: the weight of an example over the ``length`` of its own batch, 0 where padded.
-    ``dropout_seeds`` and ``lengths``: one per model.
+    The training loss of a model is ``Σ_b weight · ℓ``, where ``weight`` is the example's weight divided by the ``length`` of the
+    model's batch, and 0 for padding. ``dropout_seeds`` and ``lengths`` have one value per model.
     """
 
-    x0: Tensor
-    t: Tensor
-    noise: Tensor
+    inputs: Inputs
     weight: Tensor
     lengths: Sequence[int]
     dropout_seeds: Sequence[int]
@@ -37,7 +36,7 @@ class StackedBatch:
 
 @dataclass(frozen=True)
 class Mode(ABC):
-    """``group``: most models trained side by side, held in memory at once; ``interval``: steps between two savings of progress."""
+    """A way to train several models: at most ``group`` at once in memory, saving progress every ``interval`` steps."""
 
     group: int = execution(default=16)
     interval: int = execution(default=100)
@@ -48,27 +47,28 @@ class Mode(ABC):
 
     @abstractmethod
     def prepare(self, network: nn.Module) -> None:
-        """Puts the network into the mode in which it is trained.
+        """Put the network into the mode for training.
 
         Raises:
-            ValueError: this mode cannot train such a network.
+            ValueError: a network that this mode cannot train.
         """
 
     @abstractmethod
     def gradients(
         self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each model ``[M]`` and its gradient by its ``parameters``, in order and flat: ``[M, P]``.
+        """Return the loss of each model ``[M]`` and its gradient with respect to its ``parameters``, flat and in order: ``[M, P]``.
 
-        ``constants`` are the frozen parameters and buffers; ``network``, as ``prepare`` left it, lends its code only.
+        ``constants`` are the frozen parameters and buffers. Only the code of ``network``, after ``prepare``, is used, not its
+        parameters.
         """
 
 
 @dataclass(frozen=True)
 class Together(Mode):
-    """All models in one pass, parameters stacked: for small networks, whose single passes cost as much Python as arithmetic.
+    """All models in one pass with stacked parameters: for small networks, where Python takes as long as the arithmetic of a pass.
 
-    Networks without dropout only: stacked models would share one stream of random numbers, where ``fit`` seeds each model's own.
+    Only for networks without dropout: stacked models would share one stream of random numbers, but ``fit`` seeds one per model.
     """
 
     NAME = "Together"
@@ -83,23 +83,23 @@ class Together(Mode):
                         f"retraining@benchmark.mode=together cannot train with dropout ({name} has {module.p}): choose "
                         "retraining@benchmark.mode=alone, or set model.dropout=0"
                     )
-                module.eval()  # vmap refuses even a dropout of nothing as random
+                module.eval()  # vmap refuses dropout as random even if its probability is 0
 
     def gradients(
         self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch
     ) -> tuple[Tensor, Tensor]:
         leaves = _leaves(parameters)
-        losses = stacked_losses(network, {**leaves, **constants}, measure, batch.x0, batch.t, batch.noise)
+        losses = stacked_losses(network, {**leaves, **constants}, measure, batch.inputs)
         losses = (batch.weight * losses).sum(1)
-        # A model's loss depends on its own parameters alone: the gradient of the sum holds every model's own.
+        # Each model's loss depends only on that model's parameters, so the gradient of the sum contains the gradient of each.
         return losses.detach(), torch.cat([g.reshape(len(g), -1) for g in _gradients(losses.sum(), leaves)], 1)
 
 
 @dataclass(frozen=True)
 class Alone(Mode):
-    """One model after another: for large networks, which fill a device by themselves, and for dropout.
+    """One model after another: for large networks, each of which uses a whole device, and for dropout.
 
-    The random numbers of a model's network begin at each step where those of ``fit`` do.
+    At each step the random numbers of a model's network start from the same seed as in ``fit``.
     """
 
     NAME = "Alone"
@@ -118,8 +118,8 @@ class Alone(Mode):
             leaves = _leaves({name: tensor[m] for name, tensor in parameters.items()})
             state = {**leaves, **{name: tensor[m] for name, tensor in constants.items()}}
             torch.manual_seed(dropout_seed)
-            x0, t, noise, weight = (tensor[m, :length] for tensor in (batch.x0, batch.t, batch.noise, batch.weight))
-            loss = (weight * measure(denoiser_with(network, state), x0, t, noise)).sum()
+            costs = measure(denoiser(network, state), *batch.inputs.rows(m).rows(slice(length)))
+            loss = (batch.weight[m, :length] * costs).sum()
             losses.append(loss.detach())
             gradients.append(torch.cat([g.flatten() for g in _gradients(loss, leaves)]))
         return torch.stack(losses), torch.stack(gradients)
@@ -132,5 +132,5 @@ def _leaves(parameters: State) -> dict[str, Tensor]:
 def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> Sequence[Tensor]:
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     if unused := [name for name, gradient in zip(leaves, gradients, strict=True) if gradient is None]:
-        raise ValueError(f"model: parameter {unused[0]} has no part in the training loss: freeze it (requires_grad=False)")
+        raise ValueError(f"model: the training loss does not depend on parameter {unused[0]}: freeze it (requires_grad=False)")
     return gradients

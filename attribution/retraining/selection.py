@@ -1,4 +1,4 @@
-"""Which training examples a model is trained on, and how much each counts."""
+"""The training examples of a model, with their weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from attribution.nodes import class_identity, digest
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """``rows`` of a training set, int64 ``[n]`` ascending, and their ``weights`` float64 ``[n]``; None is 1 for all.
+    """``rows`` of a training set, int64 ``[n]`` ascending, with ``weights`` float64 ``[n]``; None means that all weights are 1.
 
-    Training minimises the mean over ``rows`` of weight × loss. A row of weight 0 keeps its place in the batches, and its share in
-    their mean, without effect; a row that is left out has neither. Identity is the content: weights of 1 are those of None.
+    Training minimises the mean over ``rows`` of weight × loss. A row of weight 0 still takes a place in its batch and counts in the
+    mean's denominator; a row that is left out does neither. Identity is the content: weights that are all 1 equal None.
 
     Raises:
-        ValueError: no row, a row twice or below 0, or weights that are negative, not finite or not one per row.
+        ValueError: no row, a repeated or negative row, or weights that are negative, not finite or not one per row.
     """
 
     NAME = "Selection"
@@ -34,8 +34,8 @@ class Selection:
             )
         order = np.argsort(rows, kind="stable")
         rows = rows[order].astype(np.int64)
-        if twice := rows[1:][rows[1:] == rows[:-1]].tolist():
-            raise ValueError(f"a selection has row {twice[0]} twice: give it a weight of 2 instead")
+        if repeated := rows[1:][rows[1:] == rows[:-1]].tolist():
+            raise ValueError(f"a selection has row {repeated[0]} twice: give it a weight of 2 instead")
         object.__setattr__(self, "rows", rows)
         if self.weights is None:
             return
@@ -51,19 +51,19 @@ class Selection:
 
     @classmethod
     def without(cls, rows: Sequence[int] | np.ndarray, count: int) -> Self:
-        """All of ``count`` rows but these."""
+        """All of ``count`` rows except ``rows``."""
         return cls(np.delete(np.arange(count), np.asarray(rows, dtype=np.int64)))
 
     @classmethod
     def weighted(cls, weights: Sequence[float] | np.ndarray) -> Self:
-        """All rows, each with its weight ``[N]``: 0.5 for half an example, 0.99 for a derivative."""
+        """All rows with ``weights [N]``: 0.5 counts an example half, 0.99 approximates a derivative."""
         return cls(np.arange(len(weights)), np.asarray(weights))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def weights_of(self, positions: np.ndarray) -> np.ndarray:
-        """The weights of some of ``rows``, float64."""
+        """The weights of ``rows[positions]``, float64."""
         return np.ones(len(positions)) if self.weights is None else self.weights[positions]
 
     def description(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The state of M models in training: one matrix of parameters, one optimizer, one average.
 
-An optimizer that treats every number by itself (SGD, Adam, AdamW, ...) makes of a matrix with a row per model exactly what it
-makes of each model alone, in a handful of operations instead of a handful per parameter and model.
+An optimizer that updates every number independently (SGD, Adam, AdamW, ...) gives the same result for a matrix with one row per
+model as for each model alone, in a few operations instead of a few per parameter and model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +18,10 @@ DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
 
 
 class Stack:
-    """M models of one recipe, ``model()`` initialised with each of ``seeds`` as ``fit`` does; rows in this order.
+    """M models of one recipe: ``model()`` initialised with each of ``seeds`` as in ``fit``, one row per seed in this order.
 
     Raises:
-        ValueError: an optimizer or a precision with which models cannot be stacked.
+        ValueError: an optimizer or a precision that does not allow stacking.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Stack:
             rows.append(torch.cat([p.detach().flatten() for p in self.network.parameters() if p.requires_grad]))
             constants.append(_constants(self.network))
         self._shapes = {name: p.shape for name, p in self.network.named_parameters() if p.requires_grad}
-        self.constants = {name: torch.stack([of_one[name] for of_one in constants]) for name in constants[0]}
+        self.constants = {name: torch.stack([tensors[name] for tensors in constants]) for name in constants[0]}
         self._versions = [tensor._version for tensor in self.constants.values()]
         self.matrix = nn.Parameter(torch.stack(rows))
         self.average: Tensor | None = None
@@ -56,11 +56,11 @@ class Stack:
             num_warmup_steps=round(recipe.warmup * recipe.steps),
             num_training_steps=recipe.steps,
         )
-        # The rate as a function of the step (all of diffusers' are), so that there is no scheduler's state to restore.
+        # All schedules of diffusers are functions of the step, so no scheduler state has to be restored.
         self._rates = list(zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True))
 
     def parameters(self) -> dict[str, Tensor]:
-        """Trainable parameters of all models by name, ``[M, ...]``: views of the matrix."""
+        """The trainable parameters of all models by name, ``[M, ...]``: views of the matrix."""
         pieces = self.matrix.detach().split([shape.numel() for shape in self._shapes.values()], 1)
         return {
             name: piece.unflatten(1, shape) if shape else piece[:, 0]
@@ -68,16 +68,18 @@ class Stack:
         }
 
     def step(self, step: int, gradients: Tensor) -> None:
-        """Optimizer step number ``step`` (0-based) with ``gradients [M, P]``: clipped model by model, then averaged.
+        """Take optimizer step ``step`` (0-based) with ``gradients [M, P]``, clipped per model, and update the parameter average.
 
         Raises:
-            ValueError: the network changed its buffers, which are not kept.
+            ValueError: the network changed its buffers, which is not supported.
         """
         if [tensor._version for tensor in self.constants.values()] != self._versions:
-            raise ValueError("model: the network changes its buffers in training (batch norm?): retraining knows none that do")
+            raise ValueError(
+                "model: the network changes its buffers in training (batch norm?): retraining supports no such network"
+            )
         if self.recipe.clip is not None:
             norms = gradients.norm(dim=1, keepdim=True)
-            gradients = gradients * torch.clamp(self.recipe.clip / (norms + 1e-6), max=1.0)  # as clip_grad_norm_ has it
+            gradients = gradients * torch.clamp(self.recipe.clip / (norms + 1e-6), max=1.0)  # as in clip_grad_norm_
         for group, (base, factor) in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = base * factor(step)
         self.matrix.grad = gradients
@@ -87,15 +89,15 @@ class Stack:
             self.average = current.clone() if self.average is None else self.average.lerp_(current, 1 - self.recipe.ema)
 
     def state(self, m: int) -> dict[str, Tensor]:
-        """All that model ``m`` needs to go on."""
+        """The state that model ``m`` needs to resume training."""
         average = {} if self.average is None else {"average": self.average}
         shared = self.optimizer.state[self.matrix]
-        memory = {f"optimizer.{name}": value for name, value in shared.items() if value is not None}
-        rows = {"parameters": self.matrix.detach(), **average, **memory}
+        optimizer = {f"optimizer.{name}": value for name, value in shared.items() if value is not None}
+        rows = {"parameters": self.matrix.detach(), **average, **optimizer}
         return {name: (tensor[m] if tensor.shape == self.matrix.shape else tensor).cpu().clone() for name, tensor in rows.items()}
 
     def restore(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Goes on from the ``state`` of each model, all after the same step."""
+        """Resume from the ``state`` of each model; all must be of the same step."""
         stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         rows = {name: tensor.to(self.device) for name, tensor in stacked.items() if tensor.shape == self.matrix.shape}
         self.matrix.data.copy_(rows.pop("parameters"))
@@ -104,14 +106,14 @@ class Stack:
         self.optimizer.state[self.matrix] = {name.removeprefix("optimizer."): tensor for name, tensor in (rows | counts).items()}
 
     def final(self, m: int) -> dict[str, Tensor]:
-        """The state dict that model ``m`` is used with after training."""
+        """The state dict of model ``m`` after training: averaged if training kept an average."""
         matrix = self.matrix.detach() if self.average is None else self.average
         pieces = matrix[m].split([shape.numel() for shape in self._shapes.values()])
         values = {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
-        own = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         with torch.no_grad():
             for name, value in {**values, **{name: tensor[m] for name, tensor in self.constants.items()}}.items():
-                own[name].copy_(value)
+                tensors[name].copy_(value)
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
 
 
@@ -122,7 +124,7 @@ def _constants(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_elementwise(build: BuildOptimizer) -> None:
-    """A matrix must fare as its pieces of other shapes do; tried out, since an optimizer cannot be asked.
+    """Check that the optimizer updates a matrix like its pieces in other shapes, by trying it.
 
     Raises:
         ValueError: it does not.
@@ -146,4 +148,4 @@ def _check_elementwise(build: BuildOptimizer) -> None:
         raise ValueError(_NOT_ELEMENTWISE)
 
 
-_NOT_ELEMENTWISE = "optimizer: models are retrained side by side only with one that treats every number by itself: sgd, adam, adamw"
+_NOT_ELEMENTWISE = "optimizer: retraining side by side needs an optimizer that updates every number independently: sgd, adam, adamw"

@@ -1,11 +1,11 @@
-"""One network, evaluated with the parameters of M models at once.
+"""Evaluation of one network with the parameters of M models at once.
 
-``torch.func.vmap`` over the stacked parameters does it for any network. Three operations that it takes apart badly are made whole
-again: M convolutions are one with M times the groups, M group norms one with M times the groups, and attention has M times the
-batch. What comes out of ``vmap`` is an ordinary tensor of an ordinary autograd graph, so that one backward pass in C++ serves all
-models; ``vmap(grad(...))`` would go back through Python operation by operation.
+``torch.func.vmap`` over the stacked parameters works for any network. Three operations that it batches inefficiently are replaced:
+M convolutions become one with M times the groups, M group norms one with M times the groups, and attention gets M times the batch.
+The result of ``vmap`` is a tensor with an ordinary autograd graph, so one backward pass in C++ serves all models;
+``vmap(grad(...))`` would run the backward pass in Python, operation by operation.
 
-Measured against ``vmap(grad(...))``: docs/retraining.md.
+docs/retraining.md compares the speed with that of ``vmap(grad(...))``.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,50 +14,44 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
-from attribution.diffusion import Denoiser, denoiser
-from attribution.measurements import Measure
+from attribution.diffusion import denoiser
+from attribution.measurements import Inputs, Measure
 
 
-def stacked_losses(
-    network: nn.Module, state: Mapping[str, Tensor], measure: Measure, x0: Tensor, t: Tensor, noise: Tensor
-) -> Tensor:
-    """``measure`` of M models, each at its own B inputs: ``[M, B]``, differentiable by ``state``.
+def stacked_losses(network: nn.Module, state: Mapping[str, Tensor], measure: Measure, inputs: Inputs) -> Tensor:
+    """Return ``measure`` of M models, each at B inputs: ``[M, B]``, differentiable with respect to ``state``.
 
     Args:
-        network: any module without randomness; its own parameters are not used.
+        network: any module without randomness; its parameters are not used.
         state: parameters and buffers of all models by name, ``[M, ...]``.
-        x0: ``[M, B, C, H, W]``, as ``noise``; ``t [M, B]``.
+        inputs: those of each model, ``[M, B, ...]``.
     """
 
-    def of_one(state: dict[str, Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return measure(denoiser_with(network, state), x0, t, noise)
+    def losses(state: dict[str, Tensor], inputs: Inputs) -> Tensor:
+        return measure(denoiser(network, state), *inputs)
 
-    with _Whole():
-        return vmap(of_one)(dict(state), x0, t, noise)
-
-
-def denoiser_with(network: nn.Module, state: Mapping[str, Tensor]) -> Denoiser:
-    """``ε_θ`` of ``network`` with the parameters and buffers of ``state`` instead of its own, which stay as they are."""
-    return denoiser(lambda *inputs: functional_call(network, dict(state), inputs))  # pyright: ignore[reportArgumentType]
+    batched = Inputs(*(None if tensor is None else 0 for tensor in inputs))  # pyright: ignore[reportArgumentType]
+    with _Stacked():
+        return vmap(losses, in_dims=(0, batched))(dict(state), inputs)
 
 
-class _Whole(TorchFunctionMode):
-    """Within it, the operations of ``_WHOLE`` run for all models at once."""
+class _Stacked(TorchFunctionMode):
+    """A mode in which the operations of ``_STACKED`` run for all models at once."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        whole: Any = _WHOLE.get(func, func)
-        return whole(*args, **(kwargs or {}))
+        stacked: Any = _STACKED.get(func, func)
+        return stacked(*args, **(kwargs or {}))
 
 
 class _ForAll(torch.autograd.Function):
-    """``operation(*inputs)`` with the models' dimension of every tensor laid open in front; autograd sees the operation itself."""
+    """``operation(*inputs)`` with the dimension of models first in every tensor; autograd differentiates ``operation`` itself."""
 
     @staticmethod
     def forward(operation: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        raise NotImplementedError("only for use under vmap")
+        raise NotImplementedError("only supported under vmap")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
@@ -65,11 +59,11 @@ class _ForAll(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
         operation, *inputs = arguments
-        opened = (
+        stacked = (
             x if not isinstance(x, Tensor) else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
             for x, dim in zip(inputs, in_dims[1:], strict=True)
         )
-        return operation(*opened), 0
+        return operation(*stacked), 0
 
 
 def _conv2d(
@@ -81,7 +75,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As ``torch.conv2d``: grouped, or what is faster than many groups (docs/retraining.md)."""
+    """``torch.conv2d`` for all models: as one grouped convolution, or by a faster method than many groups (docs/retraining.md)."""
     if input.dim() != 4:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
@@ -93,12 +87,12 @@ def _conv2d(
     def one_by_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         biases = [None] * len(x) if bias is None else bias.unbind()
         inputs = zip(x.unbind(), weight.unbind(), biases, strict=True)
-        return torch.stack([torch.conv2d(*of_one, stride, padding, dilation, groups) for of_one in inputs], 1).transpose(0, 1)
+        return torch.stack([torch.conv2d(*model, stride, padding, dilation, groups) for model in inputs], 1).transpose(0, 1)
 
     def grouped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         flat = None if bias is None else bias.flatten()
-        whole = torch.conv2d(_models_as_channels(x), weight.flatten(0, 1), flat, stride, padding, dilation, groups * len(x))
-        return whole.unflatten(1, (len(x), -1)).transpose(0, 1)
+        output = torch.conv2d(_models_as_channels(x), weight.flatten(0, 1), flat, stride, padding, dilation, groups * len(x))
+        return output.unflatten(1, (len(x), -1)).transpose(0, 1)
 
     pointwise = _is_pointwise(weight, stride, padding, groups)
     convolve = as_products if pointwise else one_by_one if len(weight) < _NARROW else grouped
@@ -112,26 +106,26 @@ def _is_pointwise(weight: Tensor, stride: Any, padding: Any, groups: int) -> boo
 
 
 _NARROW = 8
-"""Output channels below which the vendor's grouped convolution is slower than a loop over models: they fill its vectors badly."""
+"""The number of output channels below which the backend's grouped convolution is slower than a loop over models."""
 
 
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *unused: Any
 ) -> Tensor:
-    """As ``F.group_norm``, which ``vmap`` alone refuses in torch 2.13 outside of ``grad``."""
+    """``F.group_norm`` for all models; in torch 2.13 ``vmap`` does not support it outside of ``grad``."""
 
     def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         affine = (None if tensor is None else tensor.flatten() for tensor in (weight, bias))
-        whole = F.group_norm(_models_as_channels(x), num_groups * len(x), *affine, eps=eps)
-        return whole.unflatten(1, (len(x), -1)).transpose(0, 1)
+        output = F.group_norm(_models_as_channels(x), num_groups * len(x), *affine, eps=eps)
+        return output.unflatten(1, (len(x), -1)).transpose(0, 1)
 
     return _ForAll.apply(normalize, input, weight, bias)  # pyright: ignore[reportReturnType]
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **more: Any
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **options: Any
 ) -> Tensor:
-    """As ``F.scaled_dot_product_attention``."""
+    """``F.scaled_dot_product_attention`` for all models, as one batch."""
     if dropout_p:
         raise ValueError(
             "retraining@benchmark.mode=together cannot train with dropout in attention: choose "
@@ -141,13 +135,13 @@ def _attention(
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
         mask = None if mask is None else mask.flatten(0, 1)
-        return F.scaled_dot_product_attention(q, k, v, mask, **more).unflatten(0, query.shape[:2])
+        return F.scaled_dot_product_attention(q, k, v, mask, **options).unflatten(0, query.shape[:2])
 
     mask = None if attn_mask is None else attn_mask.expand(*query.shape[:-1], key.shape[-2])
     return _ForAll.apply(attend, query, key, value, mask)  # pyright: ignore[reportReturnType]
 
 
-_WHOLE: dict[Any, Callable[..., Tensor]] = {
+_STACKED: dict[Any, Callable[..., Tensor]] = {
     torch.conv2d: _conv2d,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
@@ -156,5 +150,5 @@ _WHOLE: dict[Any, Callable[..., Tensor]] = {
 
 
 def _models_as_channels(x: Tensor) -> Tensor:
-    """``[M, B, C, ...]`` to ``[B, M·C, ...]``: what came out of a convolution lies so in memory already, and is not copied."""
+    """``[M, B, C, ...]`` to ``[B, M·C, ...]``: the output of a convolution has this layout in memory already and is not copied."""
     return x.transpose(0, 1).flatten(1, 2)

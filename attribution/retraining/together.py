@@ -1,7 +1,7 @@
-"""Many models trained side by side, on subsets or with weights: each ends as ``fit`` would leave it.
+"""Training of many models side by side, on subsets or with weights; the result for each is that of ``fit``.
 
 Batch order, draws, dropout seeds, initial parameters, learning rates, clipping and averaging of a model are those of ``fit`` on
-the images of its selection with its seed. What ``fit`` has and this has not: the record of visits, Lightning's hardware.
+the images of its selection with its seed. Unlike ``fit``, this keeps no record of visits and does not use Lightning's hardware.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attribution.images import Images, philox
 from attribution.images.draws import Draws, random_draws
-from attribution.measurements import Measure
+from attribution.measurements import Inputs, Measure
 from attribution.models.trained import PARAMETERS
 from attribution.retraining.modes import Mode, StackedBatch
 from attribution.retraining.selection import Selection
@@ -28,7 +28,7 @@ from attribution.training.order import batch_rows
 
 @dataclass(frozen=True)
 class Member:
-    """One of the models: what is its own, and the ``folder`` where its progress and at the end its parameters are."""
+    """One of the models: its seed, its selection, and the ``folder`` for its progress and, at the end, its parameters."""
 
     seed: int
     selection: Selection
@@ -47,16 +47,17 @@ def fit_together(
     device: torch.device | str = "cpu",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> None:
-    """Trains ``members`` and leaves the parameters of each in its folder; goes on where an earlier call was killed.
+    """Train ``members`` and write the parameters of each to its folder, resuming an earlier call that was killed.
 
-    Bit-equal to an uninterrupted call with the same members; with others, or in another order, equal up to rounding.
+    The result is bit-equal to an uninterrupted call with the same members; with other members, or in another order, it is equal up
+    to rounding.
 
     Args:
-        images: the whole training set, whose rows the selections name.
-        progress: passes on the steps that are left and shows how far it is.
+        images: the whole training set; the selections hold rows of it.
+        progress: yields the steps that are left and shows the progress.
 
     Raises:
-        ValueError: rows that are not there, or a model, an optimizer or a precision that ``mode`` cannot train.
+        ValueError: rows outside the training set, or a model, an optimizer or a precision that ``mode`` cannot train.
         FloatingPointError: a loss became NaN or infinite.
     """
     _check_rows(members, len(images))
@@ -70,7 +71,7 @@ def fit_together(
         losses: list[Tensor] = []
         with _default_dtype(stack.dtype):
             for step in progress(range(start, recipe.steps)):
-                batch = _batch(members, images, step, recipe.batch_size, measure.schedule.T, flips, stack)
+                batch = _batch(members, images, step, recipe.batch_size, measure, flips, stack)
                 loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch)
                 stack.step(step, gradients)
                 losses.append(loss)
@@ -86,24 +87,23 @@ def fit_together(
 
 
 def _batch(
-    members: Sequence[Member], images: Images, step: int, batch_size: int, T: int, flips: bool, stack: Stack
+    members: Sequence[Member], images: Images, step: int, batch_size: int, measure: Measure, flips: bool, stack: Stack
 ) -> StackedBatch:
-    """The batches of ``step`` (0-based): rows and draws as ``fit`` has them."""
+    """The batches of ``step`` (0-based), with the rows and draws of ``fit``."""
     positions = [batch_rows(member.seed, step, len(member.selection), batch_size) for member in members]
-    lengths = [len(of_member) for of_member in positions]
+    lengths = [len(batch) for batch in positions]
     rows = np.zeros((len(members), max(lengths)), dtype=np.int64)
     weight = np.zeros(rows.shape)
-    for m, (member, of_member) in enumerate(zip(members, positions, strict=True)):
-        rows[m, : lengths[m]] = member.selection.rows[of_member]
-        weight[m, : lengths[m]] = member.selection.weights_of(of_member) / lengths[m]
+    for m, (member, batch) in enumerate(zip(members, positions, strict=True)):
+        rows[m, : lengths[m]] = member.selection.rows[batch]
+        weight[m, : lengths[m]] = member.selection.weights_of(batch) / lengths[m]
     ids = images.ids(rows.ravel()).view(rows.shape)
     x0 = images.x0(rows.ravel()).to(stack.device, stack.dtype)
-    draws = _draws(members, ids, step, T, flips).to(stack.device)
-    as_batches = lambda tensor: tensor.unflatten(0, rows.shape)  # noqa: E731
+    draws = _draws(members, ids, step, measure.process.T, flips).to(stack.device)
+    condition = images.conditions(rows.ravel())
+    inputs = measure.inputs(x0, draws, None if condition is None else condition.to(stack.device))
     return StackedBatch(
-        as_batches(draws.images(x0)[:, 0]),
-        as_batches(draws.timestep[:, 0]),
-        as_batches(draws.noise(x0.shape[1:], x0.dtype)[:, 0]),
+        Inputs(*(None if tensor is None else tensor.unflatten(0, rows.shape) for tensor in inputs)),  # pyright: ignore[reportArgumentType]
         torch.from_numpy(weight).to(stack.device, stack.dtype),
         lengths,
         [philox.key(member.seed, "dropout", step, 0)[0] for member in members],
@@ -111,28 +111,28 @@ def _batch(
 
 
 def _draws(members: Sequence[Member], ids: Tensor, step: int, T: int, flips: bool) -> Draws:
-    """The draw of each example ``ids [M, B]``: ``[M·B, 1]``. One call for all members of a seed."""
+    """The draw of each example ``ids [M, B]``: ``[M·B, 1]``. Members with the same seed share one call."""
     timestep, noise_seed = torch.empty_like(ids), torch.empty_like(ids)
     flip = torch.empty_like(ids, dtype=torch.bool)
     seeds = np.array([member.seed for member in members])
     for seed in np.unique(seeds):
-        of_seed = torch.from_numpy(seeds == seed)
-        draws = random_draws(int(seed), "training", ids[of_seed], torch.tensor(step), T, flips)
-        timestep[of_seed], noise_seed[of_seed], flip[of_seed] = draws.timestep, draws.noise_seed, draws.flip
+        chosen = torch.from_numpy(seeds == seed)
+        draws = random_draws(int(seed), "training", ids[chosen], torch.tensor(step), T, flips)
+        timestep[chosen], noise_seed[chosen], flip[chosen] = draws.timestep, draws.noise_seed, draws.flip
     return Draws(timestep.view(-1, 1), noise_seed.view(-1, 1), flip.view(-1, 1))
 
 
 def _resume(members: Sequence[Member], stack: Stack) -> int:
-    """Restores the last step that all members saved; 0 if there is none."""
+    """Restore the last step that all members saved and return it; 0 if there is none."""
     saved = [_saved(member) for member in members]
     step = max(set(saved[0]).intersection(*saved[1:]), default=0)
     if step:
-        stack.restore([load_file(of_member[step]) for of_member in saved])
+        stack.restore([load_file(paths[step]) for paths in saved])
     return step
 
 
 def _save(members: Sequence[Member], stack: Stack, step: int) -> None:
-    """Older savings go when all members have the new one: killed in between, all still have the same step."""
+    """Save the progress of all members, then delete earlier files, so that all share a step even if this is interrupted."""
     for m, member in enumerate(members):
         _write(stack.state(m), member.folder / f"progress-{step:09d}.safetensors")
     for member in members:
@@ -155,11 +155,13 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
 def _check_rows(members: Sequence[Member], count: int) -> None:
     for member in members:
         if (last := int(member.selection.rows[-1])) >= count:
-            raise ValueError(f"a selection names row {last} of a training set with {count} (data.n_train): choose rows below that")
+            raise ValueError(
+                f"a selection has row {last}, but the training set has {count} rows (data.n_train): choose rows below that"
+            )
 
 
 def _check_finite(losses: Tensor, done: int, members: Sequence[Member]) -> None:
-    """``losses [S, M]`` of the last S of ``done`` steps."""
+    """Check ``losses [S, M]`` of the last S of ``done`` steps. Raises FloatingPointError: a loss is not finite."""
     if not (bad := (~losses.isfinite()).nonzero()).numel():
         return
     step, m = bad[0].tolist()
@@ -171,7 +173,7 @@ def _check_finite(losses: Tensor, done: int, members: Sequence[Member]) -> None:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype):
-    """What networks make for themselves has the precision of training, as Lightning has it."""
+    """Set torch's default dtype, as Lightning does, so that tensors that networks create have the precision of training."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

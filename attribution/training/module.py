@@ -1,4 +1,4 @@
-"""The LightningModule: the training loss at recorded draws, and nothing that Lightning already does."""
+"""The LightningModule: the training loss at recorded draws; everything else is left to Lightning."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,23 +14,25 @@ from attribution.diffusion import denoiser
 from attribution.images import philox
 from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
+from attribution.training.order import Batch
 
 
-def training_loss(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, dropout_seed: int) -> Tensor:
-    """Mean over the batch of the loss at one draw per example; ``x0 [B, C, H, W]``, ``draws [B, 1]``.
+def training_loss(
+    model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, dropout_seed: int, condition: Tensor | None = None
+) -> Tensor:
+    """Mean over the batch of the loss at one draw per example; ``x0 [B, C, H, W]``, ``draws [B, 1]``, ``condition [B, ...]``.
 
-    Training and its replay both call this. The dropout seed makes the network's own randomness a part of the record.
+    Training and its replay both call this. The dropout seed makes the randomness of the network part of the record.
     """
     torch.manual_seed(dropout_seed)
-    noise = draws.noise(x0.shape[1:], x0.dtype)[:, 0]
-    return measure(denoiser(model), draws.images(x0)[:, 0], draws.timestep[:, 0], noise).mean()
+    return measure(denoiser(model), *measure.inputs(x0, draws, condition)).mean()
 
 
 class DiffusionModule(L.LightningModule):
-    """Trains ``model`` on ``measure`` with draws that are a function of (seed, example, step).
+    """Train ``model`` on ``measure`` with draws that are a function of (seed, example, step).
 
-    Batches are ``(ids [B], x0 [B, C, H, W])``. After each step ``ids``, ``draws``, ``loss``, ``dropout_seed``,
-    ``learning_rates`` and ``clip_factor`` hold what it did, for the recorder.
+    Batches are ``(ids [B], x0 [B, C, H, W], condition [B, ...] or None)``. After each step the recorder reads ``ids``, ``draws``,
+    ``loss``, ``dropout_seed``, ``learning_rates`` and ``clip_factor``.
     """
 
     def __init__(
@@ -51,25 +53,25 @@ class DiffusionModule(L.LightningModule):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         self.clip_factor: Tensor | float = 1.0
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self.ids, x0 = batch
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.ids, x0, condition = batch
         step = self.global_step
-        self.draws = random_draws(self.seed, "training", self.ids[:, None], torch.tensor(step), self.measure.schedule.T, self.flips)
+        self.draws = random_draws(self.seed, "training", self.ids[:, None], torch.tensor(step), self.measure.process.T, self.flips)
         self.dropout_seed = philox.key(self.seed, "dropout", step, self.global_rank)[0]
-        loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed)
+        loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed, condition)
         self.loss = loss.detach()
         self.log("loss", self.loss, prog_bar=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Lightning steps the scheduler before on_train_batch_end: only here is the rate the one that is applied.
+        # Lightning steps the scheduler before on_train_batch_end, so the rate that is applied must be read here.
         self.learning_rates = np.array([group["lr"] for group in optimizer.param_groups])
         self.log("lr", self.learning_rates[0])
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if self.clip is not None:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-            self.clip_factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # what clip_grad_norm_ multiplied by
+            self.clip_factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # the factor of clip_grad_norm_
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)

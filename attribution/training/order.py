@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attribution.images import Images, philox
 
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""``(ids [B], x0 [B, C, H, W], condition [B, ...] or None)``."""
+
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """An epoch visits every example once; its last batch may be smaller."""
+    """The number of batches in which an epoch visits every example once; the last one may be smaller."""
     return -(-n // batch_size)
 
 
@@ -25,13 +28,13 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def batch_rows(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
-    """Rows (0..n-1) of the batch of ``step`` (0-based): a slice of the order of its epoch."""
+    """The rows (0..n-1) in the batch of ``step`` (0-based): a slice of the order of its epoch."""
     epoch, position = divmod(step, steps_per_epoch(n, batch_size))
     return epoch_order(seed, epoch, n)[position * batch_size : (position + 1) * batch_size]
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches from where the trainer stands to its last step; each of W processes takes every W-th row of a batch."""
+    """Batches from the trainer's current step to its last; each of W processes takes every W-th row of a batch."""
 
     def __init__(self, seed: int, n: int, batch_size: int, trainer: L.Trainer):
         self.seed, self.n, self.batch_size, self.trainer = seed, n, batch_size, trainer
@@ -40,13 +43,13 @@ class BatchOrder(Sampler[list[int]]):
         return self.trainer.max_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        shard = slice(self.trainer.global_rank, None, self.trainer.world_size)
         for step in range(self.trainer.global_step, self.trainer.max_steps):
-            yield batch_rows(self.seed, step, self.n, self.batch_size)[mine].tolist()
+            yield batch_rows(self.seed, step, self.n, self.batch_size)[shard].tolist()
 
 
-class BatchReader(Dataset[tuple[Tensor, Tensor]]):
-    """Images by lists of rows: ``(ids [B], x0 [B, C, H, W])`` in one read."""
+class BatchReader(Dataset[Batch]):
+    """Images as a data set that reads the batch of a list of rows at once."""
 
     def __init__(self, images: Images):
         self.images = images
@@ -54,15 +57,12 @@ class BatchReader(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        return self.images.ids([row])[0], self.images.x0([row])[0]
-
-    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images.ids(rows), self.images.x0(torch.tensor(rows))
+    def __getitems__(self, rows: list[int]) -> Batch:
+        return self.images.ids(rows), self.images.x0(torch.tensor(rows)), self.images.conditions(rows)
 
 
 class StepLoader(DataLoader):
-    """Yields the batches of a ``BatchOrder``; resumable, as Lightning understands it, because the order knows where to start."""
+    """A loader of the batches of a ``BatchOrder``, which Lightning can resume because the order knows where to start."""
 
     def __init__(self, images: Images, order: BatchOrder):
         super().__init__(BatchReader(images), batch_sampler=order, collate_fn=_as_read)  # pyright: ignore[reportArgumentType]
@@ -71,11 +71,11 @@ class StepLoader(DataLoader):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing: the loader has no state."""
 
 
 class Batches(L.LightningDataModule):
-    """The training images in their order; made in each process, since only there its rank is known."""
+    """The training images in their order. Each process builds its own loader, because only there its rank is known."""
 
     def __init__(self, images: Images, seed: int, batch_size: int):
         super().__init__()
@@ -86,5 +86,5 @@ class Batches(L.LightningDataModule):
         return StepLoader(self.images, BatchOrder(self.seed, len(self.images), self.batch_size, self.trainer))
 
 
-def _as_read(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_read(batch: Batch) -> Batch:
     return batch

@@ -3,12 +3,13 @@
 A record is a folder:
 
     record.json            schema version, seed, batch size, number of examples, recorded steps
-    visits.npy             one row per example and step (``VISIT``): what training really did
+    visits.npy             one row per visit of an example in a step (``VISIT``)
     steps.npy              one row per step (``step_dtype``): loss, learning rate per group, clip factor, dropout seed
     checkpoints/N.safetensors   parameters after N steps
     average.safetensors    averaged parameters (EMA) at the end, if training kept an average
 
-Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; checkpoint N comes after steps 0..N-1.
+Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; checkpoint N comes after steps 0..N-1. Training never
+drops conditions; a schema for a training that does would add a bool column ``condition_dropped`` to ``visits``.
 """
 
 import json
@@ -47,14 +48,14 @@ def step_dtype(groups: int) -> np.dtype:
 
 
 def draws_of(visits: np.ndarray) -> Draws:
-    """The one draw of each visit, ``[B, 1]``."""
+    """The draw of each visit, ``[B, 1]``."""
     columns = [torch.from_numpy(visits[name].copy()) for name in ("timestep", "noise_seed", "flip")]
     return Draws(columns[0].long()[:, None], columns[1][:, None], columns[2][:, None])
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingRecord(Trainee):
-    """What a training did: checkpoints (step, learning rate, parameters) and visits."""
+    """The record of a training: checkpoints (step, learning rate, parameters) and visits."""
 
     folder: Path
 
@@ -69,12 +70,12 @@ class TrainingRecord(Trainee):
 
     @property
     def steps(self) -> list[int]:
-        """Recorded checkpoints, ascending."""
+        """The steps of the recorded checkpoints, ascending."""
         return self.info["checkpoints"]
 
     @cached_property
     def visits(self) -> np.ndarray:
-        """All visits in order of step (dtype ``VISIT``), memory-mapped."""
+        """All visits, ordered by step (dtype ``VISIT``), memory-mapped."""
         return np.load(self.folder / "visits.npy", mmap_mode="r")
 
     @cached_property
@@ -89,14 +90,14 @@ class TrainingRecord(Trainee):
         return np.bincount(table["step"], table["loss"]) / np.bincount(table["step"])
 
     def learning_rate(self, step: int) -> float:
-        """η at checkpoint ``step``: that of the last step before it.
+        """The learning rate η of checkpoint ``step``: the rate of the last step before it.
 
         Raises:
             ValueError: parameter groups have different learning rates.
         """
         rates = np.unique(self.step_table["learning_rate"][self.step_table["step"] == step - 1])
         if len(rates) != 1:
-            raise ValueError(f"checkpoint {step} has learning rates {rates.tolist()}: one for all parameters is needed")
+            raise ValueError(f"checkpoint {step} has learning rates {rates.tolist()}: use one learning rate for all parameters")
         return float(rates[0])
 
     def parameters(self, step: int) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ class TrainingRecord(Trainee):
         return load_file(self.folder / "checkpoints" / f"{step}.safetensors")
 
     def final_parameters(self) -> dict[str, Tensor]:
-        """What the trained model is used with: the average if training kept one, else the last checkpoint."""
+        """Parameters and buffers of the trained model: the average if training kept one, else the last checkpoint."""
         average = self.folder / "average.safetensors"
         return load_file(average) if average.exists() else self.parameters(self.steps[-1])
 
@@ -116,18 +117,19 @@ class TrainingRecord(Trainee):
         return np.array(self.visits[first:last])
 
     def latest_draws(self, step: int, examples: np.ndarray) -> Draws:
-        """The draw at which each of ``examples [B]`` (ids) was last trained on before checkpoint ``step``: ``[B, 1]``.
+        """The draw of the last visit of each of ``examples [B]`` (ids) before checkpoint ``step``: ``[B, 1]``.
 
         Raises:
-            ValueError: an example that training had not visited by then.
+            ValueError: an example that training had not yet visited.
         """
         rows = self._latest_rows(step)
         ids, positions = rows["example"], np.searchsorted(rows["example"], examples)
-        found = (positions < len(ids)) & (ids[np.minimum(positions, len(ids) - 1)] == examples)
-        if not found.all():
+        visited = (positions < len(ids)) & (ids[np.minimum(positions, len(ids) - 1)] == examples)
+        if not visited.all():
             raise ValueError(
-                f"{(~found).sum()} of the examples were not yet trained on at checkpoint {step} (first: id {examples[~found][0]}): "
-                f"use checkpoints from step {self.info['steps_per_epoch']} (one epoch) on, of examples that are in the training set"
+                f"{(~visited).sum()} of the examples were not yet trained on at checkpoint {step} (first: id "
+                f"{examples[~visited][0]}): use checkpoints from step {self.info['steps_per_epoch']} (one epoch) on, and examples "
+                "of the training set"
             )
         return draws_of(rows[positions])
 
@@ -135,7 +137,7 @@ class TrainingRecord(Trainee):
         """The latest visit before ``step`` of every example, sorted by example."""
         if step not in self._latest:
             stop = int(np.searchsorted(self.visits["step"], step))
-            # Each epoch visits every example once: two epochs hold everybody's latest visit.
+            # Each epoch visits every example once, so the last two epochs contain the latest visit of each.
             start = int(np.searchsorted(self.visits["step"], step - 2 * self.info["steps_per_epoch"]))
             recent = np.array(self.visits[start:stop])[::-1]
             _, first = np.unique(recent["example"], return_index=True)
@@ -147,9 +149,9 @@ class TrainingRecord(Trainee):
         return {}
 
     def save(self, folder: Path) -> None:
-        """Nothing to do: training writes the record where it stays, in its node's workspace."""
+        """Do nothing: training writes the record to its final place, the workspace of its node."""
         if folder != self.folder:
-            raise ValueError(f"the record lies in {self.folder}, not in {folder}")
+            raise ValueError(f"the record is in {self.folder} and cannot be saved to {folder}")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -158,15 +160,15 @@ class TrainingRecord(Trainee):
 
 @dataclass(frozen=True)
 class Recorded(Trained[TrainingRecord], ABC):
-    """A training with its record: what estimators are given."""
+    """A trained model with the record of its training."""
 
     ARTIFACT = TrainingRecord
 
     def member(self, i: int) -> "Recorded":
-        """Another training of the same kind, of an ensemble; 0 is this one.
+        """Member ``i`` of an ensemble of trainings that differ in their seed; 0 is this one.
 
         Raises:
-            TypeError: nobody knows how to train another one.
+            TypeError: a model that cannot be trained again.
         """
         if i == 0:
             return self
@@ -174,13 +176,13 @@ class Recorded(Trained[TrainingRecord], ABC):
 
     @cached_property
     def blocks(self) -> dict[str, tuple[int, int]]:
-        """Layer name → the shape of its gradient ``[rows, columns]`` (``attribution.gradients.layers``)."""
+        """Layer name → the shape ``[rows, columns]`` of its gradient (``attribution.gradients.layers``)."""
         with torch.device("meta"):
             layers = coverage.find_layers(self.model()).values()
-        return {home: layer.block for home, layer in layers if home == layer.name}
+        return {name: layer.block for name, layer in layers if name == layer.name}
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
-        """The network in eval mode as it was after ``step`` steps; None: as it is used after training."""
+        """The network in eval mode with the parameters after ``step`` steps; None: with the final parameters."""
         if step is None:
             return super().network(get)
         return with_parameters(self.model(), get(self).parameters(step)).eval()

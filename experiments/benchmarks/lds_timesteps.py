@@ -99,13 +99,13 @@ class TimestepLDS(SubsetBenchmark):
         Raises:
             ValueError: no timestep, one that the schedule does not have, or not in ascending order, in which neighbours are.
         """
-        schedule, asked = experiment.diffusion.schedule, self.timesteps
+        process, asked = experiment.diffusion.process, self.timesteps
         listed = isinstance(asked, Sequence) and not isinstance(asked, str) and len(asked) > 0
-        if not listed or not all(isinstance(t, int) and 1 <= t <= schedule.T for t in asked) or list(asked) != sorted(set(asked)):
+        if not listed or not all(isinstance(t, int) and 1 <= t <= process.T for t in asked) or list(asked) != sorted(set(asked)):
             raise ValueError(
-                f"benchmark.timesteps={asked}: give a list of timesteps, at least one of 1..{schedule.T}, ascending, each once"
+                f"benchmark.timesteps={asked}: give a list of timesteps, at least one of 1..{process.T}, ascending, each once"
             )
-        return {t: LossAtT(schedule, t) for t in asked}
+        return {t: LossAtT(process, t) for t in asked}
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], ByTimestep]:
         """By (kind of queries, estimator)."""

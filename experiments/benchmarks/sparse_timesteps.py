@@ -54,7 +54,7 @@ class SparseTimesteps(Benchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         replaying = self._checked(experiment, estimators)
         nodes, train = self._scores(experiment, replaying), get(experiment.train)
-        schemes = list(self._schemes(experiment.diffusion.schedule.T))
+        schemes = list(self._schemes(experiment.diffusion.process.T))
         for kind, queries in self.queries.items():
             images = get(queries.node(experiment))
             scores = {(name, scheme): get(nodes[kind, name, scheme]) for name in replaying for scheme in schemes}
@@ -120,7 +120,7 @@ class SparseTimesteps(Benchmark):
 
         Measured anew by every run: how busy the machine is belongs in no store.
         """
-        schemes = self._schemes(experiment.diffusion.schedule.T)
+        schemes = self._schemes(experiment.diffusion.process.T)
         queries = next(iter(self.queries.values())).node(experiment)
         seconds = query_seconds(estimator, experiment.record, queries, schemes, self.repeats, get)
         for name in list(schemes)[1:]:
@@ -151,12 +151,12 @@ class SparseTimesteps(Benchmark):
             )
             for kind, queries in self.queries.items()
             for name, estimator in estimators.items()
-            for scheme, draws in self._schemes(experiment.diffusion.schedule.T).items()
+            for scheme, draws in self._schemes(experiment.diffusion.process.T).items()
         }
 
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
         """Before anything is trained: what would fail at the end."""
-        T, train = experiment.diffusion.schedule.T, experiment.data.load().train
+        T, train = experiment.diffusion.process.T, experiment.data.load().train
         listed("benchmark.n", self.n, partial(whole, least=1, most=T - 1))
         whole("benchmark.fixed", self.fixed, 1, T)
         if len(np.unique(train.label)) == SOURCES:

@@ -105,7 +105,7 @@ class TimestepBias(Benchmark):
             trained=get(self._at_training(experiment, estimators)),
             curves=get(self._curves(experiment, estimators, pool)),
             columns=self._columns(experiment),
-            T=experiment.diffusion.schedule.T,
+            T=experiment.diffusion.process.T,
             resamples=self.resamples,
             seed=self.seed,
         )
@@ -126,7 +126,7 @@ class TimestepBias(Benchmark):
 
     def _show_pretrained(self, node: GradientNorms, experiment: Experiment, get: Get, report: Report) -> None:
         assert isinstance(node.of, AsDrawn)
-        norms, T = get(node), node.of.pipeline.schedule.T
+        norms, T = get(node), node.of.pipeline.process.T
         timestep, norm = norms.timestep[0, :, 0], norms.norms[0, :, 0]
         row = explained(timestep, norm, T, self.resamples, self.seed)
         report.add([{"benchmark": NAME, "estimator": "none", **row, "n": len(norm), "swept": {"checkpoint": self.pretrained}}])
@@ -151,7 +151,7 @@ class TimestepBias(Benchmark):
         return self._largest(experiment).norms(experiment.record, images, _checkpoints(estimators))
 
     def _largest(self, experiment: Experiment) -> AtLargestNorm:
-        grid = np.linspace(1, experiment.diffusion.schedule.T, self.timesteps).round().astype(int)
+        grid = np.linspace(1, experiment.diffusion.process.T, self.timesteps).round().astype(int)
         return AtLargestNorm(tuple(grid.tolist()), experiment.execution)
 
     def _retimed(
@@ -184,7 +184,7 @@ class TimestepBias(Benchmark):
 
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
         """Before anything is trained: what would fail at the end."""
-        N, T = len(experiment.data.load().train), experiment.diffusion.schedule.T
+        N, T = len(experiment.data.load().train), experiment.diffusion.process.T
         whole("benchmark.examples", self.examples, 2)
         for name, (least, most) in {
             "timesteps": (2, T),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from attribution.images import Images, ImageSet
-from attribution.nodes import Get, class_identity, describe, describe_fields, digest, execution
+from attribution.nodes import Get, class_identity, describe, describe_fields, execution
 from experiments.datasets.errors import DataError
 
 Name = Literal["train", "validation"]
@@ -140,8 +140,4 @@ def _load(source: Source) -> _Loaded:
             raise DataError(f"data.levels={source.levels}, but the {name} images have {images.levels}: set it to that")
         if len(np.unique(images.index)) < len(images):
             raise DataError(f"{type(source).__name__}: two {name} images have one id")
-    return _Loaded(splits, {name: _digest(images) for name, images in named.items()})
-
-
-def _digest(images: Images) -> str:
-    return digest(images.pixels, images.index, images.label, np.array(images.levels))
+    return _Loaded(splits, {name: images.digest() for name, images in named.items()})

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attribution.diffusion import NoiseSchedule
+from attribution.diffusion import Process
 from attribution.diffusion.samplers import Sampler
 from attribution.execution import Execution
+from attribution.measurements import Measure
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.fit import Hardware, Recipe
 from experiments.datasets import Source, Split
@@ -20,7 +21,7 @@ from experiments.models.trained import LoggerFor, TrainedModel
 class Diffusion:
     """The forward process that training uses and the sampler that generation uses."""
 
-    schedule: NoiseSchedule
+    process: Process
     sampler: Sampler
 
 
@@ -31,6 +32,7 @@ class Experiment:
     data: Source
     model: Callable[[], nn.Module]
     diffusion: Diffusion
+    objective: Measure
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     trainer: Recipe
     checkpoints: CheckpointRule
@@ -49,7 +51,7 @@ class Experiment:
         """The trained model and its record."""
         return TrainedModel(
             model=self.model,
-            schedule=self.diffusion.schedule,
+            objective=self.objective,
             data=self.train,
             optimizer=self.optimizer,
             recipe=self.trainer,

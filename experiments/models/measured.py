@@ -52,14 +52,15 @@ class Measured(JointNode[Costs]):
 
     def _of(self, network: torch.nn.Module, get: Get, device: torch.device) -> Costs:
         images, found = get(self.measure.subject(self.images)), []
-        dtype, T, K = next(network.parameters()).dtype, self.measure.schedule.T, self.draws.count
+        dtype, T, K = next(network.parameters()).dtype, self.measure.process.T, self.draws.count
         with torch.inference_mode():
             for start, stop in ranges(0, self.images.count, max(1, self.execution.batch_size // K)):
                 rows = slice(start, stop)
                 draws = self.draws.draw("measurement", images.ids(rows).to(device), T)
-                x0 = images.x0(rows).to(device, dtype)
+                x0, condition = images.x0(rows).to(device, dtype), images.conditions(rows)
+                condition = None if condition is None else condition.to(device)
                 costs = [
-                    self.measure(denoiser(network), *self.measure.inputs(x0, draws.columns(slice(*columns))))
+                    self.measure(denoiser(network), *self.measure.inputs(x0, draws.columns(slice(*columns)), condition))
                     .double()
                     .view(stop - start, -1)
                     for columns in ranges(0, K, self.execution.batch_size)

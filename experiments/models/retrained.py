@@ -50,7 +50,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
         """The training of ``record`` once more: on ``selection``, with ``seed``, for ``steps`` steps."""
         return cls(
             model=record.model,
-            schedule=record.schedule,
+            objective=record.objective,
             data=record.data,
             optimizer=record.optimizer,
             recipe=dataclasses.replace(record.recipe, steps=steps),

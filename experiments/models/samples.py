@@ -36,7 +36,7 @@ class SampleShard(ImageSet):
         return self.rows[1] - self.rows[0]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.timesteps(self.record.schedule.T))
+        steps = len(self.sampler.timesteps(self.record.process.T))
         return Cost(passes=self.count * steps / 3)  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> Images:
@@ -44,7 +44,7 @@ class SampleShard(ImageSet):
         network = self.record.network(get).float().to(device)
         index = np.arange(*self.rows)
         seeds = torch.tensor([_seed(self.seed, int(i)) for i in index], device=device)
-        x0 = self.sampler.sample(network, self.record.schedule, self.shape, seeds, progress=_bar())
+        x0 = self.sampler.sample(network, self.record.process, self.shape, seeds, progress=_bar())
         return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1))
 
 
@@ -80,7 +80,7 @@ class Samples(ImageSet):
         ]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.timesteps(self.record.schedule.T))
+        steps = len(self.sampler.timesteps(self.record.process.T))
         return Cost(passes=self.n * steps / 3)
 
     def compute(self, get: Get) -> Images:
@@ -101,7 +101,7 @@ class SampleTrajectories(Node[Trajectories]):
     samples: Samples
 
     def cost(self) -> Cost:
-        steps = len(self.samples.sampler.timesteps(self.samples.record.schedule.T))
+        steps = len(self.samples.sampler.timesteps(self.samples.record.process.T))
         return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
 
     def compute(self, get: Get) -> Trajectories:
@@ -111,7 +111,7 @@ class SampleTrajectories(Node[Trajectories]):
         states = []
         for start, stop in ranges(0, s.n, s.execution.batch_size):
             seeds = torch.tensor([_seed(s.seed, i) for i in range(start, stop)], device=device)
-            trajectory = s.sampler.sample(network, s.record.schedule, s.shape, seeds, trajectory=True, progress=_bar())
+            trajectory = s.sampler.sample(network, s.record.process, s.shape, seeds, trajectory=True, progress=_bar())
             states.append(trajectory.states.cpu().numpy())
         return Trajectories(np.concatenate(states), np.arange(s.n))
 

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from attribution.curvature.ekfac import rotated_squares
 from attribution.curvature.factors import FactorSums, Sharing
 from attribution.curvature.pseudo import OutputProbe, kronecker_homes
-from attribution.diffusion import NoiseSchedule, eval_mode
+from attribution.diffusion import eval_mode
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws
-from attribution.measurements import Loss
+from attribution.measurements import Measure
 from experiments.speed import peers
 from experiments.speed.timing import Row, Run, count_ratio, inputs, multiplications, plain, ratio
 
 
 def curvature_speed(
-    model: nn.Module, shape: tuple[int, int, int], schedule: NoiseSchedule, examples: int, draws: Sequence[int], repeats: int
+    model: nn.Module, shape: tuple[int, int, int], objective: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
     """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass, in eval mode.
 
@@ -32,14 +32,14 @@ def curvature_speed(
     """
     rows: list[Row] = []
     for count in draws:
-        passes = _Passes(model, schedule, *inputs(model, shape, examples, count, schedule.T))
+        passes = _Passes(model, objective, *inputs(model, shape, examples, count, objective.process.T))
         reference, factors = passes.plain, passes.factors("expand")
         pairs = {
             "kfac factors / plain": (factors, reference),
             "kfac reduce / plain": (passes.factors("reduce"), reference),
             "ekfac eigenvalues / plain": (passes.eigenvalues(), reference),
         }
-        if (peer := peers.curvlinops_factors(model, schedule, passes.x0, passes.draws)) is not None:
+        if (peer := peers.curvlinops_factors(model, objective, passes.x0, passes.draws)) is not None:
             pairs["curvlinops / kfac factors"] = peer, factors
         with eval_mode(model):
             found = {metric: ratio(one, other, repeats) for metric, (one, other) in pairs.items()}
@@ -53,10 +53,10 @@ def curvature_speed(
 class _Passes:
     """What is timed, all on the same inputs."""
 
-    def __init__(self, model: nn.Module, schedule: NoiseSchedule, x0: Tensor, draws: Draws):
+    def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws):
         self.model, self.x0, self.draws = model, x0, draws
-        self.plain = plain(model, Loss(schedule), x0, draws)
-        self._probe, self._homes = OutputProbe(schedule), kronecker_homes(PerExampleGradients(model))
+        self.plain = plain(model, objective, x0, draws)
+        self._probe, self._homes = OutputProbe(objective.process), kronecker_homes(PerExampleGradients(model))
 
     def _run(self, finish: hooks.Finish) -> None:
         autocast = torch.autocast(self.x0.device.type, enabled=False)

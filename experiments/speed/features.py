@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attribution.diffusion import NoiseSchedule, eval_mode
+from attribution.diffusion import eval_mode
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws
-from attribution.measurements import Loss, Measure
+from attribution.measurements import Measure
 from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Projection, Rademacher
 from experiments.speed import peers
 from experiments.speed.timing import Row, in_turns, inputs, plain, quotient
@@ -30,7 +30,7 @@ KINDS: dict[str, Projection] = {NONE: Identity(), **SIZED, "kronecker": Kronecke
 
 
 def feature_speed(
-    model: nn.Module, shape: tuple[int, int, int], schedule: NoiseSchedule, examples: int, draws: Sequence[int], repeats: int
+    model: nn.Module, shape: tuple[int, int, int], objective: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
     """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass, in eval mode.
 
@@ -45,8 +45,8 @@ def feature_speed(
     """
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, examples, count, schedule.T)
-        gradients, measure = PerExampleGradients(model, batch_size=examples * count), Loss(schedule)
+        x0, some = inputs(model, shape, examples, count, objective.process.T)
+        gradients, measure = PerExampleGradients(model, batch_size=examples * count), objective
         ours = {kind: _Features(projection, gradients, measure, x0, some) for kind, projection in KINDS.items()}
         others = {
             **peers.traker_features(model, measure, x0, some, FEATURES, MEMORY),

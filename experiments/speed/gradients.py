@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attribution.diffusion import eval_mode
+from attribution.diffusion import denoiser, eval_mode
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Measure
@@ -26,7 +26,7 @@ def gradient_speed(
     """
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, examples, count, measure.schedule.T)
+        x0, some = inputs(model, shape, examples, count, measure.process.T)
         gradients = PerExampleGradients(model, batch_size=examples * count)
         gradients.capture(measure, x0, some)  # checks itself once
 
@@ -56,10 +56,10 @@ def draws_speed(
     """``draws / plain``: making timesteps and noise, over the plain pass that uses them."""
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, examples, count, measure.schedule.T)
+        x0, some = inputs(model, shape, examples, count, measure.process.T)
 
         def make(x0: Tensor = x0, count: int = count) -> None:
-            made = Uniform(count).draw("speed", torch.arange(len(x0)), measure.schedule.T).to(x0.device)
+            made = Uniform(count).draw("speed", torch.arange(len(x0)), measure.process.T).to(x0.device)
             made.noise(shape, x0.dtype)
 
         with eval_mode(model):
@@ -73,11 +73,7 @@ def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, toget
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def cost(parameters: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            output = torch.func.functional_call(model, parameters, (x_t, t - 1))
-            return output if isinstance(output, Tensor) else output.sample
-
-        return measure(denoise, x, t, noise).mean()
+        return measure(denoiser(model, parameters), x, t, noise).mean()
 
     gradient = torch.func.vmap(torch.func.grad(cost), in_dims=(None, 0, 0, 0))
 
@@ -88,7 +84,7 @@ def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, toget
             warnings.simplefilter("ignore")
             for first in range(0, draws.count, together):
                 some = draws.columns(slice(first, first + together))
-                x, t, noise = (rows.unflatten(0, (len(x0), together)) for rows in measure.inputs(x0, some))
+                x, t, noise = (rows.unflatten(0, (len(x0), together)) for rows in measure.inputs(x0, some)[:3])
                 part = gradient(parameters, x, t, noise)
                 total = {name: total[name] + g for name, g in part.items()} if total else part
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attribution.diffusion import NoiseSchedule, denoiser
+from attribution.diffusion import denoiser
 from attribution.images.draws import Draws
-from attribution.measurements import Loss, Measure
+from attribution.measurements import Measure
 from experiments.speed.timing import Run
 
 FLOAT = 4
@@ -26,7 +26,7 @@ Features = Callable[[], Any]
 """Makes features ``[B, k]``, for the rest a ``Run``."""
 
 
-def curvlinops_factors(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, draws: Draws) -> Run | None:
+def curvlinops_factors(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws) -> Run | None:
     """curvlinops' factors (expand, Monte Carlo, one v for each input) of the Linear and Conv2d layers; None without it."""
     if not _installed("curvlinops", "curvlinops", "curvlinops-for-pytorch"):
         return None
@@ -43,8 +43,8 @@ def curvlinops_factors(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, dr
     ]
 
     def run() -> None:
-        x, t, noise = Loss(schedule).inputs(x0, draws)
-        data = [({"x_t": schedule.add_noise(x, t, noise), "t": t}, noise.flatten(1))]
+        x, t, noise, _ = objective.inputs(x0, draws)
+        data = [({"x_t": objective.process.add_noise(x, t, noise), "t": t}, noise.flatten(1))]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             operator(
@@ -145,7 +145,7 @@ def _installed(name: str, module: str, package: str) -> bool:
 
 def _batch(measure: Measure, x0: Tensor, draws: Draws) -> tuple[Tensor, ...]:
     """What the measure is called with, ``[B, K, ..]``."""
-    return tuple(rows.unflatten(0, (len(x0), draws.count)) for rows in measure.inputs(x0, draws))
+    return tuple(rows.unflatten(0, (len(x0), draws.count)) for rows in measure.inputs(x0, draws)[:3])
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def query_seconds(
 
     def run(scheme: DrawScheme) -> Run:
         def once() -> None:
-            draws = scheme.draw("query", ids, record.schedule.T)
+            draws = scheme.draw("query", ids, record.process.T)
             estimator.query_side(per_example.capture(estimator.measurement, x0, draws))
 
         return once

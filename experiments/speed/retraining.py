@@ -10,9 +10,8 @@ import lightning as L
 import numpy as np
 from torch import nn
 
-from attribution.diffusion import NoiseSchedule
 from attribution.images import Images
-from attribution.measurements import Loss
+from attribution.measurements import Measure
 from attribution.retraining.modes import Alone, Mode, Together
 from attribution.retraining.selection import Selection
 from attribution.retraining.stack import BuildOptimizer
@@ -25,7 +24,7 @@ from experiments.speed.timing import Row, quotient
 def retraining_speed(
     model: Callable[[], nn.Module],
     images: Images,
-    schedule: NoiseSchedule,
+    objective: Measure,
     optimizer: BuildOptimizer,
     recipe: Recipe,
     groups: Sequence[int],
@@ -36,7 +35,7 @@ def retraining_speed(
     Each model has a random half of ``images``. ``recipe.steps`` steps of a group are timed, ten times as many of a single model;
     the first, and setting up, are not counted, which favours ``fit``. All run on the CPU.
     """
-    bench = _Bench(model, images, Loss(schedule), optimizer, recipe)
+    bench = _Bench(model, images, objective, optimizer, recipe)
     contenders: dict[tuple[str, int], Callable[[], float]] = {("fit", 1): bench.fit, ("alone", 1): lambda: bench.side(Alone(), 1)}
     for group in groups:
         contenders["together", group] = lambda group=group: bench.side(Together(), group)
@@ -49,7 +48,7 @@ def retraining_speed(
 
 
 class _Bench:
-    def __init__(self, model: Callable[[], nn.Module], images: Images, measure: Loss, optimizer: BuildOptimizer, recipe: Recipe):
+    def __init__(self, model: Callable[[], nn.Module], images: Images, measure: Measure, optimizer: BuildOptimizer, recipe: Recipe):
         self.model, self.images, self.measure, self.optimizer, self.recipe = model, images, measure, optimizer, recipe
 
     def side(self, mode: Mode, group: int) -> float:

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from attribution.curvature import KroneckerBasis
 from attribution.curvature.pseudo import kronecker_homes
-from attribution.diffusion import NoiseSchedule, eval_mode
+from attribution.diffusion import eval_mode
 from attribution.estimators.influence import GRID
 from attribution.estimators.influence_nodes import HeldQueries, prefix_means
 from attribution.gradients.compression import Uncompressed
 from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Uniform
-from attribution.measurements import Loss
+from attribution.measurements import Measure
 from experiments.speed.timing import Row, Run, inputs, plain, ratio
 
 QUERIES = 50
@@ -24,7 +24,7 @@ PASSES = 8
 
 
 def scoring_speed(
-    model: nn.Module, shape: tuple[int, int, int], schedule: NoiseSchedule, examples: int, draws: Sequence[int], repeats: int
+    model: nn.Module, shape: tuple[int, int, int], objective: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
     """Rows for every number of draws, ``examples`` of ``shape`` (C, H, W) in a pass.
 
@@ -33,9 +33,9 @@ def scoring_speed(
     """
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, PASSES * examples, count, schedule.T)
-        scored = _Scoring(model, schedule, x0, some, batch_size=examples * count)
-        reference = _passes(model, schedule, x0, some, examples)
+        x0, some = inputs(model, shape, PASSES * examples, count, objective.process.T)
+        scored = _Scoring(model, objective, x0, some, batch_size=examples * count)
+        reference = _passes(model, objective, x0, some, examples)
         one, twenty = scored.run([3e-7]), scored.run(np.logspace(-9.5, -1.5, 20).tolist())
         with eval_mode(model):
             for metric, pair in {"scoring pass / plain": (one, reference), "20 dampings / one": (twenty, one)}.items():
@@ -43,9 +43,9 @@ def scoring_speed(
     return rows
 
 
-def _passes(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, draws: Draws, examples: int) -> Run:
+def _passes(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, examples: int) -> Run:
     """The plain pass of all inputs, in parts of ``examples``."""
-    parts = [plain(model, Loss(schedule), x0[rows], draws.rows(rows)) for rows in pieces(len(x0), examples)]
+    parts = [plain(model, objective, x0[rows], draws.rows(rows)) for rows in pieces(len(x0), examples)]
 
     def run() -> None:
         for part in parts:
@@ -57,8 +57,8 @@ def _passes(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, draws: Draws,
 class _Scoring:
     """A block of training examples and random queries in the basis of the identity: any other takes as long."""
 
-    def __init__(self, model: nn.Module, schedule: NoiseSchedule, x0: Tensor, draws: Draws, batch_size: int):
-        self.per_example, self.measure, self.x0, self.draws = PerExampleGradients(model, batch_size), Loss(schedule), x0, draws
+    def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, batch_size: int):
+        self.per_example, self.measure, self.x0, self.draws = PerExampleGradients(model, batch_size), objective, x0, draws
         blocks = {name: layer.block for name, layer in kronecker_homes(self.per_example).values()}
         random = torch.Generator().manual_seed(0)
         self.basis = KroneckerBasis(

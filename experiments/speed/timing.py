@@ -88,7 +88,7 @@ def seconds_of(run: Run) -> float:
 
 def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure, images: int = 32) -> float:
     """Seconds that forward and backward of one image take, from a few passes of ``images``: for estimates beforehand."""
-    x0, draws = inputs(model, shape, images, 1, measure.schedule.T)
+    x0, draws = inputs(model, shape, images, 1, measure.process.T)
     run = plain(model, measure, x0, draws)
     run()
     return min(seconds_of(run) for _ in range(3)) / images

@@ -23,10 +23,11 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
     """The experiment that the top level of a config describes."""
     parts = {
         name: instantiate(config[name], _convert_="all")
-        for name in ("data", "model", "optimizer", "trainer", "checkpoints", "hardware", "execution")
+        for name in ("data", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
     }
     diffusion = instantiate(config.diffusion, _convert_="all")
-    return Experiment(**parts, diffusion=Diffusion(**diffusion), seed=config.seed, logger=logger)
+    diffusion = Diffusion(diffusion["process"], diffusion["sampler"])
+    return Experiment(**parts, diffusion=diffusion, seed=config.seed, logger=logger)
 
 
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from attribution.diffusion import NoiseSchedule
+from attribution.diffusion import NoiseSchedule, noise_schedule
 from experiments import figures
 from experiments.figures.weights import weights_by_timestep
 from experiments.tasks.lab import lab
@@ -18,7 +18,7 @@ _LAST = (10, 100)
 def loss_weights(config: DictConfig) -> None:
     """Draws how much each timestep counts, and reports the share of the total in stretches of them; nothing is trained."""
     with lab(config) as run:
-        schedule = run.experiment.diffusion.schedule
+        schedule = noise_schedule(run.experiment.diffusion.process, "task=loss_weights")
         row = {"benchmark": "loss_weights", "estimator": "none", "low": None, "high": None}
         run.report.add({**row, **share} for share in weight_shares(schedule))
         run.report.figure("loss_weights", figures.loss_weights(schedule))

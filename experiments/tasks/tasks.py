@@ -114,14 +114,16 @@ def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int],
         measure = instantiate(config.measurement, _convert_="all")
         rows = speeds.gradient_speed(network, shape, measure, examples, draws, repeats)
         rows += speeds.draws_speed(network, shape, measure, examples, draws, repeats)
-        rows += speeds.curvature_speed(network, shape, measure.schedule, examples, draws, repeats)
-        rows += speeds.scoring_speed(network, shape, measure.schedule, examples, draws, repeats)
-        rows += speeds.feature_speed(network, shape, measure.schedule, examples, draws, repeats)
+        rows += speeds.curvature_speed(network, shape, experiment.objective, examples, draws, repeats)
+        rows += speeds.scoring_speed(network, shape, experiment.objective, examples, draws, repeats)
+        rows += speeds.feature_speed(network, shape, experiment.objective, examples, draws, repeats)
         run.report.add(
             {"benchmark": "speed", "estimator": f"{row['examples']} examples × {row['draws']} draws", **row} for row in rows
         )
         images, recipe = experiment.data.load().train, replace(experiment.trainer, steps=steps)
-        rows = speeds.retraining_speed(experiment.model, images, measure.schedule, experiment.optimizer, recipe, groups, repeats)
+        rows = speeds.retraining_speed(
+            experiment.model, images, experiment.objective, experiment.optimizer, recipe, groups, repeats
+        )
         run.report.add({"benchmark": "speed", "estimator": f"groups of {row['group']}", **row} for row in rows)
 
 

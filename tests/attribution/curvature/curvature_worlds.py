@@ -19,7 +19,7 @@ from attribution.images.draws import Draws, DrawScheme, Uniform
 from attribution.measurements import Measure
 from attribution.nodes import Get
 from attribution.training import Recorded, TrainingRecord
-from tests.worlds import SCHEDULE, UNET, Blobs
+from tests.worlds import OBJECTIVE, PROCESS, UNET, Blobs
 
 DRAWS = Uniform(2, seed=4)
 SIZES = {"shared": 4, "perceptron": 4, "linear": 4}
@@ -37,7 +37,7 @@ def blobs(name: str, n: int = 3) -> Blobs:
 
 def draws_of(train: Blobs, get: Get, scheme: DrawScheme = DRAWS, flips: bool = True) -> Draws:
     """What the curvature draws."""
-    return scheme.draw("curvature", get(train).ids(), SCHEDULE.T, flips)
+    return scheme.draw("curvature", get(train).ids(), PROCESS.T, flips)
 
 
 class Net(nn.Module):
@@ -133,14 +133,14 @@ class Given(Recorded):
 
 def given(builder: Callable[[], nn.Module]) -> Given:
     """The randomized network as a record."""
-    return Given(functools.partial(randomized, builder), SCHEDULE)
+    return Given(functools.partial(randomized, builder), OBJECTIVE)
 
 
 def inputs(measure: Measure, train: ImageSet, draws: Draws, get: Get) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What the measure is called with, one draw of one image at a time, in float64."""
     x0 = get(train).x0().double()
     for i in range(len(x0)):
-        x, t, noise = measure.inputs(x0[i : i + 1], draws.rows(slice(i, i + 1)))
+        x, t, noise, _ = measure.inputs(x0[i : i + 1], draws.rows(slice(i, i + 1)))
         yield from ((x[k : k + 1], t[k : k + 1], noise[k : k + 1]) for k in range(len(t)))
 
 

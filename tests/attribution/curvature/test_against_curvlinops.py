@@ -13,7 +13,7 @@ from attribution.measurements import Loss
 from attribution.nodes import InMemory
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import randomized
-from tests.worlds import SCHEDULE, Blobs
+from tests.worlds import PROCESS, Blobs
 
 SIZES = {"convolutions": 8, "perceptron": 4}
 
@@ -43,9 +43,9 @@ def test_equal_to_curvlinops(name, sharing, fisher):
     if name == "convolutions":
         model.last = nn.Conv2d(3, 1, (3, 1), padding=(1, 0)).double()  # it has no padding modes
         model.wide = nn.Conv2d(3, 3, 3, padding=1, bias=False).double()
-    x0, draws = train.x0().double(), Uniform(2).draw("curvature", train.ids(), SCHEDULE.T, flips=True)
-    x, t, noise = Loss(SCHEDULE).inputs(x0, draws)
-    data = [(SCHEDULE.add_noise(x, t, noise), noise.flatten(1))]
+    x0, draws = train.x0().double(), Uniform(2).draw("curvature", train.ids(), PROCESS.T, flips=True)
+    x, t, noise, _ = Loss(PROCESS).inputs(x0, draws)
+    data = [(PROCESS.add_noise(x, t, noise), noise.flatten(1))]
     modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     params = [p for m in modules.values() for p in m.parameters()]
     theirs = curvlinops.KFACLinearOperator(
@@ -53,7 +53,7 @@ def test_equal_to_curvlinops(name, sharing, fisher):
     )
     dense = theirs @ torch.eye(theirs.shape[1], dtype=torch.float64)
     sums = FactorSums(sharing)
-    measure = Loss(SCHEDULE) if fisher == "empirical" else OutputProbe(SCHEDULE)
+    measure = Loss(PROCESS) if fisher == "empirical" else OutputProbe(PROCESS)
     homes, off = kronecker_homes(PerExampleGradients(model)), torch.autocast("cpu", enabled=False)
     d = noise[0].numel()
     for j in range(1 if fisher == "empirical" else d):

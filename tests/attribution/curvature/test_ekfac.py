@@ -13,7 +13,7 @@ from attribution.nodes import InMemory
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import blobs, curvature, draws_of, given
 from tests.references import draw_gradients
-from tests.worlds import SCHEDULE
+from tests.worlds import PROCESS
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared", "perceptron"])
@@ -23,7 +23,7 @@ def test_ekfac_eigenvalues_are_second_moments(name):
     basis = get(curvature(EKFAC).basis(record, train, flips=True))
     kfac = get(curvature().basis(record, train, flips=True))
     model = record.network(get)
-    truth = draw_gradients(OutputProbe(SCHEDULE), model, get(train).x0().double(), draws_of(train, get))
+    truth = draw_gradients(OutputProbe(PROCESS), model, get(train).x0().double(), draws_of(train, get))
     for layer in basis.layers:
         g = truth[f"{layer}.weight"].flatten(3) if truth[f"{layer}.weight"].dim() > 3 else truth[f"{layer}.weight"]
         if f"{layer}.bias" in truth:

@@ -17,9 +17,9 @@ from attribution.nodes import Get, InMemory
 from experiments.store.store import Store
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import blobs, curvature, draws_of, factor_terms, given, inputs
-from tests.worlds import SCHEDULE
+from tests.worlds import PROCESS
 
-MEASURES = {"mc": OutputProbe(SCHEDULE), "empirical": Loss(SCHEDULE)}
+MEASURES = {"mc": OutputProbe(PROCESS), "empirical": Loss(PROCESS)}
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared", "perceptron", "unet"])

@@ -16,14 +16,14 @@ from attribution.measurements import Loss
 from attribution.nodes import InMemory
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import blobs, curvature, draws_of, given, randomized
-from tests.worlds import SCHEDULE
+from tests.worlds import PROCESS
 
 
 def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
     """Factors with the expectation over v taken exactly: v = √(2/d) e_j for every output j, B summed over j and A averaged."""
-    sums, probe = FactorSums("expand"), OutputProbe(SCHEDULE)
+    sums, probe = FactorSums("expand"), OutputProbe(PROCESS)
     homes = kronecker_homes(PerExampleGradients(model))
-    x, t, noise = probe.inputs(x0, draws)
+    x, t, noise, _ = probe.inputs(x0, draws)
     epsilon = noise.chunk(2, dim=1)[0]
     for j in range(x0[0].numel()):
         v = torch.zeros_like(epsilon)
@@ -37,10 +37,10 @@ def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
 def ggn_block(model: nn.Module, layer: str, x0: torch.Tensor, draws: Draws) -> torch.Tensor:
     """1/(NK) Σ Jᵀ (2/d) J for the joint block [W | b] of a Linear layer, J by one backward pass for each output."""
     module, d = model.get_submodule(layer), x0[0].numel()
-    x, t, noise = Loss(SCHEDULE).inputs(x0, draws)
+    x, t, noise, _ = Loss(PROCESS).inputs(x0, draws)
     total = 0
     for i in range(len(t)):
-        output = model(SCHEDULE.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1]), t[i : i + 1] - 1).flatten()
+        output = model(PROCESS.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1]), t[i : i + 1] - 1).flatten()
         rows = []
         for value in output:
             weight, bias = torch.autograd.grad(value, [module.weight, module.bias], retain_graph=True)
@@ -103,7 +103,7 @@ def test_rotation_leaves_norms_out_and_products_alone():
     """Claim: rotated gradients are QBᵀ g QA for the layers of the basis: inner products there stay what they were."""
     get, record, train = InMemory(), given(worlds.convolutions), blobs("convolutions")
     basis = get(curvature().basis(record, train))
-    gradients = per_example_gradients(Loss(SCHEDULE), record.network(get), get(train).x0().double(), draws_of(train, get))
+    gradients = per_example_gradients(Loss(PROCESS), record.network(get), get(train).x0().double(), draws_of(train, get))
     rotated = basis.rotate(gradients)
     assert list(rotated) == basis.layers
     assert "norm" in gradients

@@ -8,15 +8,15 @@ from attribution.curvature.pseudo import OutputProbe, kronecker_homes
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform
 from tests.attribution.curvature import curvature_worlds as worlds
-from tests.worlds import SCHEDULE
+from tests.worlds import PROCESS
 
 
 def test_probe_is_white_and_of_variance_two_over_d():
     """Claim: v ~ N(0, (2/d) I), uncorrelated with ε and between draws: sample moments within five standard errors."""
     n, d = 20_000, 16
-    probe = OutputProbe(SCHEDULE)
-    draws = Uniform(n).draw("curvature", torch.arange(1), SCHEDULE.T)
-    _, _, noise = probe.inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
+    probe = OutputProbe(PROCESS)
+    draws = Uniform(n).draw("curvature", torch.arange(1), PROCESS.T)
+    _, _, noise, _ = probe.inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
     epsilon, v = noise.flatten(2)[:, 0], noise.flatten(2)[:, 1] * (d / 2) ** 0.5
     assert torch.equal(epsilon, draws.noise((1, 4, 4), torch.float64)[0].flatten(1))
     bound = 5 / n**0.5
@@ -29,9 +29,9 @@ def test_probe_is_white_and_of_variance_two_over_d():
 def test_probe_of_a_draw_is_the_same_in_any_batch():
     """Claim: v is a function of the draw alone."""
     x0 = torch.zeros(3, 2, 4, 4)
-    draws = Uniform(5).draw("curvature", torch.arange(3), SCHEDULE.T)
-    _, _, together = OutputProbe(SCHEDULE).inputs(x0, draws)
-    _, _, alone = OutputProbe(SCHEDULE).inputs(x0[1:2], draws.rows(slice(1, 2)).columns(slice(3, 4)))
+    draws = Uniform(5).draw("curvature", torch.arange(3), PROCESS.T)
+    _, _, together, _ = OutputProbe(PROCESS).inputs(x0, draws)
+    _, _, alone, _ = OutputProbe(PROCESS).inputs(x0[1:2], draws.rows(slice(1, 2)).columns(slice(3, 4)))
     assert torch.equal(together.unflatten(0, (3, 5))[1, 3], alone[0])
 
 

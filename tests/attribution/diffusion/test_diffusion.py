@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.diffusion import NoiseSchedule, denoiser
-from attribution.diffusion.samplers import DDIM, DDPM, Trajectory
+from attribution.diffusion import DDPM, NoiseSchedule, denoiser
+from attribution.diffusion.samplers import DDIMSampler, DDPMSampler, Trajectory
 from attribution.images import philox
 
 LINEAR = NoiseSchedule()
@@ -27,7 +27,7 @@ def test_forward_process_has_the_moments_of_q():
     """x_t given x_0 is normal with mean √ᾱ_t x_0 and variance 1 - ᾱ_t, ᾱ_t the product of the 1 - β."""
     for t in (1, 300, 1000):
         noise = philox.normal(torch.arange(400), 100).view(400, 1, 10, 10)
-        x_t = LINEAR.add_noise(torch.full_like(noise, 0.7), torch.full((400,), t), noise).double()
+        x_t = DDPM(LINEAR).add_noise(torch.full_like(noise, 0.7), torch.full((400,), t), noise).double()
         alpha_bar = np.prod([1 - (1e-4 + (0.02 - 1e-4) * s / 999) for s in range(t)])
         error = 4 * np.sqrt((1 - alpha_bar) / noise.numel())
         assert x_t.mean().item() == pytest.approx(0.7 * np.sqrt(alpha_bar), abs=error)
@@ -67,7 +67,7 @@ def test_networks_count_timesteps_from_0():
 def test_ddpm_transition_is_the_posterior(t):
     """p(x_{t-1} | x_t) is, by Bayes' rule, the product of q(x_{t-1} | x_0) and q(x_t | x_{t-1}) at the predicted image."""
     x_t, epsilon = (philox.normal(torch.tensor([k]), 16).view(1, *SHAPE).double() for k in (1, 2))
-    mean, std = DDPM(clip=True).transition(LINEAR, x_t, epsilon, t, t - 1)
+    mean, std = DDPMSampler(clip=True).transition(LINEAR, x_t, epsilon, t, t - 1)
     beta, bar, bar_before = LINEAR.betas[t - 1], np.prod(1 - LINEAR.betas[:t]), np.prod(1 - LINEAR.betas[: t - 1])
     x0 = ((x_t - np.sqrt(1 - bar) * epsilon) / np.sqrt(bar)).clamp(-1, 1)
     if t == 1:
@@ -82,7 +82,9 @@ def test_ddpm_transition_is_the_posterior(t):
 
 def test_deterministic_ddim_solves_its_ode():
     """With η = 0, x/√ᾱ moves by ε times the change of √(1/ᾱ - 1) in every step, down to the image (Song et al. 2021, eq. 13)."""
-    trajectory = DDIM(steps=7, clip=False).sample(lambda x, t: bent(x, t).double(), LINEAR, SHAPE, seeds(3), trajectory=True)
+    trajectory = DDIMSampler(steps=7, clip=False).sample(
+        lambda x, t: bent(x, t).double(), DDPM(LINEAR), SHAPE, seeds(3), trajectory=True
+    )
     for j, t in enumerate(trajectory.timesteps.tolist()):
         s = (*trajectory.timesteps.tolist(), 0)[j + 1]
         bar_t, bar_s = (np.prod(1 - LINEAR.betas[:u]) for u in (t, s))
@@ -91,7 +93,10 @@ def test_deterministic_ddim_solves_its_ode():
         torch.testing.assert_close(x_s / np.sqrt(bar_s), x_t / np.sqrt(bar_t) + change, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("sampler", "T"), [(DDPM(), 1000), (DDIM(steps=50), 1000), (DDIM(steps=1), 1000), (DDIM(steps=7), 10)])
+@pytest.mark.parametrize(
+    ("sampler", "T"),
+    [(DDPMSampler(), 1000), (DDIMSampler(steps=50), 1000), (DDIMSampler(steps=1), 1000), (DDIMSampler(steps=7), 10)],
+)
 def test_timesteps_fall_to_1(sampler, T):
     """Every sampler visits distinct timesteps in 1..T, falling, and ends at 1; DDIM's spread over all of them."""
     timesteps = sampler.timesteps(T)
@@ -117,8 +122,8 @@ class NoiseOf:
 @pytest.mark.parametrize("eta", [0.0, 0.6])
 def test_ddim_agrees_with_diffusers(eta, kind, clip):
     """The same noise through diffusers' DDIMScheduler, which computes in float32, ends at the same images."""
-    schedule, sampler = NoiseSchedule(kind=kind), DDIM(steps=20, eta=eta, clip=clip)
-    ours = sampler.sample(bent, schedule, SHAPE, seeds(5), trajectory=True)
+    schedule, sampler = NoiseSchedule(kind=kind), DDIMSampler(steps=20, eta=eta, clip=clip)
+    ours = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(5), trajectory=True)
     noise = NoiseOf(ours, sampler, schedule, bent).noise
     theirs = diffusers.DDIMScheduler(trained_betas=schedule.betas.astype(np.float32), clip_sample=clip)
     theirs.set_timesteps(20)
@@ -132,8 +137,8 @@ def test_ddim_agrees_with_diffusers(eta, kind, clip):
 
 def test_ddpm_agrees_with_diffusers(monkeypatch):
     """The same noise through diffusers' DDPMScheduler, which computes in float32, ends at the same images."""
-    ours = DDPM().sample(bent, LINEAR, SHAPE, seeds(5), trajectory=True)
-    noise = NoiseOf(ours, DDPM(), LINEAR, bent).noise
+    ours = DDPMSampler().sample(bent, DDPM(LINEAR), SHAPE, seeds(5), trajectory=True)
+    noise = NoiseOf(ours, DDPMSampler(), LINEAR, bent).noise
     theirs = diffusers.DDPMScheduler(trained_betas=LINEAR.betas.astype(np.float32))
     x = ours.states[:, 0]
     for t in theirs.timesteps.tolist():
@@ -147,11 +152,11 @@ def test_ddpm_agrees_with_diffusers(monkeypatch):
 def test_full_noise_ddim_is_ddpm():
     """Unclipped, DDIM with η = 1 through all timesteps makes DDPM's images from the same seeds (Song et al. 2021, §4.1)."""
     schedule = NoiseSchedule(T=60)
-    ancestral = DDPM(clip=False).sample(bent, schedule, SHAPE, seeds(4))
-    torch.testing.assert_close(DDIM(steps=60, eta=1.0, clip=False).sample(bent, schedule, SHAPE, seeds(4)), ancestral)
+    ancestral = DDPMSampler(clip=False).sample(bent, DDPM(schedule), SHAPE, seeds(4))
+    torch.testing.assert_close(DDIMSampler(steps=60, eta=1.0, clip=False).sample(bent, DDPM(schedule), SHAPE, seeds(4)), ancestral)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(clip=False), DDIM(steps=250, clip=False)])
+@pytest.mark.parametrize("sampler", [DDPMSampler(clip=False), DDIMSampler(steps=250, clip=False)])
 def test_exact_denoiser_gives_samples_with_the_variance_of_the_data(sampler):
     """For data N(0, s²) the best ε_θ is √(1-ᾱ_t) x_t / (ᾱ_t s² + 1 - ᾱ_t), and its samples are N(0, s²) up to the steps' size."""
     s2 = 0.25
@@ -160,20 +165,20 @@ def test_exact_denoiser_gives_samples_with_the_variance_of_the_data(sampler):
         bar = float(LINEAR.alpha_bars[t[0]])
         return np.sqrt(1 - bar) / (bar * s2 + 1 - bar) * x_t
 
-    samples = sampler.sample(exact, LINEAR, (1, 32, 32), seeds(16)).double()
+    samples = sampler.sample(exact, DDPM(LINEAR), (1, 32, 32), seeds(16)).double()
     assert samples.mean().item() == pytest.approx(0, abs=4 * np.sqrt(s2 / samples.numel()))
     assert samples.var().item() == pytest.approx(s2, rel=0.05)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(), DDIM(steps=9, eta=0.5)])
+@pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(steps=9, eta=0.5)])
 def test_samples_are_a_function_of_their_seeds_alone(sampler):
     """The same seeds one by one, in two batches or in another order give the same bits; other seeds other images."""
     schedule = NoiseSchedule(T=30)
-    together = sampler.sample(bent, schedule, SHAPE, seeds(6))
-    singly = torch.cat([sampler.sample(bent, schedule, SHAPE, seed[None]) for seed in seeds(6)])
+    together = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(6))
+    singly = torch.cat([sampler.sample(bent, DDPM(schedule), SHAPE, seed[None]) for seed in seeds(6)])
     assert torch.equal(singly, together)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert torch.equal(sampler.sample(bent, schedule, SHAPE, seeds(6)[order]), together[order])
+    assert torch.equal(sampler.sample(bent, DDPM(schedule), SHAPE, seeds(6)[order]), together[order])
     assert len(together.flatten(1).unique(dim=0)) == 6
 
 
@@ -183,8 +188,8 @@ def test_noise_is_standard_normal_and_new_in_every_step():
     def nothing(x_t, t):
         return torch.zeros_like(x_t)
 
-    schedule, sampler = NoiseSchedule(T=6), DDPM(clip=False)
-    trajectory = sampler.sample(nothing, schedule, (1, 40, 40), seeds(4), trajectory=True)
+    schedule, sampler = NoiseSchedule(T=6), DDPMSampler(clip=False)
+    trajectory = sampler.sample(nothing, DDPM(schedule), (1, 40, 40), seeds(4), trajectory=True)
     noise = NoiseOf(trajectory, sampler, schedule, nothing).noise
     series = torch.stack([trajectory.states[:, 0], *(noise[t] for t in range(2, 7))]).flatten(2).flatten(0, 1)
     # 24 series of 1,600 numbers: correlations are 0 ± 1/40.
@@ -193,15 +198,17 @@ def test_noise_is_standard_normal_and_new_in_every_step():
     assert series.var().item() == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(), DDIM(steps=4)])
+@pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(steps=4)])
 def test_trajectories_end_in_the_samples(sampler):
     """``trajectory=True`` gives S + 1 states from the noise of all samplers to the sample itself, and the S timesteps left."""
     schedule = NoiseSchedule(T=12)
-    trajectory = sampler.sample(bent, schedule, SHAPE, seeds(2), trajectory=True)
+    trajectory = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(2), trajectory=True)
     assert trajectory.states.shape == (2, len(trajectory.timesteps) + 1, *SHAPE)
     assert trajectory.timesteps.tolist() == sampler.timesteps(12)
-    assert torch.equal(trajectory.images, sampler.sample(bent, schedule, SHAPE, seeds(2)))
-    assert torch.equal(trajectory.states[:, 0], DDPM().sample(bent, schedule, SHAPE, seeds(2), trajectory=True).states[:, 0])
+    assert torch.equal(trajectory.images, sampler.sample(bent, DDPM(schedule), SHAPE, seeds(2)))
+    assert torch.equal(
+        trajectory.states[:, 0], DDPMSampler().sample(bent, DDPM(schedule), SHAPE, seeds(2), trajectory=True).states[:, 0]
+    )
 
 
 def test_networks_sample_in_eval_mode_and_are_left_as_they_were():
@@ -219,8 +226,8 @@ def test_networks_sample_in_eval_mode_and_are_left_as_they_were():
             return self.net(x)
 
     network, calls = Network(), []
-    one = DDIM(steps=3).sample(network, LINEAR, SHAPE, seeds(2), progress=lambda *step: calls.append(step))
-    assert torch.equal(DDIM(steps=3).sample(network, LINEAR, SHAPE, seeds(2)), one)
+    one = DDIMSampler(steps=3).sample(network, DDPM(LINEAR), SHAPE, seeds(2), progress=lambda *step: calls.append(step))
+    assert torch.equal(DDIMSampler(steps=3).sample(network, DDPM(LINEAR), SHAPE, seeds(2)), one)
     assert not one.requires_grad
     assert (network.training, net[0].training, net[1].training) == (True, True, False)
     assert calls == [(1, 3), (2, 3), (3, 3)]
@@ -229,9 +236,9 @@ def test_networks_sample_in_eval_mode_and_are_left_as_they_were():
 def test_impossible_samplers_are_errors():
     """The message names the setting; weights that are not finite do not pass for images."""
     with pytest.raises(ValueError, match=r"diffusion\.sampler\.steps=11.*T=10"):
-        DDIM(steps=11).sample(bent, NoiseSchedule(T=10), SHAPE, seeds(1))
+        DDIMSampler(steps=11).sample(bent, DDPM(NoiseSchedule(T=10)), SHAPE, seeds(1))
     for settings in ({"steps": 0}, {"eta": 1.5}):
         with pytest.raises(ValueError, match=r"diffusion\.sampler"):
-            DDIM(**settings)
+            DDIMSampler(**settings)
     with pytest.raises(FloatingPointError, match="diverged"):
-        DDIM(steps=2).sample(lambda x, t: x * torch.nan, LINEAR, SHAPE, seeds(1))
+        DDIMSampler(steps=2).sample(lambda x, t: x * torch.nan, DDPM(LINEAR), SHAPE, seeds(1))

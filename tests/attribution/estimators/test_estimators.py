@@ -13,11 +13,11 @@ from attribution.gradients import hooks
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory
-from tests.worlds import SCHEDULE, Blobs, Reordered, trained
+from tests.worlds import PROCESS, Blobs, Reordered, trained
 
 RECORD = trained()
 QUERIES = Blobs(n=5, first=900)
-LOSS = Loss(SCHEDULE)
+LOSS = Loss(PROCESS)
 CHECKPOINTS = [4, 9, 12]
 DRAWS = Even(3, noises=2, seed=1)
 
@@ -65,7 +65,7 @@ def transcription(get, normalized, draws, queries=QUERIES):
         eta = record.learning_rate(step)
         trained_at = record.latest_draws(step, train.index)
         G = sides(get, step, train.x0().double(), train.index, trained_at, normalized)
-        Q = sides(get, step, asked.x0().double(), asked.index, draws.draw("query", asked.ids(), SCHEDULE.T), normalized)
+        Q = sides(get, step, asked.x0().double(), asked.index, draws.draw("query", asked.ids(), PROCESS.T), normalized)
         total += eta * Q @ G.T
     return total.numpy()
 
@@ -84,7 +84,7 @@ def test_scores_are_the_equation(get, kind, normalized, draws):
 def test_retrac_is_neither_tracin_nor_a_cosine(get):
     """Claim: the average query gradient is not normalised again: ReTrac's query side is shorter than 1."""
     retrac = estimator(ReTrac).score(RECORD, RECORD.data, QUERIES, get).values
-    draws = DRAWS.draw("query", get(QUERIES).ids(), SCHEDULE.T)
+    draws = DRAWS.draw("query", get(QUERIES).ids(), PROCESS.T)
     Q = sides(get, 4, get(QUERIES).x0().double(), get(QUERIES).index, draws, True)
     assert (Q.norm(dim=1) < 0.999).all()
     assert np.abs(retrac).max() <= sum(get(RECORD).learning_rate(step) for step in CHECKPOINTS)
@@ -196,7 +196,7 @@ def test_positive_scores_mean_that_training_helped(get):
     step, rate = 9, 1e-6
     single = estimator(TracIn, checkpoints=[step]).score(RECORD, RECORD.data, QUERIES, get)
     eta = record.learning_rate(step)
-    draws = DRAWS.draw("query", asked.ids(), SCHEDULE.T)
+    draws = DRAWS.draw("query", asked.ids(), PROCESS.T)
     noise = draws.noise((1, 8, 8), torch.float64)
 
     def cost(network):

@@ -24,11 +24,11 @@ from experiments.models.subsets import RandomSubsets
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import given, randomized
 from tests.references import as_parameters
-from tests.worlds import SCHEDULE, Blobs
+from tests.worlds import OBJECTIVE, PROCESS, Blobs
 
 DRAWS = Uniform(4, seed=6)
 EXACT = ExactGGN(draws=DRAWS, execution=Execution(device="cpu"))
-LOSS = Loss(SCHEDULE)
+LOSS = Loss(PROCESS)
 
 
 def test_matrix_is_the_mean_of_jacobian_products():
@@ -36,12 +36,12 @@ def test_matrix_is_the_mean_of_jacobian_products():
     get, record, train = InMemory(), given(worlds.convolutions), Blobs(n=2)
     basis = get(EXACT.basis(record, train, flips=True))
     model, x0 = record.network(get), get(train).x0().double()
-    x, t, noise = LOSS.inputs(x0, DRAWS.draw("curvature", get(train).ids(), SCHEDULE.T, flips=True))
+    x, t, noise, _ = LOSS.inputs(x0, DRAWS.draw("curvature", get(train).ids(), PROCESS.T, flips=True))
     parameters = dict(model.named_parameters())
 
     def output(i: int, *values: Tensor) -> Tensor:
         given = dict(zip(parameters, values, strict=True))
-        x_t = SCHEDULE.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1])
+        x_t = PROCESS.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1])
         return torch.func.functional_call(model, given, (x_t, t[i : i + 1] - 1)).flatten()
 
     total = 0
@@ -49,7 +49,7 @@ def test_matrix_is_the_mean_of_jacobian_products():
         jacobians = torch.autograd.functional.jacobian(functools.partial(output, i), tuple(parameters.values()))
         J = torch.cat([j.flatten(1) for j in jacobians], 1)
         total = total + (2 / 64) * J.T @ J
-    order = flat_order(model, x0, DRAWS.draw("curvature", get(train).ids(), SCHEDULE.T))
+    order = flat_order(model, x0, DRAWS.draw("curvature", get(train).ids(), PROCESS.T))
     expected = (total / len(t))[order][:, order]
     torch.testing.assert_close(basis.matrix(), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
 
@@ -125,9 +125,9 @@ class LeastSquares(Recorded):
 
 def regression(images: ImageSet, get: Get) -> tuple[Tensor, Tensor]:
     """Inputs with a 1 appended ``[N, K, 17]`` and targets ``[N, K, 16]`` of the linear denoiser at the examples' draws."""
-    draws = DRAWS.draw("curvature", get(images).ids(), SCHEDULE.T, flips=True)
-    x, t, noise = LOSS.inputs(get(images).x0().double(), draws)
-    x_t = SCHEDULE.add_noise(x, t, noise).flatten(1)
+    draws = DRAWS.draw("curvature", get(images).ids(), PROCESS.T, flips=True)
+    x, t, noise, _ = LOSS.inputs(get(images).x0().double(), draws)
+    x_t = PROCESS.add_noise(x, t, noise).flatten(1)
     X = torch.cat([x_t, torch.ones(len(x_t), 1, dtype=x_t.dtype)], 1)
     return X.unflatten(0, (-1, DRAWS.count)), noise.flatten(1).unflatten(0, (-1, DRAWS.count))
 
@@ -145,14 +145,14 @@ class LinearWorld:
 
     def __init__(self, damping: float, n: int = 14):
         get, self.train, queries = InMemory(), Blobs(n=n, size=4), Blobs(n=3, size=4, first=500)
-        self.damping, record = damping, LeastSquares(functools.partial(randomized, worlds.linear), SCHEDULE, self.train)
+        self.damping, record = damping, LeastSquares(functools.partial(randomized, worlds.linear), OBJECTIVE, self.train)
         self.model = record.network(get)
         self.theta = torch.cat([self.model.only.weight, self.model.only.bias[:, None]], 1).detach()
         self.X, self.epsilon = regression(self.train, get)
-        self.query_draws = DRAWS.draw("query", get(queries).ids(), SCHEDULE.T)
+        self.query_draws = DRAWS.draw("query", get(queries).ids(), PROCESS.T)
         self.asked = get(queries).x0().double()
         basis = get(EXACT.basis(record, self.train, flips=True))
-        train_draws = DRAWS.draw("curvature", get(self.train).ids(), SCHEDULE.T, flips=True)
+        train_draws = DRAWS.draw("curvature", get(self.train).ids(), PROCESS.T, flips=True)
         train_side = flat(per_example_gradients(LOSS, self.model, get(self.train).x0().double(), train_draws))
         query_side = flat(per_example_gradients(LOSS, self.model, self.asked, self.query_draws))
         self.tau = query_side @ basis.solve(train_side, damping).T
@@ -161,7 +161,7 @@ class LinearWorld:
         """The queries' mean losses ``[Q]`` after retraining with a weight for every example."""
         parameters = retrained(self.X, self.epsilon, weights, self.damping, self.theta)
         self.model.only.weight.data, self.model.only.bias.data = parameters[:, :-1], parameters[:, -1]
-        x, t, noise = LOSS.inputs(self.asked, self.query_draws)
+        x, t, noise, _ = LOSS.inputs(self.asked, self.query_draws)
         return LOSS(denoiser(self.model), x, t, noise).detach().unflatten(0, (len(self.asked), -1)).mean(1)
 
 

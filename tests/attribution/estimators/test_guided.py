@@ -18,7 +18,7 @@ from attribution.measurements import Loss
 from attribution.nodes import InMemory
 from experiments.store.store import Store
 from tests.references import draw_gradients
-from tests.worlds import SCHEDULE, Blobs, Reordered, trained
+from tests.worlds import PROCESS, Blobs, Reordered, trained
 
 RECORD = trained()
 QUERIES = Blobs(n=5, first=900)
@@ -28,7 +28,7 @@ CPU = Execution(device="cpu")
 
 
 def estimator(kind: Any = Guided, **changes) -> Any:
-    settings = {"measurement": Loss(SCHEDULE), "draws": DRAWS, "checkpoints": CHECKPOINTS, "execution": CPU}
+    settings = {"measurement": Loss(PROCESS), "draws": DRAWS, "checkpoints": CHECKPOINTS, "execution": CPU}
     return kind(**{**settings, **changes})
 
 
@@ -46,7 +46,7 @@ def get():
 
 def gradients(get, step, images, draws):
     """∇ of every draw ``[B, K, P]`` by one backward pass each."""
-    found = draw_gradients(Loss(SCHEDULE), RECORD.network(get, step).double(), images.x0().double(), draws)
+    found = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
     return torch.cat([g.flatten(2) for g in found.values()], 2)
 
 
@@ -63,9 +63,9 @@ def sides(get):
     record, train, asked = get(RECORD), get(RECORD.data), get(QUERIES)
     found = []
     for step in CHECKPOINTS:
-        at = gradients(get, step, train, Fixed([40], seed=1).draw("reference norms", train.ids(), SCHEDULE.T))
+        at = gradients(get, step, train, Fixed([40], seed=1).draw("reference norms", train.ids(), PROCESS.T))
         G = gradients(get, step, train, record.latest_draws(step, train.index))[:, 0]
-        Q = gradients(get, step, asked, DRAWS.draw("query", asked.ids(), SCHEDULE.T))
+        Q = gradients(get, step, asked, DRAWS.draw("query", asked.ids(), PROCESS.T))
         found.append((record.learning_rate(step), at.norm(dim=2)[:, 0], G, (Q / Q.norm(dim=2, keepdim=True)).mean(1)))
     return found
 
@@ -111,7 +111,7 @@ def test_the_default_timestep_has_the_highest_mean_norm(get, monkeypatch):
     monkeypatch.setattr(guided_timestep, "SAMPLE", 5)
     train = get(RECORD.data)
     some = train.take([0, 6, 12, 17, 23])
-    at = Even(7, seed=DRAWS.seed).draw("norm curve", some.ids(), SCHEDULE.T)
+    at = Even(7, seed=DRAWS.seed).draw("norm curve", some.ids(), PROCESS.T)
     expected = gradients(get, 9, some, at).norm(dim=2).mean(0)
     curve = NormCurve(RECORD, RECORD.data, 9, DRAWS.seed, CPU).compute(get)
     np.testing.assert_allclose(curve.norms, expected.numpy(), rtol=1e-6)

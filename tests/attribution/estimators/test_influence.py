@@ -22,7 +22,7 @@ from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps
 from experiments.metrics import common as metrics
 from experiments.store.store import Store
-from tests.worlds import SCHEDULE, UNET, Blobs, Reordered, trained
+from tests.worlds import PROCESS, UNET, Blobs, Reordered, trained
 
 SMALL = functools.partial(UNET, block_out_channels=(4, 8))  # H of a layer is written out
 RECORD = trained(model=SMALL, data=Blobs(n=10), checkpoints=AtSteps([12]))
@@ -32,7 +32,7 @@ CPU = Execution(device="cpu")
 
 def estimator(**changes) -> KFACInfluence:
     settings = {
-        "measurement": SquareNorm(SCHEDULE),
+        "measurement": SquareNorm(PROCESS),
         "draws": Uniform(4, seed=1),
         "curvature": KFAC(draws=Uniform(3, seed=2), execution=CPU),
         "damping": 1e-4,
@@ -52,7 +52,7 @@ def single_gradients(get, measure, images, role, draws, weigh=False):
     engine = PerExampleGradients(network, batch_size=1)
     rows = []
     for i in range(len(images)):
-        drawn = draws.draw(role, images.ids([i]), SCHEDULE.T)
+        drawn = draws.draw(role, images.ids([i]), PROCESS.T)
         found = []
         for k in range(drawn.count):
             g = engine.capture(measure, images.x0([i]), drawn.columns(slice(k, k + 1))).mean()
@@ -66,7 +66,7 @@ def explicit(get, how, damping, weigh=False):
     """Σ_layers vec(q)ᵀ (H_layer + λI)⁻¹ vec(z) with H_layer = B ⊗ A written out."""
     basis = get(how.curvature.basis(RECORD, RECORD.data))
     q = single_gradients(get, how.measurement, get(QUERIES), "query", how.draws, weigh)
-    z = single_gradients(get, Loss(SCHEDULE), get(RECORD.data), "attribution", how.draws)
+    z = single_gradients(get, Loss(PROCESS), get(RECORD.data), "attribution", how.draws)
     total = torch.zeros(len(q), len(z), dtype=torch.float64)
     for layer in basis.layers:
         QA, QB = basis.QA[layer].double(), basis.QB[layer].double()
@@ -256,8 +256,8 @@ def test_norms_by_timestep_are_means_over_their_stretch(get):
     node = TimestepNorms(RECORD, RECORD.data, seed=0, execution=CPU)
     table, images = get(node), get(RECORD.data)
     assert node.draws * len(images) >= 50 * 40
-    draws = Uniform(node.draws, 0).draw("norms", images.ids(), SCHEDULE.T)
-    norms = PerExampleGradients(RECORD.network(get)).capture(Loss(SCHEDULE), images.x0(), draws).norms()
+    draws = Uniform(node.draws, 0).draw("norms", images.ids(), PROCESS.T)
+    norms = PerExampleGradients(RECORD.network(get)).capture(Loss(PROCESS), images.x0(), draws).norms()
     for stretch in range(50):  # of two timesteps: T is 100
         inside = (draws.timestep > 2 * stretch) & (draws.timestep <= 2 * (stretch + 1))
         np.testing.assert_allclose(table.norms[2 * stretch : 2 * (stretch + 1)], float(norms[inside].mean()), rtol=1e-5)

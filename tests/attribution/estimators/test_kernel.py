@@ -22,16 +22,16 @@ from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademach
 from attribution.training.checkpoints import AtSteps
 from experiments.models.samples import Samples
 from experiments.store.store import Store
-from tests.worlds import SCHEDULE, UNET, Blobs, trained
+from tests.worlds import PROCESS, UNET, Blobs, trained
 
 SMALL = functools.partial(UNET, block_out_channels=(4, 8))
 RECORD = trained(model=SMALL, data=Blobs(n=10), checkpoints=AtSteps([6, 12]))
 QUERIES = Blobs(n=3, first=900)
 CPU = Execution(device="cpu")
-LOSS = Loss(SCHEDULE)
+LOSS = Loss(PROCESS)
 DAMPING = 1e-3
-FEATURES = [LOSS, SquareNorm(SCHEDULE), OutputMean(SCHEDULE), OutputNorm(SCHEDULE, 1), OutputNorm(SCHEDULE, 2)]
-FEATURES += [OutputNorm(SCHEDULE, float("inf")), ElboWeighted(SCHEDULE), Interpolated(SCHEDULE, 0.3)]
+FEATURES = [LOSS, SquareNorm(PROCESS), OutputMean(PROCESS), OutputNorm(PROCESS, 1), OutputNorm(PROCESS, 2)]
+FEATURES += [OutputNorm(PROCESS, float("inf")), ElboWeighted(PROCESS), Interpolated(PROCESS, 0.3)]
 
 
 def estimator(kind=TRAK, feature=LOSS, **changes):
@@ -143,10 +143,10 @@ def test_relatives_are_their_equations(get, kind, damping):
 
 def test_dtrak_meets_trak_and_square(get):
     """Claim: the interpolation with η = ½ at λ/4 scores as TRAK at λ, and with η = 1 as the square."""
-    half = only(estimator(feature=Interpolated(SCHEDULE, 0.5), damping=DAMPING / 4), get)
+    half = only(estimator(feature=Interpolated(PROCESS, 0.5), damping=DAMPING / 4), get)
     np.testing.assert_allclose(half, only(estimator(), get), rtol=1e-4)
-    whole = only(estimator(feature=Interpolated(SCHEDULE, 1.0)), get)
-    np.testing.assert_allclose(whole, only(estimator(feature=SquareNorm(SCHEDULE)), get), rtol=1e-4)
+    whole = only(estimator(feature=Interpolated(PROCESS, 1.0)), get)
+    np.testing.assert_allclose(whole, only(estimator(feature=SquareNorm(PROCESS)), get), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [TRAK, RelativeIF, RenormIF])
@@ -287,12 +287,12 @@ def test_ensembles_are_means_over_training_seeds(get):
 
 def test_journey_is_the_loss_at_the_models_own_images(get):
     """Claim: Journey-TRAK's query feature is the mean over sampling steps of the loss's gradient at the re-noised estimates."""
-    from attribution.diffusion.samplers import DDIM
+    from attribution.diffusion.samplers import DDIMSampler
 
-    sampler = DDIM(steps=5)
+    sampler = DDIMSampler(steps=5)
     samples = Samples(record=RECORD, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=CPU)
     draws = Even(5, seed=1)
-    how = estimator(query_feature=JourneyLoss(SCHEDULE, sampler), draws=draws)
+    how = estimator(query_feature=JourneyLoss(PROCESS, sampler), draws=draws)
     found = only(how, get, samples)
 
     network = RECORD.network(get).double()
@@ -317,7 +317,7 @@ def test_journey_is_the_loss_at_the_models_own_images(get):
     z = gradients(get, LOSS, get(RECORD.data), "attribution", draws)
     expected = q @ solved(z, DAMPING)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    with pytest.raises(ValueError, match="take generated queries"):
+    with pytest.raises(ValueError, match="use generated queries"):
         how.scores(RECORD, RECORD.data, QUERIES)
 
 

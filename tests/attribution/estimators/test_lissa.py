@@ -22,9 +22,9 @@ from attribution.nodes import InMemory
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import given
 from tests.attribution.estimators.test_exact import flat_order
-from tests.worlds import SCHEDULE, Blobs, Reordered
+from tests.worlds import PROCESS, Blobs, Reordered
 
-LOSS = Loss(SCHEDULE)
+LOSS = Loss(PROCESS)
 DRAWS = Uniform(3, seed=5)
 TRAIN = Blobs(n=6, size=4)
 QUERIES = Blobs(n=3, first=900, size=4)
@@ -47,7 +47,7 @@ def get():
 def whole(get, flips=False) -> tuple[torch.nn.Module, Tensor, Draws]:
     """The network, the training images and all their draws."""
     train = get(TRAIN)
-    return RECORD.network(get), train.x0().double(), DRAWS.draw("curvature", train.ids(), SCHEDULE.T, flips)
+    return RECORD.network(get), train.x0().double(), DRAWS.draw("curvature", train.ids(), PROCESS.T, flips)
 
 
 def hessian(model: torch.nn.Module, x0: Tensor, draws: Draws) -> Tensor:
@@ -59,7 +59,7 @@ def hessian(model: torch.nn.Module, x0: Tensor, draws: Draws) -> Tensor:
     def mean(theta: Tensor) -> Tensor:
         split = zip(parameters.items(), theta.split(sizes), strict=True)
         values = {name: part.view_as(p) for (name, p), part in split}
-        return LOSS(lambda x, t: torch.func.functional_call(model, values, (x, t - 1)), *rows).mean()
+        return LOSS(lambda x, t, _: torch.func.functional_call(model, values, (x, t - 1)), *rows).mean()
 
     start = torch.cat([p.detach().flatten() for p in parameters.values()])
     order = flat_order(model, x0, draws)
@@ -71,8 +71,8 @@ def gauss_newton(model: torch.nn.Module, x0: Tensor, draws: Draws) -> Tensor:
     rows = []
     for b in range(len(x0)):
         for k in range(draws.count):
-            inputs = OutputProbe(SCHEDULE).inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)))
-            g = torch.autograd.grad(OutputProbe(SCHEDULE)(denoiser(model), *inputs).sum(), list(model.parameters()))
+            inputs = OutputProbe(PROCESS).inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)))
+            g = torch.autograd.grad(OutputProbe(PROCESS)(denoiser(model), *inputs).sum(), list(model.parameters()))
             rows.append(torch.cat([part.flatten() for part in g]))
     order = flat_order(model, x0, draws)
     J = torch.stack(rows)[:, order]
@@ -88,7 +88,7 @@ def test_products_are_the_matrix_times_vectors(get, product, dense, world):
     """Claim: H v with H by autograd, all parameters, norms and biases included; passes of any size."""
     train = worlds.blobs(world.__name__, 2)
     x0, model = get(train).x0().double(), given(world).network(get)
-    draws = DRAWS.draw("curvature", get(train).ids(), SCHEDULE.T, True)
+    draws = DRAWS.draw("curvature", get(train).ids(), PROCESS.T, True)
     random = torch.Generator().manual_seed(1)
     v = {
         name: torch.randn(4, *block.shape[1:], generator=random, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_hessian_of_a_unet_with_attention():
 def exact(get, matrix: Tensor, damping: float) -> np.ndarray:
     """∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z) by a dense solver."""
     model, queries, train = RECORD.network(get), get(QUERIES), get(TRAIN)
-    T = SCHEDULE.T
+    T = PROCESS.T
     v = flat(per_example_gradients(LOSS, model, queries.x0().double(), DRAWS.draw("query", queries.ids(), T)))
     z = flat(per_example_gradients(LOSS, model, train.x0().double(), DRAWS.draw("attribution", train.ids(), T)))
     return (v @ torch.linalg.solve(matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype), z.T)).numpy()
@@ -158,8 +158,8 @@ def test_mini_batches_are_nearly_unbiased(get, monkeypatch):
     how = lissa(damping=damping, scale=8 * damping, depth=50, batch_size=6)
     model, queries, train = RECORD.network(get), get(QUERIES), get(TRAIN)
     engine = PerExampleGradients(model)
-    v = per_example_gradients(LOSS, model, queries.x0().double(), DRAWS.draw("query", queries.ids(), SCHEDULE.T))
-    z = flat(per_example_gradients(LOSS, model, train.x0().double(), DRAWS.draw("attribution", train.ids(), SCHEDULE.T)))
+    v = per_example_gradients(LOSS, model, queries.x0().double(), DRAWS.draw("query", queries.ids(), PROCESS.T))
+    z = flat(per_example_gradients(LOSS, model, train.x0().double(), DRAWS.draw("attribution", train.ids(), PROCESS.T)))
     # Each recursion on its own.
     found = []
     for number in range(10):

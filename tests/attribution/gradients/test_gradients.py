@@ -15,21 +15,21 @@ from attribution.gradients.per_example import PerExampleGradients, per_example_g
 from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Loss, Measure
 from tests.references import as_parameters, draw_gradients, draw_norms
-from tests.worlds import SCHEDULE, UNET
+from tests.worlds import PROCESS, UNET
 
-LOSS = Loss(SCHEDULE)
+LOSS = Loss(PROCESS)
 
 
 @dataclass(frozen=True)
 class Bent(Measure):
     """A cost of any output, different for every number of it."""
 
-    def __call__(self, denoise, x0, t, noise):
-        output = denoise(self.schedule.add_noise(x0, t, noise), t).flatten(1)
+    def __call__(self, denoise, x0, t, noise, condition=None):
+        output = denoise(self.process.add_noise(x0, t, noise), t).flatten(1)
         return torch.sin(output + torch.arange(output.shape[1]).to(output)).sum(1)
 
 
-BENT = Bent(SCHEDULE)
+BENT = Bent(PROCESS)
 
 
 class Net(nn.Module):
@@ -47,7 +47,7 @@ class Net(nn.Module):
 
 def batch(B: int = 3, K: int = 2, size: int = 6, channels: int = 4) -> tuple[Tensor, Draws]:
     x0 = torch.rand(B, channels, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
-    return x0, Uniform(K).draw("test", torch.arange(B) + 40, SCHEDULE.T, flips=True)
+    return x0, Uniform(K).draw("test", torch.arange(B) + 40, PROCESS.T, flips=True)
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -410,19 +410,19 @@ def test_other_mistakes_are_errors_that_say_so():
 
     @dataclass(frozen=True)
     class Mean(Measure):
-        def __call__(self, denoise, x0, t, noise):
+        def __call__(self, denoise, x0, t, noise, condition=None):
             return denoise(x0, t).mean()
 
     @dataclass(frozen=True)
     class Infinite(Measure):
-        def __call__(self, denoise, x0, t, noise):
+        def __call__(self, denoise, x0, t, noise, condition=None):
             return denoise(x0, t).flatten(1).sum(1) / 0
 
     gradients = PerExampleGradients(randomized(Net(lambda m, x: m.a(x), a=nn.Linear(6, 6))))
     with pytest.raises(ValueError, match=r"Mean returned costs \[\] for 4 rows"):
-        gradients.capture(Mean(SCHEDULE), x0, draws)
+        gradients.capture(Mean(PROCESS), x0, draws)
     with pytest.raises(FloatingPointError, match=r"a\.weight is not finite at t = "):
-        gradients.capture(Infinite(SCHEDULE), x0, draws)
+        gradients.capture(Infinite(PROCESS), x0, draws)
     with pytest.raises(ValueError, match=r"weights \[3\] for draws \[3, 2\]"):
         gradients.capture(BENT, x0, draws).mean(torch.ones(3))
     with pytest.raises(ValueError, match="x0 has 2 examples, the draws are of 3"):
@@ -453,13 +453,13 @@ def test_the_model_is_left_as_it_was(fails):
 
     @dataclass(frozen=True)
     class Failing(Measure):
-        def __call__(self, denoise, x0, t, noise):
+        def __call__(self, denoise, x0, t, noise, condition=None):
             output = denoise(x0, t)
             output.register_hook(lambda gradient: 1 / 0)
             return output.flatten(1).sum(1)
 
     if fails:
-        captured = gradients.capture(Failing(SCHEDULE), x0, draws)
+        captured = gradients.capture(Failing(PROCESS), x0, draws)
         for ask in (captured.mean, captured.norms):
             with pytest.raises(ZeroDivisionError):
                 ask()

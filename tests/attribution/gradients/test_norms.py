@@ -18,7 +18,7 @@ from attribution.measurements import Loss
 from attribution.models.pipeline import Pipeline
 from attribution.nodes import InMemory
 from tests.references import draw_gradients, draw_norms
-from tests.worlds import SCHEDULE, UNET, Blobs, trained
+from tests.worlds import PROCESS, UNET, Blobs, trained
 
 RECORD = trained()
 CHECKPOINTS = [4, 9]
@@ -51,7 +51,7 @@ def slow_gradients(get, step, timesteps=None):
     draws = get(RECORD).latest_draws(step, images.index)
     draws = draws if timesteps is None else at(draws, timesteps)
     network = RECORD.network(get, step).double()
-    found = draw_gradients(Loss(SCHEDULE), network, images.x0().double(), draws)
+    found = draw_gradients(Loss(PROCESS), network, images.x0().double(), draws)
     return torch.cat([g.flatten(2) for g in found.values()], 2), draws
 
 
@@ -70,8 +70,8 @@ def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
     images = get(POOL)
     for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
         of = AtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
-        draws = scheme.draw("a role", images.ids(), SCHEDULE.T)
-        slow = draw_gradients(Loss(SCHEDULE), RECORD.network(get, step).double(), images.x0().double(), draws)
+        draws = scheme.draw("a role", images.ids(), PROCESS.T)
+        slow = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
         np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
 
 
@@ -129,7 +129,7 @@ class AsRecorded(Timing):
 
 
 def tracin():
-    return TracIn(measurement=Loss(SCHEDULE), draws=Fixed([20, 60], seed=1), checkpoints=CHECKPOINTS, execution=CPU)
+    return TracIn(measurement=Loss(PROCESS), draws=Fixed([20, 60], seed=1), checkpoints=CHECKPOINTS, execution=CPU)
 
 
 def scores_at(get, timing):
@@ -147,8 +147,8 @@ def test_scores_at_t_max_are_the_equation_there(get):
     expected = torch.zeros(2, 8, dtype=torch.float64)
     for step in CHECKPOINTS:
         network = RECORD.network(get, step).double()
-        drawn = tracin().draws.draw("query", queries.ids(), SCHEDULE.T)
-        sides = draw_gradients(Loss(SCHEDULE), network, queries.x0().double(), drawn)
+        drawn = tracin().draws.draw("query", queries.ids(), PROCESS.T)
+        sides = draw_gradients(Loss(PROCESS), network, queries.x0().double(), drawn)
         Q = torch.cat([g.mean(1).flatten(1) for g in sides.values()], 1)
         gradients, _ = slow_gradients(get, step, timesteps=GRID)
         G = torch.stack([of_image[of_image.norm(dim=1).argmax()] for of_image in gradients])
@@ -162,7 +162,7 @@ def test_random_timesteps_cover_the_schedule(get):
     drawn = AtRandom(3).timesteps(RECORD, images, CHECKPOINTS, get)
     assert drawn.shape == (2, 500)
     assert drawn.min() >= 1
-    assert drawn.max() <= SCHEDULE.T
+    assert drawn.max() <= PROCESS.T
     assert abs(drawn.mean() - 50.5) < 3
     assert abs(np.corrcoef(drawn)[0, 1]) < 0.15
     np.testing.assert_array_equal(drawn, AtRandom(3).timesteps(RECORD, images, CHECKPOINTS, get))
@@ -184,7 +184,7 @@ def test_norms_of_a_pretrained_pipeline(pipeline, get):
     found, images = get(GradientNorms(of)), get(POOL)
     network = diffusers.DDPMPipeline.from_pretrained(pipeline).unet.double()
     draws = Uniform(2, seed=5).draw("norms", images.ids(), 100)
-    slow = draw_norms(draw_gradients(Loss(SCHEDULE), network, images.x0().double()[:5], draws.rows(slice(0, 5))))
+    slow = draw_norms(draw_gradients(Loss(PROCESS), network, images.x0().double()[:5], draws.rows(slice(0, 5))))
     np.testing.assert_allclose(found.norms[0, :5], slow, rtol=1e-3)
     np.testing.assert_array_equal(found.timestep[0], draws.timestep)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attribution.curvature import KFAC
-from attribution.diffusion.samplers import DDIM
+from attribution.diffusion.samplers import DDIMSampler
 from attribution.estimators import ReTrac, TracIn
 from attribution.estimators.balance import Balance
 from attribution.estimators.influence import KFACInfluence
@@ -17,7 +17,7 @@ from attribution.images.bins import ALL, bin_of, labels
 from attribution.images.draws import Uniform
 from attribution.measurements import Loss, LossAtT, SquareNorm, TrajectoryLikelihood
 from attribution.nodes import InMemory
-from tests.worlds import SCHEDULE, Blobs, trained
+from tests.worlds import PROCESS, Blobs, trained
 
 RECORD = trained()
 QUERIES = Blobs(n=3, first=900)
@@ -32,7 +32,7 @@ def get():
 
 def kfac(**changes) -> KFACInfluence:
     settings = {
-        "measurement": SquareNorm(SCHEDULE),
+        "measurement": SquareNorm(PROCESS),
         "draws": Uniform(6, seed=1, bins=BINS),
         "curvature": KFAC(draws=Uniform(2, seed=2), execution=CPU),
         "damping": 1e-4,
@@ -78,11 +78,11 @@ def test_pairs_add_up_to_the_whole(get, how, batch_size):
 @pytest.mark.parametrize("kind", [TracIn, ReTrac])
 def test_training_examples_count_where_they_were_trained(get, kind):
     """Claim: at one checkpoint an example has scores in the bin of its recorded draw only; query bins add up to the plain score."""
-    settings = {"measurement": Loss(SCHEDULE), "checkpoints": [9], "execution": CPU}
+    settings = {"measurement": Loss(PROCESS), "checkpoints": [9], "execution": CPU}
     binned = kind(draws=Uniform(6, seed=1, bins=BINS), **settings).score(RECORD, RECORD.data, QUERIES, get)
     plain = kind(draws=Uniform(6, seed=1), **settings).score(RECORD, RECORD.data, QUERIES, get)
     visited = get(RECORD).latest_draws(9, get(RECORD.data).index).timestep[:, 0]
-    of = bin_of(visited, BINS, SCHEDULE.T).numpy()
+    of = bin_of(visited, BINS, PROCESS.T).numpy()
     for b in range(BINS):
         assert (binned.values[:, 1 + b][:, :, of != b] == 0).all()
         assert (binned.values[0, 1 + b][:, of == b] != 0).all()
@@ -99,21 +99,21 @@ def test_a_pair_is_the_product_of_its_bins(get):
     basis = get(how.curvature.basis(RECORD, RECORD.data))
 
     def part(images, role, measure, b):
-        draws = how.draws.draw(role, images.ids(), SCHEDULE.T)
+        draws = how.draws.draw(role, images.ids(), PROCESS.T)
         engine = PerExampleGradients(RECORD.network(get), batch_size=1)
         found = []
         for row in range(len(images)):
             total = dict.fromkeys(basis.layers, 0.0)
             for k in range(6):
                 one = draws.rows(slice(row, row + 1)).columns(slice(k, k + 1))
-                if (int(one.timestep) - 1) * BINS // SCHEDULE.T == b:
+                if (int(one.timestep) - 1) * BINS // PROCESS.T == b:
                     g = engine.capture(measure, images.x0([row]), one).mean()
                     total = {layer: total[layer] + g[layer][0].double() / 6 for layer in basis.layers}
             found.append(total)
         return found
 
     q = part(get(QUERIES), "query", how.measurement, 1)
-    z = part(get(RECORD.data), "attribution", Loss(SCHEDULE), 2)
+    z = part(get(RECORD.data), "attribution", Loss(PROCESS), 2)
     expected = np.zeros((3, 24))
     for row, left in enumerate(q):
         for column, right in enumerate(z):
@@ -128,14 +128,14 @@ def test_a_pair_is_the_product_of_its_bins(get):
 
 def test_bins_are_of_the_timesteps_that_are_measured(get):
     """Claim: a measure at one timestep has all its gradients in that bin, whatever was drawn; a trajectory's step in its."""
-    how = kfac(measurement=LossAtT(SCHEDULE, 50))
+    how = kfac(measurement=LossAtT(PROCESS, 50))
     scores = how.score(RECORD, RECORD.data, QUERIES, get)
     assert (scores.at(damping=1e-4, draws=6, query_bin="1-34", train_bin="all").values == 0).all()
     whole, own = (scores.at(damping=1e-4, draws=6, query_bin=b, train_bin="all").values for b in ("all", "35-67"))
     np.testing.assert_allclose(own, whole, rtol=1e-5)
-    draws = Uniform(50).draw("query", torch.arange(3), SCHEDULE.T)
-    steps = TrajectoryLikelihood(SCHEDULE, DDIM(steps=7, eta=1.0)).timesteps(draws)
-    allowed = torch.tensor(sorted(DDIM(steps=7).timesteps(SCHEDULE.T)))
+    draws = Uniform(50).draw("query", torch.arange(3), PROCESS.T)
+    steps = TrajectoryLikelihood(PROCESS, DDIMSampler(steps=7, eta=1.0)).timesteps(draws)
+    allowed = torch.tensor(sorted(DDIMSampler(steps=7).timesteps(PROCESS.T)))
     expected = torch.stack([allowed[allowed <= t].max() for t in draws.timestep.flatten()]).view_as(steps)
     assert torch.equal(steps, expected)
 
@@ -144,7 +144,7 @@ def test_variants_name_their_bins(get):
     """Claim: every pair is a variant of its own, told apart by its bins."""
     how = kfac()
     variants = how.variants(how.score(RECORD, RECORD.data, QUERIES, get))
-    names = labels(BINS, SCHEDULE.T)
+    names = labels(BINS, PROCESS.T)
     assert [settings for settings, _ in variants] == [{"query_bin": q, "train_bin": t} for q in names for t in names]
     assert all(scores.values.shape == (3, 24) for _, scores in variants)
 

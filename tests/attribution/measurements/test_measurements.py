@@ -11,13 +11,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from scipy import integrate, stats
 
-from attribution.diffusion import NoiseSchedule
+from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.gradients.per_example import per_example_gradients
 from attribution.images.draws import Even
 from attribution.measurements import Elbo, ElboWeighted, Loss, LossAtT, SquareNorm, decoder, elbo
 from attribution.measurements.base import Measure
 from experiments import figures
-from tests.worlds import SCHEDULE, UNET
+from tests.worlds import PROCESS, UNET
 
 CONF = Path(__file__).parents[3] / "conf"
 SHORT = NoiseSchedule(T=12, beta_start=0.01, beta_end=0.4)
@@ -25,7 +25,7 @@ SHAPE = (2, 3, 3)
 LEVELS = 16
 
 
-def bent(x_t, t):
+def bent(x_t, t, condition=None):
     """A denoiser that is neither linear nor blind to t, and no good."""
     return torch.tanh(1.5 * x_t + 0.3) * (0.4 + 0.6 * t.to(x_t)[:, None, None, None] / 1000)
 
@@ -43,7 +43,7 @@ def noises(n: int, seed: int = 0) -> torch.Tensor:
 
 def every_t(measure: Measure, x0: torch.Tensor, noise: torch.Tensor, denoise=bent) -> np.ndarray:
     """The cost of one image at t = 1..T with the same noise."""
-    T = measure.schedule.T
+    T = measure.process.T
     t = torch.arange(1, T + 1)
     return measure(denoise, x0.expand(T, *x0.shape), t, noise.expand(T, *noise.shape)).numpy()
 
@@ -92,7 +92,7 @@ def test_loss_is_the_mean_square_error():
         output = bent(math.sqrt(bar) * x0[b : b + 1] + math.sqrt(1 - bar) * noise[b : b + 1], t[b : b + 1])[0]
         expected = {Loss: np.mean((noise[b] - output).numpy() ** 2), SquareNorm: np.mean(output.numpy() ** 2)}
         for measure, value in expected.items():
-            assert measure(SHORT)(bent, x0, t, noise)[b].item() == pytest.approx(value, rel=1e-12)
+            assert measure(DDPM(SHORT))(bent, x0, t, noise)[b].item() == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize("levels", [1, 16, 255])
@@ -101,11 +101,11 @@ def test_elbo_is_the_bound_written_out(schedule, levels):
     """Each draw is T · L_{t-1} + L_T: KL terms from means and variances of the posterior, the decoder from cdfs."""
     x0, noise = images(1, levels)[0], noises(1)[0]
 
-    def decent(x_t, t):  # so that the float64 cdfs of the reference have digits
+    def decent(x_t, t, condition=None):  # so that the float64 cdfs of the reference have digits
         return noise + 0.1 * bent(x_t, t)
 
     prior, terms = slow_bound(schedule, x0.numpy(), noise.numpy(), levels, decent)
-    costs = every_t(Elbo(schedule, levels), x0, noise, decent)
+    costs = every_t(Elbo(DDPM(schedule), levels), x0, noise, decent)
     np.testing.assert_allclose(costs, schedule.T * np.array(terms) + prior, rtol=1e-9)
     assert costs.mean() == pytest.approx(prior + sum(terms), rel=1e-9)
 
@@ -116,7 +116,7 @@ def test_elbo_bounds_the_probability_of_the_image():
     bars, sigma = schedule.alpha_bars, math.sqrt(elbo.small_variances(schedule)[1])
     values = torch.tensor([-1, -1 / 3, 1 / 3, 1], dtype=torch.float64)
 
-    def denoise(x_t, t):
+    def denoise(x_t, t, condition=None):
         """The best: from the posterior mean of x_0, all values being equally likely."""
         bar = torch.from_numpy(bars)[t][:, None, None, None]
         posterior = torch.softmax(-((x_t - bar.sqrt() * values) ** 2) / (2 * (1 - bar)), dim=-1)
@@ -135,7 +135,7 @@ def test_elbo_bounds_the_probability_of_the_image():
         above = 1.0 if pixel == 1 else stats.norm.cdf(pixel + 1 / levels, mean[1], sigma)
         below = 0.0 if pixel == -1 else stats.norm.cdf(pixel - 1 / levels, mean[1], sigma)
         probability = integrate.trapezoid((above - below) * density_1, grid)
-        costs = [Elbo(schedule, levels)(denoise, torch.full_like(noise, pixel), torch.full((60,), t), noise) for t in (1, 2)]
+        costs = [Elbo(DDPM(schedule), levels)(denoise, torch.full_like(noise, pixel), torch.full((60,), t), noise) for t in (1, 2)]
         expected = np.mean([cost.numpy() @ weights / weights.sum() for cost in costs])
         assert 0 < expected + math.log(probability) < 0.4
         total += probability
@@ -162,13 +162,13 @@ def test_weights_are_the_formulas_and_diffusers_variances(kind):
 def test_elbo_weighted_is_the_bound_of_the_large_variance():
     """T · w_t · sum of squares: what θ changes in the KL terms with σ_t² = β_t, and the same formula at t = 1."""
     x0, noise = images(1)[0], noises(1)[0]
-    losses = every_t(Loss(SHORT), x0, noise) * x0.numel()
+    losses = every_t(Loss(DDPM(SHORT)), x0, noise) * x0.numel()
     weights = SHORT.betas / (2 * (1 - SHORT.betas) * (1 - np.cumprod(1 - SHORT.betas)))
-    costs = every_t(ElboWeighted(SHORT), x0, noise)
+    costs = every_t(ElboWeighted(DDPM(SHORT)), x0, noise)
     np.testing.assert_allclose(costs, 12 * weights * losses, rtol=1e-12)
     t = 7
     bar, beta = SHORT.alpha_bars, SHORT.betas[t - 1]
-    x_t = SHORT.add_noise(x0[None], torch.tensor([t]), noise[None])
+    x_t = DDPM(SHORT).add_noise(x0[None], torch.tensor([t]), noise[None])
     means = []
     for epsilon in (noise[None], bent(x_t, torch.tensor([t]))):  # eq. 11 with the true noise is the mean of the posterior
         means.append((x_t - beta / math.sqrt(1 - bar[t]) * epsilon) / math.sqrt(1 - beta))
@@ -180,11 +180,11 @@ def test_the_best_denoiser_of_gaussian_data_is_known():
     """For x_0 ~ N(0, I) it is √(1-ᾱ_t) x_t, with E‖ε - ε_θ‖² = d·ᾱ_t: the weighted loss is Σ w_t d ᾱ_t and least for this one."""
 
     def best(x_t, t, factor=1.0):
-        return factor * (1 - SHORT.alpha_bar(t, x_t.dtype)).sqrt()[:, None, None, None] * x_t
+        return factor * (1 - torch.from_numpy(SHORT.alpha_bars)[t]).sqrt()[:, None, None, None] * x_t
 
     n = 8000
     x0, noise, t = noises(n, 1), noises(n, 2), 1 + torch.arange(n) % 12
-    found = {f: ElboWeighted(SHORT)(lambda x, t, f=f: best(x, t, f), x0, t, noise) for f in (0.8, 1.0, 1.2)}
+    found = {f: ElboWeighted(DDPM(SHORT))(lambda x, t, _, f=f: best(x, t, f), x0, t, noise) for f in (0.8, 1.0, 1.2)}
     weights = SHORT.betas / (2 * (1 - SHORT.betas) * (1 - SHORT.alpha_bars[1:]))
     expected = 18 * (weights * SHORT.alpha_bars[1:]).sum()
     error = 4 * found[1.0].std().item() / math.sqrt(n)
@@ -239,8 +239,8 @@ def test_gradients_are_finite_in_float32(size):
     x0 = torch.linspace(-1, 1, 18).view(1, *SHAPE).expand(4, *SHAPE)
     for levels in (1, 16, 255, 65535):
         scale = torch.tensor(size, requires_grad=True)
-        cost = Elbo(NoiseSchedule(), levels)(
-            lambda x, t, s=scale: s * x.sign(), x0, torch.tensor([1, 1, 2, 1000]), noises(4).float()
+        cost = Elbo(DDPM(NoiseSchedule()), levels)(
+            lambda x, t, _, s=scale: s * x.sign(), x0, torch.tensor([1, 1, 2, 1000]), noises(4).float()
         )
         cost.sum().backward()
         assert cost.isfinite().all()
@@ -255,7 +255,9 @@ def test_elbo_in_float32_is_that_in_float64():
 
     def of(dtype):
         scale = torch.tensor(0.7, dtype=dtype, requires_grad=True)
-        cost = Elbo(NoiseSchedule(), 255)(lambda x, t: scale * noise.to(dtype) + 0.1 * bent(x, t), x0.to(dtype), t, noise.to(dtype))
+        cost = Elbo(DDPM(NoiseSchedule()), 255)(
+            lambda x, t, _: scale * noise.to(dtype) + 0.1 * bent(x, t), x0.to(dtype), t, noise.to(dtype)
+        )
         slopes = [torch.autograd.grad(c, scale, retain_graph=True)[0] for c in cost]
         return cost.detach().double(), torch.stack(slopes).double()
 
@@ -267,10 +269,10 @@ def test_a_generated_image_is_measured_as_it_would_be_saved():
     """Off the grid, the cost is that of the nearest image on it, pixels beyond [-1, 1] at the ends; on the grid nothing moves."""
     grid, noise, t = images(3), noises(3), torch.tensor([1, 2, 9])
     shifted = grid + torch.from_numpy(np.random.default_rng(0).uniform(-0.99, 0.99, grid.shape)) / LEVELS
-    measure = Elbo(SHORT, LEVELS)
+    measure = Elbo(DDPM(SHORT), LEVELS)
     assert (shifted.abs() > 1).any()
     assert torch.equal(measure(bent, shifted, t, noise), measure(bent, grid, t, noise))
-    assert not torch.allclose(Loss(SHORT)(bent, shifted, t, noise), Loss(SHORT)(bent, grid, t, noise))
+    assert not torch.allclose(Loss(DDPM(SHORT))(bent, shifted, t, noise), Loss(DDPM(SHORT))(bent, grid, t, noise))
     torch.testing.assert_close(decoder.value(decoder.nearest_level(grid, LEVELS), LEVELS), grid, rtol=0, atol=1e-15)
 
 
@@ -279,9 +281,9 @@ def test_loss_at_t_is_the_mean_over_its_timesteps(chosen):
     """Whatever t is drawn; over all T drawn timesteps exactly, also where the number of chosen ones does not divide T."""
     schedule = NoiseSchedule()
     x0, noise = images(1)[0], noises(1)[0]
-    losses = every_t(Loss(schedule), x0, noise)
+    losses = every_t(Loss(DDPM(schedule)), x0, noise)
     expected = losses[np.atleast_1d(chosen) - 1].mean()
-    assert every_t(LossAtT(schedule, chosen), x0, noise).mean() == pytest.approx(expected, rel=1e-12)
+    assert every_t(LossAtT(DDPM(schedule), chosen), x0, noise).mean() == pytest.approx(expected, rel=1e-12)
 
 
 def test_loss_at_t_serves_its_timesteps_in_order_and_evenly():
@@ -289,41 +291,41 @@ def test_loss_at_t_serves_its_timesteps_in_order_and_evenly():
     schedule = NoiseSchedule(T=100)
     met: list[int] = []
 
-    def listen(x_t, t):
+    def listen(x_t, t, condition):
         met.extend(t.tolist())
         return x_t
 
     draws = Even(n=21).draw("query", torch.arange(1), 100)
     zero = torch.zeros(21, 1, 1, 1)
-    LossAtT(schedule, [5, 90, 30])(listen, zero, draws.timestep[0], zero)
+    LossAtT(DDPM(schedule), [5, 90, 30])(listen, zero, draws.timestep[0], zero)
     assert met == [5] * 7 + [90] * 7 + [30] * 7
     x0, noise, t = images(4), noises(4), torch.tensor([1, 40, 99, 100])
-    assert torch.equal(LossAtT(schedule, 40)(bent, x0, t, noise), Loss(schedule)(bent, x0, torch.full((4,), 40), noise))
-    assert LossAtT(schedule, 40) == LossAtT(schedule, [40])
+    assert torch.equal(LossAtT(DDPM(schedule), 40)(bent, x0, t, noise), Loss(DDPM(schedule))(bent, x0, torch.full((4,), 40), noise))
+    assert LossAtT(DDPM(schedule), 40) == LossAtT(DDPM(schedule), [40])
 
 
 def test_impossible_measures_are_errors():
-    """The message names the setting and the mend."""
+    """Claim: the message names the setting and how to fix it."""
     for t in ([], 0, [1, 13], list(range(1, 14))):
         with pytest.raises(ValueError, match=r"measurement\.t=.*1\.\.12"):
-            LossAtT(SHORT, t)
+            LossAtT(DDPM(SHORT), t)
     with pytest.raises(ValueError, match=r"measurement\.levels=0"):
-        Elbo(SHORT, 0)
+        Elbo(DDPM(SHORT), 0)
     with pytest.raises(ValueError, match=r"diffusion\.schedule\.T=1"):
-        Elbo(NoiseSchedule(T=1), 255)
+        Elbo(DDPM(NoiseSchedule(T=1)), 255)
 
 
 @pytest.mark.parametrize(
-    "measure", [Elbo(SCHEDULE, 16), ElboWeighted(SCHEDULE), LossAtT(SCHEDULE, [1, 60]), SquareNorm(SCHEDULE)], ids=str
+    "measure", [Elbo(PROCESS, 16), ElboWeighted(PROCESS), LossAtT(PROCESS, [1, 60]), SquareNorm(PROCESS)], ids=str
 )
 def test_per_example_gradients_are_those_of_the_mean_cost(measure):
     """Of a U-Net, with t = 1 among the draws, against autograd on the mean of the same costs."""
     torch.manual_seed(0)
     model = UNET().eval()
     x0 = decoder.value(torch.randint(0, 17, (2, 1, 8, 8)).float(), 16)
-    draws = Even(n=4).draw("query", torch.arange(2), SCHEDULE.T)
+    draws = Even(n=4).draw("query", torch.arange(2), PROCESS.T)
     gradients = per_example_gradients(measure, model, x0, draws)
-    cost = measure(lambda x, t: model(x, t - 1).sample, *measure.inputs(x0, draws)).view(2, 4).mean(1)
+    cost = measure(lambda x, t, _: model(x, t - 1).sample, *measure.inputs(x0, draws)).view(2, 4).mean(1)
     assert torch.isfinite(cost / (64 * math.log(2))).all()  # bits per dimension
     weight = model.conv_in.weight
     for b in range(2):
@@ -339,7 +341,7 @@ def test_every_config_measures(name):
         config = compose("config", [f"measurement={name}", "diffusion=ddpm", "diffusion.schedule.T=500", "++data.levels=16"])
     measure = instantiate(config.estimator.measurement, _convert_="all")
     assert isinstance(measure, Measure)
-    assert measure.schedule.T == 500
+    assert measure.process.T == 500
     x0 = torch.zeros(2, 501, *SHAPE) if name == "trajectory" else images(2).float()
     cost = measure(bent, *measure.inputs(x0, Even(n=5).draw("query", torch.arange(2), 500)))
     assert cost.shape == (10,)
@@ -353,10 +355,10 @@ def test_figure_of_weights_shows_those_of_the_measures():
     assert axes.get_yscale() == "log"
     curves = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.get_lines()}
     x0, noise = images(1)[0], noises(1)[0]
-    loss = every_t(Loss(schedule), x0, noise)
+    loss = every_t(Loss(DDPM(schedule)), x0, noise)
     prior = slow_bound(schedule, x0.numpy(), noise.numpy(), LEVELS, lambda x, t: noise)[0]
-    bound = every_t(Elbo(schedule, LEVELS), x0, noise) - prior
-    for name, costs in {"loss": loss, "elbo": bound, "elbo_weighted": every_t(ElboWeighted(schedule), x0, noise)}.items():
+    bound = every_t(Elbo(DDPM(schedule), LEVELS), x0, noise) - prior
+    for name, costs in {"loss": loss, "elbo": bound, "elbo_weighted": every_t(ElboWeighted(DDPM(schedule)), x0, noise)}.items():
         t, height = curves[name][:, 0].astype(int), curves[name][:, 1]
         assert t[-1] == 50
         ratio = (costs / loss)[t - 1]

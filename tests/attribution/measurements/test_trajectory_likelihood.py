@@ -7,18 +7,18 @@ import pytest
 import torch
 from scipy import stats
 
-from attribution.diffusion import NoiseSchedule
-from attribution.diffusion.samplers import DDIM, DDPM
+from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.gradients.per_example import per_example_gradients
 from attribution.images.draws import Draws, Even, Uniform
 from attribution.measurements import TrajectoryLikelihood
 from tests.attribution.measurements.test_measurements import SHAPE, SHORT, bent, images, noises
-from tests.worlds import SCHEDULE, UNET
+from tests.worlds import PROCESS, SCHEDULE, UNET
 
 
 def density_of(sampler, schedule: NoiseSchedule, states: torch.Tensor, timesteps: list[int], denoise=bent) -> list[float]:
     """-log N of every step of one trajectory, pixel by pixel; the transitions are DDIM's (Song et al. eq. 12 and 16)."""
-    eta = sampler.eta if isinstance(sampler, DDIM) else 1.0
+    eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
     result, sigmas = [], []
     for step, (t, s) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
         a, b = schedule.alpha_bars[t], schedule.alpha_bars[s]
@@ -28,7 +28,7 @@ def density_of(sampler, schedule: NoiseSchedule, states: torch.Tensor, timesteps
         image = (x_t - math.sqrt(1 - a) * epsilon) / math.sqrt(a)
         if sampler.clip:
             image = np.clip(image, -1, 1)
-        if isinstance(sampler, DDPM):  # the direction to x_t goes with the clipped image
+        if isinstance(sampler, DDPMSampler):  # the direction to x_t goes with the clipped image
             epsilon = (x_t - math.sqrt(a) * image) / math.sqrt(1 - a)
         mean = math.sqrt(b) * image + math.sqrt(1 - b - sigma**2) * epsilon
         sigmas.append(sigma if s > 0 else sigmas[-1])
@@ -36,16 +36,22 @@ def density_of(sampler, schedule: NoiseSchedule, states: torch.Tensor, timesteps
     return result
 
 
-SAMPLERS = [DDPM(clip=False), DDPM(), DDIM(steps=12, eta=1.0), DDIM(steps=5, eta=0.4), DDIM(steps=2, eta=0.7, clip=False)]
+SAMPLERS = [
+    DDPMSampler(clip=False),
+    DDPMSampler(),
+    DDIMSampler(steps=12, eta=1.0),
+    DDIMSampler(steps=5, eta=0.4),
+    DDIMSampler(steps=2, eta=0.7, clip=False),
+]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_trajectory_is_the_density_of_every_step(sampler):
     """The mean over t = 1..T is the sum over all steps, also where S does not divide T; t draws the step from the last t' <= t."""
-    trajectory = sampler.sample(bent, SHORT, SHAPE, torch.tensor([3, 4]), trajectory=True)
+    trajectory = sampler.sample(bent, DDPM(SHORT), SHAPE, torch.tensor([3, 4]), trajectory=True)
     states = trajectory.states.double() + 0.01 * torch.randn(trajectory.states.shape, generator=torch.Generator().manual_seed(0))
     timesteps = trajectory.timesteps.tolist()
-    measure = TrajectoryLikelihood(SHORT, sampler)
+    measure = TrajectoryLikelihood(DDPM(SHORT), sampler)
     t = torch.arange(1, 13).expand(2, -1)
     inputs = measure.inputs(states, Draws(t, torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)))
     costs = measure(bent, *inputs).view(2, 12)
@@ -60,26 +66,26 @@ def test_trajectory_is_the_density_of_every_step(sampler):
 
 def test_trajectory_takes_draws_in_any_order():
     """Rows of a batch do not depend on each other or on their order, and the gradient is that of the cost in float64."""
-    sampler = DDPM(clip=False)
-    states = sampler.sample(bent, SHORT, SHAPE, torch.tensor([1, 2, 3]), trajectory=True).states.double()
-    measure = TrajectoryLikelihood(SHORT, sampler)
+    sampler = DDPMSampler(clip=False)
+    states = sampler.sample(bent, DDPM(SHORT), SHAPE, torch.tensor([1, 2, 3]), trajectory=True).states.double()
+    measure = TrajectoryLikelihood(DDPM(SHORT), sampler)
     draws = Uniform(n=20).draw("query", torch.arange(3), 12)
-    x, t, noise = measure.inputs(states, draws)
+    x, t, noise, _ = measure.inputs(states, draws)
     costs = measure(bent, x, t, noise)
     for row in (0, 17, 59):
         torch.testing.assert_close(measure(bent, x[row : row + 1], t[row : row + 1], noise)[0], costs[row])
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: measure(lambda x, t: s * bent(x, t), x, t, noise), scale)
+    assert torch.autograd.gradcheck(lambda s: measure(lambda x, t, _: s * bent(x, t), x, t, noise), scale)
 
 
 def test_per_example_gradients_are_those_of_the_whole_trajectory():
     """Draws of every step once: the mean is the gradient of the density of the trajectory, of a U-Net, under other weights."""
-    sampler = DDIM(steps=4, eta=1.0)
+    sampler = DDIMSampler(steps=4, eta=1.0)
     torch.manual_seed(0)
     maker, model = UNET(), UNET().eval()
-    states = sampler.sample(maker, SCHEDULE, (1, 8, 8), torch.tensor([5, 6]), trajectory=True).states
-    measure = TrajectoryLikelihood(SCHEDULE, sampler)
-    gradients = per_example_gradients(measure, model, states, Even(n=4).draw("query", torch.arange(2), SCHEDULE.T))
+    states = sampler.sample(maker, PROCESS, (1, 8, 8), torch.tensor([5, 6]), trajectory=True).states
+    measure = TrajectoryLikelihood(PROCESS, sampler)
+    gradients = per_example_gradients(measure, model, states, Even(n=4).draw("query", torch.arange(2), PROCESS.T))
     weight = model.conv_in.weight
     for b in range(2):
         total = torch.zeros(())
@@ -95,11 +101,11 @@ def test_per_example_gradients_are_those_of_the_whole_trajectory():
 
 
 def test_impossible_trajectories_are_errors():
-    """The message names the setting and the mend."""
-    for sampler in (DDIM(), DDIM(steps=1, eta=1.0)):
+    """Claim: the message names the setting and how to fix it."""
+    for sampler in (DDIMSampler(), DDIMSampler(steps=1, eta=1.0)):
         with pytest.raises(ValueError, match=r"diffusion\.sampler\.eta above 0.*diffusion=ddpm"):
-            TrajectoryLikelihood(SCHEDULE, sampler)
-    trajectory = TrajectoryLikelihood(SHORT, DDPM())
+            TrajectoryLikelihood(PROCESS, sampler)
+    trajectory = TrajectoryLikelihood(DDPM(SHORT), DDPMSampler())
     draws = Even(n=3).draw("query", torch.arange(2), 12)
     for wrong in (images(2), torch.zeros(2, 12, *SHAPE)):
         with pytest.raises(ValueError, match=r"\[B, 13, C, H, W\].*generated images"):

@@ -15,7 +15,7 @@ from attribution.images.draws import Uniform
 from attribution.measurements import Loss
 from attribution.nodes import describe
 from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademacher, dense, sparse
-from tests.worlds import SCHEDULE, UNET
+from tests.worlds import PROCESS, UNET
 
 LAYERS = {"conv": (6, 28), "norm": (5, 2), "linear": (7, 4), "scalar": (1, 1), "column": (130, 1)}
 PROJECTIONS = {
@@ -308,9 +308,9 @@ def test_calls_are_projected_without_their_gradient(name, monkeypatch):
 def test_a_network_is_projected_from_its_calls(projection, batch_size):
     """Claim: ``features`` of captured draws are those of their mean gradient, also where a pass holds part of the draws."""
     torch.manual_seed(0)
-    model, measure = UNET().double(), Loss(SCHEDULE)
+    model, measure = UNET().double(), Loss(PROCESS)
     x0 = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-    draws = Uniform(3).draw("query", torch.arange(2), SCHEDULE.T)
+    draws = Uniform(3).draw("query", torch.arange(2), PROCESS.T)
     per_example = PerExampleGradients(model, batch_size)
     projector = projection.start(per_example.blocks, dtype=torch.float64)
     captured = per_example.capture(measure, x0, draws)

@@ -24,7 +24,7 @@ from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import Hardware, Recipe, fit
 from attribution.training.order import batch_rows
 from attribution.training.record import TrainingRecord
-from tests.worlds import SCHEDULE, UNET, Blobs
+from tests.worlds import PROCESS, UNET, Blobs
 
 PLAIN: Any = functools.partial(UNET, dropout=0.0)
 RECIPE = Recipe(steps=6, batch_size=5, lr_schedule="cosine", warmup=0.2, clip=0.5, ema=0.8, precision="64-true")
@@ -58,14 +58,14 @@ def members(folder: Path, selections: Sequence[Selection] = SELECTIONS, seeds: S
 
 
 def trained(of: Sequence[Member], mode: Mode, model: Any = Small, optimizer=ADAMW, recipe=RECIPE, **more: Any) -> list[Parameters]:
-    fit_together(of, IMAGES, model, Loss(SCHEDULE), optimizer, recipe, mode, flips=True, **more)
+    fit_together(of, IMAGES, model, Loss(PROCESS), optimizer, recipe, mode, flips=True, **more)
     return [load_file(member.folder / PARAMETERS) for member in of]
 
 
 def by_fit(member: Member, folder: Path, model: Any, optimizer=ADAMW, recipe=RECIPE) -> Parameters:
     images = IMAGES.take(member.selection.rows)
     hardware = Hardware(accelerator="cpu")
-    fit(folder, images, model, Loss(SCHEDULE), optimizer, recipe, EverySteps(6), member.seed, flips=True, hardware=hardware)
+    fit(folder, images, model, Loss(PROCESS), optimizer, recipe, EverySteps(6), member.seed, flips=True, hardware=hardware)
     return TrainingRecord(folder).final_parameters()
 
 
@@ -190,7 +190,7 @@ def test_weights_of_one_are_none_and_of_zero_leave_no_trace(tmp_path, mode):
     others = dataclasses.replace(IMAGES, pixels=IMAGES.pixels.copy())
     others.pixels[:6] = 255 - others.pixels[:6]
     member = Member(3, selections[2], tmp_path / "b")
-    fit_together([member], others, Small, Loss(SCHEDULE), ADAMW, RECIPE, mode, flips=True)
+    fit_together([member], others, Small, Loss(PROCESS), ADAMW, RECIPE, mode, flips=True)
     assert_close(load_file(member.folder / PARAMETERS), zeros)
     with pytest.raises(AssertionError):
         assert_close(zeros, removed, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attribution.diffusion import denoiser
-from attribution.diffusion.samplers import DDIM
+from attribution.diffusion.samplers import DDIMSampler
 from attribution.estimators.clip import CLIP
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.images import Images
@@ -37,18 +37,18 @@ from tests.attribution.estimators.test_exact import LinearWorld
 from tests.attribution.retraining.test_together import Small
 from tests.experiments.figures.drawn import overlaps, texts
 from tests.experiments.tasks.test_cli import FINAL, rows, run
-from tests.worlds import SCHEDULE, Blobs
+from tests.worlds import OBJECTIVE, PROCESS, Blobs
 
 RECIPE = Recipe(steps=6, batch_size=5, lr_schedule="cosine", warmup=0.2, clip=0.5, precision="64-true")
 ADAMW: Any = functools.partial(torch.optim.AdamW, lr=1e-2)
-LOSS, DRAWS = Loss(SCHEDULE), Even(n=5)
+LOSS, DRAWS = Loss(PROCESS), Even(n=5)
 RAW, CHANCE = EmbeddingSimilarity(embedding=Pixels(), cosine=True), Random()
 RECORD = TrainedModel(
-    model=Small, schedule=SCHEDULE, data=Blobs(), optimizer=ADAMW, recipe=RECIPE, checkpoints=EverySteps(6), seed=3, flips=False,
+    model=Small, objective=OBJECTIVE, data=Blobs(), optimizer=ADAMW, recipe=RECIPE, checkpoints=EverySteps(6), seed=3, flips=False,
     hardware=Hardware(accelerator="cpu"),
 )  # fmt: skip
 HELD_OUT = Blobs(n=3, first=900)
-GENERATED = Samples(record=RECORD, sampler=DDIM(steps=4), shape=(1, 8, 8), n=2, seed=1)
+GENERATED = Samples(record=RECORD, sampler=DDIMSampler(steps=4), shape=(1, 8, 8), n=2, seed=1)
 
 
 def removals(*rankings: tuple[Any, Any], **changes: Any) -> Removals:
@@ -185,7 +185,7 @@ def test_what_is_measured_is_what_models_trained_by_hand_measure(get, tmp_path):
     number = int(sets.top[1][0][1, 2])  # of the random estimator, the larger fraction, the third query
     assert np.flatnonzero(outcomes.removed[number]).tolist() == sets.rows[number].tolist()
     asked = get(HELD_OUT)
-    x, t, noise = LOSS.inputs(asked.x0().double(), DRAWS.draw("measurement", asked.ids(), SCHEDULE.T))
+    x, t, noise, _ = LOSS.inputs(asked.x0().double(), DRAWS.draw("measurement", asked.ids(), PROCESS.T))
     costs, networks = [], []
     for name, removed in (("without", sets.rows[number]), ("all", sets.rows[0])):
         (tmp_path / name).mkdir()
@@ -197,7 +197,7 @@ def test_what_is_measured_is_what_models_trained_by_hand_measure(get, tmp_path):
 
     anew = Regenerated.of(node, GENERATED, sets, get)
     seeds = torch.tensor([_seed(1, i) for i in range(2)])
-    expected = GENERATED.sampler.sample(networks[1].float(), SCHEDULE, (1, 8, 8), seeds)
+    expected = GENERATED.sampler.sample(networks[1].float(), PROCESS, (1, 8, 8), seeds)
     np.testing.assert_allclose(anew.anew[1, list(anew.concern).index(0)], expected.numpy(), atol=1e-4)
     distances = anew.distances(anew.original, metrics.pixel_distance)
     own, intact = int(sets.top[2][0][1, 1]), anew.distances(anew.intact, metrics.pixel_distance)

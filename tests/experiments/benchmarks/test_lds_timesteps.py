@@ -100,7 +100,7 @@ def test_measuring_is_the_measurement_of_the_command_line(world, name):
     """Claim: an estimator measuring at t is the one with measurement=loss_at_t; one that asks for no measurement is itself."""
     experiment, queries = world
     estimator = instantiate(composed(f"estimator={name}").estimator, _convert_="all")
-    at_500 = estimator.measuring(LossAtT(experiment.diffusion.schedule, 500))
+    at_500 = estimator.measuring(LossAtT(experiment.diffusion.process, 500))
     assert (at_500 is estimator) == (name in MEASURES_NOTHING)
     if name not in MEASURES_NOTHING:
         said = instantiate(composed(f"estimator={name}", "measurement=loss_at_t", "measurement.t=500").estimator, _convert_="all")
@@ -112,7 +112,7 @@ def test_timesteps_share_the_passes_over_the_training_set(world):
     """Claim: influence at every timestep waits for the same training gradients, pass by pass."""
     experiment, queries = world
     estimator = instantiate(composed("estimator=kfac").estimator, _convert_="all")
-    hows = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.schedule, t)) for t in (1, 999))]
+    hows = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.process, t)) for t in (1, 999))]
     shards = [how.scores(experiment.record, experiment.train, queries)._shards() for how in hows]
     assert len({how.scores(experiment.record, experiment.train, queries).fingerprint for how in hows}) == 3
     assert all(len({shard.together() for shard in same}) == 1 for same in zip(*shards, strict=True))

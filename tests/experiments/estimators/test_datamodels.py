@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from attribution.diffusion.samplers import DDPM
+from attribution.diffusion.samplers import DDPMSampler
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import Loss, TrajectoryLikelihood
 from attribution.nodes import InMemory
@@ -25,7 +25,7 @@ from experiments.store.store import Store
 from experiments.tasks.composition import experiment_of
 from tests.experiments.tasks.test_cli import FINAL, rows, run
 from tests.experiments.tasks.test_configs import composed
-from tests.worlds import SCHEDULE, Blobs, trained
+from tests.worlds import PROCESS, Blobs, trained
 
 RECORD = trained()
 QUERIES = Blobs(n=3, first=900)
@@ -45,7 +45,7 @@ class Coins(Subsets):
 
 def datamodels(**changes: Any) -> Datamodels:
     settings: dict[str, Any] = {
-        "measurement": Loss(SCHEDULE),
+        "measurement": Loss(PROCESS),
         "measurement_draws": Even(4),
         "subsets": RandomSubsets(count=8, seed=5),
         "mode": Alone(group=16),
@@ -292,5 +292,5 @@ def test_what_cannot_be_answered_is_refused_before_training():
         datamodels().scores(RECORD, other, QUERIES)
     with pytest.raises(ValueError, match=r"estimator\.subsets: all 3 leave out the same"):
         datamodels(subsets=Alike()).scores(RECORD, RECORD.data, QUERIES)
-    with pytest.raises(ValueError, match="take generated queries"):
-        datamodels(measurement=TrajectoryLikelihood(SCHEDULE, DDPM())).scores(RECORD, RECORD.data, QUERIES)
+    with pytest.raises(ValueError, match="use generated queries"):
+        datamodels(measurement=TrajectoryLikelihood(PROCESS, DDPMSampler())).scores(RECORD, RECORD.data, QUERIES)

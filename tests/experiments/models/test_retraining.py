@@ -28,7 +28,7 @@ from experiments.store.plan import plan
 from experiments.store.store import Store
 from tests.attribution.retraining.test_together import Small
 from tests.experiments.tasks.test_configs import CONF, options
-from tests.worlds import SCHEDULE, Blobs
+from tests.worlds import OBJECTIVE, Blobs
 
 RECIPE = Recipe(steps=6, batch_size=5, lr_schedule="cosine", warmup=0.2, clip=0.5)
 
@@ -36,7 +36,7 @@ RECIPE = Recipe(steps=6, batch_size=5, lr_schedule="cosine", warmup=0.2, clip=0.
 def retrained(**changes: Any) -> Retrained:
     settings: dict[str, Any] = {
         "model": Small,
-        "schedule": SCHEDULE,
+        "objective": OBJECTIVE,
         "data": Blobs(),
         "optimizer": functools.partial(torch.optim.AdamW, lr=1e-3),
         "recipe": RECIPE,
@@ -219,7 +219,7 @@ def test_speed_compares_every_group_with_fit():
     images = Blobs().compute(None)  # pyright: ignore[reportArgumentType]
     adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
     recipe = Recipe(steps=2, batch_size=4)
-    rows = retraining_speed(Small, images, SCHEDULE, adamw, recipe, groups=[2, 3], repeats=1)
+    rows = retraining_speed(Small, images, OBJECTIVE, adamw, recipe, groups=[2, 3], repeats=1)
     assert [(row["metric"], row["group"]) for row in rows] == [("fit / alone", 1), ("fit / together", 2), ("fit / together", 3)]
     for row in rows:
         assert row["seconds"] > 0

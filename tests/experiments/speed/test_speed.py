@@ -12,7 +12,7 @@ from attribution.diffusion import denoiser
 from attribution.measurements import Loss
 from experiments.speed import curvature_speed, draws_speed, features, gradient_speed, peers, seconds_per_pass, timing
 from tests.attribution.curvature import curvature_worlds as worlds
-from tests.worlds import SCHEDULE, UNET
+from tests.worlds import OBJECTIVE, PROCESS, UNET
 
 SHAPE = (1, 8, 8)
 PEER = "curvlinops / kfac factors"
@@ -20,7 +20,7 @@ PEER = "curvlinops / kfac factors"
 
 @pytest.fixture(scope="module")
 def rows() -> list[timing.Row]:
-    return curvature_speed(UNET(), SHAPE, SCHEDULE, examples=2, draws=[1, 2], repeats=2)
+    return curvature_speed(UNET(), SHAPE, OBJECTIVE, examples=2, draws=[1, 2], repeats=2)
 
 
 def values(rows: list[timing.Row], draws: int) -> dict[str, float]:
@@ -51,7 +51,7 @@ def test_counts_of_a_perceptron():
     without = n * first + 2 * n * second
     floor = without + n * (17**2 + 5**2 + 6**2 + 16**2)
     model = worlds.perceptron()
-    found = values(curvature_speed(model, (1, 4, 4), SCHEDULE, examples=2, draws=[3], repeats=1), 3)
+    found = values(curvature_speed(model, (1, 4, 4), OBJECTIVE, examples=2, draws=[3], repeats=1), 3)
     assert found["kfac floor / plain"] == pytest.approx(floor / plain, rel=1e-12)
     assert found["kfac multiplications / plain"] == pytest.approx(floor / plain, rel=1e-12)
 
@@ -64,7 +64,7 @@ def test_multiplications():
 def test_without_the_peer(monkeypatch, capsys):
     """Claim: where curvlinops is not installed its row is left out, and a line says so."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    found = curvature_speed(worlds.perceptron(), (1, 4, 4), SCHEDULE, examples=1, draws=[1], repeats=1)
+    found = curvature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
     assert PEER not in {row["metric"] for row in found}
     assert "curvlinops is not installed" in capsys.readouterr().out
 
@@ -73,7 +73,7 @@ def test_the_model_is_left_as_it_was(rows):
     """Claim: training mode, requires_grad and hooks are those of before."""
     model = UNET().train()
     model.conv_in.requires_grad_(False)
-    curvature_speed(model, SHAPE, SCHEDULE, examples=1, draws=[1], repeats=1)
+    curvature_speed(model, SHAPE, OBJECTIVE, examples=1, draws=[1], repeats=1)
     assert model.training
     assert all(p.requires_grad != name.startswith("conv_in") for name, p in model.named_parameters())
     assert not any(module._forward_hooks for module in model.modules())
@@ -92,7 +92,7 @@ def test_ratio_takes_turns_and_medians(monkeypatch):
 
 def test_rows_of_gradients_and_draws():
     """Claim: a row for each metric and number of draws; ``vmap`` of single draws only where there are several."""
-    model, measure = UNET(), Loss(SCHEDULE)
+    model, measure = UNET(), Loss(PROCESS)
     found = gradient_speed(model, SHAPE, measure, examples=2, draws=[1, 2], repeats=1)
     found += draws_speed(model, SHAPE, measure, examples=2, draws=[1, 2], repeats=1)
     metrics = ["gradients / plain", "normalized gradients / plain", "vmap / gradients"]
@@ -104,7 +104,7 @@ def test_rows_of_gradients_and_draws():
 
 def test_rows_of_features():
     """Claim: times of every projection, of other libraries over each with as many features, and errors; all positive and finite."""
-    found = features.feature_speed(worlds.perceptron(), (1, 4, 4), SCHEDULE, examples=3, draws=[2], repeats=2)
+    found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=3, draws=[2], repeats=2)
     kinds, sized = {"sjlt", "rademacher", "gaussian", "kronecker"}, {"sjlt", "rademacher", "gaussian"}
     others = {name for name, module in (("traker", "trak"), ("dattri", "dattri")) if importlib.util.find_spec(module)}
     expected = {f"features, {kind} / plain" for kind in {"none", *kinds}} | {f"error of cosines, {kind}" for kind in kinds}
@@ -137,8 +137,8 @@ def test_rounds_take_turns(monkeypatch):
 def test_other_libraries_project_the_same_gradients(peer, module):
     """Claim: what is timed projects each example's gradient of its mean loss over draws; P is kept where memory allows."""
     pytest.importorskip(module)
-    model, measure, k = UNET().eval(), Loss(SCHEDULE), 8
-    x0, draws = timing.inputs(model, SHAPE, 2, 3, SCHEDULE.T)
+    model, measure, k = UNET().eval(), Loss(PROCESS), 8
+    x0, draws = timing.inputs(model, SHAPE, 2, 3, PROCESS.T)
     make = getattr(peers, f"{peer}_features")
     assert make(model, measure, x0, draws, k, memory=0).keys() == {peer}
     parameters = list(model.parameters())
@@ -152,7 +152,7 @@ def test_other_libraries_project_the_same_gradients(peer, module):
 def test_without_other_libraries(monkeypatch, capsys):
     """Claim: where traker and dattri are not installed their rows are left out, and lines say so."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    found = features.feature_speed(worlds.perceptron(), (1, 4, 4), SCHEDULE, examples=1, draws=[1], repeats=1)
+    found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
     assert {row["metric"] for row in found} == {f"features, {kind} / plain" for kind in features.KINDS}
     said = capsys.readouterr().out
     assert "traker is not installed" in said

@@ -278,7 +278,7 @@ def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
         (["estimator=kfac", "curvature.draws.n=[2,3]"], "curvature.draws"),
         (["estimator=kfac", "compression=svd", "compression.rank=2.5"], "compression.rank"),
         (["estimator=balanced_kfac", "estimator.balance.by=[a,b]"], "estimator.balance.by"),
-        (["estimator=kfac", "measurement=trajectory", "diffusion.sampler.eta=1"], "take generated queries"),
+        (["estimator=kfac", "measurement=trajectory", "diffusion.sampler.eta=1"], "use generated queries"),
         (["estimator=trak", "estimator.models=0"], "estimator.models"),
     ],
 )

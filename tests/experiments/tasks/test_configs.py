@@ -15,7 +15,6 @@ from attribution.curvature.products import Hessian
 from attribution.diffusion import denoiser
 from attribution.estimators import Estimator
 from attribution.estimators.clip import CLIP
-from attribution.measurements import Loss
 from attribution.nodes import InMemory, describe
 from attribution.training.checkpoints import CheckpointRule
 from experiments.benchmarks.base import Benchmark
@@ -177,8 +176,8 @@ def test_every_model_makes_a_training_step(name):
     config = composed(f"model={name}", f"data={data}")
     network = instantiate(config.model, _convert_="all")()
     x0 = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
-    schedule = instantiate(config.diffusion.schedule)
-    Loss(schedule)(denoiser(network), x0, torch.tensor([5]), torch.ones_like(x0)).mean().backward()
+    objective = instantiate(config.objective, _convert_="all")
+    objective(denoiser(network), x0, torch.tensor([5]), torch.ones_like(x0)).mean().backward()
     assert all(p.grad is not None for p in network.parameters())
 
 

@@ -6,8 +6,8 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from attribution.diffusion import NoiseSchedule, denoiser
-from attribution.diffusion.samplers import DDIM, DDPM
+from attribution.diffusion import DDPM, NoiseSchedule, denoiser
+from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.measurements import Loss
 from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Source
 from experiments.datasets.choice import shuffled
@@ -48,11 +48,12 @@ def test_lists_from_the_command_line_make_usable_sources(tmp_path):
         instantiate(configuration("+data=mnist", f"data.root={tmp_path}", "data.classes=[2,5]", "data.n_train=5000").data).load()
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("ddpm", DDPM()), ("ddim", DDIM(steps=50, eta=0.0))])
+@pytest.mark.parametrize(("name", "sampler"), [("ddpm", DDPMSampler()), ("ddim", DDIMSampler(steps=50, eta=0.0))])
 def test_diffusion_configurations(name, sampler):
     """Ho et al.'s schedule with either sampler; ``diffusion.schedule.kind=cosine`` is the other schedule."""
     diffusion = instantiate(configuration(f"+diffusion={name}").diffusion)
     assert diffusion["schedule"] == NoiseSchedule(T=1000, kind="linear", beta_start=1e-4, beta_end=0.02)
+    assert diffusion["process"] == DDPM(diffusion["schedule"])
     assert diffusion["sampler"] == sampler
     cosine = configuration(f"+diffusion={name}", "diffusion.schedule.kind=cosine").diffusion.schedule
     assert instantiate(cosine) == NoiseSchedule(kind="cosine")
@@ -69,7 +70,7 @@ def test_models_have_their_size_and_run_one_step(name, data, fewest, most):
     assert fewest < sum(parameter.numel() for parameter in model.parameters()) < most
     shape = (config.data.channels, config.data.size, config.data.size)
     x0, noise = torch.randn(2, 1, *shape).unbind()
-    Loss(NoiseSchedule())(denoiser(model), x0, torch.tensor([500]), noise).sum().backward()
+    Loss(DDPM(NoiseSchedule()))(denoiser(model), x0, torch.tensor([500]), noise).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -77,9 +78,9 @@ def test_samples_of_a_network_do_not_depend_on_the_batch():
     """The default model's samples for some seeds, alone or among others and in another order, agree to float tolerance."""
     torch.manual_seed(0)
     model = instantiate(configuration("+data=digits", "+model=unet_digits").model)()
-    sampler, seeds = DDIM(steps=5, eta=1.0), torch.arange(7)
-    together = sampler.sample(model, NoiseSchedule(), (1, 8, 8), seeds)
+    sampler, seeds = DDIMSampler(steps=5, eta=1.0), torch.arange(7)
+    together = sampler.sample(model, DDPM(NoiseSchedule()), (1, 8, 8), seeds)
     order = torch.from_numpy(shuffled(0, "batch", seeds.numpy()))
     for part in order.split(3):
-        alone = sampler.sample(model, NoiseSchedule(), (1, 8, 8), seeds[part])
+        alone = sampler.sample(model, DDPM(NoiseSchedule()), (1, 8, 8), seeds[part])
         torch.testing.assert_close(alone, together[part], rtol=1e-4, atol=1e-4)

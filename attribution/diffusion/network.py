@@ -1,0 +1,65 @@
+"""The convention by which networks are called.
+
+Timesteps are 1..T everywhere in this package; networks and diffusers' schedulers, which count from 0, get t - 1.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Denoiser(Protocol):
+    """``f_θ(x_t [B, C, H, W], t [B], condition [B, ...] | None) -> [B, C, H, W]``, t in 1..T: the network's output.
+
+    ``condition`` is what else the network is given of each example: a class, an embedding.
+    """
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor: ...
+
+
+def denoiser(network: nn.Module, state: Mapping[str, Tensor] | None = None) -> Denoiser:
+    """``f_θ`` from a network called as ``network(x_t, t - 1)``, or ``network(x_t, t - 1, condition)`` where there is a condition.
+
+    The network returns a tensor or, as diffusers' do, an object with a tensor ``sample``. ``state`` holds parameters and buffers to
+    use instead of the network's.
+
+    Raises (when called):
+        ValueError: a condition for a network that takes none.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor:
+        inputs = (x_t, t - 1)
+        if condition is not None:
+            _check_takes_condition(network)
+            inputs = (*inputs, condition)
+        output = network(*inputs) if state is None else functional_call(network, dict(state), inputs)
+        return output if isinstance(output, Tensor) else output.sample
+
+    return denoise
+
+
+def _check_takes_condition(network: nn.Module) -> None:
+    try:
+        inspect.signature(network.forward).bind("x_t", "t", "condition")
+    except TypeError as error:
+        raise ValueError(
+            f"the images have a condition, but {type(network).__name__}.forward takes none: use images without a condition, or a "
+            "network that is called as network(x_t, t, condition)"
+        ) from error
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module of ``model`` into eval mode, and afterwards back into the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
