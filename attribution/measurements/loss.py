@@ -16,11 +16,11 @@ from attribution.measurements.base import Measure, lookup
 class Loss(Measure):
     """``weight(t)`` times the mean over pixels of (target - output)², with weight and target of the process.
 
-    NAME = "Loss"
-    VERSION = 1
-
     For a DDPM that predicts the noise, with constant weighting, this is the mean of (ε - ε_θ(x_t, t))² (Ho et al. 2020, eq. 14).
     """
+
+    NAME = "Loss"
+    VERSION = 1
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)

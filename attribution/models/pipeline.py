@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from attribution.diffusion import DDPM, NoiseSchedule, Process
+from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.measurements import Loss, Measure
 from attribution.nodes import class_identity, digest
 
@@ -37,7 +37,7 @@ class Pipeline:
         return self._parts[0]
 
     @property
-    def process(self) -> Process:
+    def process(self) -> DDPM:
         """The forward process of the pipeline.
 
         Raises:

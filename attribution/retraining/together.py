@@ -156,7 +156,7 @@ def _check_rows(members: Sequence[Member], count: int) -> None:
     for member in members:
         if (last := int(member.selection.rows[-1])) >= count:
             raise ValueError(
-                f"a selection has row {last}, but the training set has {count} rows (data.n_train): choose rows below that"
+                f"a selection has row {last} but the training set only {count} rows (data.n_train): choose rows below that"
             )
 
 

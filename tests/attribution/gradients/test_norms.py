@@ -79,7 +79,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
     """Claim: passes of one draw each keep to the memory for gradients, those of several to the batch size; norms stay the same."""
     counted = []
     capture = PerExampleGradients.capture
-    monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, d: counted.append(len(x0)) or capture(self, m, x0, d))
+    monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
     little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
     for n, most in ((1, 2), (2, 3)):
         of = AtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
@@ -197,8 +197,8 @@ def test_a_pipeline_is_its_content(pipeline, tmp_path):
     copied, other = Pipeline(str(tmp_path / "b")), Pipeline(str(tmp_path / "c"))
     (tmp_path / "b" / "README.md").write_text("words")
     assert copied.description() == Pipeline(str(tmp_path / "b")).description() != other.description()
-    assert (copied.schedule.kind, copied.schedule.T) == ("linear", 100)
-    assert (other.schedule.kind, other.schedule.T) == ("cosine", 1000)
+    assert (copied.process.schedule.kind, copied.process.T) == ("linear", 100)
+    assert (other.process.schedule.kind, other.process.T) == ("cosine", 1000)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,9 @@ def test_pipelines_that_are_no_use_are_refused(tmp_path, scheduler, said):
     """Claim: an unknown schedule and a network that predicts something else are errors that say so."""
     diffusers.DDPMPipeline(UNET(), diffusers.DDPMScheduler(**scheduler)).save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match=said):
-        _ = Pipeline(str(tmp_path / "a")).schedule
+        _ = Pipeline(str(tmp_path / "a")).process
     with pytest.raises(ValueError, match=r"^the pipeline .*nowhere"):
-        _ = Pipeline(str(tmp_path / "nowhere")).schedule
+        _ = Pipeline(str(tmp_path / "nowhere")).process
 
 
 def test_a_pipeline_for_other_images_is_refused(pipeline):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from attribution.diffusion import denoiser
-from attribution.measurements import Loss
+from attribution.measurements import Inputs, Loss
 from attribution.models.trained import PARAMETERS
 from attribution.nodes import describe
 from attribution.retraining.modes import Alone, Mode, Together
@@ -131,10 +131,10 @@ def test_stacked_operations_are_those_of_each_model():
     for tensor in state.values():
         tensor.requires_grad_()
 
-    def shrunk(denoise, x0, t, noise):
+    def shrunk(denoise, x0, t, noise, condition=None):
         return (denoise(x0, t) - noise[..., ::2, ::2]).square().flatten(1).mean(1)
 
-    losses = stacked_losses(models[0], state, shrunk, x0, t, noise)  # pyright: ignore[reportArgumentType]
+    losses = stacked_losses(models[0], state, shrunk, Inputs(x0, t, noise))  # pyright: ignore[reportArgumentType]
     gradients = torch.autograd.grad(losses.sum(), list(state.values()))
     for m, model in enumerate(models):
         alone = shrunk(denoiser(model), x0[m], t[m], noise[m])
