@@ -3,6 +3,7 @@
 from attribution.nodes.arrays import Arrays
 from attribution.nodes.artifact import Artifact
 from attribution.nodes.identity import (
+    SOURCE,
     added,
     class_identity,
     describe,
@@ -17,6 +18,7 @@ from attribution.nodes.memory import InMemory
 from attribution.nodes.node import A, Cost, Get, JointNode, Node, groups
 
 __all__ = [
+    "SOURCE",
     "A",
     "Arrays",
     "Artifact",

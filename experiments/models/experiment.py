@@ -1,4 +1,4 @@
-"""What is trained on what: the settings that every task starts from, and the nodes that they define."""
+"""The settings of a trained model and its data, and the nodes that they define."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Measurements of a trained model as store nodes: the truth that predictions are compared with."""
+"""Measurements of a trained model as store nodes. Benchmarks compare predictions with them."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 
 @dataclass(frozen=True, eq=False)
 class Costs(Arrays):
-    """``values [Q]`` float64: the measurement of each image, a mean over its draws."""
+    """``values [Q]`` float64: the measurement of each image, averaged over its draws."""
 
     values: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(JointNode[Costs]):
-    """``measure`` of ``images`` under a ``model``, at the same ``draws`` for every model (common random numbers)."""
+    """The ``measure`` of ``images`` under a ``model``. All models get the same ``draws`` (common random numbers)."""
 
     NAME = "Measured"
     VERSION = 1
@@ -48,10 +48,10 @@ class Measured(JointNode[Costs]):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Costs]:  # pyright: ignore[reportIncompatibleMethodOverride]
         device = nodes[0].execution.torch_device()
         network = nodes[0].model.network(get).to(device)
-        return [node._of(network, get, device) for node in nodes]
+        return [node._values(network, get, device) for node in nodes]
 
-    def _of(self, network: torch.nn.Module, get: Get, device: torch.device) -> Costs:
-        images, found = get(self.measure.subject(self.images)), []
+    def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> Costs:
+        images, measured = get(self.measure.subject(self.images)), []
         dtype, T, K = next(network.parameters()).dtype, self.measure.process.T, self.draws.count
         with torch.inference_mode():
             for start, stop in ranges(0, self.images.count, max(1, self.execution.batch_size // K)):
@@ -65,8 +65,8 @@ class Measured(JointNode[Costs]):
                     .view(stop - start, -1)
                     for columns in ranges(0, K, self.execution.batch_size)
                 ]
-                found.append(torch.cat(costs, 1).mean(1).cpu().numpy())
-        values = np.concatenate(found)
+                measured.append(torch.cat(costs, 1).mean(1).cpu().numpy())
+        values = np.concatenate(measured)
         if not np.isfinite(values).all():
             raise FloatingPointError(
                 f"{int((~np.isfinite(values)).sum())} of {len(values)} measurements are not finite: did training diverge?"

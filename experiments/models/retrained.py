@@ -1,4 +1,4 @@
-"""Retrained models as store nodes: one training, again and again, on subsets, with weights, with other seeds."""
+"""Retrained models as store nodes: a training repeated on subsets, with weights of examples, or with other seeds."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +24,10 @@ from experiments.store.progress import track
 
 @dataclass(frozen=True, kw_only=True)
 class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
-    """``model`` trained on a ``selection`` of ``data`` by ``recipe`` with ``seed``: the final parameters and nothing else.
+    """``model`` trained on a ``selection`` of ``data`` by ``recipe`` with ``seed``. Only the final parameters are stored.
 
-    ``data`` is the whole training set; ``recipe.steps`` are the retrained model's own. ``block`` says which missing models of one
-    configuration are trained in one go, by one process: ``in_blocks`` sets it.
+    ``data`` is the whole training set; ``recipe.steps`` is the number of steps of the retrained model. Missing models with the same
+    ``block`` are trained together by one process; ``in_blocks`` sets it.
     """
 
     NAME = "Retrained"
@@ -47,7 +47,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
     @classmethod
     def of(cls, record: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
-        """The training of ``record`` once more: on ``selection``, with ``seed``, for ``steps`` steps."""
+        """Repeat the training of ``record`` on ``selection``, with ``seed``, for ``steps`` steps."""
         return cls(
             model=record.model,
             objective=record.objective,
@@ -66,7 +66,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
     @cached_property
     def _family(self) -> str:
-        """The fingerprint of all but what is a model's own."""
+        """A fingerprint of what models have in common that differ in seed and selection only."""
         return dataclasses.replace(self, seed=0, selection=Selection(np.zeros(1, np.int64))).fingerprint
 
     @classmethod
@@ -75,10 +75,10 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
         images = get(first.data)
         members = [Member(node.seed, node.selection, folder) for node, folder in zip(nodes, folders, strict=True)]
         for start in range(0, len(members), first.mode.group):
-            some = members[start : start + first.mode.group]
-            title = f"training {len(some)} model{'s' * (len(some) > 1)}"
+            group = members[start : start + first.mode.group]
+            title = f"training {len(group)} model{'s' * (len(group) > 1)}"
             fit_together(
-                some,
+                group,
                 images,
                 first.model,
                 first.objective,
@@ -101,10 +101,11 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
 
 def in_blocks(nodes: Sequence[Retrained]) -> list[Retrained]:
-    """The same models in blocks of at most ``mode.group``, as even as can be, each trained side by side by one process.
+    """The same models in blocks of at most ``mode.group`` and nearly equal size. One process trains the models of a block together.
 
-    A block is a function of the list, and called by its first model: processes with the same list divide it by blocks, and one that
-    was killed goes on with the same. So ``get.many(in_blocks(nodes))``, with one list of all models that an experiment needs.
+    A block is a function of the list, and its name is the fingerprint of its first model. So processes with the same list divide it
+    by blocks, and a killed process continues with the same blocks. Call ``get.many(in_blocks(nodes))`` with one list of all models
+    that an experiment needs.
     """
     blocks = np.array_split(np.arange(len(nodes)), -(-len(nodes) // nodes[0].mode.group)) if nodes else []
-    return [dataclasses.replace(nodes[i], block=nodes[of[0]].fingerprint) for of in blocks for i in of.tolist()]
+    return [dataclasses.replace(nodes[i], block=nodes[block[0]].fingerprint) for block in blocks for i in block.tolist()]

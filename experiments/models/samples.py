@@ -1,4 +1,4 @@
-"""Samples of a trained model as a store node."""
+"""Generated images of a trained model as store nodes."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from experiments.store.progress import track
 
 @dataclass(frozen=True, kw_only=True)
 class SampleShard(ImageSet):
-    """Samples ``rows[0]..rows[1]-1``."""
+    """Samples ``rows[0]`` to ``rows[1] - 1``."""
 
     NAME = "SampleShard"
     VERSION = 1
@@ -50,7 +50,7 @@ class SampleShard(ImageSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(ImageSet):
-    """``n`` images that the trained model generates, each from its own noise: sample i is the same whatever ``n`` is."""
+    """``n`` images that the trained model generates. Sample i has noise of its own, so it does not depend on ``n``."""
 
     NAME = "Samples"
     VERSION = 1
@@ -91,7 +91,7 @@ class Samples(ImageSet):
 
 @dataclass(frozen=True)
 class SampleTrajectories(Node[Trajectories]):
-    """How ``samples`` came about: every state of the same sampling."""
+    """The trajectories of ``samples``: every state of the same sampling."""
 
     NAME = "SampleTrajectories"
     VERSION = 2
@@ -117,7 +117,7 @@ class SampleTrajectories(Node[Trajectories]):
 
 
 def _bar() -> Callable[[int, int], None]:
-    """Shows the steps of a sampler, with time left."""
+    """Return a callback that shows the steps of a sampler and the time left."""
     bars: list[Iterator[int]] = []
 
     def progress(done: int, total: int) -> None:
@@ -133,4 +133,4 @@ def _bar() -> Callable[[int, int], None]:
 
 def _seed(seed: int, index: int) -> int:
     low, high = philox.key(seed, "sample", index)
-    return low | (high >> 1) << 32  # 63 bits: torch's integers are signed
+    return low | (high >> 1) << 32  # 63 bits, because torch's integers are signed

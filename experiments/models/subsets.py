@@ -1,4 +1,4 @@
-"""Which subsets of the training set models are retrained on (LDS: Park et al. 2023; METHODS.md §3)."""
+"""Subsets of the training set that models are retrained on, as for the LDS (Park et al. 2023)."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,35 +12,36 @@ from attribution.retraining.selection import Selection
 
 @dataclass(frozen=True, kw_only=True)
 class Subsets(ABC):
-    """M subsets as weights. ``weight``: of what a subset leaves out; 0 removes it, 0.5 and 0.99 only weigh it down."""
+    """M subsets. ``weight`` is the weight of the examples outside a subset: 0 removes them, a larger one reduces their weight."""
 
     weight: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.weight < 1:
             raise ValueError(
-                f"benchmark.subsets.weight={self.weight} (or estimator.subsets): of what is left out, at least 0 and below 1"
+                f"benchmark.subsets.weight={self.weight} (or estimator.subsets): give the examples outside a subset a weight of at "
+                "least 0 and below 1"
             )
 
     @abstractmethod
     def masks(self, train: Images) -> np.ndarray:
-        """True where a subset keeps an example, ``[M, N]``."""
+        """True where a subset contains an example, ``[M, N]``."""
 
     def selections(self, train: Images) -> list[Selection]:
-        """What the models are trained on."""
+        """The selection that each model is trained on."""
         masks = self.masks(train)
         if self.weight == 0:
             return [Selection.of(mask) for mask in masks]
         return [Selection.weighted(np.where(mask, 1.0, self.weight)) for mask in masks]
 
     def removed(self, train: Images) -> np.ndarray:
-        """How much of each example's weight is taken away, ``[M, N]``."""
+        """The weight that each example loses, ``[M, N]``."""
         return (1 - self.weight) * ~self.masks(train)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSubsets(Subsets):
-    """``count`` random subsets of ``fraction`` of the examples; ``stratified``: of every class alike."""
+    """``count`` random subsets of ``fraction`` of the examples; ``stratified``: the same fraction of every class."""
 
     NAME = "RandomSubsets"
     VERSION = 1
@@ -69,7 +70,7 @@ class RandomSubsets(Subsets):
         for mask in masks:
             for rows in classes:
                 share = self.fraction * len(rows)
-                # A class of one image is in half of the halves: rounded, it would be in none.
+                # Rounding at random keeps the only image of a class in half of all halves, instead of in none.
                 kept = int(share) + (random.random() < share % 1) if self.stratified else round(share)
                 mask[random.permutation(rows)[:kept]] = True
         return masks
@@ -77,7 +78,7 @@ class RandomSubsets(Subsets):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSubsets(Subsets):
-    """The first ``count`` subsets of ``path``, an npy file: a mask ``[M, N]``, or positions ``[M, n]`` of what is kept."""
+    """The first ``count`` subsets in the npy file ``path``: a mask ``[M, N]``, or the positions ``[M, n]`` of their examples."""
 
     NAME = "PublishedSubsets"
     VERSION = 1
@@ -86,7 +87,7 @@ class PublishedSubsets(Subsets):
     count: int | None = None
 
     def masks(self, train: Images) -> np.ndarray:
-        """Raises ValueError: no such file, or it does not fit the training set."""
+        """Raises ValueError: the file does not exist or does not fit the training set."""
         if not Path(self.path).is_file():
             raise ValueError(f"benchmark.subsets.path={self.path} (or estimator.subsets): no such file")
         table = np.load(self.path)[: self.count]

@@ -22,7 +22,7 @@ LoggerFor = Callable[[str], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Recorded):
-    """``model`` trained on ``data`` by ``recipe``, with its record."""
+    """``model`` trained on ``data`` by ``recipe``, with the record of its training."""
 
     NAME = "TrainedModel"
     VERSION = 1
@@ -38,7 +38,7 @@ class TrainedModel(Recorded):
     logger: LoggerFor | None = execution(default=None)
 
     def member(self, i: int) -> "TrainedModel":
-        """The same training with ``seed`` + i."""
+        """The same training with the seed ``seed + i``."""
         return replace(self, seed=self.seed + i)
 
     def cost(self) -> Cost:
@@ -70,7 +70,7 @@ class TrainedModel(Recorded):
 
 
 class TrainingBar(L.Callback):
-    """Progress of a training, with time left."""
+    """Shows the progress of a training and the time left."""
 
     bar: Iterator[int]
 
@@ -84,5 +84,5 @@ class TrainingBar(L.Callback):
         next(self.bar)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for _ in self.bar:  # the bar goes away when it has come to its end
+        for _ in self.bar:  # the bar disappears at its end
             pass

@@ -1,4 +1,4 @@
-"""What retraining on subsets does: the measurements that predictions are compared with, and that datamodels are fitted to."""
+"""Measurements of retrained models. Predictions are compared with them, and datamodels are fitted to them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from experiments.models.trained import TrainedModel
 class Truth:
     """Models trained like ``record``, on each of M ``selections`` with each of K ``seeds``.
 
-    They are trained for ``steps`` steps; None: for as many epochs as ``record``, on the mean over the selections.
-    The first ``repeats`` selections are trained once more, with the seed after the last: what differs between trainings of the
-    same subset can then be told even for K = 1. Measurements are means over ``draws``, the same for all models.
+    They are trained for ``steps`` steps; None: for as many epochs as ``record``, averaged over the selections. The first
+    ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between trainings on
+    the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models.
     """
 
     record: TrainedModel
@@ -37,37 +37,37 @@ class Truth:
     repeats: int = 0
 
     def __post_init__(self):
-        """Raises ValueError: ``mode`` cannot train this network. Better now than when the explained model is trained."""
+        """Check that ``mode`` can train this network, before any model is trained. Raises ValueError if it cannot."""
         with torch.device("meta"):
             self.mode.prepare(self.record.model())
 
     def models(self) -> list[Retrained]:
-        """The K·M models, all subsets of the first seed before those of the next, and then the repeated ones."""
-        chosen = [(selection, seed) for seed in self.seeds for selection in self.selections]
-        chosen += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
+        """The K·M models, with all subsets of a seed before those of the next seed, and then the repeated ones."""
+        pairs = [(selection, seed) for seed in self.seeds for selection in self.selections]
+        pairs += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
         share = sum(map(len, self.selections)) / len(self.selections) / self.record.data.count
         steps = self.steps or max(1, round(share * self.record.recipe.steps))
-        return in_blocks([Retrained.of(self.record, *pair, steps, self.mode, self.execution) for pair in chosen])
+        return in_blocks([Retrained.of(self.record, *pair, steps, self.mode, self.execution) for pair in pairs])
 
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
-        """The measurement of ``images`` under each of the models."""
+        """The nodes that measure ``images`` under each of the models."""
         return [
             Measured(model=model, images=images, measure=measurement, draws=self.draws, execution=self.execution)
             for model in self.models()
         ]
 
     def measured(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
-        """What ``nodes`` say, ``[K, Q, M]``."""
+        """The measurements of ``nodes``, ``[K, Q, M]``."""
         K, M = len(self.seeds), len(self.selections)
         return self._values(nodes[: K * M], get).reshape(K, M, -1).transpose(0, 2, 1)
 
     def replicates(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
-        """The same for the subsets that have most seeds: ``[K + 1, Q, repeats]``, or ``[K, Q, M]`` where nothing is repeated."""
+        """The measurements of the subsets with most seeds: ``[K + 1, Q, repeats]``, or ``[K, Q, M]`` without repeats."""
         measured = self.measured(nodes, get)
         if not self.repeats:
             return measured
-        again = self._values(nodes[len(self.seeds) * len(self.selections) :], get).T
-        return np.concatenate([measured[:, :, : self.repeats], again[None]])
+        repeated = self._values(nodes[len(self.seeds) * len(self.selections) :], get).T
+        return np.concatenate([measured[:, :, : self.repeats], repeated[None]])
 
     def _values(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
         return np.stack([costs.values for costs in get.many(nodes, "measuring")])

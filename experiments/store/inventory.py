@@ -1,23 +1,24 @@
-"""What is in a store: list it, explain one node. Rows are plain dicts; ``experiments.store.inventory_table`` prints them."""
+"""List a store and explain one of its nodes. Rows are plain dicts; ``experiments.store.inventory_table`` prints them."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.store.storage import GONE, LOCKS, NODE, PART, StoreError, fingerprint_of, locked, read_json, verify
+from attribution.nodes import SOURCE, fingerprint_of
+from experiments.store.storage import GONE, LOCKS, NODE, PART, StoreError, locked, read_json, verify
 
 _SUMMARY_WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of a store: a stored node, or what is left of one that was being computed or removed."""
+    """One folder of a store: a stored node, or the remains of a computation or removal that did not finish."""
 
     folder: Path
     record: dict[str, Any]
-    """Its node.json, as far as there is one that can be read."""
+    """The content of node.json; empty if the file is missing or unreadable."""
 
     @property
     def kind(self) -> str:
@@ -41,14 +42,14 @@ class Entry:
 
     @property
     def age(self) -> float:
-        """Seconds since it was stored, or last worked on."""
+        """Seconds since the node was stored, or since its folder last changed."""
         now = datetime.now(UTC)
         if created := self.record.get("created"):
             return (now - datetime.fromisoformat(created)).total_seconds()
-        return now.timestamp() - _worked_on(self.folder, default=now.timestamp())
+        return now.timestamp() - _last_change(self.folder, default=now.timestamp())
 
     def state(self, root: Path) -> str:
-        """``stored``, ``damaged`` (at first sight: ``explain`` reads every byte), ``running`` or ``unfinished``."""
+        """``stored``, ``damaged`` (no readable node.json; only ``explain`` checks every byte), ``running`` or ``unfinished``."""
         if self.finished:
             return "stored" if self.description else "damaged"
         with locked(root, [self.fingerprint]) as free:
@@ -56,14 +57,14 @@ class Entry:
 
 
 def entries(root: Path) -> Iterator[Entry]:
-    """Everything in the store, by class and fingerprint."""
-    for kind in sorted(path for path in root.iterdir() if path.is_dir() and path.name != LOCKS) if root.is_dir() else ():
+    """All entries of the store, sorted by class and fingerprint."""
+    for kind in _kinds(root):
         for folder in sorted(path for path in kind.iterdir() if path.is_dir()):
             yield Entry(folder, _record(folder))
 
 
 def listing(root: Path) -> list[dict[str, Any]]:
-    """A row for each entry: class, fingerprint, state, bytes, age and seconds that it took (both in seconds), and its settings."""
+    """One row per entry: class, fingerprint, state, bytes, age and computing time (both in seconds), and a summary."""
     return [
         {
             "class": entry.kind,
@@ -79,19 +80,19 @@ def listing(root: Path) -> list[dict[str, Any]]:
 
 
 def explain(root: Path, prefix: str) -> dict[str, Any]:
-    """All about the node whose fingerprint begins with ``prefix``, after reading every byte of it.
+    """Explain the node whose fingerprint begins with ``prefix``, and check every byte of it.
 
-    Its description, versions and git revision; under ``depends_on`` and ``needed_by`` rows of class, fingerprint and whether it is
-    stored; under ``check`` "intact" or what is wrong.
+    The result has the node's description, versions and git revision; ``depends_on`` and ``needed_by`` with rows of class,
+    fingerprint and whether that node is stored; and ``check``: "intact", or what is wrong.
 
     Raises:
-        StoreError: no fingerprint or several begin so.
+        StoreError: no fingerprint begins with ``prefix``, or several do.
     """
-    everything = list(entries(root))
+    everything, kinds = list(entries(root)), {folder.name for folder in _kinds(root)}
     matches = [entry for entry in everything if prefix and entry.fingerprint.startswith(prefix)]
     names = sorted({entry.fingerprint for entry in matches})
     if not names:
-        raise StoreError(f"nothing in {root} has a fingerprint that begins with {prefix!r}: list the store to see what there is")
+        raise StoreError(f"nothing in {root} has a fingerprint that begins with {prefix!r}: list the store to see its nodes")
     if len(names) > 1:
         shown = ", ".join(f"{entry.kind} {entry.fingerprint}" for entry in matches[:5])
         raise StoreError(
@@ -99,11 +100,11 @@ def explain(root: Path, prefix: str) -> dict[str, Any]:
         )
     entry = max(matches, key=lambda entry: entry.finished)
     stored = {other.fingerprint for other in everything if other.finished}
-    below = {name: inner for inner in _nodes_in(entry.description) if (name := fingerprint_of(inner)) != entry.fingerprint}
+    below = {name: inner for inner in _nodes_in(entry.description, kinds) if (name := fingerprint_of(inner)) != entry.fingerprint}
     above = [
         other
         for other in everything
-        if other.fingerprint != entry.fingerprint and entry.fingerprint in map(fingerprint_of, _nodes_in(other.description))
+        if other.fingerprint != entry.fingerprint and entry.fingerprint in map(fingerprint_of, _nodes_in(other.description, kinds))
     ]
     return {
         "class": entry.kind,
@@ -113,12 +114,19 @@ def explain(root: Path, prefix: str) -> dict[str, Any]:
         "folder": str(entry.folder),
         "bytes": entry.bytes,
         **{key: value for key, value in entry.record.items() if key not in ("class", "fingerprint")},
-        "depends_on": [
-            {"class": inner["class"].rpartition(".")[2], "fingerprint": name, "stored": name in stored}
-            for name, inner in below.items()
-        ],
+        "depends_on": [{"class": _kind(inner), "fingerprint": name, "stored": name in stored} for name, inner in below.items()],
         "needed_by": [{"class": other.kind, "fingerprint": other.fingerprint, "stored": other.finished} for other in above],
     }
+
+
+def _kinds(root: Path) -> list[Path]:
+    """The folders of a store, one for each class of nodes."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name != LOCKS) if root.is_dir() else []
+
+
+def _kind(description: dict[str, Any]) -> str:
+    """The folder's name for nodes of the described class: without the module of a class that has no NAME."""
+    return str(description["class"]).rpartition(".")[2]
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _worked_on(folder: Path, default: float) -> float:
+def _last_change(folder: Path, default: float) -> float:
     try:
         return folder.stat().st_mtime
     except FileNotFoundError:
@@ -140,8 +148,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:
-        # A worker may rename and delete its files while they are counted.
-        return 0
+        return 0  # a worker may rename and delete its files while they are counted
 
 
 def _check(entry: Entry) -> str:
@@ -154,16 +161,16 @@ def _check(entry: Entry) -> str:
     return "intact"
 
 
-def _nodes_in(value: Any) -> Iterator[dict[str, Any]]:
-    """Descriptions of nodes inside a description, itself first."""
+def _nodes_in(value: Any, kinds: Container[str]) -> Iterator[dict[str, Any]]:
+    """The descriptions of stored classes of nodes (``kinds``) within a description, starting with the description itself."""
     if isinstance(value, dict):
-        if {"class", "version"} <= value.keys():
+        if "class" in value and _kind(value) in kinds:
             yield value
         for inner in value.values():
-            yield from _nodes_in(inner)
+            yield from _nodes_in(inner, kinds)
     elif isinstance(value, list):
         for inner in value:
-            yield from _nodes_in(inner)
+            yield from _nodes_in(inner, kinds)
 
 
 def _summary(description: dict[str, Any]) -> str:
@@ -171,10 +178,10 @@ def _summary(description: dict[str, Any]) -> str:
 
     def short(value: Any) -> str:
         if isinstance(value, dict):
-            return str(value.get("class", "...")).rpartition(".")[2]
+            return _kind(value) if "class" in value else "..."
         if isinstance(value, list):
             return f"[{', '.join(map(short, value))}]" if len(value) <= 4 else f"[{len(value)}]"
         return str(value)
 
-    line = " ".join(f"{key}={short(value)}" for key, value in description.items() if key not in ("class", "version"))
+    line = " ".join(f"{key}={short(value)}" for key, value in description.items() if key not in ("class", "version", SOURCE))
     return line if len(line) <= _SUMMARY_WIDTH else line[: _SUMMARY_WIDTH - 1] + "…"

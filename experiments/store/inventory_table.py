@@ -1,4 +1,4 @@
-"""Prints what is in a store: rows as tables, one node in full; sizes and times in units that one can read."""
+"""Print the rows of an inventory or a plan as tables, and the explanation of one node. Sizes and times have readable units."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def size(count: float) -> str:
-    """Bytes as text: 1536 → 1.5 kB (of 1000)."""
+    """Bytes as text, e.g. 1536 → 1.5 kB. A kB is 1000 bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -18,7 +18,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text: 0.25 → 0.2 s, 4000 → 1 h 07 min."""
+    """Seconds as text, e.g. 0.25 → 0.2 s, 4000 → 1 h 07 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -39,7 +39,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
 
 
 def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | None = None) -> None:
-    """The rows as a table on stdout. None is shown as "?". Fingerprints are never cut; other long texts wrap."""
+    """Print the rows as a table. None is shown as "?". Fingerprints stay in one line; other long texts wrap."""
     console = console or Console()
     if not rows:
         console.print(f"{title}: nothing")
@@ -54,7 +54,7 @@ def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | 
 
 
 def show_explanation(explanation: Mapping[str, Any], console: Console | None = None) -> None:
-    """What ``inventory.explain`` found, on stdout: a line for each plain value, JSON for the rest, tables of nodes."""
+    """Print the result of ``inventory.explain``: plain values on a line each, nodes as tables, everything else as JSON."""
     console = console or Console()
     for key, value in explanation.items():
         if key in ("depends_on", "needed_by"):

@@ -1,11 +1,11 @@
-"""The dry run: what is missing for an answer, and about how much time, memory and disk it will take. Computes nothing stored."""
+"""The dry run: which nodes are missing, and an estimate of their time, memory and disk. No stored node is computed."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attribution.nodes import Cost, Node
+from attribution.nodes import Cost, Node, short_name
 from experiments.store.inventory import entries
 from experiments.store.inventory_table import duration, size
 from experiments.store.store import Store
@@ -13,54 +13,55 @@ from experiments.store.work import Absent, Present
 
 
 def plan(nodes: Sequence[Node], store: Store, rate: float | None = None) -> list[dict[str, Any]]:
-    """A row for each class that is missing and a last one, "total". A node that is there hides all that it was made from.
+    """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
-    Each has class, nodes (how many), passes (forward + backward of one image), memory (peak bytes of one), disk (bytes),
-    seconds, and unknown (nodes about whose time nothing is known; ``seconds`` leaves them out, and is None if they are all).
-    ``rate``: seconds per pass; None: what the stored nodes of the class took. Parts that cannot be told before a parent is
-    there are in the row of the node that they will be parts of.
+    A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
+    bytes of one node), disk (bytes), seconds, and unknown (the number of nodes without an estimate of time; ``seconds`` leaves
+    them out, and is None if there are no others). ``rate``: seconds per pass; None: the rate of the stored nodes of the class.
+    Parts that depend on a missing parent count towards the node that they are parts of.
     """
     history = _History(store.root, rate)
-    by_class: dict[str, list[Cost]] = {}
+    by_class: dict[str, list[tuple[Node, Cost]]] = {}
     for node, cost in _missing(nodes, store):
-        by_class.setdefault(type(node).__name__, []).append(cost)
-    rows = [_row(name, costs, history) for name, costs in by_class.items()]
+        by_class.setdefault(short_name(type(node)), []).append((node, cost))
+    rows = [_row(name, group[0][0].title(), [cost for _, cost in group], history) for name, group in by_class.items()]
     total = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "disk", "unknown")}
     memory = max((row["memory"] for row in rows), default=0.0)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
-    return [*rows, {"class": "total", **total, "memory": memory, "seconds": sum(known) if known or not rows else None}]
+    return [*rows, {"class": "total", "work": "", **total, "memory": memory, "seconds": sum(known) if known or not rows else None}]
 
 
 def announcement(nodes: Sequence[Node], store: Store) -> str | None:
-    """One line about what ``nodes`` will take, before it starts; None where all of them are there."""
+    """One line about the missing work for ``nodes``, its time, memory and disk; None if no node is missing."""
     *rows, total = plan(nodes, store)
     if not rows:
         return None
-    unknown = " and what was never done here" if total["unknown"] else ""
-    time = f"about {duration(total['seconds'])}{unknown}" if total["seconds"] is not None else "a time not yet known"
+    unknown = f" plus {total['unknown']} nodes without an estimate" if total["unknown"] else ""
+    time = f"about {duration(total['seconds'])}{unknown}" if total["seconds"] is not None else "no estimate of time yet"
+    work = ", ".join(dict.fromkeys(row["work"] for row in rows))
     return (
-        f"to compute: {total['nodes']} nodes, {total['passes']:,.0f} passes of an image, {time}; at "
-        f"most {size(total['memory'])} of memory at a time, {size(total['disk'])} on disk (task=plan says more)"
+        f"to compute: {work} ({total['nodes']} nodes, {total['passes']:,.0f} passes of an image): {time}; at most "
+        f"{size(total['memory'])} of memory, {size(total['disk'])} on disk (task=plan lists them)"
     )
 
 
 def needed(nodes: Sequence[Node], store: Store) -> set[str]:
-    """Fingerprints of these nodes and what they need: parents, and parts except shards of what is stored already."""
+    """The fingerprints of ``nodes``, their parents and their parts, to any depth, without the shards of stored nodes."""
     present = Present(store)
-    found: set[str] = set()
+    fingerprints: set[str] = set()
     queue = list(nodes)
     while queue:
         node = queue.pop()
-        if node.fingerprint not in found:
-            found.add(node.fingerprint)
+        if node.fingerprint not in fingerprints:
+            fingerprints.add(node.fingerprint)
             done = node.STORED and store.has(node)
             queue += node.parents()
             queue += [part for part in _parts(node, present) or () if not (done and part.TRANSIENT)]
-    return found
+    return fingerprints
 
 
 class _History:
-    """Seconds that nodes of a class take: by their passes, or by what such nodes took before."""
+    """The time that nodes of a class take, from their passes or from the times of stored nodes of the class."""
 
     def __init__(self, root: Path, rate: float | None):
         self._rate = rate
@@ -81,35 +82,36 @@ class _History:
 
 
 def _missing(nodes: Sequence[Node], store: Store) -> list[tuple[Node, Cost]]:
-    """What would have to be computed and stored, and what each takes beside the others."""
+    """The nodes that would be computed and stored, each with its own cost."""
     present = Present(store)
     seen: set[str] = set()
-    found: list[tuple[Node, Cost]] = []
+    missing: list[tuple[Node, Cost]] = []
     queue = list(nodes)
     while queue:
         node = queue.pop(0)
         if node.fingerprint not in seen and not (node.STORED and store.has(node)):
             parts = _parts(node, present)
             if node.STORED:
-                found.append((node, dataclasses.replace(node.cost(), passes=0.0) if parts else node.cost()))
+                missing.append((node, dataclasses.replace(node.cost(), passes=0.0) if parts else node.cost()))
             queue += [*node.parents(), *(parts or ())]
         seen.add(node.fingerprint)
-    return found
+    return missing
 
 
 def _parts(node: Node, present: Present) -> Sequence[Node] | None:
-    """None while they depend on what is not computed."""
+    """The parts of a node; None if they depend on a missing parent."""
     try:
         return node.parts(present)
     except Absent:
         return None
 
 
-def _row(name: str, costs: Sequence[Cost], history: _History) -> dict[str, Any]:
+def _row(name: str, work: str, costs: Sequence[Cost], history: _History) -> dict[str, Any]:
     seconds = [history.seconds(name, cost.passes) for cost in costs]
     known = [value for value in seconds if value is not None]
     return {
         "class": name,
+        "work": work,
         "nodes": len(costs),
         "passes": sum(cost.passes for cost in costs),
         "memory": max(cost.memory for cost in costs),

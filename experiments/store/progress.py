@@ -1,4 +1,4 @@
-"""Progress with time left, for whatever lasts: bars on a terminal, now and then a line elsewhere."""
+"""Progress of long loops with the time left: bars on a terminal, occasional lines elsewhere."""
 
 import atexit
 import sys
@@ -16,16 +16,16 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Track(Protocol):
-    """Passes the items on and shows how far it is: ``track``, or a silent stand-in."""
+    """Yields the items of an iterable and shows progress: ``track``, or a silent replacement."""
 
     def __call__(self, iterable: Iterable[T], title: str, total: int | None = None) -> Iterable[T]: ...
 
 
 def track(iterable: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-    """The items of ``iterable``; meanwhile stderr shows ``title``, how many of ``total`` are done and the time left.
+    """Yield the items of ``iterable`` and show ``title``, the finished share of ``total`` and the time left on stderr.
 
-    On a terminal a bar that goes away at the end (bars of nested loops stand below each other); elsewhere, as in the log
-    file of a cluster job, a line every ten seconds at most. ``total`` may be left out where ``iterable`` has a length.
+    On a terminal this is a bar that disappears at the end; nested loops have one bar each. Elsewhere, as in the log file of a
+    cluster job, it is a line every ten seconds at most. ``total`` may be omitted if ``iterable`` has a length.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -33,11 +33,11 @@ def track(iterable: Iterable[T], title: str, total: int | None = None) -> Iterat
 
 
 class _Display:
-    """The one live display of a process (a terminal has room for one), on while any bar is."""
+    """The live display of a process. There is one per terminal; it is active while it has bars."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        # A loop whose body fails leaves its generator, and so its bar, to the traceback: give the cursor back at least at exit.
+        # If the body of a loop fails, the traceback keeps its generator and so its bar alive: restore the cursor at exit.
         atexit.register(self._stop)
 
     def add(self, title: str, total: int | None) -> tuple[Progress, TaskID]:
@@ -75,12 +75,12 @@ def _bar(iterable: Iterable[T], title: str, total: int | None) -> Iterator[T]:
 
 
 def _lines(iterable: Iterable[T], title: str, total: int | None) -> Iterator[T]:
-    start = said = time.monotonic()
+    start = printed = time.monotonic()
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
-        if now - said >= _SECONDS_BETWEEN_LINES:
-            said = now
+        if now - printed >= _SECONDS_BETWEEN_LINES:
+            printed = now
             left = f"/{total}, {_clock((now - start) * (total - done) / done)} left" if total else f", {_clock(now - start)}"
             print(f"{title}: {done}{left}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Where a result came from: versions, git revision and machine, as plain JSON. No host, user or path."""
+"""The origin of a result as plain JSON: versions, git revision and machine. It names no host, user or path."""
 
 import functools
 import platform
@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "numpy", "diffusers", "lightning", "diffusion-attribution"
 
 
 def provenance() -> dict[str, Any]:
-    """``versions`` of what computes, ``git`` revision of this code, and the ``machine``'s kind of device and threads."""
+    """``versions`` of Python and packages, ``git`` revision of this code, and device and threads of the ``machine``."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     device = torch.cuda.get_device_name() if cuda else platform.machine()
     return {"versions": _versions(), "git": _git(), "machine": {"device": device, "threads": torch.get_num_threads()}}
@@ -29,23 +29,23 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        # Not installed but imported from a checkout; its git revision says more anyway.
+        # The package is imported from a checkout without being installed.
         return getattr(sys.modules.get(package), "__version__", None)
 
 
 @functools.cache
 def _git() -> dict[str, Any] | None:
-    """The revision of the checkout that this file belongs to, and whether tracked files differ from it; None outside of one."""
+    """The revision of the checkout that contains this file, and whether tracked files differ from it; None without a checkout."""
     here = Path(__file__)
-    # An installed copy may lie inside somebody else's repository, whose revision would say nothing: is this file tracked?
-    if _ask_git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+    # An installed copy may lie inside an unrelated repository, so the file has to be tracked.
+    if _run_git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
-    revision = _ask_git(here.parent, "rev-parse", "HEAD")
-    changes = _ask_git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    revision = _run_git(here.parent, "rev-parse", "HEAD")
+    changes = _run_git(here.parent, "status", "--porcelain", "--untracked-files=no")
     return {"revision": revision, "dirty": bool(changes)}
 
 
-def _ask_git(folder: Path, *arguments: str) -> str | None:
+def _run_git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

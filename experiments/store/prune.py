@@ -1,4 +1,4 @@
-"""Removing from a store what nobody needs; never what somebody is computing."""
+"""Remove nodes from a store by condition. A node that a process is computing is never removed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +21,14 @@ def prune(
     keep: Sequence[Node] | None = None,
     dry_run: bool = True,
 ) -> list[dict[str, Any]]:
-    """Removes what meets all the conditions that are given, and returns a row for each.
+    """Remove the entries that meet all given conditions, and return a row for each.
 
-    ``unfinished``: only what a crash left; ``older_than_days``; ``node_class``: by name; ``keep``: only what these nodes
-    neither are nor need. What somebody is computing stays in any case. With ``dry_run`` nothing is removed. A row has class,
+    ``unfinished``: only remains of crashes; ``older_than_days``: only older entries; ``node_class``: only this class; ``keep``:
+    only nodes that are not among these and that these do not need. With ``dry_run`` nothing is removed. A row has class,
     fingerprint, state, bytes, age (seconds) and removed.
 
     Raises:
-        StoreError: no condition is given: that would be everything.
+        StoreError: no condition is given, which would remove everything.
     """
     if not unfinished and older_than_days is None and node_class is None and keep is None:
         raise StoreError("prune needs a condition: unfinished, older_than_days, node_class or keep")

@@ -1,8 +1,9 @@
-"""Folders that are complete or not there: written aside, hashed, renamed into place; verified when they are read.
+"""Folders of stored nodes. A folder is complete or does not exist: it is written aside, hashed, and then renamed.
 
-A stored node is the folder ``<root>/<class>/<fingerprint>``: the files of its artifact, ``node.json`` (what it is and how it was
-made) and ``manifest.json`` (size and SHA-256 of every other file). Work in progress lies beside it in ``<fingerprint>.part``, what
-is being removed in ``<fingerprint>.gone``. ``<root>/locks/<fingerprint>.lock`` is held by who computes, and vanishes with it.
+A stored node is the folder ``<root>/<NAME>/<fingerprint>``: the files of its artifact, ``node.json`` (its description and how it
+was computed) and ``manifest.json`` (size and SHA-256 of every other file). ``<fingerprint>.part`` holds work in progress,
+``<fingerprint>.gone`` a folder that is being removed. The process that computes a node holds ``<root>/locks/<fingerprint>.lock``;
+the lock is released when that process ends.
 """
 
 import errno
@@ -28,28 +29,28 @@ LOCKS = "locks"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY}
-_HARDLY_ANY_SPACE = 1 << 20
+_MINIMAL_SPACE = 1 << 20
 
 
 class StoreError(OSError):
-    """The store cannot give what was asked; the message names the folder or the setting, and the mend."""
+    """The store cannot return an artifact. The message names the folder or the setting, and the remedy."""
 
 
 def begin(part: Path, node: Node) -> None:
-    """Opens the folder of a node's work in progress, or the one that an earlier attempt left, and says there what it is.
+    """Create the ``.part`` folder of a node, or reopen the one of an earlier attempt, and write its description there.
 
     Raises:
-        StoreError: the node's description is not plain JSON, so that it could not be told from another later.
+        StoreError: the description of the node is not plain JSON, so it could not be compared later.
     """
     description = json.loads(json.dumps(describe(node)))
     if fingerprint_of(description) != node.fingerprint:
-        raise StoreError(f"the description of {type(node).__name__} is not plain JSON: use strings for its keys")
+        raise StoreError(f"the description of {type(node).__name__} is not plain JSON: use strings as keys")
     part.mkdir(parents=True, exist_ok=True)
     write_json(part / NODE, {"fingerprint": node.fingerprint, "description": description})
 
 
 def publish(part: Path, final: Path, facts: dict[str, Any]) -> None:
-    """Makes a finished ``.part`` the stored node: ``facts`` join its node.json, everything is hashed and on disk, then renamed."""
+    """Turn a finished ``.part`` folder into the stored node: add ``facts`` to node.json, hash and sync all files, then rename."""
     write_json(part / NODE, read_json(part / NODE) | facts)
     manifest = {}
     for path in _files(part):
@@ -65,42 +66,42 @@ def publish(part: Path, final: Path, facts: dict[str, Any]) -> None:
     except OSError as error:
         if error.errno not in _OCCUPIED:
             raise
-        # A network file system may show a stored node late, so that it is computed again. The first one stays.
+        # On a network file system a stored node may become visible late, so that it is computed twice. The first one stays.
         shutil.rmtree(part)
     _sync(final.parent)
 
 
 def verify(folder: Path) -> None:
-    """Checks every byte of a stored node against its manifest, and its description against the folder's name.
+    """Check every byte of a stored node against its manifest, and its description against the name of its folder.
 
     Raises:
-        StoreError: a file is missing, changed or one too many, or the folder describes another node than its name says.
+        StoreError: a file is missing, changed or unexpected, or the folder describes another node than its name says.
     """
-    mend = f"delete {folder} (it will be computed again), or restore it"
+    remedy = f"delete {folder} (the node will be computed again), or restore it"
     try:
         description, manifest = read_json(folder / NODE)["description"], read_json(folder / MANIFEST)
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder} is damaged: its {NODE} or {MANIFEST} is missing or unreadable ({error}): {mend}") from error
+        raise StoreError(f"{folder} is damaged: its {NODE} or {MANIFEST} is missing or unreadable ({error}): {remedy}") from error
     if fingerprint_of(description) != folder.name:
-        raise StoreError(f"{folder} describes another node than its name says (class, version or a field differs): {mend}")
+        raise StoreError(f"{folder} describes another node than its name says (class, version or a field differs): {remedy}")
     present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    if unlike := sorted(expected.keys() ^ present.keys()):
-        what = "is missing" if unlike[0] in expected else "does not belong there"
-        raise StoreError(f"{folder} is damaged: {unlike[0]} {what}: {mend}")
+    if different := sorted(expected.keys() ^ present.keys()):
+        problem = "is missing" if different[0] in expected else "does not belong there"
+        raise StoreError(f"{folder} is damaged: {different[0]} {problem}: {remedy}")
     for name, (size, digest) in expected.items():
-        if (found := present[name].stat().st_size) != size:
-            raise StoreError(f"{folder} is damaged: {name} has {found} bytes instead of {size}: {mend}")
+        if (actual := present[name].stat().st_size) != size:
+            raise StoreError(f"{folder} is damaged: {name} has {actual} bytes instead of {size}: {remedy}")
         with present[name].open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise StoreError(f"{folder} is damaged: the content of {name} is not what was stored: {mend}")
+                raise StoreError(f"{folder} is damaged: the content of {name} is not what was stored: {remedy}")
 
 
 @contextmanager
 def locked(root: Path, fingerprints: Iterable[str]) -> Iterator[bool]:
-    """Holds the locks of all these nodes and yields True, or none and yields False if anybody has one. Never waits.
+    """Hold the locks of all these nodes and yield True. If another process holds one of them, hold none and yield False.
 
-    They are taken in one order by everybody, so of several processes after overlapping sets one always gets its own.
+    This never waits. All processes take the locks in the same order, so of several with overlapping sets one always succeeds.
     """
     folder = root / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +118,9 @@ def locked(root: Path, fingerprints: Iterable[str]) -> Iterator[bool]:
 
 
 def remove(root: Path, folder: Path) -> bool:
-    """Removes a stored node or a leftover unless somebody holds its lock; whether it did.
+    """Remove the folder of a node unless another process holds its lock, and return whether it was removed.
 
-    Renamed first: a reader finds all of it or nothing, and what a crash leaves of the removal is no stored node.
+    The folder is renamed first: a reader finds all of it or nothing, and an interrupted removal leaves no stored node.
     """
     with locked(root, [folder.name.split(".")[0]]) as free:
         if not free or not folder.is_dir():
@@ -134,7 +135,7 @@ def remove(root: Path, folder: Path) -> bool:
 
 @contextmanager
 def explained(root: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission under ``root`` into a StoreError that names the setting and the mend."""
+    """Turn a full disk or a missing permission under ``root`` into a StoreError that names the setting and the remedy."""
     try:
         yield
     except StoreError:
@@ -144,28 +145,28 @@ def explained(root: Path) -> Iterator[None]:
         inside = isinstance(name, str | os.PathLike) and root.absolute() in (path := Path(name).absolute(), *path.parents)
         if _is_full(error, root) and (inside or name is None):
             message = f"the disk of store.root={root} is full ({_free(root) / 1e6:.1f} MB free)"
-            mend = "free some space (prune the store) or set store.root to another disk"
+            remedy = "free some space (prune the store) or set store.root to another disk"
         elif isinstance(error, OSError) and error.errno in _DENIED and inside:
-            message, mend = (
+            message, remedy = (
                 f"store.root={root} cannot be used ({error})",
-                "mend its permissions or set store.root to another folder",
+                "correct its permissions or set store.root to another folder",
             )
         else:
             raise
-        raise StoreError(f"{message}: {mend}, then run again; what was stored is intact and will be reused") from error
+        raise StoreError(f"{message}: {remedy}, then run again; stored nodes are intact and will be reused") from error
 
 
 def _is_full(error: Exception, root: Path) -> bool:
     if isinstance(error, OSError) and error.errno is None:
-        # numpy reports a short write as an OSError that says how many items were written, but not why.
-        return _free(root) < _HARDLY_ANY_SPACE
-    # safetensors hands the system's message on inside an exception of its own.
+        # numpy reports a short write as an OSError with the number of written items, but without the cause.
+        return _free(root) < _MINIMAL_SPACE
+    # safetensors puts the system's message into its own exception.
     return getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _free(root: Path) -> int:
-    exists = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(exists).free
+    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 def read_json(path: Path) -> Any:
@@ -173,7 +174,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes and syncs."""
+    """Write ``value`` and sync the file to disk."""
     with path.open("w") as file:
         file.write(json.dumps(value, indent=1))
         file.flush()
@@ -181,9 +182,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below ``folder`` but its manifest, and but NFS's stand-ins for files that are deleted while open."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".nfs"))
-    return [path for path in found if path != folder / MANIFEST]
+    """All files below ``folder`` except its manifest, and except the files that NFS keeps for deleted files that are still open."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".nfs"))
+    return [path for path in files if path != folder / MANIFEST]
 
 
 def _sync(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""The store: a ``Get`` on disk, shared by any number of processes. Each node is computed once, whoever asks.
+"""The store: a ``Get`` on disk that any number of processes share. Each node is computed once.
 
-Existence means complete. A worker that is killed at any moment loses the node (the shard) that it was computing, or less
-where the node keeps its progress in ``workspace``; its locks vanish with it.
+Existence means complete. A worker that is killed loses at most the node (the shard) that it was computing, or less if the node
+keeps its progress in ``workspace``. Its locks are released when it ends.
 
-Why nobody waits for ever: a process that waits holds only the locks of nodes that it is computing, and waits only for what these
-depend on. Dependence has no cycles, so the process at the end of any chain of waiting is computing. (Nodes that are computed
-together hold their locks together: none of them may depend on what shares a key with another.)
+The processes cannot deadlock: a waiting process holds only the locks of nodes that it is computing, and waits only for nodes that
+these depend on. Dependence has no cycles, so the process at the end of every chain of waiting is computing. (The locks of nodes
+that are computed together are held together, so none of them may depend on a node that shares a key with another.)
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ _ARTIFACTS_KEPT = 16
 
 
 class Store:
-    """Turns nodes into artifacts, looked up under ``root`` or else computed, written and read back.
+    """Turns nodes into artifacts: reads them from ``root``, or computes, writes and reads them back.
 
-    ``progress`` (``experiments.store.progress.track``) shows what is being computed; None is silent. What was computed is read back
-    before it is used, so that a run that computes and a run that finds go on from the same bytes.
+    ``progress`` (``experiments.store.progress.track``) shows the progress of computations; None is silent. A computed artifact is
+    read back before it is used, so that a run that computes and a run that finds it continue from the same bytes.
 
-    Raises (from every way of asking for an artifact):
-        StoreError: a stored node is damaged or describes something else, the disk is full or not writable, or a node needs itself.
+    Every method that returns artifacts raises
+        StoreError: a stored node is damaged or is another node, the disk is full or not writable, or a node depends on itself.
     """
 
     def __init__(self, root: Path | str, progress: Track | None = None):
@@ -45,66 +45,66 @@ class Store:
         self._alive: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._recent: dict[str, Any] = {}
         self._verified: set[str] = set()
-        self._underway: set[str] = set()
+        self._in_progress: set[str] = set()
         self._seconds_below = 0.0
 
     def __call__(self, node: Node[A]) -> A:
         return self.many([node])[0]
 
     def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
-        """All of them. What is missing, and whatever is missing below it, is divided with other processes."""
+        """The artifacts of all ``nodes``, in order. Missing nodes and their missing parents are shared with other processes."""
         start, below = time.perf_counter(), self._seconds_below
         try:
             with explained(self.root):
                 unique = {node.fingerprint: node for node in nodes}
-                found = {name: artifact for name, node in unique.items() if (artifact := self._find(node)) is not None}
-                found |= self._make([node for name, node in unique.items() if name not in found], title)
-                return [found[node.fingerprint] for node in nodes]
+                artifacts = {name: artifact for name, node in unique.items() if (artifact := self._find(node)) is not None}
+                artifacts |= self._make([node for name, node in unique.items() if name not in artifacts], title)
+                return [artifacts[node.fingerprint] for node in nodes]
         finally:
             self._seconds_below = below + time.perf_counter() - start
 
     def workspace(self, node: Node) -> Path:
-        """A folder for a node's progress, from within its computation: kept after a crash, and found by the next attempt."""
+        """A folder for the progress of a node that is being computed. It survives a crash, and the next attempt finds it."""
         if not node.STORED:
-            raise StoreError(f"{type(node).__name__} has STORED = False, hence no folder for progress: set STORED = True")
+            raise StoreError(f"{type(node).__name__} has STORED = False and so no folder for its progress: set STORED = True")
         part = self.folder(node).with_suffix(PART)
         part.mkdir(parents=True, exist_ok=True)
         return part
 
     def folder(self, node: Node) -> Path:
-        """Where the node lies once it is stored."""
+        """The folder of the node once it is stored."""
         return self.root / short_name(type(node)) / node.fingerprint
 
     def has(self, node: Node) -> bool:
-        """Whether it need not be computed."""
+        """Return whether the node is stored, or in memory if it is never stored."""
         return self.folder(node).is_dir() if node.STORED else node.fingerprint in self._alive
 
     def _make(self, missing: Sequence[Node], title: str) -> dict[str, Any]:
-        """The artifacts of nodes that were missing, by fingerprint."""
-        found: dict[str, Any] = {}
-        planned = False
-        while not planned:
-            work = Work([node for node in missing if node.fingerprint not in found], self)
-            planned, levels = not work.open, work.levels()
-            # Of a plan with open ends only the first level: then more can be told.
-            for number, level in enumerate(levels if planned else levels[:1], 1):
+        """Compute missing nodes, and return their artifacts by fingerprint."""
+        made: dict[str, Any] = {}
+        complete = False
+        while not complete:
+            work = Work([node for node in missing if node.fingerprint not in made], self)
+            complete, levels = not work.open, work.levels()
+            # If the parts of some nodes are not known yet, compute the first level and then plan again.
+            for number, level in enumerate(levels if complete else levels[:1], 1):
                 later = [node for nodes in levels[number:] for node in nodes]
-                asked = any(node.fingerprint in work.asked for node in level)
-                heading = (title if asked else "") or ", ".join(dict.fromkeys(node.title() for node in level))
-                for _ in self._track(self._settle(level, later, work, found), heading, len(level)):
+                requested = any(node.fingerprint in work.requested for node in level)
+                heading = (title if requested else "") or ", ".join(dict.fromkeys(node.title() for node in level))
+                for _ in self._track(self._settle(level, later, work, made), heading, len(level)):
                     pass
         for group in groups([node for node in missing if not node.STORED]):
             with self._computing(group):
                 artifacts = type(group[0]).compute_together(group, self)
             for node, artifact in zip(group, artifacts, strict=True):
-                found[node.fingerprint] = self._remember(node, artifact)
-        return found
+                made[node.fingerprint] = self._remember(node, artifact)
+        return made
 
-    def _settle(self, nodes: Sequence[Node], later: Sequence[Node], work: Work, found: dict[str, Any]) -> Iterator[Node]:
-        """Yields each node once it is stored, by whomever, or needed no more; artifacts that were asked for go to ``found``.
+    def _settle(self, nodes: Sequence[Node], later: Sequence[Node], work: Work, made: dict[str, Any]) -> Iterator[Node]:
+        """Yield each node once any process has stored it, or once it is no longer needed. Requested artifacts go to ``made``.
 
-        Groups of nodes that others are computing are put off, so processes with the same list share it out among themselves.
-        While others are at all that is left, it works ahead: on what comes ``later`` and lacks nothing that it is made from.
+        Groups that other processes are computing are postponed, so that processes with the same list divide it. When only such
+        groups remain, the process works ahead on ``later`` nodes that are ready.
         """
         waiting = list(nodes)
         while waiting:
@@ -112,8 +112,8 @@ class Store:
             for group in groups(waiting):
                 for node in self._attempt(group, work):
                     settled.add(node.fingerprint)
-                    if node.fingerprint in work.asked:
-                        found[node.fingerprint] = self(node)
+                    if node.fingerprint in work.requested:
+                        made[node.fingerprint] = self(node)
                     self._sweep(work.spare_parts(node))
                     yield node
             waiting = [node for node in waiting if node.fingerprint not in settled]
@@ -121,9 +121,9 @@ class Store:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _work_ahead(self, nodes: Sequence[Node], work: Work) -> bool:
-        """Computes one group for which all is there, if there is one that nobody is at; whether it did."""
+        """Compute one group that is ready and that no other process is computing; return whether there was one."""
         for group in groups([node for node in nodes if not self.has(node)]):
-            if (lacking := self._lacking(group, work)) and all(map(work.ready, lacking)) and self._attempt(lacking, work):
+            if (missing := self._missing(group, work)) and all(map(work.ready, missing)) and self._attempt(missing, work):
                 return True
         return False
 
@@ -135,23 +135,23 @@ class Store:
                 remove(self.root, self.folder(part))
 
     def _attempt(self, group: Sequence[Node], work: Work) -> list[Node]:
-        """Computes what the group lacks, unless another process is at it; returns what is settled."""
-        lacking = self._lacking(group, work)
-        if lacking:
-            with self._computing(lacking), locked(self.root, [node.fingerprint for node in lacking]) as free:
-                # Between the look and the lock another process may have finished them, or what they are parts of. Under
-                # the lock neither can change: who stores a whole sweeps only parts whose locks are free.
-                if free and (lacking := self._lacking(lacking, work)):
-                    self._compute(lacking, work)
-                    lacking = []
-        left = {node.fingerprint for node in lacking}
-        return [node for node in group if node.fingerprint not in left]
+        """Compute the missing nodes of a group unless another process is computing them; return the settled nodes."""
+        missing = self._missing(group, work)
+        if missing:
+            with self._computing(missing), locked(self.root, [node.fingerprint for node in missing]) as free:
+                # Before the lock was taken, another process may have finished these nodes, or the nodes that they are parts of.
+                # Under the lock neither can happen: a process that stores a node removes only parts whose locks are free.
+                if free and (missing := self._missing(missing, work)):
+                    self._compute(missing, work)
+                    missing = []
+        unsettled = {node.fingerprint for node in missing}
+        return [node for node in group if node.fingerprint not in unsettled]
 
-    def _lacking(self, group: Sequence[Node], work: Work) -> list[Node]:
+    def _missing(self, group: Sequence[Node], work: Work) -> list[Node]:
         return [node for node in group if not self.has(node) and work.needs(node)]
 
     def _compute(self, nodes: Sequence[Node], work: Work) -> None:
-        """Computes and stores nodes whose locks this process holds. If it fails, their ``.part`` folders stay."""
+        """Compute and store nodes whose locks this process holds. After a failure their ``.part`` folders remain."""
         kind = type(nodes[0])
         for node in nodes:
             begin(self.workspace(node), node)
@@ -159,7 +159,10 @@ class Store:
         artifacts = kind.compute_together(nodes, self)
         seconds = (time.perf_counter() - start - self._seconds_below) / len(nodes)
         if len(artifacts) != len(nodes):
-            raise StoreError(f"{kind.__name__}.compute_together made {len(artifacts)} artifacts of {len(nodes)} nodes: mend it")
+            raise StoreError(
+                f"{kind.__name__}.compute_together returned {len(artifacts)} artifacts of {len(nodes)} nodes: return one for each "
+                "node, in order"
+            )
         for node, artifact in zip(nodes, artifacts, strict=True):
             part = self.workspace(node)
             artifact.save(part)
@@ -168,18 +171,18 @@ class Store:
 
     @contextmanager
     def _computing(self, nodes: Iterable[Node]) -> Iterator[None]:
-        """Marks nodes as under way here: who asks for one of them from within would wait for itself."""
+        """Mark nodes as in progress in this process, where a request for one of them would wait for itself."""
         names = {node.fingerprint: node for node in nodes}
-        if again := [node for name, node in names.items() if name in self._underway]:
+        if cycle := [node for name, node in names.items() if name in self._in_progress]:
             raise StoreError(
-                f"{type(again[0]).__name__} {again[0].fingerprint} was asked for while it is being computed: its compute() "
-                f"(or one computed together with it) leads back to itself; break that cycle"
+                f"{type(cycle[0]).__name__} {cycle[0].fingerprint} was requested while it is being computed: its compute(), or "
+                "that of a node that is computed together with it, depends on the node itself; remove this cycle"
             )
-        self._underway |= names.keys()
+        self._in_progress |= names.keys()
         try:
             yield
         finally:
-            self._underway -= names.keys()
+            self._in_progress -= names.keys()
 
     def _find(self, node: Node) -> Any:
         """The artifact from memory or disk, or None."""
@@ -199,14 +202,14 @@ class Store:
             except Exception:
                 if _inode(folder) == before:
                     raise
-                # Removed, as a part that is of no more use, while it was being read.
+                # Another process removed the folder, as a part that is no longer needed, while it was being read.
                 self._verified.discard(node.fingerprint)
         return None
 
     def _remember(self, node: Node, artifact: Any) -> Any:
-        """Kept while anybody uses it, and the latest few anyway, for loops that ask for the same parents again and again."""
+        """Keep an artifact while it is in use. The latest few are kept anyway, for loops that request the same parents."""
         self._alive[node.fingerprint] = artifact
-        if node.TRANSIENT:  # may be large, and is soon swept: whoever works with it holds it
+        if node.TRANSIENT:  # may be large and is removed soon: its users hold it
             return artifact
         self._recent.pop(node.fingerprint, None)
         self._recent[node.fingerprint] = artifact
@@ -216,9 +219,9 @@ class Store:
 
 
 def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
-    """What node.json tells beside the description. ``seconds``: of the attempt that finished it, without parents and parts."""
+    """The content of node.json besides the description. ``seconds``: of the successful attempt, without parents and parts."""
     cost = node.cost()
-    if has_parts:  # whose passes were theirs, as the seconds were
+    if has_parts:  # passes and seconds count towards the parts
         cost = dataclasses.replace(cost, passes=0.0)
     settings = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("identity", True)}
     return {

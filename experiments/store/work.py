@@ -1,4 +1,4 @@
-"""What one call to a store has to make: the missing nodes and, below them, all that they are made from and is missing."""
+"""The work of one call to a store: the missing nodes, and all missing nodes that they depend on."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ A = TypeVar("A")
 
 
 class Lookup(Get, Protocol):
-    """A ``Get`` that can tell whether it would have to compute."""
+    """A ``Get`` that knows whether a node would have to be computed."""
 
     def has(self, node: Node) -> bool: ...
 
 
 class Absent(Exception):
-    """``nodes`` would have to be computed first."""
+    """Raised by ``Present``: ``nodes`` are missing and would have to be computed first."""
 
     def __init__(self, nodes: Sequence[Node]):
         super().__init__(", ".join(f"{type(node).__name__} {node.fingerprint}" for node in nodes))
@@ -25,15 +25,15 @@ class Absent(Exception):
 
 
 class Present:
-    """A ``Get`` of what ``lookup`` has: it computes what lives in memory only, and nothing that belongs on disk.
+    """A ``Get`` of the nodes that ``lookup`` has. It computes nodes that live in memory only, and none that belong on disk.
 
-    Raises (from every way of asking for an artifact):
+    Every method that returns artifacts raises
         Absent: stored nodes are missing.
     """
 
     def __init__(self, lookup: Lookup):
         self._lookup = lookup
-        self._made: dict[str, Any] = {}
+        self._in_memory: dict[str, Any] = {}
 
     def __call__(self, node: Node[A]) -> A:
         return self.many([node])[0]
@@ -49,26 +49,25 @@ class Present:
     def _one(self, node: Node[A]) -> A:
         if node.STORED or self._lookup.has(node):
             return self._lookup(node)
-        if node.fingerprint not in self._made:
-            self._made[node.fingerprint] = node.compute(self)
-        return self._made[node.fingerprint]
+        if node.fingerprint not in self._in_memory:
+            self._in_memory[node.fingerprint] = node.compute(self)
+        return self._in_memory[node.fingerprint]
 
 
 class Work:
-    """The nodes of ``asked``, their missing parts and missing parents, to any depth, in levels: each after what it is made from.
+    """The ``requested`` nodes with their missing parts and missing parents, to any depth, in levels.
 
-    So processes with the same list divide all of it, down to the trainings that it starts from.
-    ``open`` are the fingerprints of nodes whose parts cannot be told before others are there, which then count as what they are
-    made from; once the lowest level is there, one can tell more.
-    ``parts`` are those of each node, by fingerprint.
-    What others are made from is needed as long as one of these is missing and needed itself.
+    Each level depends only on the levels before it. Processes with the same list divide all of its levels, down to the trainings.
+    ``open`` has the fingerprints of nodes whose parts are not known until other nodes are computed; those count as their sources
+    meanwhile. ``parts`` has the parts of each node by fingerprint. A node is needed if it is requested, or as long as a needed node
+    that depends on it is missing.
 
     Raises:
-        StoreError: a node is made from itself.
+        StoreError: a node depends on itself.
     """
 
-    def __init__(self, asked: Sequence[Node], lookup: Lookup):
-        self.asked = {node.fingerprint: node for node in asked}
+    def __init__(self, requested: Sequence[Node], lookup: Lookup):
+        self.requested = {node.fingerprint: node for node in requested}
         self.open: set[str] = set()
         self._lookup = lookup
         self._present = Present(lookup)
@@ -77,11 +76,11 @@ class Work:
         self.parts: dict[str, Sequence[Node]] = {}
         self._sources: dict[str, Sequence[Node]] = {}
         self._users: dict[str, list[Node]] = {}
-        for node in asked:
+        for node in requested:
             self._visit(node, ())
 
     def levels(self) -> list[list[Node]]:
-        """Those that are stored and not open, lowest parts first; each level needs nothing but the ones before."""
+        """The nodes that are stored and not open. Each level depends only on the levels before it."""
         levels: list[list[Node]] = [[] for _ in range(1 + max(self._level.values(), default=-1))]
         for name, node in self._nodes.items():
             if node.STORED and name not in self.open:
@@ -89,29 +88,29 @@ class Work:
         return [level for level in levels if level]
 
     def needs(self, node: Node) -> bool:
-        """Whether somebody asked for it, or a missing node that is needed is made from it."""
-        if node.fingerprint in self.asked:
+        """Return whether a node is requested, or a missing node that is needed depends on it."""
+        if node.fingerprint in self.requested:
             return True
         return any(not self._lookup.has(user) and self.needs(user) for user in self._users.get(node.fingerprint, ()))
 
     def ready(self, node: Node) -> bool:
-        """Whether all that it is made from is there."""
+        """Return whether all nodes that this one depends on are there."""
         return all(self._lookup.has(source) for source in self._sources[node.fingerprint])
 
     def spare_parts(self, node: Node) -> list[Node]:
-        """Transient parts of ``node`` that nothing here needs any more."""
+        """Transient parts of ``node`` that are no longer needed."""
         parts = self.parts[node.fingerprint]
         return [part for part in parts if part.TRANSIENT and part.STORED and not self.needs(part)]
 
     def _visit(self, node: Node, above: tuple[str, ...]) -> None:
         name = node.fingerprint
         if name in above:
-            raise StoreError(f"{type(node).__name__} {name} is made from itself: parts() and parents() must not lead back to it")
+            raise StoreError(f"{type(node).__name__} {name} is made from itself: its parts() and parents() must not contain it")
         if name in self._level:
             return
-        parts, before = self._parts_of(node)
+        parts, absent = self._parts_of(node)
         self.parts[name] = parts
-        sources = self._sources[name] = [*parts, *before, *self._stored(node.parents())]
+        sources = self._sources[name] = [*parts, *absent, *self._stored(node.parents())]
         missing = [source for source in sources if not self._lookup.has(source)]
         for source in sources:
             self._users.setdefault(source.fingerprint, []).append(node)
@@ -121,17 +120,17 @@ class Work:
         self._nodes[name] = node
 
     def _parts_of(self, node: Node) -> tuple[Sequence[Node], Sequence[Node]]:
-        """Its parts, or what has to be there before they can be told."""
+        """The parts of a node, or no parts and the absent nodes that its parts depend on."""
         try:
             return node.parts(self._present), ()
         except Absent as absent:
             if any(other.fingerprint == node.fingerprint for other in absent.nodes):
-                raise StoreError(f"parts() of {type(node).__name__} {node.fingerprint} asks for the node itself") from absent
+                raise StoreError(f"parts() of {type(node).__name__} {node.fingerprint} depends on the node itself") from absent
             self.open.add(node.fingerprint)
             return (), absent.nodes
 
     def _stored(self, parents: Iterable[Node]) -> Iterator[Node]:
-        """Those that belong on disk; instead of others, unless they are in memory, what these are made from."""
+        """The parents that belong on disk. A parent that does not, and is not in memory, is replaced by its own parents."""
         for parent in parents:
             if parent.STORED:
                 yield parent

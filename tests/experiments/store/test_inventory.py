@@ -183,12 +183,12 @@ def test_a_plan_counts_what_is_missing_by_class_with_passes_memory_and_disk(stor
     rows = {row["class"]: row for row in plan(nodes, store, rate=0.5)}
     assert rows.keys() == {"Child", "Draw", "total"}
     assert rows["Draw"] == {
-        "class": "Draw", "nodes": 1, "passes": 10.0, "memory": 400.0, "disk": 1000.0, "seconds": 5.0, "unknown": 0
+        "class": "Draw", "work": "draw", "nodes": 1, "passes": 10.0, "memory": 400.0, "disk": 1000.0, "seconds": 5.0, "unknown": 0
     }  # fmt: skip
     assert rows["Child"]["nodes"] == 3
     assert (rows["Child"]["seconds"], rows["Child"]["unknown"]) == (None, 3)
     assert rows["total"] == {
-        "class": "total", "nodes": 4, "passes": 10.0, "memory": 400.0, "disk": 1000.0, "seconds": 5.0, "unknown": 3
+        "class": "total", "work": "", "nodes": 4, "passes": 10.0, "memory": 400.0, "disk": 1000.0, "seconds": 5.0, "unknown": 3
     }  # fmt: skip
     assert listing(store.root) == []
 

@@ -189,7 +189,7 @@ def test_a_part_of_itself_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="made from itself"):
         Store(tmp_path)(Table(shards=2))
     monkeypatch.setattr(Table, "parts", lambda self, get: [get(self)])
-    with pytest.raises(StoreError, match="asks for the node itself"):
+    with pytest.raises(StoreError, match="depends on the node itself"):
         Store(tmp_path)(Table(shards=2))
 
 
