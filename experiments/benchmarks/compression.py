@@ -12,6 +12,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.variants import Variant, variants_of
+from experiments.figures.mappings import mappings
 from experiments.metrics import common as metrics
 from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
@@ -51,7 +52,10 @@ class CompressionFidelity(Benchmark):
                 for row in self._rows(variant, reference):
                     swept = {**variant.settings, **how}
                     report.add([{"benchmark": "compression", "queries": kind, **row, "swept": swept}])
-        drawn = [{**row, **row["swept"], "swept": {n: v for n, v in row["swept"].items() if n not in HOW}} for row in report.rows]
+        drawn = [
+            {**row, **row["swept"], "swept": {n: v for n, v in row["swept"].items() if n not in HOW}}
+            for row in mappings(report.rows)
+        ]
         report.figure("compression", figures.compression(drawn))
 
     def _rows(self, variant: Variant, reference: Variant) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.figures.mappings import mappings
 from experiments.metrics import counterfactual as metrics
 from experiments.metrics.counterfactual import Resamples
 from experiments.models.experiment import Experiment
@@ -99,7 +100,7 @@ class Counterfactual(Benchmark):
             for (table, metric), values in numbers.items():
                 report.add({"benchmark": table, "queries": kind, **row} for row in self._rows(metric, values, tops, sets))
         for name, tables in (("counterfactual", [MEASURED]), ("regenerated", [ORIGINAL, INTACT])):
-            if rows := [row for row in report.rows if row["benchmark"] in tables]:
+            if rows := [row for row in mappings(report.rows) if row["benchmark"] in tables]:
                 report.figure(name, figures.curve(_curves(rows), X))
 
     def _rows(self, metric: str, values: np.ndarray, tops: Sequence[Top], sets: RemovedSets) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
+from experiments.figures.mappings import mappings
 from experiments.metrics import common as metrics
 from experiments.metrics import precision as tracing_metrics
 from experiments.models.experiment import Experiment
@@ -71,7 +72,7 @@ class ImageTracing(Benchmark):
                 common = {"benchmark": "image_tracing", "queries": f"{kind} {source}", "queries_n": len(chosen)}
                 report.add({**common, **row} for row in self._rows(variants, chosen, train.label == label))
                 self._proponents(report, f"{kind}_{source}", images, train, variants, chosen, label)
-        rows = [row for row in report.rows if row.get("k") is not None and row.get("random") is not None]
+        rows = [row for row in mappings(report.rows) if row.get("k") is not None and row.get("random") is not None]
         report.figure("precision", figures.over_k([row for row in rows if is_whole(row.get("swept") or {})], SHARE))
         sweep_figures(report, rows)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,27 +10,44 @@ from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks.retrained import SubsetBenchmark
+from experiments.benchmarks.compare import compare
+from experiments.benchmarks.retrained import PERCENT, RETRAINING, SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, pairs, scores_of, variants_of
-from experiments.metrics import common as metrics
-from experiments.metrics import lds as lds_metrics
+from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.figures.mappings import mappings
+from experiments.metrics import lds as metrics
+from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
+from experiments.report.row import Levels, Row, Subject
 
+BENCHMARK = "lds"
 METRIC = "lds_%"
-BEST = "lds_%_held_out_damping"
-PERCENT = 100
+HELD_OUT = "lds_%_held_out_damping"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Of one kind of queries: ``measured [K, Q, M]``, ``replicates [K', Q, M']``; ``removed [M, N]``, the weights taken away."""
+
+    measured: np.ndarray
+    replicates: np.ndarray
+    removed: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The target of the predictions, ``[Q, M]``."""
+        return self.measured.mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LDS(SubsetBenchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
-    Reported are the mean over queries with an interval (bootstrap over subsets and queries), for the dampings asked for and for the
-    one that is best on the other half of the subsets, and exact retraining as an estimator and the noise ceiling: from all subsets
-    if there are two seeds or more, else from those that are repeated. The figures show ``rows`` queries, each with ``shown``
+    The rows are means over queries with bootstrap intervals over subsets and queries: at the chosen dampings, and at the damping
+    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling are from all subsets if
+    there are two seeds or more, otherwise from those that are repeated. The figures show ``rows`` queries, each with ``shown``
     proponents.
     """
 
@@ -50,77 +66,96 @@ class LDS(SubsetBenchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes, truth = scores_of(experiment, estimators, self.queries), self.truth(experiment)
         scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
-        of_kind = self._measured(experiment)
+        measured = self._measured(experiment)
         train = get(experiment.train)
-        removed, of_queries = self.subsets.removed(train), []
+        removed, bootstrap = self.subsets.removed(train), self.bootstrap
+        values, held_out, table = [], [], []
         for kind, queries in self.queries.items():
-            measured, replicates = truth.measured(of_kind[kind], get), truth.replicates(of_kind[kind], get)
+            of_kind = Measurements(truth.measured(measured[kind], get), truth.replicates(measured[kind], get), removed)
             variants = [
                 variant
                 for name, estimator in estimators.items()
                 for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
             ]
-            report.add({"benchmark": "lds", "queries": kind, **row} for row in self._rows(variants, measured, replicates, removed))
-            report.add(
-                {"benchmark": "lds", "queries": kind, **row}
-                for name in estimators
-                for row in self._held_out(name, nodes[kind, name], scores[kind, name], measured, removed)
-            )
             images = get(queries.node(experiment))
-            for variant in variants:
-                lds = lds_metrics.per_query(lds_metrics.predicted(variant.scores.values, removed), measured.mean(0))
-                of_queries += [
-                    {"queries": kind, "query": query, "estimator": variant.label, METRIC: PERCENT * value}
-                    for query, value in zip(images.index.tolist(), lds.tolist(), strict=True)
-                ]
-            values = {v.label: v.scores.values for v in variants if v.whole}
+            predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
+            per_query = PERCENT * metrics.per_query(predictions, of_kind.mean)
+            values += report.add(self._rows(kind, variants, predictions, per_query, of_kind, bootstrap))
+            for name in estimators:
+                held_out += report.add(self._held_out(kind, name, nodes[kind, name], scores[kind, name], of_kind, bootstrap))
+            table += _table(kind, images.index, variants, per_query)
+            shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
             report.figure(
-                f"proponents_{kind}", figures.proponents(images, train, values, range(min(self.rows, len(images))), self.shown)
+                f"proponents_{kind}", figures.proponents(images, train, shown, range(min(self.rows, len(images))), self.shown)
             )
-        report.table("lds_of_queries", of_queries)
-        rows = [
-            row
-            for row in report.rows
-            if row["benchmark"] == "lds" and row["metric"] in (METRIC, BEST) and "−" not in row["estimator"]
-        ]
-        report.figure("lds", figures.bars([row for row in rows if is_whole(row.get("swept") or {})], "LDS, %"))
-        sweep_figures(report, [row for row in rows if row["metric"] == METRIC])
+        report.table("lds_of_queries", table)
+        values = [row for row in values if row.minus is None]
+        bars = [row for row in [*values, *held_out] if row.subject.all_timesteps]
+        report.figure("lds", figures.bars(mappings(bars), "LDS, %"))
+        sweep_figures(report, values)
 
     def _rows(
-        self, variants: Sequence[Variant], measured: np.ndarray, replicates: np.ndarray, removed: np.ndarray
-    ) -> Iterator[dict[str, Any]]:
-        mean, resamples, repeated = measured.mean(0), self.resamples_of(measured), len(replicates) > 1
-        ceiling = {"ceiling": PERCENT * lds_metrics.noise_ceiling(replicates, self.seeds)} if repeated else {}
-        common = {"metric": METRIC, "subsets": len(removed), "seeds": self.seeds, **ceiling}
-        predictions = [lds_metrics.predicted(variant.scores.values, removed) for variant in variants]
-        for variant, prediction in zip(variants, predictions, strict=True):
-            quartiles = np.percentile(lds_metrics.per_query(prediction, mean), [25, 50, 75])
-            estimate = _percent(lds_metrics.lds(prediction, mean, resamples))
-            yield {**variant.row, **common, **estimate, "quartiles_of_queries": PERCENT * quartiles}
-        if repeated:
-            estimate = _percent(lds_metrics.retraining(replicates, self.resamples_of(replicates)))
-            yield {"estimator": "exact retraining", **common, "subsets": replicates.shape[2], "seeds": len(replicates), **estimate}
-        for a, b in pairs(variants):
-            estimate = _percent(lds_metrics.difference(predictions[a], predictions[b], mean, resamples))
-            about = {"metric": METRIC, "scores": [variants[a].origin, variants[b].origin]}
-            yield {"estimator": f"{variants[a].label} − {variants[b].label}", **about, **estimate}
+        self,
+        kind: str,
+        variants: Sequence[Variant],
+        predictions: np.ndarray,
+        per_query: np.ndarray,
+        of_kind: Measurements,
+        bootstrap: Bootstrap,
+    ) -> Iterator[Row]:
+        """``predictions [P, Q, M]`` and their LDS ``per_query [P, Q]`` in per cent, of each variant."""
+        levels = Levels(ceiling=self.ceiling(of_kind.replicates))
+        values = metrics.lds(predictions, of_kind.mean[None], bootstrap) * PERCENT
+        quartiles = np.percentile(per_query, [25, 50, 75], axis=1).T
+        yield from compare(
+            [variant.subject for variant in variants],
+            [values[p, 0] for p in range(len(variants))],
+            benchmark=BENCHMARK,
+            metric=METRIC,
+            queries=kind,
+            levels=levels,
+            about={"subsets": len(of_kind.removed), "seeds": self.seeds},
+            about_each=[{"quartiles_of_queries": of_variant} for of_variant in quartiles],
+        )
+        if len(of_kind.replicates) > 1:
+            seeds, _, subsets = of_kind.replicates.shape
+            yield Row(
+                benchmark=BENCHMARK,
+                metric=METRIC,
+                queries=kind,
+                subject=Subject(RETRAINING),
+                estimate=(metrics.retraining(of_kind.replicates[:, None], bootstrap) * PERCENT)[0, 0].estimate(),
+                levels=levels,
+                about={"subsets": subsets, "seeds": seeds},
+            )
 
     def _held_out(
-        self, name: str, node: Node[Scores], scores: Scores, measured: np.ndarray, removed: np.ndarray
-    ) -> Iterator[dict[str, Any]]:
+        self, kind: str, name: str, node: Node[Scores], scores: Scores, of_kind: Measurements, bootstrap: Bootstrap
+    ) -> Iterator[Row]:
+        """The LDS at the damping that is best on the other half of the subsets, for scores with several dampings."""
         if "damping" not in scores.axes:
             return
         fixed = {axis: values[-1] if axis == "draws" else values[0] for axis, values in scores.axes.items() if axis != "damping"}
         dampings = list(scores.axes["damping"])
-        sweep = np.stack([lds_metrics.predicted(scores.at(damping=d, **fixed).values, removed) for d in dampings])
-        estimate, chosen = lds_metrics.cross_validated(sweep, measured.mean(0), self.resamples, self.seed)
-        row = {"estimator": name, "metric": BEST, **_percent(estimate), "scores": node.fingerprint}
-        yield {**row, "dampings_chosen": [dampings[i] for i in chosen]}
+        sweep = np.stack([metrics.predicted(scores.at(damping=d, **fixed).values, of_kind.removed) for d in dampings])
+        value, chosen = metrics.cross_validated(sweep, of_kind.mean, bootstrap)
+        yield Row(
+            benchmark=BENCHMARK,
+            metric=HELD_OUT,
+            queries=kind,
+            subject=Subject(name, scores=node.fingerprint),
+            estimate=(value * PERCENT).estimate(),
+            about={"dampings_chosen": [dampings[i] for i in chosen]},
+        )
 
     def _measured(self, experiment: Experiment) -> dict[str, list[Measured]]:
+        """By kind of queries, the measurements under all retrained models."""
         truth = self.truth(experiment)
         return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
 
 
-def _percent(estimate: metrics.Estimate) -> dict[str, float]:
-    return {name: PERCENT * value for name, value in estimate._asdict().items()}
+def _table(kind: str, index: np.ndarray, variants: Sequence[Variant], per_query: np.ndarray) -> Iterator[dict[str, object]]:
+    """A line of the CSV for the LDS of every query under every variant."""
+    for variant, values in zip(variants, per_query.tolist(), strict=True):
+        for query, value in zip(index.tolist(), values, strict=True):
+            yield {"queries": kind, "query": query, "estimator": variant.label, METRIC: value}

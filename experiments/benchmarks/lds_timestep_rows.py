@@ -4,88 +4,150 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attribution.images.bins import ALL
-from experiments.metrics import lds_grids
-from experiments.metrics.common import Estimate
-from experiments.metrics.lds_grids import Grid
+import numpy as np
 
+from attribution.images.bins import ALL
+from experiments.benchmarks.compare import pairs
+from experiments.metrics.bootstrap import Statistic
+from experiments.metrics.estimate import Estimate
+from experiments.report.row import Levels, Row, Subject
+
+TARGETS, SHAPE = "lds_timesteps", "lds_timesteps_shape"
+"""The benchmarks that rows name: each has a table of its own."""
 METRIC = "lds_%"
 BY_ALL = "lds_%_by_all"
 GAIN = "lds_%_−_by_all"
-PERCENT = 100
 ENOUGH = 4
-"""Timesteps of which every one has some that are not beside it."""
+"""The least number of timesteps for which every one has some that are not beside it."""
 
 Timestep = int | str
 """A timestep, or ``ALL`` for the whole measurement."""
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """What predicts, at one value of each of its swept settings: its grid, and the fingerprints of its scores by timestep.
+    """An estimator at one value of each of its settings, or exact retraining, which predicts every target at every timestep.
 
-    The grid's rows are predictions for each of ``origins`` and its columns the targets, ``ALL`` being the last. Exact retraining
-    has no scores.
+    ``scores`` are fingerprints by timestep; exact retraining has none. ``grid [P, T]`` is the LDS in per cent of predictions at
+    each of these timesteps, the last of which is ``ALL``, for targets at the same timesteps.
     """
 
-    estimator: str
+    name: str
     settings: Mapping[str, Any]
-    label: str
-    origins: Mapping[Timestep, str | None]
-    grid: Grid
+    scores: Mapping[Timestep, str | None]
+    grid: Statistic
     measures: bool
-    """Whether it predicts something else for another target."""
+    """Whether its predictions differ between targets."""
 
     @property
     def timesteps(self) -> list[Timestep]:
         """The targets, in order."""
-        return list(self.origins)
+        return list(self.scores)
 
-    def row(self, target: Timestep, prediction: Timestep) -> Row:
-        """What rows about a pair share."""
-        origin = self.origins[prediction]
-        about = {"estimator": self.estimator, "swept": {**self.settings, "measured_t": target}, "predicted_t": prediction}
-        return about if origin is None else {**about, "scores": origin}
+    def subject(self, prediction: Timestep = ALL) -> Subject:
+        """The subject of rows about predictions at a timestep."""
+        return Subject(self.name, self.settings, self.scores[prediction])
 
 
-def of_targets(predictor: Predictor, levels: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """LDS of each target: predicted at its own timestep and by the whole measurement, and the gain of the former.
+@dataclass(frozen=True)
+class Target:
+    """What the LDS of one target is read against: its ``levels`` and how many subsets and seeds there are."""
 
-    ``by_predicted`` is the target's column of the matrix. ``levels``: for each target what its rows have besides.
+    levels: Levels
+    subsets: int
+    seeds: int
+
+
+def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: str) -> Iterator[Row]:
+    """LDS of each target: predicted at its own timestep and by the whole measurement, and the difference of the two.
+
+    ``by_predicted`` is the target's column of the grid.
     """
-    grid, targets = predictor.grid, predictor.timesteps
-    for place, (target, level) in enumerate(zip(targets, levels, strict=True)):
-        column = {str(prediction): percent(grid.at(i, place)) for i, prediction in enumerate(targets)}
-        own = {**predictor.row(target, target), **level}
-        yield {**own, "metric": METRIC, **percent(grid.at(place, place)), "by_predicted": column}
-        if predictor.measures and target != ALL:
-            gain = Grid(grid.values - grid.values[-1:], grid.spread - grid.spread[:, -1:])
-            yield {**predictor.row(target, ALL), **level, "metric": BY_ALL, **percent(grid.at(-1, place))}
-            yield {**predictor.row(target, target), "metric": GAIN, **percent(gain.at(place, place))}
+    grid, timesteps = predictor.grid, predictor.timesteps
+    for place, (timestep, target) in enumerate(zip(timesteps, targets, strict=True)):
+        shared: dict[str, Any] = {"benchmark": TARGETS, "queries": queries, "swept": {"measured_t": timestep}}
+        counts = {"subsets": target.subsets, "seeds": target.seeds}
+        at_own = {"predicted_t": timestep}
+        column = {str(prediction): _ends(rounded(grid[i, place])) for i, prediction in enumerate(timesteps)}
+        yield Row(
+            metric=METRIC,
+            subject=predictor.subject(timestep),
+            estimate=rounded(grid[place, place]),
+            levels=target.levels,
+            about={**at_own, **counts, "by_predicted": column},
+            **shared,
+        )
+        if predictor.measures and timestep != ALL:
+            by_all, gain = rounded(grid[-1, place]), rounded(grid[place, place] - grid[-1, place])
+            about = {"predicted_t": ALL, **counts}
+            yield Row(metric=BY_ALL, subject=predictor.subject(ALL), estimate=by_all, levels=target.levels, about=about, **shared)
+            yield Row(metric=GAIN, subject=predictor.subject(timestep), estimate=gain, about=at_own, **shared)
 
 
-def of_shape(predictor: Predictor) -> Iterator[Row]:
-    """How predictions fare at their own timestep, beside it and farther off, and late in the diffusion against early."""
+def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
+    """How well predictions do at their own timestep, beside it and farther off, and late in the diffusion against early."""
     n = len(predictor.timesteps) - 1
     if n < ENOUGH:
         return
-    near, far = lds_grids.neighbours(n), lds_grids.farther(n)
-    shapes = {"same_t": lds_grids.diagonal(n), "neighbours": near, "farther": far, "neighbours_−_farther": near - far}
-    for metric, weights in {**shapes, "later_−_earlier_t": lds_grids.later(n)}.items():
-        about = {"estimator": predictor.estimator, "swept": dict(predictor.settings), "metric": metric}
-        yield {**about, **percent(predictor.grid.combined(weights))}
+    near, far = neighbours(n), farther(n)
+    shapes = {"same_t": diagonal(n), "neighbours": near, "farther": far, "neighbours_−_farther": near - far}
+    subject = Subject(predictor.name, predictor.settings)
+    for metric, weights in {**shapes, "later_−_earlier_t": later(n)}.items():
+        estimate = rounded((predictor.grid[:n, :n] * weights).sum())
+        yield Row(benchmark=SHAPE, metric=metric, queries=queries, subject=subject, estimate=estimate)
 
 
-def of_difference(first: Predictor, other: Predictor) -> Iterator[Row]:
-    """LDS of the first minus that of the other at each target, both predicting at its own timestep."""
-    grid = first.grid - other.grid
-    for place, target in enumerate(first.timesteps):
-        about = {"estimator": f"{first.label} − {other.label}", "swept": {"measured_t": target}, "metric": METRIC}
-        yield {**about, **percent(grid.at(place, place))}
+def rows_of_differences(predictors: Sequence[Predictor], queries: str) -> Iterator[Row]:
+    """LDS of the first estimator minus that of others at each target, both predicting at its own timestep."""
+    for a, b in pairs([predictor.subject() for predictor in predictors]):
+        first, other = predictors[a], predictors[b]
+        difference = first.grid - other.grid
+        for place, timestep in enumerate(first.timesteps):
+            yield Row(
+                benchmark=TARGETS,
+                metric=METRIC,
+                queries=queries,
+                subject=first.subject(timestep),
+                minus=other.subject(timestep),
+                estimate=rounded(difference[place, place]),
+                swept={"measured_t": timestep},
+            )
 
 
-def percent(estimate: Estimate) -> dict[str, float]:
-    """An estimate's fields, in per cent."""
-    # What is equal shall be: differences of equal means leave rounding.
-    return {name: round(PERCENT * value, 9) + 0.0 for name, value in estimate._asdict().items()}
+def diagonal(n: int) -> np.ndarray:
+    """Weights ``[n, n]`` of the mean over targets, each predicted at its own timestep."""
+    return np.eye(n) / n
+
+
+def neighbours(n: int) -> np.ndarray:
+    """Weights of the mean over targets of the mean over the predictions beside their own, n >= 2."""
+    return _mean_over_targets(_distance(n) == 1)
+
+
+def farther(n: int) -> np.ndarray:
+    """Weights of the mean over targets of the mean over the predictions that are neither their own nor beside it, n >= 4."""
+    return _mean_over_targets(_distance(n) >= 2)
+
+
+def later(n: int) -> np.ndarray:
+    """Weights of the diagonal's second half minus its first, n >= 2; the middle of an odd number is left out."""
+    half = n // 2
+    return np.diag([-1 / half] * half + [0.0] * (n % 2) + [1 / half] * half)
+
+
+def rounded(statistic: Statistic) -> Estimate:
+    """The estimate without the rounding errors that differences of equal means leave."""
+    estimate = statistic.estimate()
+    return Estimate(*(round(end, 9) + 0.0 for end in (estimate.value, estimate.low, estimate.high)), level=estimate.level)
+
+
+def _distance(n: int) -> np.ndarray:
+    return np.abs(np.arange(n)[:, None] - np.arange(n))
+
+
+def _mean_over_targets(pairs: np.ndarray) -> np.ndarray:
+    return pairs / pairs.sum(0) / len(pairs)
+
+
+def _ends(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

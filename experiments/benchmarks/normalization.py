@@ -19,6 +19,7 @@ from experiments import figures
 from experiments.benchmarks import distinct
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.figures.mappings import mappings
 from experiments.metrics import common as metrics
 from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
@@ -85,7 +86,7 @@ class Normalization(Benchmark):
                 distinct.boxed_means(self.shown, self.influential),
             )
             report.figure(f"side_by_side_{kind}", figure)
-        rows = [row for row in report.rows if row["benchmark"] == "normalization" and "−" not in row["estimator"]]
+        rows = [row for row in mappings(report.rows) if row["benchmark"] == "normalization" and "−" not in row["estimator"]]
         for k in self.k:
             for name, metric in ((f"distinct_share_{k}", f"distinct_share@{k}"), (f"tracing_{k}", f"precision@{k} of")):
                 if some := [row for row in rows if row["k"] == k and row["metric"].startswith(metric)]:

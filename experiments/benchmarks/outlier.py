@@ -15,6 +15,7 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
+from experiments.figures.mappings import mappings
 from experiments.metrics import precision as tracing_metrics
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
@@ -48,7 +49,7 @@ class Outlier(Benchmark):
         values = {name: np.asarray(influence.values) for name, influence in found.items()}
         origins = {name: node.fingerprint for name, node in nodes.items()}
         report.add({"benchmark": "outlier", **row} for row in self._rows(values, origins, outliers))
-        shares = [row for row in report.rows if row.get("k") is not None and row.get("random") is not None]
+        shares = [row for row in mappings(report.rows) if row.get("k") is not None and row.get("random") is not None]
         report.figure("outlier_share", figures.over_k(shares, "outliers among the top k"))
         for name, influence in values.items():
             report.figure(f"self_influence_{name}", self._grid(train, influence, outliers))

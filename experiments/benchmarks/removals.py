@@ -16,7 +16,7 @@ from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from experiments.benchmarks.variants import is_whole
-from experiments.metrics.common import top_k
+from experiments.metrics.ranking import top_k
 from experiments.models.retrained import Retrained
 from experiments.models.samples import Samples
 from experiments.models.trained import TrainedModel

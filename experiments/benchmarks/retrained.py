@@ -1,4 +1,4 @@
-"""What benchmarks that retrain on subsets share: the settings of the retrained models."""
+"""The settings of retrained models, shared by benchmarks that retrain on subsets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,20 +10,25 @@ from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.retraining.modes import Mode
 from experiments.benchmarks.base import Benchmark
-from experiments.metrics.lds import Resamples
+from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
+from experiments.metrics.lds import noise_ceiling
 from experiments.models.experiment import Experiment
 from experiments.models.subsets import Subsets
 from experiments.models.truth import Truth
 from experiments.queries.choices import Queries
 
+PERCENT = 100
+RETRAINING = "exact retraining"
+"""The name of exact retraining as an estimator."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetBenchmark(Benchmark):
-    """Judges by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
+    """Judges estimators by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
 
-    ``steps``: None is for as many epochs as the explained model. ``repeats``: so many of the subsets get another seed; counts
-    only where ``seeds`` is 1. ``measurement``: the target, a mean over ``draws``, which need not be the estimators' own. Intervals
-    are from ``resamples`` bootstrap resamples of subsets and queries.
+    If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
+    one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws``; it need not be the estimators'
+    measurement. Intervals are from ``resamples`` bootstrap resamples of subsets and queries.
     """
 
     queries: Mapping[str, Queries]
@@ -34,7 +39,7 @@ class SubsetBenchmark(Benchmark):
     measurement: Measure
     draws: DrawScheme
     mode: Mode
-    resamples: int = 1000
+    resamples: int = RESAMPLES
     seed: int = 0
 
     def __post_init__(self):
@@ -44,10 +49,14 @@ class SubsetBenchmark(Benchmark):
             whole("benchmark.steps", self.steps, 1)
         whole("benchmark.repeats", self.repeats, 0)
         if 0 < self.repeats < 3:
-            raise ValueError(f"benchmark.repeats={self.repeats}: give 0, or the at least 3 subsets that a correlation needs")
+            raise ValueError(f"benchmark.repeats={self.repeats}: give 0, or at least 3: a correlation needs that many subsets")
 
     def truth(self, experiment: Experiment) -> Truth:
-        """The retrained models and what they measure. Raises ValueError: more subsets to repeat than there are."""
+        """The retrained models and their measurements.
+
+        Raises:
+            ValueError: there are fewer subsets than are to be repeated.
+        """
         selections = self.subsets.selections(experiment.data.load().train)
         if self.seeds == 1:
             whole("benchmark.repeats", self.repeats, 0, len(selections))
@@ -62,7 +71,11 @@ class SubsetBenchmark(Benchmark):
             execution=experiment.execution,
         )
 
-    def resamples_of(self, measured: np.ndarray) -> Resamples:
-        """For ``measured [.., Q, M]``."""
-        *_, Q, M = measured.shape
-        return Resamples.draw(M, Q, self.resamples, self.seed)
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """Of everything that the benchmark reports."""
+        return Bootstrap(self.resamples, self.seed)
+
+    def ceiling(self, replicates: np.ndarray) -> float | None:
+        """The noise ceiling of LDS in per cent, from ``replicates [K', Q, M']``; None for a single training of each subset."""
+        return None if len(replicates) == 1 else PERCENT * noise_ceiling(replicates, self.seeds)

@@ -16,6 +16,7 @@ from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.nodes import Get, Node
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.timestep_bias import replaying_only
+from experiments.figures.mappings import mappings
 from experiments.figures.sparse import sparse_timesteps
 from experiments.metrics import common as metrics
 from experiments.metrics import precision as tracing_metrics
@@ -68,7 +69,7 @@ class SparseTimesteps(Benchmark):
             )
         for name, estimator in replaying.items():
             report.add({"benchmark": NAME, "estimator": name, **row} for row in self._times(experiment, estimator, get))
-        shown = [row for row in report.rows if row["benchmark"] == NAME and "−" not in row["estimator"]]
+        shown = [row for row in mappings(report.rows) if row["benchmark"] == NAME and "−" not in row["estimator"]]
         report.figure(NAME, sparse_timesteps(shown, SPEARMAN, FASTER))
 
     def _agreement(

@@ -1,8 +1,7 @@
-"""Targeted attribution (ReTrac §6.2, table 1, figure 6): does every query get its own proponents, or all the same?"""
+"""Targeted attribution (ReTrac §6.2, table 1, figure 6): does every query have proponents of its own, or do all have the same?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,20 +11,25 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import distinct
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.compare import compare
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, pairs, scores_of, variants_of
-from experiments.metrics import common as metrics
+from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.figures.mappings import mappings
+from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.correlation import split_half_spearman
+from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
 from experiments.report.report import Report
+from experiments.report.row import Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targeted(Benchmark):
-    """Share of distinct examples among the top k of n queries, over many sets of n distinct queries from a pool.
+    """The share of distinct examples among the top k of n queries, over many sets of n distinct queries from a pool.
 
-    ``queries`` are the pools by kind. ``influential``: an example among the top ``shown`` of more than this share of the pool
-    is generally influential (boxed in the figures, which show ``shown`` proponents of the first ``rows`` queries).
+    ``queries`` are the pools by kind. An example among the top ``shown`` of more than the share ``influential`` of the pool is
+    generally influential: it has a box in the figures, which show ``shown`` proponents of the first ``rows`` queries.
     """
 
     queries: Mapping[str, Queries]
@@ -43,7 +47,7 @@ class Targeted(Benchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes = self._scores(experiment, estimators)
         scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
-        train = get(experiment.train)
+        train, shares = get(experiment.train), []
         for kind, queries in self.queries.items():
             node = queries.node(experiment)
             variants = [
@@ -51,42 +55,48 @@ class Targeted(Benchmark):
                 for name, estimator in estimators.items()
                 for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
             ]
-            sets = metrics.random_sets(len(get(node)), self.n, self.sets, self.seed)
-            report.add({"benchmark": "targeted", "queries": kind, **row} for row in self._rows(variants, sets))
-            whole = [v for v in variants if v.whole]
+            shares += report.add(self._shares(variants, random_sets(len(get(node)), self.n, self.sets, self.seed), kind))
+            report.add(self._reliability(variants, kind))
+            shown = [v for v in variants if v.all_timesteps]
             report.figure(
                 f"proponents_{kind}",
                 figures.proponents(
                     get(node),
                     train,
-                    {v.label: v.scores.values for v in whole},
+                    {v.label: v.scores.values for v in shown},
                     rows=range(min(self.rows, len(get(node)))),
                     top=self.shown,
-                    boxed=distinct.boxes(whole, self.shown, self.influential),
+                    boxed=distinct.boxes(shown, self.shown, self.influential),
                     boxed_means=distinct.boxed_means(self.shown, self.influential),
                 ),
             )
-        rows = [row for row in report.rows if row.get("random") is not None]
-        report.figure("distinct_share", figures.distinct_share([row for row in rows if is_whole(row.get("swept") or {})]))
-        sweep_figures(report, rows)
+        levels = [row for row in shares if row.minus is None]
+        report.figure("distinct_share", figures.distinct_share(mappings(r for r in levels if r.subject.all_timesteps)))
+        sweep_figures(report, levels)
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:
         self._check(experiment)
         return scores_of(experiment, estimators, self.queries)
 
     def _check(self, experiment: Experiment) -> None:
-        """Before anything is trained: what would fail at the end."""
+        """Check the settings before anything is trained."""
         distinct.check(experiment, self.queries, self.n, self.k, self.sets, self.seed)
         if self.shown < 1 or self.rows < 1:
             raise ValueError(f"benchmark.shown={self.shown}, benchmark.rows={self.rows}: both must be at least 1")
 
-    def _rows(self, variants: Sequence[Variant], sets: np.ndarray) -> Iterator[dict[str, Any]]:
+    def _shares(self, variants: Sequence[Variant], sets: np.ndarray, kind: str) -> Iterator[Row]:
         for k in self.k:
-            shares = [metrics.distinct_share(metrics.top_k(v.scores.values, k), sets) for v in variants]
-            yield from distinct.share_rows(variants, shares, k, self.n)
-            for a, b in pairs(variants):
-                yield distinct.difference_row(variants[a], variants[b], (shares[a], shares[b]), k, self.n)
-        for variant in variants:
-            if variant.scores.halves is not None:
-                reliability = metrics.bootstrap_mean(metrics.split_half_spearman(variant.scores.halves), seed=self.seed)
-                yield {**variant.row, "metric": "split_half_spearman", **reliability._asdict()}
+            yield from distinct.share_rows(variants, sets, k, benchmark="targeted", queries=kind)
+
+    def _reliability(self, variants: Sequence[Variant], kind: str) -> list[Row]:
+        """How well scores from one half of the query draws agree with those from the other."""
+        bootstrap = Bootstrap(seed=self.seed)
+        halves = [(v.subject, split_half_spearman(v.scores.halves)) for v in variants if v.scores.halves is not None]
+        return compare(
+            [subject for subject, _ in halves],
+            [bootstrap.mean(values) for _, values in halves],
+            benchmark="targeted",
+            metric="split_half_spearman",
+            queries=kind,
+            differences=(),
+        )

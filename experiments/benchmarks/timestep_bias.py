@@ -22,6 +22,7 @@ from experiments.benchmarks.bias_rows import RANDOM, RISE, STRETCHES, T_MAX, Bia
 from experiments.benchmarks.variants import scores_of
 from experiments.datasets import Split
 from experiments.figures import norms as figures
+from experiments.figures.mappings import mappings
 from experiments.figures.shifts import rank_rises
 from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
@@ -92,7 +93,7 @@ class TimestepBias(Benchmark):
                 report.add([{**common, **row, "scores": nodes[kind, name].fingerprint}])
                 figure = self._curve_figure(experiment, replaying, bias, example, get)
                 report.figure(f"influential_{kind}_{name}", figure)
-        report.figure("rank_rise", rank_rises([row for row in report.rows if row["metric"] == RISE]))
+        report.figure("rank_rise", rank_rises([row for row in mappings(report.rows) if row["metric"] == RISE]))
         for node in self._pretrained_norms(experiment):
             self._show_pretrained(node, experiment, get, report)
 

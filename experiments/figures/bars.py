@@ -5,8 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.figures.mappings import differing_settings
 from experiments.figures.style import COLORS, DPI, HATCHES, INK, WIDEST, legend, plain_frame, series_label
-from experiments.report.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES
 
 
 def distinct_share(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from experiments.figures.labels import place_labels
+from experiments.figures.mappings import differing_settings
 from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame, series_label
-from experiments.report.tables import differing_settings
 
 _EXACT = 1e-12
 """Correlations nearer to 1 than this are 1 up to the rounding of float64."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from attribution.images import Images
 from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, text_width, wrapped
 from experiments.figures.thumbnails import canvas, foot, thumbnail
-from experiments.metrics.common import top_k
+from experiments.metrics.ranking import top_k
 
 SECTIONS = 3
 """So many variants get a section each; more are listed below each other for every query."""

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from attribution.images import Images
 from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, wrapped
 from experiments.figures.thumbnails import canvas, foot, thumbnail
-from experiments.metrics.common import top_k
+from experiments.metrics.ranking import top_k
 
 MOST = 6
 """Variants that stand beside each other; of more, some in even steps."""

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from experiments.figures.mappings import differing_settings
 from experiments.figures.style import COLORS, DPI, INK, MARKERS, WIDEST, legend, panel_title, plain_frame, series_label, text_width
-from experiments.report.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES
 
 _LEVELS = {"random": "--", "maximum": ":", "ceiling": "-."}
 _NAMES = {**REFERENCES, "ceiling": "noise ceiling"}

@@ -6,8 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.figures.mappings import differing_settings
 from experiments.figures.style import COLORS, DPI, INK, MARKERS, WIDEST, legend, plain_frame, series_label
-from experiments.report.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES
 
 _STEP, _APART, _SPREAD = 0.62, 0.5, 0.5
 """Inches between timesteps; in such steps, what is kept before a place that is no timestep, and over which series spread."""

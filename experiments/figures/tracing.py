@@ -10,9 +10,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from attribution.images import Images
+from experiments.figures.mappings import differing_settings
 from experiments.figures.style import COLORS, DPI, INK, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
 from experiments.figures.thumbnails import canvas, thumbnail
-from experiments.report.tables import REFERENCES, differing_settings
+from experiments.report.tables import REFERENCES
 
 _LEVELS = {"random": "--", "maximum": ":"}
 _PANEL, _ACROSS = 4.0, 4

@@ -1,106 +1,76 @@
-"""The linear datamodeling score and its uncertainty (Park et al. 2023): pure functions.
+"""The linear datamodeling score (LDS; Park et al. 2023, TRAK) and its bootstrap: pure functions.
 
-LDS of a query: Spearman's correlation over M subsets between what scores predict and what retrained models measure. Bootstrap
-intervals resample subsets (and queries) as weights of the *given* ranks, which turns all resamples into matrix products.
+The LDS of a query is Spearman's correlation over M subsets between what scores predict and what retrained models measure. P
+predictions of T targets for Q queries; K training seeds; B resamples of the subsets and the queries, in which every subset keeps
+the rank that it has among all: all resamples are then matrix products.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.metrics.common import Estimate, _mean_ranks, interval, spearman
+from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.correlation import spearman
+from experiments.metrics.ranking import mean_ranks
+
+_BLOCK = 1 << 20
+"""Numbers of an array over queries and a block of resamples."""
+_CONSTANT = 1e-9
+"""Variances of ranks up to this are 0 but for rounding."""
 
 
 def predicted(scores: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """Σ_{i∉S} τ[q, i]: ``scores [.., Q, N]`` and weights taken away ``removed [M, N]`` give ``[.., Q, M]`` float64.
+    """Return Σ_{i∉S} τ[q, i]: float64 ``[.., Q, M]`` from ``scores [.., Q, N]`` and the weights that subsets remove, ``[M, N]``.
 
-    Removing what lowered the query's cost raises it: predictions and measured costs correlate positively.
+    Removing an example that lowered the query's cost raises it: predictions and measured costs correlate positively.
     """
     return scores.astype(np.float64) @ removed.T
 
 
-@dataclass(frozen=True)
-class Resamples:
-    """How often a bootstrap draws each subset ``[B, M]`` and each query ``[B, Q]``: one for all estimators, so that they pair."""
-
-    subsets: np.ndarray
-    queries: np.ndarray
-
-    @classmethod
-    def draw(cls, subsets: int, queries: int, count: int = 1000, seed: int = 0) -> "Resamples":
-        """Uniform with replacement, over both."""
-        random = np.random.default_rng([seed, 0x1D5])
-        sides = (random.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64) for n in (subsets, queries))
-        return cls(*sides)
-
-
 def per_query(predictions: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """LDS of every query: ``[.., Q, M], [Q, M] -> [.., Q]``; 0 where all predictions of a query are equal: they order nothing."""
+    """The LDS of every query, ``[.., Q, M], [Q, M] -> [.., Q]``; 0 where all predictions of a query are equal."""
     return np.nan_to_num(spearman(predictions, np.broadcast_to(measured, predictions.shape)), nan=0.0)
 
 
-def resampled(predictions: np.ndarray, measured: np.ndarray, resamples: Resamples) -> np.ndarray:
-    """Mean LDS over queries in every resample: ``[Q, M], [Q, M] -> [B]``."""
-    x, y = (_centred_ranks(side) for side in (predictions, measured))
-    w = resamples.subsets / resamples.subsets.sum(1, keepdims=True)
-    mx, my = x @ w.T, y @ w.T  # [Q, B]
-    covariance = (x * y) @ w.T - mx * my
-    scale = np.sqrt(np.maximum((x * x) @ w.T - mx**2, 0) * np.maximum((y * y) @ w.T - my**2, 0))
-    rho = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)
-    return (rho * resamples.queries.T).sum(0) / resamples.queries.sum(1)
+def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+    """The mean LDS over queries of every prediction of every target, ``[P, T]``: ``[P, Q, M], [T, Q, M]``."""
+    _, Q, M = targets.shape
+    return _lds(predictions, targets, bootstrap.counts("subsets", M), bootstrap.counts("queries", Q))
 
 
-def lds(predictions: np.ndarray, measured: np.ndarray, resamples: Resamples) -> Estimate:
-    """Mean over queries with its 95 % interval, of ``[Q, M], [Q, M]``."""
-    return Estimate(float(per_query(predictions, measured).mean()), *interval(resampled(predictions, measured, resamples)))
+def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+    """The LDS of exact retraining ``[T, T]`` from ``measured [K, T, Q, M]``, K >= 2; no upper bound.
 
-
-def difference(first: np.ndarray, second: np.ndarray, measured: np.ndarray, resamples: Resamples) -> Estimate:
-    """LDS of the first minus that of the second, on the same resamples."""
-    value = per_query(first, measured).mean() - per_query(second, measured).mean()
-    return Estimate(float(value), *interval(resampled(first, measured, resamples) - resampled(second, measured, resamples)))
-
-
-def folds(subsets: int) -> list[np.ndarray]:
-    """The subsets in two interleaved halves."""
-    return [np.arange(start, subsets, 2) for start in (0, 1)]
-
-
-def cross_validated(sweep: np.ndarray, measured: np.ndarray, count: int = 1000, seed: int = 0) -> tuple[Estimate, list[int]]:
-    """Mean LDS of the best of a sweep ``[V, Q, M]``, as chosen on the other half of the subsets, and the two choices.
-
-    Nothing is reported on subsets that it was chosen on. The interval takes the choices as given: each half's subsets are resampled
-    by themselves, the queries for both.
+    What each training seed measures predicts the mean over the others. The result is the mean over seeds.
     """
-    halves, (Q, M) = folds(measured.shape[1]), measured.shape
-    queries = Resamples.draw(M, Q, count, seed).queries
-    values, spread, chosen = [], [], []
-    for number, (fold, other) in enumerate((halves, halves[::-1])):
-        best = int(per_query(sweep[..., other], measured[:, other]).mean(1).argmax())
+    return Statistic.mean([lds(seed, np.delete(measured, k, 0).mean(0), bootstrap) for k, seed in enumerate(measured)])
+
+
+def folds(subsets: int) -> np.ndarray:
+    """Which of two interleaved halves each subset is in, ``[M]``: the strata of a bootstrap for ``cross_validated``."""
+    return np.arange(subsets) % 2
+
+
+def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple[Statistic, list[int]]:
+    """The LDS of the best of a sweep ``[V, Q, M]``, chosen on the other half of the subsets, and the two choices.
+
+    Nothing is reported on the subsets that it was chosen on. The interval takes the choices as given: each half's subsets are
+    resampled by themselves, the queries jointly for both.
+    """
+    Q, M = measured.shape
+    halves, by_half = folds(M), Bootstrap(bootstrap.count, bootstrap.seed, {"subsets": folds(M)})
+    subsets, queries = by_half.counts("subsets", M), bootstrap.counts("queries", Q)
+    statistics, chosen = [], []
+    for half in (halves == 0, halves == 1):
+        best = int(per_query(sweep[..., ~half], measured[:, ~half]).mean(1).argmax())
         chosen.append(best)
-        values.append(per_query(sweep[best][:, fold], measured[:, fold]).mean())
-        resamples = Resamples(Resamples.draw(len(fold), Q, count, seed + 1 + number).subsets, queries)
-        spread.append(resampled(sweep[best][:, fold], measured[:, fold], resamples))
-    return Estimate(float(np.mean(values)), *interval(np.mean(spread, 0))), chosen
-
-
-def retraining(seeds: np.ndarray, resamples: Resamples) -> Estimate:
-    """Exact retraining as a predictor: LDS between each seed's measurements and the mean of the others'; ``[K, Q, M]``, K >= 2.
-
-    Averaged over seeds. No upper bound.
-    """
-    K = len(seeds)
-    others = [np.delete(seeds, k, 0).mean(0) for k in range(K)]
-    value = np.mean([per_query(other, own).mean() for other, own in zip(others, seeds, strict=True)])
-    spread = np.mean([resampled(other, own, resamples) for other, own in zip(others, seeds, strict=True)], 0)
-    return Estimate(float(value), *interval(spread))
+        statistics.append(_lds(sweep[None, best][..., half], measured[None][..., half], subsets[:, half], queries)[0, 0])
+    return Statistic.mean(statistics), chosen
 
 
 def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
-    """About what a perfect predictor of the mean over K seeds reaches: mean over queries of √(K r / (1 + (K-1) r)).
+    """About what a perfect predictor of the mean over K seeds reaches: the mean over queries of √(K r / (1 + (K-1) r)).
 
     r: Spearman's correlation between the measurements of two trainings of the same subsets, ``replicates [K', Q, M']``, mean over
-    pairs; K' >= 2, and K unless ``seeds`` says otherwise.
+    pairs; K' >= 2. K is K' unless ``seeds`` is given.
     """
     count, seeds = len(replicates), seeds or len(replicates)
     pairs = [per_query(replicates[a], replicates[b]) for a in range(count) for b in range(a)]
@@ -108,5 +78,38 @@ def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
     return float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)).mean())
 
 
+def _lds(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray, queries: np.ndarray) -> Statistic:
+    """``lds``, given how often each resample draws each subset ``[B, M]`` and each query ``[B, Q]``."""
+    values = np.stack([per_query(predictions, target).mean(1) for target in targets], 1)
+    x, y = _centred_ranks(predictions), _centred_ranks(targets)
+    w, v = subsets / subsets.sum(1, keepdims=True), queries / queries.sum(1, keepdims=True)
+    spread = np.empty((len(w), *values.shape))
+    size = max(1, _BLOCK // targets.shape[1])
+    for start in range(0, len(w), size):
+        block = slice(start, start + size)
+        shares, of_queries = np.ascontiguousarray(w[block].T), v[block].T
+        # What depends on a target alone is computed once for all predictions.
+        means, scales = zip(*(_moments(side, shares) for side in y), strict=True)
+        scales = [scale * of_queries for scale in scales]
+        for p, side in enumerate(x):
+            mean, scale = _moments(side, shares)
+            for t, target in enumerate(y):
+                covariance = (side * target) @ shares - mean * means[t]
+                spread[block, p, t] = np.einsum("qb,qb,qb->b", covariance, scale, scales[t])
+    return Statistic(values, spread)
+
+
+def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of ranks ``[Q, M]`` and the inverse of their deviation, in resamples with ``shares [M, b]``: ``[Q, b]``.
+
+    The inverse is 0 where the ranks drawn are all equal.
+    """
+    mean = ranks @ shares
+    variance = (ranks * ranks) @ shares - mean**2
+    return mean, np.where(variance > _CONSTANT, 1 / np.sqrt(np.maximum(variance, _CONSTANT)), 0.0)
+
+
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    return _mean_ranks(np.ascontiguousarray(values)) - (values.shape[1] - 1) / 2
+    """Ranks along the last axis of ``[.., Q, M]``, less their mean."""
+    M = values.shape[-1]
+    return mean_ranks(np.ascontiguousarray(values).reshape(-1, M)).reshape(values.shape) - (M - 1) / 2

@@ -7,7 +7,7 @@ import numpy as np
 
 from attribution.estimators.scores import Scores
 from attribution.images import Images
-from experiments.metrics.common import top_k
+from experiments.metrics.ranking import top_k
 
 COLUMNS = ("query", "side", "rank", "position", "index", "label", "score")
 

@@ -1,14 +1,17 @@
-"""Where else a run is written down while it lasts. The only file that imports wandb.
+"""Trackers, which follow a run while it lasts. This is the only file that imports wandb.
 
-The report (``report.py``) writes rows and figures in any case; a tracker gets the same, and training curves as they grow.
+The report (``report.py``) always writes rows and figures; a tracker receives the same, and training curves as they grow.
 """
 
 import json
+import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from experiments.report.row import Row
 
 if TYPE_CHECKING:
     import wandb
@@ -16,35 +19,35 @@ if TYPE_CHECKING:
 
 
 class Tracker(ABC):
-    """Follows one run: ``start`` once, anything else any number of times, ``finish`` once at the end of a run that succeeded."""
+    """Follows one run: ``start`` is called once; then the rest, any number of times; ``finish`` once, if the run succeeds."""
 
     @abstractmethod
     def start(self, config: Mapping[str, Any]) -> None:
-        """Opens the run. ``config``: the whole resolved configuration as plain values."""
+        """Open the run. ``config``: the whole resolved configuration as plain values."""
 
     @abstractmethod
     def lightning_logger(self, name: str) -> "Logger | None":
-        """For a Trainer: curves of the training ``name`` while it goes on. None: no logger."""
+        """The logger of a Trainer for the curves of the training ``name``, or None."""
 
     @abstractmethod
-    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of the report."""
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Record rows of the report."""
 
     @abstractmethod
     def figure(self, name: str, path: Path) -> None:
-        """A PNG that the report saved."""
+        """Record a PNG that the report saved."""
 
     @abstractmethod
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
-        """Curves known as a whole, such as those of a training found in the store: each of ``values`` has one number a step."""
+        """Record complete curves, such as those of a stored training; each of ``values`` has one number per step."""
 
     @abstractmethod
     def finish(self) -> str:
-        """Closes the run and says where it is, in words for the user; nothing to say: the empty string."""
+        """Close the run and return a message that tells the user where it is, or the empty string."""
 
 
 class Local(Tracker):
-    """Nothing beyond what the report writes."""
+    """Records nothing beyond what the report writes."""
 
     def start(self, config: Mapping[str, Any]) -> None:
         pass
@@ -52,7 +55,7 @@ class Local(Tracker):
     def lightning_logger(self, name: str) -> None:
         return None
 
-    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def rows(self, rows: Sequence[Row]) -> None:
         pass
 
     def figure(self, name: str, path: Path) -> None:
@@ -79,7 +82,7 @@ class Wandb(Tracker):
             raise ValueError(f"tracker.mode={mode!r}: choose {' or '.join(self.MODES)}")
         self.project, self.folder, self.mode, self.entity, self.name = project, Path(folder), mode, entity, name
         self._run: wandb.Run | None = None
-        self._rows: list[Mapping[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def start(self, config: Mapping[str, Any]) -> None:
         import wandb
@@ -96,7 +99,7 @@ class Wandb(Tracker):
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
-            raise ValueError(f"wandb does not start ({error}): run `wandb login`, or set tracker.mode=offline") from error
+            raise ValueError(f"wandb cannot start ({error}): run `wandb login`, or set tracker.mode=offline") from error
 
     @property
     def run(self) -> "wandb.Run":
@@ -118,14 +121,14 @@ class Wandb(Tracker):
         logger.LOGGER_JOIN_CHAR = "/"  # pyright: ignore[reportAttributeAccessIssue]
         return logger
 
-    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def rows(self, rows: Sequence[Row]) -> None:
         import wandb
 
-        self._rows += rows
+        self._rows += [row.to_dict() for row in rows]
         columns: list[Any] = list(dict.fromkeys(name for row in self._rows for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in self._rows]
         self.run.log({"rows": wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
-        self.run.summary.update({summary_name(row): row["value"] for row in rows if row["value"] is not None})
+        self.run.summary.update({summary_name(row): row.estimate.value for row in rows if math.isfinite(row.estimate.value)})
 
     def figure(self, name: str, path: Path) -> None:
         import wandb
@@ -140,16 +143,16 @@ class Wandb(Tracker):
 
     def finish(self) -> str:
         run, self._run = self.run, None
-        where = f"wandb: {run.url}" if self.mode == "online" else f"to upload: wandb sync {Path(run.dir).parent}"
+        message = f"wandb: {run.url}" if self.mode == "online" else f"to upload: wandb sync {Path(run.dir).parent}"
         run.finish()
-        return where
+        return message
 
 
-def summary_name(row: Mapping[str, Any]) -> str:
-    """``benchmark/estimator/metric``, and the kind of queries where the row has one."""
-    return "/".join(str(row[part]) for part in ("benchmark", "estimator", "metric", "queries") if row.get(part) is not None)
+def summary_name(row: Row) -> str:
+    """``benchmark/estimator/metric``, followed by the kind of queries if the row has one."""
+    return "/".join(filter(None, (row.benchmark, row.estimator, row.metric, row.queries)))
 
 
 def _cell(value: Any) -> Any:
-    """Tables hold plain values; what has an inside becomes JSON text."""
+    """A plain value for a table; lists and mappings become JSON text."""
     return value if value is None or isinstance(value, str | numbers.Number) else json.dumps(value, ensure_ascii=False)

@@ -60,12 +60,10 @@ def lab(config: DictConfig) -> Iterator[Lab]:
     tracker.start(OmegaConf.to_container(config, resolve=True))
     report = Report(
         Path(hydra.runtime.output_dir),
-        {
-            "data": hydra.runtime.choices["data"],
-            "seed": config.seed,
-            "swept": settings_of_run(),
-            "command": shlex.join(["python", "run.py", *hydra.overrides.task]),  # sys.argv is a launcher's in a worker
-        },
+        data=hydra.runtime.choices["data"],
+        seed=config.seed,
+        swept=settings_of_run(),
+        command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # sys.argv is a launcher's in a worker
     )
     yield Lab(config, experiment_of(config, tracker.lightning_logger), Store(config.store.root, track), report, tracker)
     report.close()

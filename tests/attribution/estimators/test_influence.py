@@ -20,7 +20,7 @@ from attribution.images.draws import Uniform
 from attribution.measurements import Loss, SquareNorm
 from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps
-from experiments.metrics import common as metrics
+from experiments.metrics.correlation import pearson
 from experiments.store.store import Store
 from tests.worlds import PROCESS, UNET, Blobs, Reordered, trained
 
@@ -181,7 +181,7 @@ def test_compressed_scores_correlate(get, compression, least):
     """Claim: compressed scores correlate with the uncompressed; where nothing is left out, they are equal."""
     how = estimator(compression=compression)
     found, expected = (e.score(RECORD, RECORD.data, QUERIES, get).values for e in (how, estimator()))
-    assert metrics.pearson(found, expected)[GRID.index(1e-4)].min() >= min(least, 0.9999999)
+    assert pearson(found, expected)[GRID.index(1e-4)].min() >= min(least, 0.9999999)
     if least < 1:
         assert not np.array_equal(found, expected)
 

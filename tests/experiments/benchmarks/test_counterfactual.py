@@ -26,8 +26,8 @@ from experiments import figures
 from experiments.benchmarks.regenerated import Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, random_orders, removed_count
 from experiments.metrics import counterfactual as metrics
-from experiments.metrics.common import top_k
 from experiments.metrics.counterfactual import Resamples
+from experiments.metrics.ranking import top_k
 from experiments.models.measured import Measured
 from experiments.models.retrained import Retrained
 from experiments.models.samples import Samples, _seed

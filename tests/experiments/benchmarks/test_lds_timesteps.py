@@ -8,10 +8,9 @@ from scipy.stats import spearmanr
 
 from attribution.measurements import LossAtT
 from experiments import figures
+from experiments.benchmarks import lds_timestep_rows as shapes_of
 from experiments.metrics import lds as lds_metrics
-from experiments.metrics import lds_grids
-from experiments.metrics.lds import Resamples
-from experiments.metrics.lds_grids import Grid
+from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.tasks.composition import experiment_of
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import FINAL, rows, run
@@ -21,26 +20,30 @@ P, TARGETS, Q, M, K, B = 3, 4, 5, 9, 3, 20
 RANDOM = np.random.default_rng(0)
 MEASURED = RANDOM.normal(size=(K, TARGETS, Q, M))
 PREDICTIONS = MEASURED[:, :P].mean(0) + RANDOM.normal(size=(P, Q, M))
-RESAMPLES = Resamples.draw(M, Q, B)
+BOOTSTRAP = Bootstrap(B)
 
 
 def rho(a, b):
     return float(spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def alone(prediction, target) -> Statistic:
+    """LDS of one pair."""
+    return lds_metrics.lds(prediction[None], target[None], BOOTSTRAP)[0, 0]
+
+
 def test_a_grid_is_a_loop_over_pairs():
     """Claim: the entry [p, t] is the mean over queries of Spearman's correlation of prediction p with target t."""
-    grid = Grid.of(PREDICTIONS, MEASURED[0], RESAMPLES)
+    grid = lds_metrics.lds(PREDICTIONS, MEASURED[0], BOOTSTRAP)
     for p in range(P):
         for t in range(TARGETS):
-            assert grid.values[p, t] == pytest.approx(np.mean([rho(PREDICTIONS[p, q], MEASURED[0, t, q]) for q in range(Q)]))
-            estimate = lds_metrics.lds(PREDICTIONS[p], MEASURED[0, t], RESAMPLES)
-            assert grid.at(p, t) == pytest.approx(estimate)
+            assert grid.value[p, t] == pytest.approx(np.mean([rho(PREDICTIONS[p, q], MEASURED[0, t, q]) for q in range(Q)]))
+            assert grid[p, t].spread == pytest.approx(alone(PREDICTIONS[p], MEASURED[0, t]).spread)
 
 
 def test_exact_retraining_is_a_loop_over_seeds():
     """Claim: [p, t] is each seed at p against the mean of the others at t; on the diagonal the estimate of benchmark=lds."""
-    grid = Grid.retraining(MEASURED, RESAMPLES)
+    grid = lds_metrics.retraining(MEASURED, BOOTSTRAP)
     for p in range(TARGETS):
         for t in range(TARGETS):
             found = [
@@ -48,23 +51,26 @@ def test_exact_retraining_is_a_loop_over_seeds():
                 for k in range(K)
                 for q in range(Q)
             ]
-            assert grid.values[p, t] == pytest.approx(np.mean(found))
-        assert grid.at(p, p) == pytest.approx(lds_metrics.retraining(MEASURED[:, p], RESAMPLES))
+            assert grid.value[p, t] == pytest.approx(np.mean(found))
+        own = lds_metrics.retraining(MEASURED[:, p, None], BOOTSTRAP)[0, 0]
+        assert grid.value[p, p] == pytest.approx(own.value)
+        assert grid[p, p].spread == pytest.approx(own.spread)
 
 
 def test_differences_are_paired():
-    """Claim: a grid minus itself is 0 without spread; minus another it is the estimate of lds_metrics.difference."""
-    grid, other = (Grid.of(side, MEASURED[0], RESAMPLES) for side in (PREDICTIONS, PREDICTIONS[::-1]))
-    assert (grid - grid).at(0, 1) == (0, 0, 0)
-    expected = lds_metrics.difference(PREDICTIONS[0], PREDICTIONS[2], MEASURED[0, 1], RESAMPLES)
-    assert (grid - other).at(0, 1) == pytest.approx(expected)
+    """Claim: a grid minus itself is 0 without spread; minus another it is the difference of the pair in each resample."""
+    grid, other = (lds_metrics.lds(side, MEASURED[0], BOOTSTRAP) for side in (PREDICTIONS, PREDICTIONS[::-1]))
+    nothing = (grid - grid)[0, 1].estimate()
+    assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
+    expected = alone(PREDICTIONS[0], MEASURED[0, 1]).spread - alone(PREDICTIONS[2], MEASURED[0, 1]).spread
+    assert (grid - other)[0, 1].spread == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("n", [4, 5, 8])
 def test_shapes_are_means_by_hand(n):
     """Claim: same, neighbouring and farther predictions are averaged target by target; later minus earlier halves the diagonal."""
     values = RANDOM.normal(size=(n + 1, n + 1))  # "all" stands last and is left out
-    grid = Grid(values, np.stack([values, values + 1]))
+    grid = Statistic(values, np.stack([values, values + 1]))
     near, far = [], []
     for t in range(n):
         near.append(np.mean([values[p, t] for p in range(n) if abs(p - t) == 1]))
@@ -72,15 +78,15 @@ def test_shapes_are_means_by_hand(n):
     own = [values[t, t] for t in range(n)]
     half = n // 2
     expected = {
-        lds_grids.diagonal: np.mean(own),
-        lds_grids.neighbours: np.mean(near),
-        lds_grids.farther: np.mean(far),
-        lds_grids.later: np.mean(own[-half:]) - np.mean(own[:half]),
+        shapes_of.diagonal: np.mean(own),
+        shapes_of.neighbours: np.mean(near),
+        shapes_of.farther: np.mean(far),
+        shapes_of.later: np.mean(own[-half:]) - np.mean(own[:half]),
     }
     for weights, value in expected.items():
-        estimate = grid.combined(weights(n))
+        estimate = (grid[:n, :n] * weights(n)).sum().estimate()
         assert estimate.value == pytest.approx(value)
-        one_more = 0 if weights is lds_grids.later else 1  # in the second resample every entry is larger by 1
+        one_more = 0 if weights is shapes_of.later else 1  # in the second resample every entry is larger by 1
         assert (estimate.low, estimate.high) == pytest.approx((value + 0.025 * one_more, value + 0.975 * one_more))
 
 

@@ -5,7 +5,17 @@ import pytest
 from scipy import stats
 
 from experiments.metrics import lds as lds_metrics
-from experiments.metrics.lds import Resamples
+from experiments.metrics.bootstrap import Bootstrap
+
+
+def lds(predictions: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap):
+    """The estimate of one prediction of one target, ``[Q, M]`` each."""
+    return lds_metrics.lds(predictions[None], measured[None], bootstrap)[0, 0].estimate()
+
+
+def retraining(seeds: np.ndarray, bootstrap: Bootstrap):
+    """The estimate of exact retraining of one target, ``[K, Q, M]``."""
+    return lds_metrics.retraining(seeds[:, None], bootstrap)[0, 0].estimate()
 
 
 def test_predictions_add_up_what_is_taken_away():
@@ -32,23 +42,24 @@ def test_sign():
     random = np.random.default_rng(1)
     scores, masks = random.normal(size=(5, 30)), random.random((16, 30)) < 0.5
     measured = 3.0 + scores @ (~masks).T / 30
-    resamples = Resamples.draw(16, 5)
-    assert lds_metrics.lds(lds_metrics.predicted(scores, ~masks), measured, resamples).value == pytest.approx(1)
-    assert lds_metrics.lds(lds_metrics.predicted(-scores, ~masks), measured, resamples).value == pytest.approx(-1)
+    bootstrap = Bootstrap(100)
+    assert lds(lds_metrics.predicted(scores, ~masks), measured, bootstrap).value == pytest.approx(1)
+    assert lds(lds_metrics.predicted(-scores, ~masks), measured, bootstrap).value == pytest.approx(-1)
 
 
 def test_a_resample_is_the_weighted_correlation_of_ranks():
     """Claim: each resample is the mean over drawn queries of the correlation of ranks, each subset as often as it was drawn."""
     random = np.random.default_rng(2)
     predictions, measured = random.normal(size=(3, 12)), random.normal(size=(3, 12))
-    resamples = Resamples.draw(12, 3, count=20, seed=5)
-    found = lds_metrics.resampled(predictions, measured, resamples)
+    bootstrap = Bootstrap(20, 5)
+    subsets, queries = bootstrap.counts("subsets", 12), bootstrap.counts("queries", 3)
+    found = lds_metrics.lds(predictions[None], measured[None], bootstrap)[0, 0].spread
     for b in range(20):
         total = 0.0
         for q in range(3):
-            rows = np.repeat(np.arange(12), resamples.subsets[b].astype(int))
+            rows = np.repeat(np.arange(12), subsets[b].astype(int))
             x, y = stats.rankdata(predictions[q])[rows], stats.rankdata(measured[q])[rows]
-            total += resamples.queries[b, q] * np.corrcoef(x, y)[0, 1]
+            total += queries[b, q] * np.corrcoef(x, y)[0, 1]
         assert found[b] == pytest.approx(total / 3)
 
 
@@ -59,7 +70,7 @@ def test_intervals_cover():
     for trial in range(60):
         common = random.normal(size=(8, 64))
         other = 0.6 * common + 0.8 * random.normal(size=(8, 64))
-        estimate = lds_metrics.lds(common, other, Resamples.draw(64, 8, count=300, seed=trial))
+        estimate = lds(common, other, Bootstrap(300, trial))
         hits += estimate.low <= truth <= estimate.high
     assert hits >= 52
 
@@ -69,12 +80,12 @@ def test_the_best_of_a_sweep_is_chosen_elsewhere():
     random = np.random.default_rng(4)
     measured = random.normal(size=(10, 40))
     noise = np.repeat(random.normal(size=(30, 1, 40)), 10, 1)
-    estimate, _ = lds_metrics.cross_validated(noise, measured)
-    assert abs(estimate.value) < 0.15
+    statistic, _ = lds_metrics.cross_validated(noise, measured, Bootstrap(100))
+    assert abs(statistic.value) < 0.15
     with_truth = np.concatenate([noise, measured[None]])
-    estimate, chosen = lds_metrics.cross_validated(with_truth, measured)
+    statistic, chosen = lds_metrics.cross_validated(with_truth, measured, Bootstrap(100))
     assert chosen == [30, 30]
-    assert estimate.value == pytest.approx(1)
+    assert statistic.value == pytest.approx(1)
 
 
 def test_the_noise_ceiling_is_what_a_perfect_predictor_reaches():
@@ -86,10 +97,10 @@ def test_the_noise_ceiling_is_what_a_perfect_predictor_reaches():
         reached = lds_metrics.per_query(truth, seeds.mean(0)).mean()
         ceiling = lds_metrics.noise_ceiling(seeds)
         assert ceiling == pytest.approx(reached, abs=0.03)
-        assert lds_metrics.retraining(seeds, Resamples.draw(200, 40, 50)).value < ceiling
+        assert retraining(seeds, Bootstrap(50)).value < ceiling
     same = np.repeat(truth[None], 2, 0)
     assert lds_metrics.noise_ceiling(same) == pytest.approx(1)
-    assert lds_metrics.retraining(same, Resamples.draw(200, 40, 50)).value == pytest.approx(1)
+    assert retraining(same, Bootstrap(50)).value == pytest.approx(1)
 
 
 @pytest.mark.parametrize("subsets", [24, 25])
@@ -99,7 +110,7 @@ def test_the_interval_of_a_chosen_damping_is_as_wide_as_that_of_a_given_one(subs
     for _ in range(12):
         measured = random.standard_normal((30, subsets))
         predictions = random.uniform(0, 1.5, 30)[:, None] * measured + random.standard_normal((30, subsets))
-        chosen, _ = lds_metrics.cross_validated(predictions[None], measured, count=300)
-        given = lds_metrics.lds(predictions, measured, Resamples.draw(subsets, 30, count=300))
+        statistic, _ = lds_metrics.cross_validated(predictions[None], measured, Bootstrap(300))
+        chosen, given = statistic.estimate(), lds(predictions, measured, Bootstrap(300))
         widths.append((chosen.high - chosen.low) / (given.high - given.low))
     assert np.mean(widths) == pytest.approx(1, abs=0.1)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,23 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from experiments.report.report import Report, command, merge, read_rows
+from experiments.report.report import Report, command_line, merge, read_rows
+from experiments.report.row import Estimate, Levels, Row, Subject
 from experiments.report.tables import number
 
-ROW = {
+ROW = Row(benchmark="targeted", subject=Subject("retrac"), metric="share@10", estimate=Estimate(0.5, 0.4, 0.625))
+FLAT = {
     "benchmark": "targeted",
     "estimator": "retrac",
     "metric": "share@10",
     "value": 0.5,
     "low": 0.4,
     "high": 0.625,
+    "level": 0.95,
     "data": "digits",
     "seed": 0,
 }
+RUN = {"data": "digits", "seed": 0}
 
 
 def shown(report: Report, width: int = 140) -> str:
@@ -44,53 +49,95 @@ def line_of(text: str, *words: str) -> str:
 
 def test_rows_survive_the_file(tmp_path):
     """What is added is what is read back; NumPy numbers are numbers, and what is not finite is null in strict JSON."""
-    report = Report(tmp_path, {"command": "python run.py"})
-    report.add([ROW, {**ROW, "value": np.float32(0.25), "low": np.nan, "high": np.inf, "k": np.int64(10), "ids": np.arange(2)}])
+    report = Report(tmp_path, **RUN, command="python run.py")
+    other = Estimate(np.float32(0.25), np.nan, np.inf)
+    report.add([ROW, replace(ROW, estimate=other, about={"k": np.int64(10), "ids": np.arange(2)})])
     shown(report)
     first, second = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert first == {**ROW, "command": "python run.py"}
-    assert second == {**ROW, "value": 0.25, "low": None, "high": None, "k": 10, "ids": [0, 1], "command": "python run.py"}
-    assert read_rows(tmp_path) == read_rows(tmp_path / "rows.jsonl") == [first, second] == report.rows
+    assert first == {**FLAT, "command": "python run.py"}
+    unknown = {name: value for name, value in FLAT.items() if name != "level"} | {"low": None, "high": None}
+    assert second == {**unknown, "value": 0.25, "k": 10, "ids": [0, 1], "command": "python run.py"}
+    read = [row.to_dict() for row in read_rows(tmp_path)]
+    assert read == [row.to_dict() for row in read_rows(tmp_path / "rows.jsonl")]
+    assert read == [first, second] == [row.to_dict() for row in report.rows]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROW,
+        replace(ROW, levels=Levels(0.0, 0.5, 1.0), queries="generated", about={"n": 3, "quartiles": [0.1, 0.2, 0.3]}),
+        replace(ROW, subject=Subject("kfac", {"estimator.damping": 1e-7}, "abc"), swept={"measured_t": 5}),
+        replace(
+            ROW,
+            subject=Subject("kfac", {"estimator.damping": 1e-7}, "abc"),
+            minus=Subject("trak", {"estimator.damping": 1e-7}, "def"),
+            swept={"benchmark.steps": 4},
+        ),
+    ],
+)
+def test_a_row_is_restored_from_its_fields(row):
+    """Claim: from_dict inverts to_dict, without reading names; a difference states both sides in a field of its own."""
+    row = replace(row, data="digits", seed=0, command="python run.py")
+    flat = json.loads(json.dumps(row.to_dict()))
+    assert Row.from_dict(flat) == row
+    if row.minus is not None:
+        assert flat["estimator"] == "kfac damping=1e-07 − trak damping=1e-07"
+        assert flat["scores"] == ["abc", "def"]
+        assert flat["swept"] == {"benchmark.steps": 4}
+        assert flat["difference"]["minus"] == {"name": "trak", "settings": {"estimator.damping": 1e-7}, "scores": "def"}
+    elif row.subject.settings:
+        assert flat["swept"] == {"measured_t": 5, "estimator.damping": 1e-7}
 
 
 def test_incomplete_rows_are_refused(tmp_path):
     """A row without a required field, with text for a number, or with what JSON cannot hold is an error that says which."""
-    report = Report(tmp_path)
     with pytest.raises(ValueError, match=r"lacks low, seed:"):
-        report.add([{name: value for name, value in ROW.items() if name not in ("low", "seed")}])
+        Row.from_dict({name: value for name, value in FLAT.items() if name not in ("low", "seed")})
     with pytest.raises(ValueError, match=r"value='high' of metric share@10 must be a number"):
-        report.add([{**ROW, "value": "high"}])
+        Row.from_dict({**FLAT, "value": "high"})
+    with pytest.raises(ValueError, match=r"fields low, scores of its own"):
+        replace(ROW, about={"low": 1, "scores": "abc", "k": 3})
+    report = Report(tmp_path, **RUN)
     with pytest.raises(TypeError, match="object"):
-        report.add([{**ROW, "extra": object()}])
+        report.add([ROW, replace(ROW, about={"extra": object()})])
     assert report.rows == []
 
 
-def test_common_fields_fill_rows_and_never_overwrite(tmp_path):
-    """What identifies the run reaches every row; a row's own fields win."""
-    report = Report(tmp_path, {"seed": 7, "data": "cifar2", "fingerprint": "abc"})
-    report.add([{name: value for name, value in ROW.items() if name != "seed"}])
-    assert (report.rows[0]["seed"], report.rows[0]["data"], report.rows[0]["fingerprint"]) == (7, "digits", "abc")
+def test_the_run_identifies_rows_and_never_overwrites_their_settings(tmp_path):
+    """Data, seed and swept settings of the run reach every row; a row's own settings win."""
+    report = Report(tmp_path, "cifar2", 7, swept={"estimator.draws.n": 3, "a": 1, "b": 2})
+    report.add([replace(ROW, subject=Subject("kfac", {"estimator.draws.n": 5}), swept={"a": 9}), ROW])
+    assert [(row.data, row.seed) for row in report.rows] == [("cifar2", 7)] * 2
+    assert report.rows[0].settings == {"estimator.draws.n": 5, "a": 9, "b": 2}
+    assert report.rows[1].settings == {"estimator.draws.n": 3, "a": 1, "b": 2}
 
 
 def test_command_hides_the_folder_of_the_program(monkeypatch, tmp_path):
     """The command is what a user would type, quoted for a shell."""
     monkeypatch.setattr(sys, "argv", ["/some/where/run.py", "-m", "estimator=tracin,retrac", "benchmark.compare=[a, b]"])
-    assert command() == "python run.py -m estimator=tracin,retrac 'benchmark.compare=[a, b]'"
-    report = Report(tmp_path)
+    assert command_line() == "python run.py -m estimator=tracin,retrac 'benchmark.compare=[a, b]'"
+    report = Report(tmp_path, **RUN)
     report.add([ROW])
-    assert report.rows[0]["command"] == command()
+    assert report.rows[0].command == command_line()
 
 
 def test_table_has_every_number_with_its_interval_levels_and_command(tmp_path):
     """One table per kind of queries: estimators by metrics, interval in brackets, levels below, the command last."""
-    report = Report(tmp_path, {"command": "python run.py x=[1]"})
+    report = Report(tmp_path, **RUN, command="python run.py x=[1]")
     for queries, value in (("validation", 0.111), ("generated", 0.222)):
         report.add(
-            {**ROW, "queries": queries, "estimator": name, "value": value, "random": 0.9, "maximum": 1.0}
+            replace(
+                ROW,
+                queries=queries,
+                subject=Subject(name),
+                estimate=Estimate(value, 0.4, 0.625),
+                levels=Levels(random=0.9, maximum=1.0),
+            )
             for name in ("retrac", "tracin")
         )
-        report.add([{**ROW, "queries": queries, "metric": "other", "value": 0.333, "low": None, "high": None}])
+        report.add([replace(ROW, queries=queries, metric="other", estimate=Estimate(0.333))])
     text = shown(report)
     first, second = text.split("targeted on digits, generated queries")
     assert "targeted on digits, validation queries" in first
@@ -105,13 +152,17 @@ def test_table_has_every_number_with_its_interval_levels_and_command(tmp_path):
 
 def test_no_number_hides_another(tmp_path):
     """Swept settings become columns; rows that nothing tells apart get lines of their own; equal rows are shown once."""
-    report = Report(tmp_path)
-    report.add({**ROW, "value": n / 1000, "swept": {"estimator.draws.n": n, "estimator": "retrac"}} for n in (10, 50))
+    report = Report(tmp_path, **RUN)
+    swept = {"estimator": "retrac"}
+    report.add(
+        replace(ROW, subject=Subject("retrac", {"estimator.draws.n": n}), estimate=Estimate(n / 1000), swept=swept)
+        for n in (10, 50)
+    )
     text = shown(report)
     assert "0.010" in line_of(text, "retrac", "│ 10 ")
     assert "0.050" in line_of(text, "retrac", "│ 50 ")
-    report = Report(tmp_path)
-    report.add([ROW, {**ROW, "value": 0.75}, ROW])
+    report = Report(tmp_path, **RUN)
+    report.add([ROW, replace(ROW, estimate=Estimate(0.75)), ROW])
     text = shown(report)
     assert line_of(text, "0.500")
     assert line_of(text, "0.750")
@@ -119,8 +170,8 @@ def test_no_number_hides_another(tmp_path):
 
 def test_narrow_terminals_keep_the_numbers(tmp_path):
     """In 60 columns words and numbers are whole, on lines of their own; in 30 they are broken, but nothing is cut off."""
-    report = Report(tmp_path)
-    report.add({**ROW, "metric": f"distinct_share@{k}", "value": k / 1000} for k in (10, 50, 100))
+    report = Report(tmp_path, **RUN)
+    report.add(replace(ROW, metric=f"distinct_share@{k}", estimate=Estimate(k / 1000, 0.4, 0.625)) for k in (10, 50, 100))
     texts = []
     for width in (60, 30):
         console = Console(file=io.StringIO(), width=width, force_terminal=True)
@@ -131,7 +182,7 @@ def test_narrow_terminals_keep_the_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (0, "0.000"), (-0.1234, "-0.123"), (4287.4, "4287"), (2.3e-5, "2.30e-05"), (1e9, "1.00e+09")]
+    ("value", "text"), [(np.nan, "–"), (0, "0.000"), (-0.1234, "-0.123"), (4287.4, "4287"), (2.3e-5, "2.30e-05"), (1e9, "1.00e+09")]
 )
 def test_numbers_are_short_and_never_vanish(value, text):
     """Small numbers do not become 0.000."""
@@ -140,7 +191,7 @@ def test_numbers_are_short_and_never_vanish(value, text):
 
 def test_figures_are_saved_with_their_command(tmp_path):
     """A PNG by name, its path among what is printed, the command in its metadata."""
-    report = Report(tmp_path, {"command": "python run.py seed=3"})
+    report = Report(tmp_path, **RUN, command="python run.py seed=3")
     figure = Figure((1, 1))
     figure.subplots().plot([1, 2])
     path = report.figure("curve", figure)
@@ -151,12 +202,12 @@ def test_figures_are_saved_with_their_command(tmp_path):
 
 def test_damaged_rows_are_an_error_with_their_place(tmp_path):
     """A truncated line is an error that names file and line."""
-    report = Report(tmp_path)
+    report = Report(tmp_path, **RUN)
     report.add([ROW])
     shown(report)
     path = tmp_path / "rows.jsonl"
     path.write_text(path.read_text() + '{"benchmark": "targ')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no row"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is not a row"):
         read_rows(path)
 
 
@@ -165,11 +216,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from experiments.report.report import Report
+from experiments.report.row import Estimate, Row, Subject
 
 @hydra.main(version_base="1.3", config_path=None, config_name=None)
 def main(cfg):
-    report = Report(HydraConfig.get().runtime.output_dir, {"data": "digits", "seed": 0, "benchmark": "targeted"})
-    report.add([{"estimator": cfg.estimator, "metric": "n", "value": cfg.n * 1.5, "low": 0, "high": 9}])
+    report = Report(HydraConfig.get().runtime.output_dir, "digits", 0)
+    report.add([Row(benchmark="targeted", subject=Subject(cfg.estimator), metric="n", estimate=Estimate(cfg.n * 1.5, 0, 9))])
     report.close()
 
 main()
@@ -192,8 +244,10 @@ def test_multirun_ends_with_one_table_of_all_jobs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = merge(tmp_path / "sweep")
-    assert [(row["estimator"], row["value"]) for row in rows] == [(e, 1.5 * n) for e in ("retrac", "tracin") for n in range(1, 7)]
-    assert [row["swept"] for row in rows[:2]] == [{"n": 1}, {"n": 2}]
+    assert [(row.estimator, row.estimate.value) for row in rows] == [
+        (e, 1.5 * n) for e in ("retrac", "tracin") for n in range(1, 7)
+    ]
+    assert [row.settings for row in rows[:2]] == [{"n": 1}, {"n": 2}]
     assert read_rows(tmp_path / "sweep") == rows
     assert "raised" not in done.stderr
     table = done.stdout.split("all jobs")[1]
@@ -205,15 +259,15 @@ def test_multirun_ends_with_one_table_of_all_jobs(tmp_path):
 def test_merge_keeps_what_jobs_say_of_themselves(tmp_path):
     """A job's own ``swept`` wins over its overrides; jobs sort by number; the merged file is not merged again."""
     for job, value in ((2, "1e-7"), (10, "1e-5"), (1, "1e-9")):
-        report = Report(tmp_path / str(job))
-        report.add([{**ROW, "value": job, "swept": {"own": job}}])
+        report = Report(tmp_path / str(job), **RUN)
+        report.add([replace(ROW, estimate=Estimate(job), swept={"own": job})])
         shown(report)
         (tmp_path / str(job) / ".hydra").mkdir()
         (tmp_path / str(job) / ".hydra" / "overrides.yaml").write_text(f"- estimator.damping={value}\n- data=digits\n- own=9\n")
-    Report(tmp_path).close(Console(file=io.StringIO()))
+    Report(tmp_path, **RUN).close(Console(file=io.StringIO()))
     rows = merge(tmp_path)
-    assert [row["value"] for row in rows] == [1, 2, 10]
-    assert [row["swept"] for row in rows] == [
+    assert [row.estimate.value for row in rows] == [1, 2, 10]
+    assert [row.settings for row in rows] == [
         {"estimator.damping": 1e-9, "own": 1},
         {"estimator.damping": 1e-7, "own": 2},
         {"estimator.damping": 1e-5, "own": 10},

@@ -4,6 +4,8 @@ import ast
 import inspect
 import json
 import logging
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -15,9 +17,10 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from experiments.report import trackers as tracking
+from experiments.report.row import Estimate, Row, Subject
 
 ROOT = Path(__file__).parents[3]
-ROW = {"benchmark": "targeted", "estimator": "retrac", "metric": "share@10", "value": 0.5, "low": None, "swept": {"n": 3}}
+ROW = Row(benchmark="targeted", subject=Subject("retrac"), metric="share@10", estimate=Estimate(0.5), swept={"n": 3})
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),  # lightning with recent torch
@@ -53,7 +56,8 @@ def use(tracker: tracking.Tracker, folder: Path) -> str:
     )  # fmt: skip
     trainer.fit(Line(), data)
     tracker.rows([ROW])
-    tracker.rows([{**ROW, "value": None, "queries": "generated"}, {**ROW, "value": 0.25, "queries": "validation", "k": 10}])
+    unknown = replace(ROW, estimate=Estimate(math.nan), queries="generated")
+    tracker.rows([unknown, replace(ROW, estimate=Estimate(0.25), queries="validation", about={"k": 10})])
     Figure((1, 1)).savefig(folder / "figure.png")
     tracker.figure("figure", folder / "figure.png")
     tracker.curve("training", [0, 10], {"loss": [1.0, 0.5], "lr": [0.1, 0.1]})
@@ -89,7 +93,7 @@ def test_wandb_runs_offline_and_silently(tmp_path, monkeypatch, capfd):
 
 
 def test_a_closed_tracker_says_so(tmp_path):
-    """Use before start is an error that names the mend, and so is an unknown mode."""
+    """Use before start is an error that says what to do, and so is an unknown mode."""
     with pytest.raises(RuntimeError, match=r"call start\(config\) first"):
         tracking.Wandb("test", tmp_path).rows([ROW])
     with pytest.raises(ValueError, match=r"tracker\.mode='on': choose offline or online"):
@@ -99,7 +103,7 @@ def test_a_closed_tracker_says_so(tmp_path):
 def test_summary_names():
     """Benchmark, estimator and metric; kinds of queries do not overwrite each other."""
     assert tracking.summary_name(ROW) == "targeted/retrac/share@10"
-    assert tracking.summary_name({**ROW, "queries": "generated"}) == "targeted/retrac/share@10/generated"
+    assert tracking.summary_name(replace(ROW, queries="generated")) == "targeted/retrac/share@10/generated"
 
 
 @pytest.mark.parametrize("name", ["local", "wandb"])

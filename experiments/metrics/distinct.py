@@ -1,0 +1,57 @@
+"""The distinct share of proponents (ReTrac §6.2, table 1): pure functions.
+
+Q queries, N training examples, k top places, S sets of n queries each.
+"""
+
+import numpy as np
+
+from experiments.metrics.bootstrap import Statistic
+
+
+def distinct_share(top: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """|∪ top-k over the queries of a set| / (n k) for each set: ``top [Q, k], sets [S, n] -> [S]`` (ReTrac §6.2, table 1).
+
+    1/n where all queries of a set have the same proponents, 1 where no two share one.
+    """
+    found = np.sort(top[sets].reshape(len(sets), -1), axis=1)
+    return (1 + (found[:, 1:] != found[:, :-1]).sum(1)) / found.shape[1]
+
+
+def random_distinct_share(examples: int, n: int, k: int) -> float:
+    """What scores at random reach on average: N (1 - (1 - k/N)ⁿ) / (n k) (METHODS.md §3)."""
+    return examples * (1 - (1 - k / examples) ** n) / (n * k)
+
+
+def maximum_distinct_share(examples: int, n: int, k: int) -> float:
+    """The largest possible distinct share, min(1, N/(n k)) (METHODS.md §3)."""
+    return min(1.0, examples / (n * k))
+
+
+def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
+    """``sets`` random sets of n *distinct* queries out of ``pool``: int64 ``[S, n]``, rows ascending. n = pool has one set.
+
+    No bootstrap: a query drawn twice shares all its proponents with itself and would lower the distinct share.
+
+    Raises:
+        ValueError: n outside 1..pool, or no sets.
+    """
+    if not 1 <= n <= pool:
+        raise ValueError(
+            f"benchmark.n={n} distinct queries, but the pool has {pool}: set benchmark.n to 1..{pool} or enlarge the pool"
+        )
+    if sets < 1:
+        raise ValueError(f"benchmark.sets={sets}: must be at least 1")
+    if n == pool:
+        return np.arange(n)[None]
+    order = np.random.default_rng(seed).random((sets, pool)).argsort(1)
+    return np.sort(order[:, :n], axis=1)
+
+
+def over_sets(shares: np.ndarray) -> Statistic:
+    """The mean over sets of queries ``[S]``; its spread are the sets themselves, not a bootstrap.
+
+    The interval is where 95 % of the sets lie: what one experiment with n queries would show. It is not the standard error of the
+    mean, which shrinks with the number of sets although sets of one pool are not independent. Differences on the same sets are free
+    of the spread that the choice of queries gives to both sides.
+    """
+    return Statistic.of(shares.mean(), shares)

@@ -1,0 +1,32 @@
+"""A measured number with its interval."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and the ends of its interval, which holds the true number with probability ``level``.
+
+    Numbers that are unknown are NaN. The interval is unknown where nothing that is random was repeated.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    level: float = 0.95
+
+    def __mul__(self, factor: float) -> "Estimate":
+        return Estimate(factor * self.value, factor * self.low, factor * self.high, self.level)
+
+
+def interval(sample: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of a sample, its (1 ± level)/2 quantiles; (NaN, NaN) for fewer than two numbers."""
+    numbers = np.asarray(sample, dtype=np.float64)
+    if numbers.size < 2:
+        return math.nan, math.nan
+    low, high = np.quantile(numbers, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

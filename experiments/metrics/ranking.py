@@ -1,0 +1,60 @@
+"""Ranks and top examples: pure functions of scores.
+
+``scores[q, i]`` is τ, ``[Q, N]``: the larger, the more training example i is a proponent of query q. Positions are columns of the
+score matrix, not ids of a data set.
+"""
+
+import numpy as np
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k largest scores of each query, largest first: ``[Q, N] -> [Q, k]`` int64; of equal scores the first wins.
+
+    Raises:
+        ValueError: k outside 1..N, or NaN among the scores.
+    """
+    scores = np.asarray(scores)
+    queries, examples = scores.shape
+    if not 1 <= k <= examples:
+        raise ValueError(f"benchmark.k={k}, but there are {examples} training examples: set benchmark.k to 1..{examples}")
+    refuse_nan(scores)
+    threshold = np.partition(scores, examples - k, axis=1)[:, examples - k, None]
+    above, level = scores > threshold, scores == threshold
+    places_left = k - above.sum(1, keepdims=True)
+    chosen = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= places_left))
+    position = np.nonzero(chosen)[1].reshape(queries, k)
+    order = np.argsort(-np.take_along_axis(scores, position, 1).astype(np.float64), axis=1, kind="stable")
+    return np.take_along_axis(position, order, 1)
+
+
+def generally_influential(top: np.ndarray, share: float) -> np.ndarray:
+    """Positions in the top k of more than ``share`` of the queries, ascending: ``[Q, k] -> [..]`` (the red boxes of ReTrac §6.2).
+
+    Such an example is influential whatever is asked; it says nothing about the query.
+    """
+    return np.flatnonzero(np.bincount(top.ravel()) > share * len(top))
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks 0..N-1 in each row, equal values sharing their mean: ``[R, N]`` float64; several times faster than SciPy's rankdata."""
+    order = np.argsort(values, axis=1)
+    ascending = np.take_along_axis(values, order, 1)
+    place = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    new = np.ones(values.shape, dtype=bool)
+    new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    last = np.ones(values.shape, dtype=bool)
+    last[:, :-1] = new[:, 1:]
+    start = np.maximum.accumulate(np.where(new, place, 0), axis=1)
+    end = np.minimum.accumulate(np.where(last, place, values.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (start + end) / 2, axis=1)
+    return ranks
+
+
+def refuse_nan(values: np.ndarray, first_row: int = 0) -> None:
+    if (bad := np.isnan(values)).any():
+        row = first_row + int(np.flatnonzero(bad.any(1))[0])
+        raise ValueError(
+            f"{int(bad.sum())} of {bad.size} values to rank are NaN, first in row {row}: "
+            "the model or the estimator diverged; lower optimizer.lr, raise estimator.damping, or use a higher precision"
+        )

@@ -1,0 +1,179 @@
+"""A measured number with what it was measured on: the type of all rows of a report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attribution.images.bins import ALL
+from experiments.metrics.estimate import Estimate
+
+BINS = ("query_bin", "train_bin")
+REQUIRED = ("benchmark", "estimator", "metric", "value", "low", "high", "data", "seed")
+"""Fields of every row in ``rows.jsonl``; a number that is not known is null."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a number is about: an estimator at its settings, or a reference such as "exact retraining" or "random removal".
+
+    ``settings`` are those in which subjects of this name differ, by their names in the configuration; ``scores`` is the fingerprint
+    of the scores.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    scores: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name with the settings, as "kfac damping=1e-07"."""
+        settings = (f"{name.removeprefix('estimator.')}={value}" for name, value in self.settings.items() if value != ALL)
+        return " ".join([self.name, *settings])
+
+    @property
+    def all_timesteps(self) -> bool:
+        """Whether its scores are of all timesteps, not of some bins of them."""
+        return all(self.settings.get(name, ALL) == ALL for name in BINS)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What a metric is read against: what scores at ``random`` reach, the noise ``ceiling``, the ``maximum``. None: unknown."""
+
+    random: float | None = None
+    ceiling: float | None = None
+    maximum: float | None = None
+
+    def __mul__(self, factor: float) -> "Levels":
+        return Levels(*(None if level is None else factor * level for level in (self.random, self.ceiling, self.maximum)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number: of ``subject``, or of ``subject`` minus another one.
+
+    ``swept`` are settings in which the rows of a benchmark, or the runs of a sweep, differ, besides the subject's own. ``about``
+    has further facts as JSON values: k, n, subsets, seeds, ... A report adds ``data``, ``seed`` and ``command``, which identify the
+    run.
+    """
+
+    benchmark: str
+    metric: str
+    subject: Subject
+    estimate: Estimate
+    minus: Subject | None = None
+    levels: Levels = Levels()
+    queries: str | None = None
+    swept: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    seed: int | None = None
+    command: str | None = None
+
+    def __post_init__(self):
+        if taken := RESERVED & self.about.keys():
+            raise ValueError(f"a row has fields {', '.join(sorted(taken))} of its own: give the facts in `about` other names")
+
+    @property
+    def estimator(self) -> str:
+        """The subject's name, or for a difference the text "a − b"."""
+        return self.subject.name if self.minus is None else f"{self.subject.label} − {self.minus.label}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings in which this row may differ from others: ``swept``, and the subject's unless the row is a difference."""
+        return {**self.swept, **(self.subject.settings if self.minus is None else {})}
+
+    def with_swept(self, settings: Mapping[str, Any]) -> "Row":
+        """This row with further swept ``settings``; those that it has already take precedence."""
+        own = self.settings
+        return replace(self, swept={**{name: value for name, value in settings.items() if name not in own}, **self.swept})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the row in ``rows.jsonl`` as JSON values. Optional fields without a value are left out.
+
+        Raises:
+            TypeError: a value that JSON cannot hold.
+        """
+        interval = self.estimate.low, self.estimate.high
+        optional = {"queries": self.queries, "level": self.estimate.level if any(map(math.isfinite, interval)) else None}
+        optional |= asdict(self.levels) | dict(self.about)
+        if self.minus is None:
+            optional |= {"settings": self.subject.settings or None, "scores": self.subject.scores}
+        else:
+            optional["scores"] = self.subject.scores and [self.subject.scores, self.minus.scores]
+            optional["difference"] = {"first": asdict(self.subject), "minus": asdict(self.minus)}
+        optional |= {"swept": self.settings or None, "command": self.command}
+        ends = dict(zip(("value", "low", "high"), (self.estimate.value, *interval), strict=True))
+        row = {"benchmark": self.benchmark, "estimator": self.estimator, "metric": self.metric, **ends}
+        return plain(row | {"data": self.data, "seed": self.seed} | {n: v for n, v in optional.items() if v is not None})
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Row":
+        """The row that ``to_dict`` describes.
+
+        Raises:
+            ValueError: a required field is missing, or a value is no number.
+        """
+        if missing := [name for name in REQUIRED if name not in row]:
+            raise ValueError(f"the row {dict(row)} lacks {', '.join(missing)}: every row needs {', '.join(REQUIRED)}")
+        names = ("value", "low", "high", "level", "random", "ceiling", "maximum")
+        number = {name: _number(row, name) for name in names}
+        ends = (math.nan if end is None else end for end in (number["value"], number["low"], number["high"]))
+        level = number["level"]
+        estimate = Estimate(*ends) if level is None else Estimate(*ends, level=level)
+        settings, difference = row.get("settings") or {}, row.get("difference")
+        if difference is None:
+            scores = row.get("scores")
+            sides = {"subject": Subject(row["estimator"], settings, scores if isinstance(scores, str) else None)}
+        else:
+            sides = {"subject": Subject(**difference["first"]), "minus": Subject(**difference["minus"])}
+        return cls(
+            benchmark=row["benchmark"],
+            metric=row["metric"],
+            estimate=estimate,
+            levels=Levels(number["random"], number["ceiling"], number["maximum"]),
+            queries=row.get("queries"),
+            swept={name: value for name, value in (row.get("swept") or {}).items() if name not in settings},
+            about={name: value for name, value in row.items() if name not in RESERVED},
+            data=row["data"],
+            seed=row["seed"],
+            command=row.get("command"),
+            **sides,
+        )
+
+
+RESERVED = {*REQUIRED, "queries", "random", "ceiling", "maximum", "level", "settings", "scores", "difference", "swept", "command"}
+"""Fields in ``rows.jsonl`` that a row writes itself."""
+
+
+def plain(value: Any) -> Any:
+    """Convert to JSON values: NumPy numbers to Python's, NaN and infinities to None.
+
+    Raises:
+        TypeError: a value that JSON cannot hold.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot stand in a row: use numbers, text, lists and mappings")
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    number = row.get(name)
+    if not isinstance(number, int | float | None):
+        raise ValueError(f"{name}={number!r} of metric {row['metric']} must be a number, or null where it is not known")
+    return number
