@@ -1,7 +1,7 @@
 """Small worlds that many tests use: an in-memory data set, a tiny U-Net, a recorded training."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -58,6 +58,15 @@ class Blobs(ImageSet):
 
     def description(self) -> dict[str, Any]:
         return {**super().description(), "content": digest(self.compute(None).pixels)}  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Conditioned(Blobs):
+    """The same images, each with its label as the condition."""
+
+    def compute(self, get: Get) -> Images:
+        images = super().compute(get)
+        return replace(images, condition=images.label)
 
 
 class Reordered(Blobs):

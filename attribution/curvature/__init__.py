@@ -1,4 +1,4 @@
-"""Curvature of the training loss: Kronecker factors, their eigenbases, and the exact matrix for small models."""
+"""Curvature of the training loss: Kronecker factors, their eigenbases, and the exact matrix of small models."""
 
 from attribution.curvature.basis import Basis, KroneckerBasis
 from attribution.curvature.ekfac import EKFAC

@@ -1,4 +1,4 @@
-"""Eigenbases: a curvature H = Q Λ Qᵀ, layer by layer, as what an estimator needs of it: gradients in the basis, and Λ."""
+"""Eigenbases of a curvature H = Q Λ Qᵀ, layer by layer: estimators use Λ and gradients in the basis."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from attribution.gradients.per_example import LayerGradients
 from attribution.nodes import Artifact
 
 NEGATIVE = 1e-5
-"""How far below zero rounding can take an eigenvalue of a matrix summed in float32, as a share of the largest one."""
+"""The largest negative eigenvalue that rounding can cause in a matrix summed in float32, as a fraction of the largest one."""
 
 
 class Basis(Artifact):
@@ -30,11 +30,11 @@ class Basis(Artifact):
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """The basis on another device."""
 
     @abstractmethod
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
-        """Block name → gradients in the basis, ``[.., *shape of values]``, in the type and on the device of the given ones."""
+        """Block name → gradients in the basis, ``[.., *shape of values]``, with the dtype and device of ``gradients``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class KroneckerBasis(Basis):
     """``H_layer = Σ_{o,i} values[o, i] q qᵀ`` with q = QB[:, o] ⊗ QA[:, i] on the joint block [W | b] ``[out, in (+1)]``.
 
     ``QA [in (+1), in (+1)]`` and ``QB [out, out]``: float32 eigenvectors in columns; ``values [out, in (+1)]`` float64.
-    Layers that H does not cover, the norms', are left out of what ``rotate`` returns.
+    ``rotate`` leaves out the layers that H does not cover, which are norm layers.
     """
 
     QA: Mapping[str, Tensor]
@@ -71,10 +71,10 @@ class KroneckerBasis(Basis):
 
 
 def eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, none below zero, and eigenvectors of a positive semidefinite ``matrix``, both float64.
+    """Eigenvalues, ascending and not negative, and eigenvectors of a positive semidefinite ``matrix``, both float64.
 
     Raises:
-        FloatingPointError: not finite, or negative beyond rounding; names ``what`` the matrix is.
+        FloatingPointError: the matrix is not finite, or has an eigenvalue that is negative beyond rounding; ``what`` names it.
     """
     matrix = matrix.double()
     if not matrix.isfinite().all():
@@ -82,19 +82,19 @@ def eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     if values[0] < -NEGATIVE * values[-1].abs():
         raise FloatingPointError(
-            f"{what} has the eigenvalue {float(values[0]):.2g} beside the largest, {float(values[-1]):.2g}, but a curvature has "
-            "none below zero: the sums have lost their precision; use float32 without TF32, or a float64 model"
+            f"{what} has the eigenvalue {float(values[0]):.2g} (the largest is {float(values[-1]):.2g}), but a curvature has no "
+            "negative ones: the sums are not precise enough; use float32 without TF32, or a float64 model"
         )
     return values.clamp(min=0), vectors
 
 
 def named(**kinds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One table for a file: ``kind/layer`` → tensor."""
+    """Join tables by kind into one table for a file: ``kind/layer`` → tensor."""
     return {f"{kind}/{layer}": tensor.contiguous() for kind, tensors in kinds.items() for layer, tensor in tensors.items()}
 
 
 def by_kind(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What ``named`` put together."""
+    """Split a table that ``named`` joined."""
     kinds: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, layer = name.split("/", 1)

@@ -1,8 +1,8 @@
 """EK-FAC: K-FAC's eigenvectors with eigenvalues refitted (George et al. 2018, "Fast approximate natural gradient descent in a
 Kronecker-factored eigenbasis", §3.1).
 
-``Λ[o, i] = 1/(N K) Σ_{n,k} (Q_Bᵀ g_{n,k} Q_A)²[o, i]``: the second moments, in that basis, of the pseudo-gradients g of single
-draws, positions summed. The draws and their v are those of the factors.
+``Λ[o, i] = 1/(N K) Σ_{n,k} (Q_Bᵀ g_{n,k} Q_A)²[o, i]``: the second moments, in this basis, of the pseudo-gradients g of single
+draws, summed over positions. The draws and their v are those of the factors.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from attribution.training import Recorded
 
 @dataclass(frozen=True, kw_only=True)
 class EKFAC(KroneckerCurvature):
-    """H_layer ≈ (Q_B ⊗ Q_A) diag(Λ) (Q_B ⊗ Q_A)ᵀ, the best of this form for the given eigenvectors."""
+    """H_layer ≈ (Q_B ⊗ Q_A) diag(Λ) (Q_B ⊗ Q_A)ᵀ, the best approximation of this form for the given eigenvectors."""
 
     NAME = "EKFAC"
     VERSION = 1
@@ -38,7 +38,7 @@ class EKFAC(KroneckerCurvature):
 
 @dataclass(frozen=True, eq=False)
 class Moments(Artifact):
-    """For each layer the sum of squares ``squares [out, in (+1)]`` over inputs, and their number ``counts [1]``; float64."""
+    """For each layer the sum of squares ``squares [out, in (+1)]`` over inputs and their number ``counts [1]``, float64."""
 
     squares: Mapping[str, Tensor]
     counts: Mapping[str, Tensor]
@@ -119,15 +119,15 @@ class EKFACBasis(Node[Basis]):
 
 
 def rotated_squares(calls: list[hooks.Call], QA: Tensor, QB: Tensor) -> Tensor:
-    """Σ (Q_Bᵀ g Q_A)² over the inputs of a pass, g the gradient of one input with all positions and calls summed.
+    """Σ (Q_Bᵀ g Q_A)² over the inputs of a pass, where g is the gradient of one input, summed over positions and calls.
 
-    The products with Q_A are what takes the time: over the rows of g, or over the positions where these are fewer.
+    The products with Q_A dominate the cost, so they run over the rows of g or over the positions, whichever are fewer.
     """
     layer, (out, columns) = cast(KroneckerLayer, calls[0].layer), calls[0].layer.block
     R = cast(Tensor, calls[0].gradient)[0].numel() // out
     total: Any = 0
-    for some in pieces(len(calls[0].input), max(1, STEP // (columns * max(out, R)))):
-        sides = [(call.input[some], cast(Tensor, call.gradient)[some]) for call in calls]
+    for inputs in pieces(len(calls[0].input), max(1, STEP // (columns * max(out, R)))):
+        sides = [(call.input[inputs], cast(Tensor, call.gradient)[inputs]) for call in calls]
         QA, QB = QA.to(sides[0][1]), QB.to(sides[0][1])
         if len(calls) == 1 and out > R:
             a, b = layer.positions(*sides[0])

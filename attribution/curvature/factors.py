@@ -1,12 +1,12 @@
 """Kronecker factors of the Gauss-Newton matrix, layer by layer (Martens & Grosse 2015; Eschenhagen et al. 2023 for weight sharing).
 
-For Linear and Conv2d layers, H_layer ≈ B ⊗ A on the joint block [W | b]: A from the layer's inputs a (a constant 1 appended),
-B from the pseudo-gradients b of its outputs. With N examples, K draws and R positions:
+For Linear and Conv2d layers, H_layer ≈ B ⊗ A on the joint block [W | b], where A comes from the layer's inputs a, with a constant 1
+appended, and B from the pseudo-gradients b of its outputs. With N examples, K draws and R positions:
 
     expand   A = 1/(N K R) Σ_{n,k,r} a aᵀ       B = 1/(N K) Σ_{n,k,r} b bᵀ
     reduce   A = 1/(N K) Σ_{n,k} ā āᵀ           B = 1/(N K) Σ_{n,k} b̂ b̂ᵀ       ā the mean, b̂ the sum over positions
 
-The positions of a layer that is called twice, or shares its weights with another, are those of all calls.
+If a layer is called twice, or shares its weights with another layer, its positions are those of all calls.
 """
 
 from collections import defaultdict
@@ -32,9 +32,9 @@ DOUBLE = 8
 
 @dataclass(frozen=True, eq=False)
 class Factors(Artifact):
-    """Sums over some of the training examples, float64, for each layer.
+    """Sums over a range of training examples for each layer, in float64.
 
-    ``A [in (+1), in (+1)]``, ``B [out, out]``, and ``counts [2]``: how many rows were summed in A, and how many inputs (N·K) in B.
+    ``A [in (+1), in (+1)]``, ``B [out, out]``, and ``counts [2]``: the numbers of rows in A and of inputs (N·K) in B.
     """
 
     A: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class Factors(Artifact):
     counts: Mapping[str, Tensor]
 
     def means(self, layer: str) -> tuple[Tensor, Tensor]:
-        """A and B of a layer, as defined."""
+        """The means A and B of a layer, as defined above."""
         rows, inputs = self.counts[layer]
         return self.A[layer] / rows, self.B[layer] / inputs
 
@@ -55,7 +55,7 @@ class Factors(Artifact):
 
 
 class FactorSums:
-    """Adds up factors, pass by pass; ``add`` is what ``hooks.run`` calls with a layer's calls."""
+    """A running sum of factors over passes; ``add`` is the ``finish`` of ``hooks.run``."""
 
     def __init__(self, sharing: Sharing):
         self.sharing = sharing
@@ -67,7 +67,7 @@ class FactorSums:
             add_to(self._sums[kind], name, value)
 
     def factors(self) -> Factors:
-        """The sums so far."""
+        """The current sums."""
         return Factors(**{kind: {name: value.cpu() for name, value in sums.items()} for kind, sums in self._sums.items()})
 
 
@@ -79,13 +79,13 @@ def _expanded(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _reduced(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
     a, b, positions = zip(*(position_sums(layer, a, b) for layer, a, b in _sides(calls)), strict=True)
-    # One row for each input: too few to spend float32's digits on, where small eigenvalues decide.
+    # There is only one row per input, and small eigenvalues matter, so these sums need float64.
     mean, total = _total(a).double() / sum(positions), _total(b).double()
     return mean.T @ mean, total.T @ total, torch.tensor([len(mean), len(mean)], dtype=torch.float64)
 
 
 def _sides(calls: list[hooks.Call]) -> list[tuple[KroneckerLayer, Tensor, Tensor]]:
-    # At least float32: moments of half-precision tensors would overflow.
+    # Moments of half-precision tensors would overflow.
     kind = torch.promote_types(calls[0].input.dtype, torch.float32)
     return [(cast(KroneckerLayer, call.layer), call.input.to(kind), cast(Tensor, call.gradient).to(kind)) for call in calls]
 
@@ -153,12 +153,12 @@ class AllFactors(Node[Factors]):
 
 
 def blocks(record: Recorded) -> list[tuple[int, int]]:
-    """(out, in (+1)) of every layer that has factors."""
+    """The shape (out, in (+1)) of every layer that has factors."""
     with torch.device("meta"):
         layers = dict(coverage.find_layers(record.model()).values())
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
 
 
 def factor_bytes(record: Recorded) -> float:
-    """What the factors of a model take."""
+    """The size of a model's factors in bytes."""
     return DOUBLE * sum(out**2 + columns**2 for out, columns in blocks(record))

@@ -1,6 +1,6 @@
-"""K-FAC: the Kronecker factors, eigendecomposed once (K-FAC influence, §3.1.2; METHODS.md §2).
+"""K-FAC: the Kronecker factors, eigendecomposed once (K-FAC influence, §3.1.2).
 
-B ⊗ A = (Q_B ⊗ Q_A)(Λ_B ⊗ Λ_A)(Q_B ⊗ Q_A)ᵀ, so that any damping is exact: 1/(λ_B λ_A + λ) in the basis.
+B ⊗ A = (Q_B ⊗ Q_A)(Λ_B ⊗ Λ_A)(Q_B ⊗ Q_A)ᵀ, so that any damping λ is exact: it gives 1/(λ_B λ_A + λ) in the eigenbasis.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from attribution.training import Recorded
 
 @dataclass(frozen=True, kw_only=True)
 class KroneckerCurvature(ABC):
-    """``draws`` of every training example; ``fisher``: what is backpropagated (see ``pseudo``); ``sharing``: see ``factors``."""
+    """A curvature from ``draws`` of every training example; see ``pseudo`` for ``fisher`` and ``factors`` for ``sharing``."""
 
     draws: DrawScheme
     fisher: Fisher = "mc"
@@ -40,12 +40,12 @@ class KroneckerCurvature(ABC):
         ``flips``: mirror images at random, as training did.
 
         Raises (when computed):
-            ValueError: a grouped convolution, or no layer to work on.
-            FloatingPointError: a factor that is not finite or not positive semidefinite; names the layer.
+            ValueError: a grouped convolution, or no Linear or Conv2d layer.
+            FloatingPointError: a factor that is not finite or not positive semidefinite; the message names the layer.
         """
 
     def pseudo_gradients(self, record: Recorded, train: ImageSet, flips: bool) -> PseudoGradients:
-        """What the factors are moments of."""
+        """The pseudo-gradients, of which the factors are moments."""
         return PseudoGradients(
             record=record, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
         )

@@ -1,15 +1,15 @@
 """Sums of a aᵀ and b bᵀ over the positions of a layer: the expensive part of Kronecker factors.
 
-For a 3×3 convolution of as many output as input channels C, A takes R · (9C)² multiplications, three times a whole forward and
-backward pass of the layer. Most of them repeat: the block of A for two places of the kernel, at (δ, ι) and s rows and j columns
-further, sums x_{y,x} x_{y+s,x+j}ᵀ over the pixels (y, x) of a window of the input, and windows differ at the border only. One
-correlation of the input with itself, over all of its pixels, serves them all, with a fifth of the multiplications:
+For a 3×3 convolution with C input and C output channels, A takes R · (9C)² multiplications, three times as many as the forward and
+backward pass of the layer. Most of them are repeated: the block of A for two positions in the kernel, (δ, ι) and (δ + s, ι + j), is
+the sum of x_{y,x} x_{y+s,x+j}ᵀ over the pixels (y, x) of a window of the input, and the windows differ only at the border. One
+correlation of the input with itself, over all of its pixels, serves all blocks with a fifth of the multiplications:
 
     T[s, j] = Σ_{y,x} x_{y,x} x_{y+s,x+j}ᵀ        0 ≤ s < kh, -kw < j < kw
 
-It is the weight gradient of a convolution of kh × (2kw - 1) weights with x as its input and as its output's gradient, which comes
-at the speed of a backward pass. What a window leaves out is then taken off, first the columns, then the rows, of which u_y
-``[kw · C]`` are the patches written out along row y:
+T is the weight gradient of a convolution with a kernel of kh × (2kw - 1), where x is both the input and the gradient of the output,
+so it is as fast as a backward pass. The pixels outside each window are then subtracted, first columns, then rows; u_y ``[kw · C]``
+are the unfolded patches along row y:
 
     M[s; ι, ι+j] = T[s, j] - Σ_{y; x outside} x_{y,x} x_{y+s,x+j}ᵀ        A[δ, δ+s] = M[s] - Σ_{y outside} u_y u_{y+s}ᵀ
 """
@@ -25,11 +25,11 @@ from attribution.gradients.convolution import ConvLayer
 from attribution.gradients.layers import STEP, LinearLayer, pieces
 
 CHAIN = 2**12
-"""Positions summed in one convolution, which adds them up one by one: 2^17 at once had an error of 3e-5 in float32, not 4e-7."""
+"""The number of positions summed in one convolution, which adds them one by one: with 2^17 the float32 error is 3e-5, not 4e-7."""
 
 
 def second_moments(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Σ a aᵀ ``[columns, columns]`` and Σ b bᵀ ``[out, out]`` over inputs and positions of one call, and how many N·R they are."""
+    """Σ a aᵀ ``[columns, columns]`` and Σ b bᵀ ``[out, out]`` over the inputs and positions of one call, and their number N·R."""
     out, columns = layer.block
     if _correlates(layer, b):
         A = patch_moment(layer, a, b)
@@ -37,28 +37,28 @@ def second_moments(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tupl
         return A, b @ b.T, b.shape[1]
     R = b[0].numel() // out
     A, B = a.new_zeros(columns, columns), b.new_zeros(out, out)
-    # Patches that fit the cache, but enough of them that adding up the products does not show.
-    for some in pieces(len(b), max(1, STEP // (R * columns), 2 * columns // R)):
-        for total, side in zip((A, B), layer.positions(a[some], b[some]), strict=True):
+    # The patches of a piece fit into the cache, and there are enough of them that adding up the products takes little time.
+    for inputs in pieces(len(b), max(1, STEP // (R * columns), 2 * columns // R)):
+        for total, side in zip((A, B), layer.positions(a[inputs], b[inputs]), strict=True):
             rows = side.reshape(-1, side.shape[-1])
             total += rows.T @ rows
     return A, B, len(b) * R
 
 
 def position_sums(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Σ_r a ``[N, columns]`` and Σ_r b ``[N, out]`` over the positions of one call, and how many R there are."""
+    """Σ_r a ``[N, columns]`` and Σ_r b ``[N, out]`` over the positions of one call, and their number R."""
     if not (isinstance(layer, ConvLayer) and layer.weight):
         a, b = layer.positions(a, b)
         return a.sum(1), b.sum(1), a.shape[1]
     x, before = _pixels(layer, a)
     rows, columns = (_met(layer, axis, before[axis], x.shape[2 + axis], b.shape[2 + axis]) for axis in (0, 1))
-    met = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # pixels, places of the kernel
+    met = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # pixels × positions in the kernel
     sums, R = (x.flatten(2) @ met.to(x)).flatten(1), b[0, 0].numel()
     return (F.pad(sums, (0, 1), value=R) if layer.bias else sums), b.sum((2, 3)), R
 
 
 def patch_moment(layer: ConvLayer, a: Tensor, b: Tensor) -> Tensor:
-    """Σ a aᵀ over inputs and positions of a call with stride 1, ``a [N, C, ..]`` and ``b [N, out, H, W]``, by correlation."""
+    """Σ a aᵀ by correlation, over inputs and positions of a call with stride 1, ``a [N, C, ..]`` and ``b [N, out, H, W]``."""
     (kh, kw), (H, W) = layer.module.kernel_size, b.shape[2:]
     x, (top, left) = _pixels(layer, a)
     x = x.permute(0, 2, 3, 1).contiguous()
@@ -74,7 +74,7 @@ def patch_moment(layer: ConvLayer, a: Tensor, b: Tensor) -> Tensor:
                 M[s, i, :, k] -= one[: h - s].view(-1, C).T @ other[s:].view(-1, C)
 
     def patches(first: int, stop: int) -> Tensor:
-        """u of the rows first ≤ y < stop, ``[N · rows · W, kw · C]``."""
+        """The patches u_y of the rows first ≤ y < stop, ``[N · rows · W, kw · C]``."""
         rows = F.pad(x[:, first:stop], (0, 0, left, W + kw - 1 - w - left))
         return torch.cat([rows[:, :, i : i + W] for i in range(kw)], 3).view(-1, kw * C)
 
@@ -96,14 +96,14 @@ def patch_moment(layer: ConvLayer, a: Tensor, b: Tensor) -> Tensor:
 
 
 def correlation(x: Tensor, kh: int, kw: int) -> Tensor:
-    """T of the module's text for ``x [N, h, w, C]``: ``[C, C, kh, 2kw - 1]``, at ``[.., s, kw - 1 + j]`` the distance (s, j)."""
+    """T as defined above for ``x [N, h, w, C]``: ``[C, C, kh, 2kw - 1]``, with T[s, j] at ``[.., s, kw - 1 + j]``."""
     N, h, w, C = x.shape
     T = x.new_zeros(C, C, kh, 2 * kw - 1)
-    weights = x.new_empty(1).expand_as(T)  # only its shape is looked at
-    # On a GPU too in full precision, and with the same bits each time.
+    weights = x.new_empty(1).expand_as(T)  # only its shape is used
+    # Full precision and deterministic results on a GPU too.
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False):
-        for some in pieces(N, max(1, CHAIN // (h * w))):
-            part = x[some].permute(0, 3, 1, 2)
+        for images in pieces(N, max(1, CHAIN // (h * w))):
+            part = x[images].permute(0, 3, 1, 2)
             _, sums, _ = torch.ops.aten.convolution_backward.default(
                 part,
                 F.pad(part, (0, 0, 0, kh - 1)),
@@ -122,15 +122,15 @@ def correlation(x: Tensor, kh: int, kw: int) -> Tensor:
 
 
 def _pixels(layer: ConvLayer, a: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """The input but for zeros around it, and how many rows and columns of these come first; other padding is part of it."""
+    """The input without zero padding, and the numbers of zero rows and columns before it; other padding belongs to the input."""
     if layer.module.padding_mode != "zeros":
         return layer.padded(a), (0, 0)
     height, width = layer.padded(a[:1]).shape[2:]
-    return a, ((height - a.shape[2]) // 2, (width - a.shape[3]) // 2)  # of an odd number one more comes after
+    return a, ((height - a.shape[2]) // 2, (width - a.shape[3]) // 2)  # an odd number has one more after the input
 
 
 def _met(layer: ConvLayer, axis: int, before: int, size: int, outputs: int) -> Tensor:
-    """``[size, kernel]``: whether a row (axis 0) or column of the input meets a place of the kernel at any output position."""
+    """``[size, kernel]``: whether a row (axis 0) or column of the input meets a position in the kernel at any output position."""
     conv = layer.module
     start = torch.arange(conv.kernel_size[axis]) * conv.dilation[axis] - before
     steps = torch.arange(size)[:, None] - start
@@ -138,13 +138,13 @@ def _met(layer: ConvLayer, axis: int, before: int, size: int, outputs: int) -> T
 
 
 def _outside(first: int, length: int, size: int, distance: int) -> list[tuple[int, int]]:
-    """The spans of 0 ≤ y < size without first ≤ y < first + length, of those y with 0 ≤ y + distance < size too."""
+    """The spans of all y with 0 ≤ y < size and 0 ≤ y + distance < size, without those with first ≤ y < first + length."""
     low, high = max(0, -distance), size - max(0, distance)
-    return [(one, other) for one, other in ((low, min(first, high)), (max(first + length, low), high)) if one < other]
+    return [(start, stop) for start, stop in ((low, min(first, high)), (max(first + length, low), high)) if start < stop]
 
 
 def _correlates(layer: LinearLayer | ConvLayer, b: Tensor) -> TypeGuard[ConvLayer]:
-    """Whether windows are one pixel apart and, with more output positions than the kernel has places, mostly the same."""
+    """Whether ``patch_moment`` pays: windows one pixel apart, and no fewer output positions than positions in the kernel."""
     conv = layer.module
     if not (isinstance(layer, ConvLayer) and layer.weight and conv.stride == conv.dilation == (1, 1)):
         return False

@@ -1,7 +1,7 @@
 """The discretised Gaussian decoder: the probability of an image whose pixels take finitely many values (Ho et al. 2020, eq. 13).
 
-The values are ``2k/levels - 1``, k = 0..levels, as in ``Images``: ``levels`` is 255 where there are 256 of them. A value stands for
-the bin of half a step on either side, the outermost ones for all that lies beyond.
+The values are ``2k/levels - 1``, k = 0..levels, as in ``Images``: ``levels`` is 255 for 256 values. A value represents the bin of
+half a step on either side; the bins of the first and the last value extend to infinity.
 """
 
 import math
@@ -13,34 +13,35 @@ from torch.special import erfcx, log_ndtr
 
 
 def nearest_level(x0: Tensor, levels: int) -> Tensor:
-    """k of the value nearest to each pixel, in the dtype and shape of ``x0``; pixels outside [-1, 1] get the outermost."""
+    """k of the value nearest to each pixel, in the dtype and shape of ``x0``; pixels outside [-1, 1] get the first or the last."""
     return ((x0 + 1) * (levels / 2)).round().clamp(0, levels)
 
 
 def value(level: Tensor, levels: int) -> Tensor:
-    """``2k/levels - 1``."""
+    """The value ``2k/levels - 1`` of level k."""
     return level * (2 / levels) - 1
 
 
 def log_probability(level: Tensor, error: Tensor, std: float, levels: int) -> Tensor:
-    """log of what N(value(k) + error, std²) puts into the bin of k, elementwise: the decoder's mean misses the pixel by ``error``.
+    """The log probability of the bin of k under N(value(k) + error, std²), elementwise.
 
-    In float32 too, value and gradient are finite however large the error is.
+    ``error`` is the decoder's mean minus the pixel. Value and gradient are finite for any error, also in float32.
     """
     center = -error / std
     outermost = (level == 0) | (level == levels)
-    # log Φ has its digits in the lower tail: mirrored into it, an inner bin is at or below 0, an outermost one open downwards.
+    # log Φ is precise in the lower tail, so bins are mirrored: an inner one has its center at or below 0, an outermost one is open
+    # below.
     mirror = torch.where(outermost, 1 - 2 * (level == levels).to(error), -center.sign())
     result: Any = _LogMass.apply(mirror * center, 1 / (levels * std), outermost)
     return result
 
 
 class _LogMass(torch.autograd.Function):
-    """log of the standard normal's mass between ``center`` ± ``half``, or below ``center + half`` where ``is_open``.
+    """The log of the standard normal mass between ``center`` ± ``half``, or below ``center + half`` where ``is_open``.
 
-    With b = center + half and a = center - half, the derivative by the center is (φ(b) - φ(a)) / (Φ(b) - Φ(a)), written as
-    φ(b)/Φ(b) · (1 - φ(a)/φ(b)) / (1 - Φ(a)/Φ(b)): products of numbers that are good to rounding. The chain rule through log_ndtr
-    comes to differences of large ones instead, and far out to NaN.
+    With b = center + half and a = center - half, the derivative with respect to the center is (φ(b) - φ(a)) / (Φ(b) - Φ(a)). It is
+    written as φ(b)/Φ(b) · (1 - φ(a)/φ(b)) / (1 - Φ(a)/Φ(b)), where every factor is precise to rounding. The chain rule through
+    log_ndtr would give differences of large numbers instead, and NaN in the far tail.
     """
 
     generate_vmap_rule = True
@@ -63,6 +64,6 @@ class _LogMass(torch.autograd.Function):
 
 
 def _log_ratio(center: Tensor, half: float, is_open: Tensor) -> Tensor:
-    """log Φ(a)/Φ(b). At most log φ(a)/φ(b), Φ being log-concave: so it stays below 0 where rounding would lose the difference."""
+    """log Φ(a)/Φ(b), limited to log φ(a)/φ(b), its upper bound since Φ is log-concave: rounding then cannot make it 0."""
     ratio = torch.minimum(log_ndtr(center - half) - log_ndtr(center + half), 2 * center * half)
     return torch.where(is_open, -math.inf, ratio)

@@ -75,8 +75,8 @@ class Pipeline:
             components = DiffusionPipeline.from_pretrained(self.path, local_files_only=True, low_cpu_mem_usage=False).components
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"there is no pipeline {self.path}: give a folder with model_index.json, as save_pretrained writes it, or download "
-                f"it first (hf download {self.path})"
+                f"the pipeline {self.path} does not exist: give a folder with model_index.json, as save_pretrained writes it, "
+                f"or download it first (hf download {self.path})"
             ) from error
         network, scheduler = components.get("unet"), components.get("scheduler")
         config: Any = getattr(network, "config", None)

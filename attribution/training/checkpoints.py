@@ -1,4 +1,4 @@
-"""Which steps of a training to keep, and which of the kept ones an estimator uses.
+"""Rules for the checkpoints that training keeps, and the selection of those that an estimator uses.
 
 A checkpoint is named by its step: the number of optimizer steps taken before it.
 """
@@ -12,20 +12,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CheckpointRule(ABC):
-    """When training records a checkpoint; the last step is always one."""
+    """A rule for the steps at which training records a checkpoint; the last step is always one of them."""
 
     @abstractmethod
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
-        """Steps to record while training."""
+        """The steps to record during training."""
 
     def keep(self, candidates: Sequence[int], losses: np.ndarray) -> list[int]:
-        """Those of the recorded steps that stay, given the loss of every step ``[steps]``."""
+        """The recorded steps to keep after training, given the loss of every step ``[steps]``."""
         return list(candidates)
 
 
 @dataclass(frozen=True)
 class EverySteps(CheckpointRule):
-    """Every ``every`` steps."""
+    """A checkpoint every ``every`` steps."""
 
     NAME = "EverySteps"
     VERSION = 1
@@ -41,7 +41,7 @@ class EverySteps(CheckpointRule):
 
 @dataclass(frozen=True)
 class EveryEpochs(CheckpointRule):
-    """Every ``every`` epochs."""
+    """A checkpoint every ``every`` epochs."""
 
     NAME = "EveryEpochs"
     VERSION = 1
@@ -58,7 +58,7 @@ class EveryEpochs(CheckpointRule):
 
 @dataclass(frozen=True)
 class AtSteps(CheckpointRule):
-    """The given ``steps``."""
+    """A checkpoint at each of the given ``steps``."""
 
     NAME = "AtSteps"
     VERSION = 1
@@ -73,7 +73,7 @@ class AtSteps(CheckpointRule):
 
 @dataclass(frozen=True)
 class SteadyDecline(CheckpointRule):
-    """``count`` of the checkpoints taken every ``every`` steps, spread over the stretch of steady loss decline (ReTrac F.2)."""
+    """``count`` of the checkpoints taken every ``every`` steps, spread over the steady decline of the loss (ReTrac F.2)."""
 
     NAME = "SteadyDecline"
     VERSION = 1
@@ -98,43 +98,43 @@ class SteadyDecline(CheckpointRule):
 
 
 def steady_decline(losses: np.ndarray, start: float = 0.5, stop: float = 0.98) -> tuple[int, int]:
-    """First and last step of the stretch of steady decline of the loss ``[steps]``.
+    """The first and last step of the steady decline of the loss ``[steps]``.
 
-    ReTrac F.2 asks for "consistent learning and a steady decline in loss", neither the unstable beginning nor convergence,
-    without saying how to find it. Here [ours]: smooth the logarithm of the loss (block means of 1/50 of the training, then
-    the running minimum); the stretch is where it has made between ``start`` and ``stop`` of its whole decline.
+    ReTrac F.2 requires "consistent learning and a steady decline in loss", neither the unstable beginning nor convergence, without
+    a rule. The rule here is ours: smooth the logarithm of the loss (block means over 1/50 of the training, then the running
+    minimum); the decline is steady between the fractions ``start`` and ``stop`` of the total decline.
     """
     block = max(1, len(losses) // 50)
     means = np.log([chunk.mean() for chunk in np.array_split(losses, max(1, len(losses) // block))])
     level = np.minimum.accumulate(means)
-    done = (level[0] - level) / max(level[0] - level[-1], 1e-12)
-    first, last = np.searchsorted(done, start), np.searchsorted(done, stop)
+    fraction = (level[0] - level) / max(level[0] - level[-1], 1e-12)
+    first, last = np.searchsorted(fraction, start), np.searchsorted(fraction, stop)
     return int(first * block) + 1, min(int((last + 1) * block), len(losses))
 
 
 def spread_over_decline(recorded: Sequence[int], losses: np.ndarray, count: int) -> list[int]:
-    """``count`` of the ``recorded`` steps, evenly spread over the steady decline, or over all if too few lie there."""
+    """``count`` of the ``recorded`` steps, evenly spread over those in the steady decline, or over all if these are too few."""
     if count > len(recorded):
         raise ValueError(
-            f"{count} checkpoints asked for, but training recorded {len(recorded)} ({', '.join(map(str, recorded))}): "
-            "ask for fewer (estimator.checkpoints) or record more (checkpoints.every)"
+            f"{count} checkpoints requested, but training recorded {len(recorded)} ({', '.join(map(str, recorded))}): "
+            "request fewer (estimator.checkpoints) or record more (checkpoints.every)"
         )
     first, last = steady_decline(losses)
-    inside = [step for step in recorded if first <= step <= last]
-    chosen_from = inside if len(inside) >= count else list(recorded)
-    return [chosen_from[i] for i in np.linspace(0, len(chosen_from) - 1, count).round().astype(int)]
+    steady = [step for step in recorded if first <= step <= last]
+    candidates = steady if len(steady) >= count else list(recorded)
+    return [candidates[i] for i in np.linspace(0, len(candidates) - 1, count).round().astype(int)]
 
 
 def select(wanted: "int | str | Sequence[int]", recorded: Sequence[int], losses: np.ndarray) -> list[int]:
-    """The steps that an estimator's ``checkpoints`` setting names.
+    """The steps that an estimator's ``checkpoints`` setting selects.
 
     Args:
-        wanted: "all", "last", a number (that many over the steady decline of the loss), or a list of recorded steps.
+        wanted: "all", "last", a number of checkpoints (spread over the steady decline of the loss), or a list of recorded steps.
         recorded: the steps at which training recorded a checkpoint, ascending.
         losses: the loss of every training step ``[steps]``.
 
     Raises:
-        ValueError: a step that was not recorded, more than there are, or another word.
+        ValueError: a step that was not recorded, more checkpoints than were recorded, or another word.
     """
     if isinstance(wanted, str) and wanted == "all":
         return list(recorded)
@@ -150,7 +150,7 @@ def select(wanted: "int | str | Sequence[int]", recorded: Sequence[int], losses:
     if absent := sorted(set(wanted) - set(recorded)):
         raise ValueError(
             f"estimator.checkpoints={list(wanted)}: no checkpoint at step {absent}; "
-            f"training recorded {', '.join(map(str, recorded))} (checkpoints.every sets which)"
+            f"training recorded {', '.join(map(str, recorded))} (set by checkpoints.every)"
         )
     return sorted(set(wanted))
 
@@ -165,7 +165,7 @@ def _positive(name: str, value: int) -> None:
 
 
 def at_least(wanted: int | str | Sequence[int]) -> int:
-    """How many checkpoints ``select`` takes, as far as that is known before there is a training."""
+    """A lower bound on the number of checkpoints that ``select`` returns, known before training."""
     if isinstance(wanted, int):
         return wanted
     return len(wanted) if isinstance(wanted, list | tuple) else 1

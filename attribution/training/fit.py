@@ -1,4 +1,4 @@
-"""One training: recipe, hardware, and the run that Lightning makes of them."""
+"""One training: its recipe, its hardware, and the function that runs it with Lightning."""
 
 import shutil
 import warnings
@@ -25,12 +25,14 @@ LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; all of it is part of the model's identity.
+    """The settings of a training; all of them are part of the model's identity.
 
-    ``lr_schedule`` is one of ``LR_SCHEDULES``, as diffusers defines them; all but ``constant`` begin with ``warmup``, a fraction of
-    ``steps``;
-    ``clip`` the largest gradient norm; ``ema`` the decay of the parameter average; ``precision`` Lightning's (32-true, 64-true,
-    bf16-mixed, ...).
+    ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
+    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``precision``: as in
+    Lightning (32-true, 64-true, bf16-mixed, ...).
+
+    Raises:
+        ValueError: a setting outside its range.
     """
 
     NAME = "Recipe"
@@ -60,10 +62,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a model is trained and how often progress is saved (``interval`` steps): no part of its identity.
+    """The devices of a training, and the steps between two savings of progress (``interval``); not part of the model's identity.
 
-    ``strategy`` "auto" is one process, or ``ddp_spawn`` for several devices. Strategies that start the whole program again on every
-    rank are refused: their ranks would wait for the store's lock that rank 0 holds.
+    ``strategy="auto"`` means one process, or ``ddp_spawn`` for several devices. Strategies that start the program again on every
+    rank are errors, because these ranks would wait for the store's lock that rank 0 holds.
     """
 
     accelerator: str = "auto"
@@ -91,12 +93,13 @@ def fit(
     callbacks: Sequence[L.Callback] = (),
     logger: Any = False,
 ) -> None:
-    """Trains and leaves a record (``attribution.training.record``) in ``folder``; goes on where an earlier call was killed.
+    """Train a model and write its record (``attribution.training.record``) to ``folder``, resuming an earlier call that was killed.
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
+        ValueError: hardware that Lightning does not support here, or that cannot share the batches.
     """
-    if (folder / "record.json").exists():  # killed between the record and the store's rename
+    if (folder / "record.json").exists():  # an earlier call was killed after it wrote the record
         shutil.rmtree(folder / "progress", ignore_errors=True)
         return
     hardware = hardware or Hardware()
@@ -125,12 +128,12 @@ def fit(
                 use_distributed_sampler=False,
             )
             _check_processes(trainer, len(images), recipe.batch_size)
-            # Lightning converts after it restores a checkpoint, which would round a float64 one to float32.
+            # Lightning converts the module after it restores a checkpoint, which would round float64 parameters to float32.
             trainer.precision_plugin.convert_module(module)
             trainer.fit(module, Batches(images, seed, recipe.batch_size), ckpt_path=recorder.resume_from, weights_only=True)
     if trainer.is_global_zero:
         if not (folder / "record.json").exists():
-            raise RuntimeError(f"training ended without a record in {folder}; its progress is kept there")
+            raise RuntimeError(f"training ended without a record in {folder}; its progress is kept there, run it again to resume")
         shutil.rmtree(recorder.progress)
 
 
@@ -144,7 +147,7 @@ def _trainer(**settings: Any) -> L.Trainer:
 def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         raise ValueError(
-            "hardware.strategy starts this program once for every device, and all but one would wait for ever: choose ddp_spawn"
+            "hardware.strategy starts this program once per device, and all but one would wait forever: choose ddp_spawn"
         )
     world = trainer.world_size
     last = n % batch_size or batch_size

@@ -17,10 +17,10 @@ from attribution.training.record import SCHEMA, VISIT, step_dtype
 
 
 class Recorder(L.Callback):
-    """Records visits, steps and checkpoints into ``folder``, and every ``interval`` steps all that is needed to go on.
+    """Record visits, steps and checkpoints in ``folder``, and every ``interval`` steps the state that resuming needs.
 
-    Rows are kept in memory for an interval and written as ``progress/*.npy`` just before Lightning's own checkpoint
-    ``progress/resume.ckpt`` replaces the last one; a killed training loses what came after it and repeats that exactly.
+    Rows are kept in memory for an interval and written to ``progress/*.npy`` just before Lightning's checkpoint
+    ``progress/resume.ckpt`` replaces the previous one. A training that is killed loses the steps after it and repeats them exactly.
     """
 
     def __init__(self, folder: Path, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
@@ -32,7 +32,7 @@ class Recorder(L.Callback):
 
     @property
     def resume_from(self) -> Path | None:
-        """Lightning's checkpoint of an earlier attempt, if there is one."""
+        """The Lightning checkpoint of an earlier attempt, or None."""
         path = self.progress / "resume.ckpt"
         return path if path.exists() else None
 
@@ -42,7 +42,7 @@ class Recorder(L.Callback):
         self.marks = set(self.rule.candidates(trainer.max_steps, steps_per_epoch(self.n, self.batch_size)))
         if trainer.is_global_zero:
             for path in self.progress.glob("*.npy"):
-                if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # written, but its resume.ckpt was not
+                if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # its resume.ckpt was not written
                     path.unlink()
         trainer.strategy.barrier("resume")
 
@@ -54,7 +54,7 @@ class Recorder(L.Callback):
             _write(pl_module.model.state_dict(), self.folder / "checkpoints" / f"{done}.safetensors")
         if done % self.interval == 0 or done == trainer.max_steps:
             self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
-        # Not at the end: from there Lightning would have nothing to resume, and nobody would write the record.
+        # Not at the end: Lightning has nothing to resume from there, so on_train_end would not run and write the record.
         if done % self.interval == 0 and done < trainer.max_steps:
             trainer.save_checkpoint(self.progress / "resume.tmp", weights_only=False)
             if trainer.is_global_zero:
@@ -84,7 +84,7 @@ class Recorder(L.Callback):
         for name in ("timestep", "noise_seed", "flip"):
             rows[name] = getattr(module.draws, name)[:, 0].cpu().numpy()
         self.visits.append(rows)
-        # Losses stay on the device until the interval is written: reading one waits for the device.
+        # Losses stay on the device until the interval is written, because reading one synchronizes with the device.
         self.steps.append((step, rank, module.loss, module.learning_rates, module.clip_factor, module.dropout_seed))
 
     def _flush(self, done: int, rank: int, groups: int) -> None:
@@ -93,7 +93,7 @@ class Recorder(L.Callback):
             bad = steps["step"][~np.isfinite(steps["loss"])][0]
             raise FloatingPointError(
                 f"the training loss became NaN or infinite at step {bad}: lower optimizer.lr, set trainer.clip, or use "
-                "trainer.precision=32-true; what was trained before is kept"
+                "trainer.precision=32-true; earlier progress is kept"
             )
         np.save(self.progress / f"visits-{rank}-{done:09d}.npy", np.concatenate(self.visits))
         np.save(self.progress / f"steps-{rank}-{done:09d}.npy", steps)
@@ -111,7 +111,7 @@ class Recorder(L.Callback):
         }
         part = self.folder / "record.part"
         part.write_text(json.dumps(info, indent=1))
-        os.replace(part, self.folder / "record.json")  # its existence says that the record is complete
+        os.replace(part, self.folder / "record.json")  # its existence marks the record as complete
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:

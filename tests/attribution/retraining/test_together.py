@@ -62,8 +62,8 @@ def trained(of: Sequence[Member], mode: Mode, model: Any = Small, optimizer=ADAM
     return [load_file(member.folder / PARAMETERS) for member in of]
 
 
-def by_fit(member: Member, folder: Path, model: Any, optimizer=ADAMW, recipe=RECIPE) -> Parameters:
-    images = IMAGES.take(member.selection.rows)
+def by_fit(member: Member, folder: Path, model: Any, optimizer=ADAMW, recipe=RECIPE, images=IMAGES) -> Parameters:
+    images = images.take(member.selection.rows)
     hardware = Hardware(accelerator="cpu")
     fit(folder, images, model, Loss(PROCESS), optimizer, recipe, EverySteps(6), member.seed, flips=True, hardware=hardware)
     return TrainingRecord(folder).final_parameters()
@@ -94,6 +94,30 @@ def test_models_trained_side_by_side_are_those_of_fit(tmp_path, mode, model, opt
     of = members(tmp_path / "together")
     for m, parameters in enumerate(trained(of, mode, model, optimizer, recipe)):
         assert_close(parameters, by_fit(of[m], tmp_path / f"fit{m}", model, optimizer, recipe))
+
+
+class Labelled(Small):
+    """A network that is given a class."""
+
+    def __init__(self):
+        super().__init__()
+        self.label = nn.Embedding(2, 1)
+
+    def forward(self, x, t, condition):
+        return super().forward(x + self.label(condition)[:, :, None, None], t)
+
+
+@pytest.mark.parametrize("mode", [Together(), Alone()])
+def test_conditional_models_are_those_of_fit(tmp_path, mode):
+    """Claim: each image's condition reaches the network of every model, as in ``fit``."""
+    conditioned = dataclasses.replace(IMAGES, condition=IMAGES.label)
+    of = members(tmp_path / "together", SELECTIONS[:3], SEEDS[:3])
+    fit_together(of, conditioned, Labelled, Loss(PROCESS), ADAMW, RECIPE, mode, flips=True)
+    for m, member in enumerate(of):
+        expected = by_fit(member, tmp_path / f"fit{m}", Labelled, images=conditioned)
+        assert_close(load_file(member.folder / PARAMETERS), expected)
+        other = dataclasses.replace(conditioned, condition=1 - IMAGES.label)
+        assert not same(expected, by_fit(member, tmp_path / f"other{m}", Labelled, images=other))
 
 
 class Everything(nn.Module):

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from attribution.images import Images
 from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps, EveryEpochs, EverySteps, SteadyDecline, select, steady_decline
 from attribution.training.fit import Hardware, fit
 from attribution.training.order import batch_rows
 from attribution.training.record import TrainingRecord
 from attribution.training.replay import replay_gradient
-from tests.worlds import UNET, Blobs, trained
+from tests.worlds import UNET, Blobs, Conditioned, trained
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,26 @@ def test_a_recorded_step_is_reproduced_bit_for_bit(world, step):
         parameter.grad = gradients[name]
     optimizer.step()
     assert same(network.state_dict(), record.parameters(step + 1))
+
+
+def test_a_step_of_a_conditional_network_is_reproduced():
+    """Claim: training gives each image's condition to the network, and so does the replay; other conditions give another step."""
+    get, node = InMemory(), trained(model=functools.partial(UNET, num_class_embeds=2), data=Conditioned())
+    record, images = get(node), get(node.data)
+
+    def after(step: int, images: Images) -> dict[str, torch.Tensor]:
+        network = node.network(get, step)
+        gradients = replay_gradient(network, node.objective, record, images, step)
+        rate = float(record.step_table[step]["learning_rate"][0])
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter -= rate * gradients[name]
+        return network.state_dict()
+
+    for name, parameter in after(3, images).items():
+        torch.testing.assert_close(parameter, record.parameters(4)[name], rtol=1e-12, atol=1e-14)
+    swapped = after(3, replace(images, condition=1 - images.label))
+    assert not torch.allclose(swapped["class_embedding.weight"], record.parameters(4)["class_embedding.weight"], rtol=1e-6)
 
 
 def test_the_replay_would_notice_another_dropout_seed_or_flip(world):

@@ -1,0 +1,37 @@
+"""Images with a condition."""
+
+import numpy as np
+import torch
+
+from attribution.images import Images
+
+
+def images(condition=None) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 2, 2)).astype(np.uint8)
+    return Images(pixels, np.arange(10, 15), np.arange(5) % 2, condition=condition)
+
+
+def test_a_condition_goes_with_its_images(tmp_path):
+    """Claim: rows, saving and loading keep the condition of each image, of any type and shape."""
+    for condition in (np.array([3, 1, 4, 1, 5]), np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32)):
+        given = images(condition)
+        folder = tmp_path / str(condition.ndim)
+        folder.mkdir()
+        given.save(folder)
+        for other in (given, Images.load(folder)):
+            assert torch.equal(other.conditions([4, 0]), torch.from_numpy(condition[[4, 0]]))
+            np.testing.assert_array_equal(other.take([4, 0]).condition, condition[[4, 0]])
+            assert other.digest() == given.digest()
+
+
+def test_without_a_condition_nothing_changes(tmp_path):
+    """Claim: None adds no file, is None after loading and in rows, and leaves the digest what it was; a condition changes it."""
+    plain = images()
+    plain.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"pixels.npy", "index.npy", "label.npy", "levels.npy"}
+    for other in (plain, Images.load(tmp_path), plain.take(slice(0, 5))):
+        assert other.condition is None
+        assert other.conditions() is None
+        assert other.digest() == "a621eb8b0a221e7df7e2b782081e596bcea31c84a3bbc743c79ce925b8492e39"
+    assert images(np.arange(5)).digest() != plain.digest()
+    assert images(np.arange(5)).digest() != images(np.arange(5)[::-1]).digest()
