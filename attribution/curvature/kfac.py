@@ -1,4 +1,4 @@
-"""K-FAC: the Kronecker factors, eigendecomposed once (K-FAC influence, §3.1.2; METHODS.md §2).
+"""K-FAC: the Kronecker factors, eigendecomposed once (K-FAC influence, §3.1.2).
 
 B ⊗ A = (Q_B ⊗ Q_A)(Λ_B ⊗ Λ_A)(Q_B ⊗ Q_A)ᵀ, so that any damping is exact: 1/(λ_B λ_A + λ) in the basis.
 """
