@@ -307,3 +307,24 @@ def test_links_lead_somewhere(page):
         path = page.parent / target if target else page
         assert path.exists(), link
         assert not anchor or anchor in documents.anchors(path), link
+
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def test_rooms_of_the_architecture_exist():
+    """Claim: the page lists every room of both packages, and no other."""
+    text = ARCHITECTURE.read_text()
+    for package in ("attribution", "experiments"):
+        section = text.partition(f"## Rooms of `{package}`")[2].partition("\n## ")[0]
+        listed = set(re.findall(r"^\| `(\w+)/` \|", section, re.MULTILINE))
+        assert listed == {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+
+
+def test_walk_of_the_architecture_exists():
+    """Claim: every file of the walk is there and defines the class or function beside it."""
+    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| `(\w+)` \|", ARCHITECTURE.read_text(), re.MULTILINE)
+    assert len(steps) >= 20
+    for file, name in steps:
+        source = (ROOT / file).read_text()
+        assert re.search(rf"^(?:class|def) {name}\b", source, re.MULTILINE), (file, name)
