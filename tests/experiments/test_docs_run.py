@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.experiments import documents
 from tests.experiments.datasets.fake_data import write_cifar
@@ -90,8 +91,6 @@ def test_commands_of_the_readme_run(arguments, tmp_path):
 
 def pictures(folder: Path) -> None:
     """Two grey pictures of 8 × 8 pixels."""
-    from PIL import Image
-
     shutil.rmtree(folder)
     folder.mkdir()
     for level in (0, 255):
