@@ -14,7 +14,7 @@ from attribution.nodes import Artifact
 
 @dataclass(frozen=True, eq=False)
 class Scores(Artifact):
-    """τ[.., q, i]: how much training on example i lowers the cost of query q (METHODS.md §1; positive = proponent).
+    """τ[.., q, i]: how much training on example i lowers the cost of query q (docs/methods.md, Sign; positive = proponent).
 
     ``values`` float32 ``[.., Q, N]``; its leading axes are the swept values named in ``axes``, in order (damping, draws).
     ``query_index`` ``[Q]`` and ``train_index`` ``[N]`` are the ids of rows and columns in their sources. ``halves`` float32

@@ -1,4 +1,4 @@
-"""TRAK (Park et al. 2023) and D-TRAK (Zheng et al. 2024): the features decide which (METHODS.md §2)."""
+"""TRAK (Park et al. 2023) and D-TRAK (Zheng et al. 2024): the features decide which."""
 
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@ M convolutions become one with M times the groups, M group norms one with M time
 The result of ``vmap`` is a tensor with an ordinary autograd graph, so one backward pass in C++ serves all models;
 ``vmap(grad(...))`` would run the backward pass in Python, operation by operation.
 
-docs/retraining.md compares the speed with that of ``vmap(grad(...))``.
+docs/speed.md compares the speed with that of ``vmap(grad(...))``.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``torch.conv2d`` for all models: as one grouped convolution, or by a faster method than many groups (docs/retraining.md)."""
+    """``torch.conv2d`` for all models: as one grouped convolution, or by a faster method than many groups (docs/speed.md)."""
     if input.dim() != 4:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 

@@ -18,12 +18,12 @@ def distinct_share(top: np.ndarray, sets: np.ndarray) -> np.ndarray:
 
 
 def random_distinct_share(examples: int, n: int, k: int) -> float:
-    """What scores at random reach on average: N (1 - (1 - k/N)ⁿ) / (n k) (METHODS.md §3)."""
+    """What scores at random reach on average: N (1 - (1 - k/N)ⁿ) / (n k) (docs/methods.md, Targeted attribution)."""
     return examples * (1 - (1 - k / examples) ** n) / (n * k)
 
 
 def maximum_distinct_share(examples: int, n: int, k: int) -> float:
-    """The largest possible distinct share, min(1, N/(n k)) (METHODS.md §3)."""
+    """The largest possible distinct share, min(1, N/(n k)) (docs/methods.md, Targeted attribution)."""
     return min(1.0, examples / (n * k))
 
 

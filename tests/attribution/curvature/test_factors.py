@@ -26,7 +26,7 @@ MEASURES = {"mc": OutputProbe(PROCESS), "empirical": Loss(PROCESS)}
 @pytest.mark.parametrize("fisher", ["mc", "empirical"])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 def test_factors_are_their_definition(name, fisher, sharing):
-    """Claim: A and B are METHODS.md §2 summed input by input and position by position, with the same draws, flips and v."""
+    """Claim: A and B are those of docs/methods.md, summed input by input and position by position: same draws, flips and v."""
     get, record, train = InMemory(), given(getattr(worlds, name)), blobs(name)
     how = curvature(fisher=fisher, sharing=sharing)
     factors = get(AllFactors(how.pseudo_gradients(record, train, flips=True), sharing))

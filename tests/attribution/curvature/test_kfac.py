@@ -51,7 +51,7 @@ def ggn_block(model: nn.Module, layer: str, x0: torch.Tensor, draws: Draws) -> t
 
 @pytest.mark.parametrize("layer", ["first", "second"])
 def test_kfac_is_the_exact_block_of_one_input(layer):
-    """Claim (METHODS.md §2): for one (example, draw), without weight sharing and with v enumerated, B ⊗ A is the GGN's block."""
+    """Claim (docs/methods.md): for one (example, draw), without weight sharing and with v enumerated, B ⊗ A is the GGN's block."""
     model, get, train = randomized(worlds.perceptron), InMemory(), blobs("perceptron", 1)
     x0, draws = get(train).x0().double(), draws_of(train, get, Uniform(1, seed=2))
     A, B = enumerated(model, x0, draws).means(layer)

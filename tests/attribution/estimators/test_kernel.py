@@ -52,7 +52,7 @@ def get():
 
 
 def output_function(measure, output, noise, t):
-    """f(o), written out from METHODS.md §2."""
+    """f(o), written out from docs/methods.md (D-TRAK)."""
     pixels = output.flatten(1)
     if isinstance(measure, Loss):
         return ((noise - output) ** 2).flatten(1).mean(1)

@@ -64,7 +64,7 @@ def test_every_argument_matters(change):
 
 
 def test_first_draws_of_many_are_the_draws_of_few():
-    """Claim: the first k of Uniform(n) are Uniform(k) (METHODS.md §1), so that one pass gives a curve over k."""
+    """Claim: the first k of Uniform(n) are Uniform(k) (docs/methods.md, Draws), so that one pass gives a curve over k."""
     examples = torch.arange(4)
     assert equal(Uniform(50).draw("query", examples, T).columns(slice(8)), Uniform(8).draw("query", examples, T))
 

@@ -1,0 +1,159 @@
+"""README.md, CONTRIBUTING.md and docs/: commands, recipes and Python blocks run as they stand, at the smallest size."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.experiments import documents
+from tests.experiments.datasets.fake_data import write_cifar
+from tests.experiments.documents import CONTRIBUTING, PAGES, README, ROOT
+from tests.experiments.test_docs import run_commands
+
+TINY = [
+    "trainer.steps=20",
+    "trainer.batch_size=10",
+    "checkpoints.every=5",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+    "samples.n=4",
+    "workers=1",
+]
+TINY_DIGITS = ["data.n_train=40", "data.n_validation=24", "model.block_out_channels=[8,8]"]
+TINY_LDS = [
+    "benchmark.subsets.count=5",
+    "benchmark.repeats=3",
+    "benchmark.draws.n=4",
+    "benchmark.queries.validation.n=5",
+    "benchmark.queries.generated.n=4",
+]
+TINY_CIFAR = [
+    "data.n_train=20",
+    "data.n_validation=4",
+    "benchmark.queries.validation.n=4",
+    "model.block_out_channels=[8,8,8,8]",
+    "model.norm_num_groups=4",
+]
+TINY_TARGETED = ["benchmark.n=4", "benchmark.k=[5]", "benchmark.queries.validation.n=8", "benchmark.queries.generated.n=6"]
+TINY_COUNTERFACTUAL = [
+    "benchmark.fractions=[0.1]",
+    "benchmark.queries.validation.n=2",
+    "benchmark.queries.generated.n=2",
+    "benchmark.draws.n=4",
+]
+
+
+def program(folder: Path, arguments: list[str], home: Path = ROOT) -> str:
+    """``python run.py`` of the checkout ``home``, in ``folder``; what it printed. Fails with the output if the program does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": ""}
+    command = [sys.executable, str(home / "run.py"), *arguments, f"store.root={folder / 'store'}"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tiny(arguments: str, folder: Path) -> list[str]:
+    """A command of the documents at the smallest size, its data in ``folder``."""
+    words = [word.replace("DIR", str(folder / "data")) for word in shlex.split(arguments)]
+    on_cifar = "data.root=DIR" in arguments
+    small = [*TINY, *(TINY_CIFAR if on_cifar else TINY_DIGITS)]
+    if "benchmark=targeted" in words or "experiment=retrac/table1" in words:
+        small += [setting for setting in TINY_TARGETED if not (on_cifar and "validation" in setting)]
+    elif "benchmark=counterfactual" in words:
+        small += TINY_COUNTERFACTUAL
+    elif not on_cifar and not any(word.startswith(("task=attribute", "data=", "model=", "benchmark=")) for word in words):
+        small += TINY_LDS
+    given = {word.partition("=")[0] for word in words}
+    return [*words, *(setting for setting in small if setting.partition("=")[0] not in given)]
+
+
+def readme_commands() -> list[Any]:
+    """The commands of the README that need no new files; fast are those of a dry run."""
+    found = [arguments for arguments in dict.fromkeys(documents.run_commands(README)) if arguments in run_commands()]
+    fast = next(arguments for arguments in found if "data=cifar2" in arguments)
+    return [pytest.param(text, id=text or "(none)", marks=() if text == fast else pytest.mark.slow) for text in found]
+
+
+@pytest.mark.parametrize("arguments", readme_commands())
+def test_commands_of_the_readme_run(arguments, tmp_path):
+    """Claim: each does what it says, here at the smallest size and on data of the right format."""
+    write_cifar(tmp_path / "data")
+    if "queries.path=DIR" in arguments:
+        pictures(tmp_path / "data")
+    program(tmp_path, tiny(arguments, tmp_path))
+
+
+def pictures(folder: Path) -> None:
+    """Two grey pictures of 8 × 8 pixels."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for level in (0, 255):
+        Image.new("L", (8, 8), level).save(folder / f"{level}.png")
+
+
+def additions() -> list[Any]:
+    """(page, heading) of what the documents tell how to add; the README's is fast."""
+    found = dict.fromkeys(
+        (block.page, block.heading) for page in (README, CONTRIBUTING) for block in documents.blocks(page) if block.file
+    )
+    return [pytest.param(*key, id=f"{key[0].name}: {key[1]}", marks=() if key[0] == README else pytest.mark.slow) for key in found]
+
+
+@pytest.mark.parametrize(("page", "heading"), additions())
+def test_additions_work_literally(page, heading, tmp_path):
+    """Claim: written where the page says, in a copy of the repository, the files work with the commands that stand below them."""
+    home = tmp_path / "copy"
+    for name in ("attribution", "experiments", "conf"):
+        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.py", home)
+    chosen = [block for block in documents.blocks(page) if block.heading == heading]
+    for block in chosen:
+        if block.file:
+            assert not (home / block.file).exists()
+            (home / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (home / block.file).write_text(block.text)
+    ran = 0
+    for line in [line for block in chosen if block.language == "bash" for line in documents.shell_lines(block)]:
+        if line.startswith("python run.py"):
+            program(tmp_path, tiny_addition(shlex.join(shlex.split(line)[2:])), home)
+            ran += 1
+    assert ran
+
+
+def tiny_addition(arguments: str) -> list[str]:
+    """A command of an addition at the smallest size: with settings only of what it leaves at the default."""
+    words = shlex.split(arguments)
+    groups = {word.partition("=")[0] for word in words}
+    small = [*TINY]
+    small += [] if "data" in groups else TINY_DIGITS[:2]
+    small += [] if "model" in groups else TINY_DIGITS[2:]
+    small += [] if "benchmark" in groups else TINY_LDS
+    return [*words, *small]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if documents.blocks(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """Claim: the Python blocks of a page, those that are not files, run one after the other."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in documents.blocks(page, "python"):
+        if not block.file:
+            exec(compile(block.text, f"{page.name}: {block.heading}", "exec"), namespace)
+
+
+@pytest.mark.slow
+def test_reference_builds_without_warnings(tmp_path):
+    """Claim: the documented command builds the pages of all modules from their docstrings, without a warning."""
+    pytest.importorskip("pdoc")
+    assert any(command == "python docs/reference.py" for page in PAGES for command in documents.commands(page))
+    run = [sys.executable, "-W", "error", "docs/reference.py", str(tmp_path)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower(), done.stderr
+    assert (tmp_path / "attribution" / "estimators" / "retrac.html").is_file()
