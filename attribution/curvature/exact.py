@@ -26,6 +26,8 @@ from attribution.measurements import Measure
 from attribution.nodes import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
 
+SHARED = ("attribution.curvature.basis", "attribution.gradients.passes")
+
 MOST = 5000
 """Parameters: a matrix of 200 MB, and a minute or two for its eigenvalues."""
 

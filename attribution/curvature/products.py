@@ -20,6 +20,8 @@ from attribution.gradients.per_example import LayerGradients, PerExampleGradient
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
 
+SHARED = ("attribution.gradients.passes",)
+
 
 @dataclass(frozen=True)
 class CurvatureProduct(ABC):

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from attribution.diffusion.schedule import Denoiser, NoiseSchedule, denoiser, eval_mode
 from attribution.images import philox
 
+SHARED = ("attribution.diffusion.schedule", "attribution.images.philox")
+
 _MASK = 0xFFFFFFFF
 
 

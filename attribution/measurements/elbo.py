@@ -16,6 +16,8 @@ from attribution.diffusion import Denoiser, NoiseSchedule
 from attribution.measurements.base import Measure, lookup
 from attribution.measurements.decoder import log_probability, nearest_level, value
 
+SHARED = ("attribution.diffusion.schedule", "attribution.measurements.base", "attribution.measurements.decoder")
+
 
 def small_variances(schedule: NoiseSchedule) -> np.ndarray:
     """σ_t² = β_t (1-ᾱ_{t-1})/(1-ᾱ_t), that of q(x_{t-1} | x_t, x_0) (eq. 7), float64 ``[T]``; σ_1², which would be 0, is σ_2²."""

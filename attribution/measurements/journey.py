@@ -9,6 +9,8 @@ from attribution.diffusion import Denoiser
 from attribution.images.draws import Draws
 from attribution.measurements.states import TrajectoryMeasure
 
+SHARED = ("attribution.measurements.states",)
+
 
 @dataclass(frozen=True)
 class JourneyLoss(TrajectoryMeasure):

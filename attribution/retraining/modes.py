@@ -15,6 +15,8 @@ from attribution.measurements import Measure
 from attribution.nodes import execution
 from attribution.retraining.stacking import denoiser_with, stacked_losses
 
+SHARED = ("attribution.retraining.stacking",)
+
 State = Mapping[str, Tensor]
 """Tensors of M models by name, ``[M, ...]``."""
 

@@ -15,6 +15,8 @@ from attribution.images import philox
 from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
 
+SHARED = ("attribution.diffusion.schedule", "attribution.images.draws")
+
 
 def training_loss(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, dropout_seed: int) -> Tensor:
     """Mean over the batch of the loss at one draw per example; ``x0 [B, C, H, W]``, ``draws [B, 1]``.

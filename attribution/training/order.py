@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attribution.images import Images, philox
 
+SHARED = ("attribution.images.philox",)
+
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """An epoch visits every example once; its last batch may be smaller."""
