@@ -1,95 +1,144 @@
-"""A stored number must not silently come from older code: whoever changes its source decides what that means for the store."""
+"""A stored number must not silently come from older code: a change of the code behind it needs a decision.
+
+The ledger holds, for every class that enters identities, its VERSION and a digest of the code that its results come from: the
+module of the class, and the modules that this one names in ``SHARED``, e.g. ``SHARED = ("attribution.images.philox",)``.
+"""
 
 import ast
 import hashlib
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import attribution
 import experiments
+from attribution.curvature.kfac import KroneckerCurvature
+from attribution.curvature.products import CurvatureProduct
 from attribution.diffusion import Process
 from attribution.diffusion.samplers import Sampler
 from attribution.estimators import Estimator
+from attribution.estimators.embedding import Embedding
+from attribution.estimators.retiming import Timing
 from attribution.gradients.compression import Compression
+from attribution.gradients.norms import NormsOf
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Node
 from attribution.projection import Projection
+from attribution.retraining.modes import Mode
+from attribution.training.checkpoints import CheckpointRule
+from experiments.datasets import Source
+from experiments.models.subsets import Subsets
 
-ROOT = Path(__file__).parent.parent
 LEDGER = Path(__file__).parent / "versions.json"
 HELP = """
-The source that {name} depends on changed. Decide:
-- its results change, or may: raise VERSION in the class, so that stored artifacts are not found any more;
-- they do not (a comment, a name, speed): acknowledge.
+The code behind these classes changed: {names}. Decide for each:
+- its results change, or may: raise VERSION in the class, so that stored artifacts are no longer found;
+- they do not (a name, a message, speed): leave VERSION as it is.
 Then run: python -m tests.test_versions
 """
+GONE = """
+These names are in the ledger, but no class has them: {names}. Results that were stored under a NAME are no longer found.
+- If the class was renamed, let it keep its old NAME.
+- If the class was deleted, run: python -m tests.test_versions
+"""
+
+KINDS = (
+    Node, Estimator, Measure, Process, DrawScheme, Sampler, Projection, Compression, KroneckerCurvature, CurvatureProduct,
+    Embedding, Timing, NormsOf, Mode, CheckpointRule, Source, Subsets,
+)  # fmt: skip
+"""Base classes of what enters identities. Other classes that do so without a NAME are refused when they are described."""
 
 
-BASES = (Node, Estimator, Measure, Process, DrawScheme, Sampler, Projection, Compression)
-"""Kinds of classes that carry a VERSION: nodes, and what their descriptions are made of."""
-
-
-def versioned() -> list[type]:
-    """All concrete classes of these kinds in the project."""
+def modules() -> Iterator[ModuleType]:
+    """All modules of the project."""
     for package in (attribution, experiments):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
-    found, queue = [], list(BASES)
-    while queue:
-        cls = queue.pop()
-        queue += cls.__subclasses__()
-        if cls.__module__.split(".")[0] in ("attribution", "experiments") and not getattr(cls, "__abstractmethods__", None):
-            found.append(cls)
-    return sorted(set(found), key=lambda cls: cls.__qualname__)
+                yield importlib.import_module(module.name)
 
 
-def sources(module: str) -> set[str]:
-    """The project's modules that ``module`` imports, directly or not, and itself."""
-    seen, queue = set(), [module]
+def classes() -> list[type]:
+    """All classes of the project."""
+    return [
+        cls for module in modules() for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__
+    ]
+
+
+def named() -> dict[str, type]:
+    """The classes that have a NAME of their own."""
+    return {cls.__dict__["NAME"]: cls for cls in classes() if "NAME" in cls.__dict__}
+
+
+def shared(module: str) -> set[str]:
+    """The module and all that its results depend on, by its ``SHARED`` and that of these modules."""
+    seen: set[str] = set()
+    queue = [module]
     while queue:
-        name = queue.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node in ast.walk(ast.parse(Path(sys.modules[name].__file__ or "").read_text())):
-            candidates = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                candidates = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                candidates = [alias.name for alias in node.names]
-            queue += [c for c in candidates if c.split(".")[0] in ("attribution", "experiments") and c in sys.modules]
+        if (name := queue.pop()) not in seen:
+            seen.add(name)
+            queue += getattr(importlib.import_module(name), "SHARED", ())
     return seen
 
 
+def code(module: str) -> str:
+    """A module's code without comments, docstrings, imports and formatting."""
+    tree = ast.parse(Path(sys.modules[module].__file__ or "").read_text())
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [line for line in body if not _is_silent(line)]  # pyright: ignore[reportAttributeAccessIssue]
+    return ast.unparse(tree)
+
+
+def _is_silent(line: ast.stmt) -> bool:
+    text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+    return text or isinstance(line, ast.Import | ast.ImportFrom)
+
+
 def digest(cls: type) -> str:
-    """Of the code, without comments, docstrings and layout."""
-    sha = hashlib.sha256()
-    for name in sorted(sources(cls.__module__)):
-        tree = ast.parse(Path(sys.modules[name].__file__ or "").read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                node.body = body[1:]  # pyright: ignore[reportAttributeAccessIssue]
-        sha.update(ast.dump(tree).encode())
-    return sha.hexdigest()[:16]
+    """Of the code of a class's module and the modules that it shares. Where these lie does not matter."""
+    parts = sorted(hashlib.sha256(code(name).encode()).hexdigest() for name in shared(cls.__module__))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 def current() -> dict[str, list]:
-    return {f"{cls.__module__}.{cls.__qualname__}": [cls.VERSION, digest(cls)] for cls in versioned()}
+    return {name: [cls.VERSION, digest(cls)] for name, cls in sorted(named().items())}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_somebody_decided():
-    """Claim: the ledger holds the version and source of every versioned class as they are."""
-    recorded = json.loads(LEDGER.read_text())
-    now = current()
-    changed = [name for name in now if recorded.get(name) != now[name]]
-    assert not changed, HELP.format(name=", ".join(changed))
-    assert recorded.keys() == now.keys()
+def test_changed_code_needs_a_decision():
+    """Claim: version and code of every class in the ledger are as they were. A new class needs no entry."""
+    recorded, now = json.loads(LEDGER.read_text()), current()
+    changed = [name for name in recorded if name in now and recorded[name] != now[name]]
+    assert not changed, HELP.format(names=", ".join(changed))
+    gone = [name for name in recorded if name not in now]
+    assert not gone, GONE.format(names=", ".join(gone))
+
+
+def test_every_class_that_enters_identities_has_a_name_and_a_version():
+    """Claim: concrete classes of the kinds above set both themselves, instead of inheriting those of another class."""
+    concrete = [cls for cls in classes() if issubclass(cls, KINDS) and not inspect.isabstract(cls)]
+    lacking = [cls.__qualname__ for cls in concrete if not {"NAME", "VERSION"} <= cls.__dict__.keys()]
+    assert not lacking, f"set NAME and VERSION in {', '.join(lacking)}"
+    versionless = [name for name, cls in named().items() if "VERSION" not in cls.__dict__]
+    assert not versionless, f"set VERSION in {', '.join(versionless)}"
+
+
+def test_no_two_classes_have_one_name():
+    """Claim: a NAME says which class it is."""
+    count = Counter(cls.__dict__["NAME"] for cls in classes() if "NAME" in cls.__dict__)
+    assert {name: number for name, number in count.items() if number > 1} == {}
+
+
+def test_nodes_have_a_title():
+    """Claim: progress bars name the work of every class of nodes in words of their own."""
+    nodes = [cls for cls in named().values() if issubclass(cls, Node)]
+    assert [cls.__qualname__ for cls in nodes if "TITLE" not in cls.__dict__] == []
 
 
 if __name__ == "__main__":

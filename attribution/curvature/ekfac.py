@@ -24,6 +24,8 @@ from attribution.images import ImageSet
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
+SHARED = ("attribution.curvature.kfac",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EKFAC(KroneckerCurvature):

@@ -26,6 +26,8 @@ from attribution.gradients import coverage, hooks
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
+SHARED = ("attribution.curvature.moments", "attribution.curvature.pseudo")
+
 Sharing = Literal["expand", "reduce"]
 DOUBLE = 8
 

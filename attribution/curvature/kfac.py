@@ -17,6 +17,8 @@ from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, Node, execution
 from attribution.training import Recorded
 
+SHARED = ("attribution.curvature.basis", "attribution.curvature.factors")
+
 
 @dataclass(frozen=True, kw_only=True)
 class KroneckerCurvature(ABC):

@@ -21,6 +21,8 @@ from attribution.images.draws import Draws
 from attribution.measurements import Measure
 from attribution.measurements.base import per_draw
 
+SHARED = ("attribution.gradients.passes",)
+
 
 @dataclass(frozen=True)
 class CurvatureProduct(ABC):

@@ -24,6 +24,8 @@ from attribution.measurements import Inputs, Measure
 from attribution.nodes import Get, execution
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.passes", "attribution.images.philox")
+
 _MASK = 0xFFFFFFFF
 KroneckerLayer = LinearLayer | ConvLayer
 Fisher = Literal["mc", "empirical"]

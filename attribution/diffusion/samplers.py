@@ -22,6 +22,8 @@ from attribution.diffusion.process import Process, noise_schedule
 from attribution.diffusion.schedule import NoiseSchedule
 from attribution.images import philox
 
+SHARED = ("attribution.diffusion.schedule", "attribution.images.philox")
+
 _MASK = 0xFFFFFFFF
 
 

@@ -12,6 +12,8 @@ from attribution.images import Images, ImageSet, philox
 from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 
+SHARED = ("attribution.images.philox",)
+
 
 class Embedding(ABC):
     """Vectors of images; frozen dataclasses, whose fields are their identity."""

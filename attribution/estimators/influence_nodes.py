@@ -32,6 +32,8 @@ from attribution.measurements import Measure
 from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.passes", "attribution.images.bins")
+
 if TYPE_CHECKING:
     from attribution.estimators.influence import KFACInfluence
 

@@ -19,6 +19,8 @@ from attribution.images.draws import Draws
 from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.passes",)
+
 if TYPE_CHECKING:
     from attribution.estimators.lissa import LiSSA
 

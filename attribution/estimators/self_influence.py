@@ -16,6 +16,8 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
+SHARED = ("attribution.gradients.passes",)
+
 
 @dataclass(frozen=True, eq=False)
 class Influence(Arrays):

@@ -21,6 +21,8 @@ from attribution.images.bins import bin_of
 from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.passes", "attribution.images.bins")
+
 if TYPE_CHECKING:
     from attribution.estimators.trajectory import TrajectoryEstimator
 

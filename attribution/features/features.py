@@ -23,6 +23,8 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, Node, execution, key
 from attribution.projection import Identity, Projection, Projector
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.passes",)
+
 FLOAT = 4
 
 

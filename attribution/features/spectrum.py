@@ -16,6 +16,8 @@ from attribution.curvature.basis import eigh
 from attribution.features.features import Features, InnerProducts
 from attribution.nodes import Arrays, Cost, Get, Node
 
+SHARED = ("attribution.curvature.basis",)
+
 DOUBLE = 8
 RESOLUTION = 1e-13
 """What float64 leaves of an eigenvalue, as a share of the largest one."""

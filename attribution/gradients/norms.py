@@ -18,6 +18,8 @@ from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
+SHARED = ("attribution.gradients.passes",)
+
 
 @dataclass(frozen=True, eq=False)
 class Norms(Arrays):

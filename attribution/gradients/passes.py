@@ -10,6 +10,8 @@ from attribution.gradients.per_example import LayerGradients, PerExampleGradient
 from attribution.nodes import Get, key
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.per_example",)
+
 
 def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
     """``⟨q, g⟩`` over all layers: ``[.., Q, out, in]`` with ``[B, out, in]`` gives ``[.., Q, B]``, one GEMM a layer.

@@ -24,6 +24,8 @@ from attribution.gradients.layers import STEP, Layer, pieces
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
 
+SHARED = ("attribution.gradients.convolution", "attribution.gradients.hooks", "attribution.gradients.layers")
+
 LayerGradients = dict[str, Tensor]
 """Layer (module) name → its joint block ``[B, rows, columns]`` (``layers``); tied modules under the first's name."""
 

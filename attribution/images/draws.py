@@ -17,6 +17,8 @@ from torch import Tensor
 
 from attribution.images import philox
 
+SHARED = ("attribution.images.philox",)
+
 _MASK = 0xFFFFFFFF
 
 

@@ -16,6 +16,8 @@ from attribution.diffusion import Denoiser, NoiseSchedule
 from attribution.measurements.base import DDPMMeasure, lookup
 from attribution.measurements.decoder import log_probability, nearest_level, value
 
+SHARED = ("attribution.diffusion.schedule", "attribution.measurements.base", "attribution.measurements.decoder")
+
 
 def small_variances(schedule: NoiseSchedule) -> np.ndarray:
     """The variances σ_t² = β_t (1-ᾱ_{t-1})/(1-ᾱ_t) of q(x_{t-1} | x_t, x_0) (eq. 7), float64 ``[T]``.

@@ -11,6 +11,8 @@ from attribution.measurements.base import Inputs, per_draw
 from attribution.measurements.loss import Loss
 from attribution.measurements.states import TrajectoryMeasure
 
+SHARED = ("attribution.measurements.states",)
+
 
 @dataclass(frozen=True)
 class JourneyLoss(TrajectoryMeasure):

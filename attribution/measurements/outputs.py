@@ -8,6 +8,8 @@ from torch import Tensor
 from attribution.diffusion import Denoiser
 from attribution.measurements.base import Measure
 
+SHARED = ("attribution.diffusion.schedule", "attribution.measurements.base")
+
 
 @dataclass(frozen=True)
 class SquareNorm(Measure):

@@ -12,6 +12,8 @@ from attribution.images.draws import Draws
 from attribution.measurements.base import Inputs, per_draw
 from attribution.measurements.states import TrajectoryMeasure
 
+SHARED = ("attribution.measurements.states",)
+
 _DETERMINISTIC = (
     "measurement=trajectory: a deterministic sampler's trajectories have no density: set diffusion.sampler.eta above 0 and "
     "diffusion.sampler.steps to at least 2, or use diffusion=ddpm"

@@ -8,7 +8,6 @@ library are identified by name. Imports are read from the syntax tree, so a modu
 """
 
 import ast
-import builtins
 import functools
 import hashlib
 import importlib.util
@@ -34,12 +33,13 @@ def in_project(value: Callable[..., Any]) -> bool:
 
 def is_installed(value: Callable[..., Any]) -> bool:
     """Return whether a class or function comes from site-packages or the standard library."""
-    name = _module_of(value)
-    if name == "builtins":  # where code that ran without a module, as by exec, claims to come from
-        return getattr(builtins, value.__qualname__.split(".")[0], None) is not None
-    if (module := sys.modules.get(name)) is None:
-        return False
-    return _installed(name, getattr(module, "__file__", None))
+    name, file = _module_of(value), getattr(sys.modules.get(_module_of(value)), "__file__", None)
+    if file and _INSTALLED & set(Path(file).parts):
+        return True
+    # Classes that exec or make_dataclass made may claim to come from the standard library: builtins, types.
+    first, *nested = getattr(value, "__qualname__", value.__name__).split(".")
+    original = _attribute(name, first) if name in sys.modules else None
+    return _installed(name, file) and original is not None and (bool(nested) or original is value)
 
 
 def public_name(value: Callable[..., Any]) -> str:
@@ -73,7 +73,7 @@ def source_digest(value: Callable[..., Any]) -> str:
     """
     file = getattr(sys.modules.get(value.__module__), "__file__", None)
     path = Path(file) if file else None
-    if path is None or path.suffix != ".py" or not path.is_file() or value.__qualname__.split(".")[0] not in _defined(path):
+    if path is None or path.suffix != ".py" or not path.is_file() or not _defined(path, value.__qualname__):
         raise ValueError(
             f"the source of {value.__module__}.{value.__qualname__} cannot be read, so a change of its code would go unnoticed: "
             "put it into a Python file and import it from there"
@@ -149,11 +149,11 @@ def _file_digest(path: Path) -> str:
 
 
 @functools.cache
-def _defined(path: Path) -> frozenset[str]:
-    """Names that a module defines or assigns, and ``<lambda>``."""
-    nodes = list(ast.walk(_tree(path)))
+def _defined(path: Path, name: str) -> bool:
+    """Return whether the file defines or assigns the first part of a qualified name, or it is that of a lambda."""
+    first, nodes = name.split(".")[0], list(ast.walk(_tree(path)))
     assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    return frozenset({node.name for node in nodes if isinstance(node, _DEFINITIONS)} | assigned | {"<lambda>"})
+    return first.startswith("<") or first in assigned | {node.name for node in nodes if isinstance(node, _DEFINITIONS)}
 
 
 def _package(module: str, path: Path) -> str:

@@ -21,6 +21,8 @@ from attribution.nodes import execution
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
 from attribution.projection.matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
 
+SHARED = ("attribution.projection.base", "attribution.projection.matrices")
+
 
 @dataclass(frozen=True)
 class DenseProjection(Projection):

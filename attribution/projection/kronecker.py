@@ -33,6 +33,8 @@ from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
 from attribution.projection.matrices import normal_rows
 
+SHARED = ("attribution.projection.base", "attribution.projection.matrices")
+
 
 @dataclass(frozen=True)
 class Kronecker(Projection):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from attribution.images import philox
 
+SHARED = ("attribution.images.philox",)
+
 NORMALS, SIGNS = 4, 128
 """How many of them one counter of philox gives."""
 

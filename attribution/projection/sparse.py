@@ -19,6 +19,8 @@ from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
 from attribution.projection.matrices import hashed_rows, rows_at_once
 
+SHARED = ("attribution.projection.base", "attribution.projection.matrices")
+
 
 @dataclass(frozen=True)
 class SJLT(Projection):

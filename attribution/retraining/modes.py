@@ -16,6 +16,8 @@ from attribution.measurements import Inputs, Measure
 from attribution.nodes import execution
 from attribution.retraining.stacking import stacked_losses
 
+SHARED = ("attribution.retraining.stacking",)
+
 State = Mapping[str, Tensor]
 """Tensors of M models by name, ``[M, ...]``."""
 

@@ -25,6 +25,8 @@ from attribution.retraining.stack import BuildOptimizer, Stack
 from attribution.training.fit import Recipe
 from attribution.training.order import batch_rows
 
+SHARED = ("attribution.images.draws", "attribution.retraining.modes", "attribution.retraining.stack", "attribution.training.order")
+
 
 @dataclass(frozen=True)
 class Member:

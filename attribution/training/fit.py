@@ -20,6 +20,8 @@ from attribution.training.module import DiffusionModule
 from attribution.training.order import Batches
 from attribution.training.recorder import Recorder
 
+SHARED = ("attribution.training.module", "attribution.training.order", "attribution.training.recorder")
+
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 

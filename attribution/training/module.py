@@ -16,6 +16,8 @@ from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
 from attribution.training.order import Batch
 
+SHARED = ("attribution.diffusion.schedule", "attribution.images.draws")
+
 
 def training_loss(
     model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, dropout_seed: int, condition: Tensor | None = None

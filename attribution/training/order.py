@@ -15,6 +15,8 @@ from attribution.images import Images, philox
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """``(ids [B], x0 [B, C, H, W], condition [B, ...] or None)``."""
 
+SHARED = ("attribution.images.philox",)
+
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """The number of batches in which an epoch visits every example once; the last one may be smaller."""

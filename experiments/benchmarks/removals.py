@@ -22,6 +22,8 @@ from experiments.models.samples import Samples
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
+SHARED = ("experiments.metrics.common",)
+
 
 @dataclass(frozen=True)
 class Ranking:

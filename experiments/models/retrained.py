@@ -21,6 +21,8 @@ from attribution.training.fit import Recipe
 from experiments.models.trained import TrainedModel
 from experiments.store.progress import track
 
+SHARED = ("attribution.retraining.together",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):

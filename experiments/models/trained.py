@@ -16,6 +16,8 @@ from attribution.training.fit import Hardware, Recipe, fit
 from attribution.training.order import steps_per_epoch
 from experiments.store.progress import track
 
+SHARED = ("attribution.training.fit",)
+
 LoggerFor = Callable[[str], Any]
 """A Lightning logger for the training of the named model, or None."""
 

@@ -11,6 +11,8 @@ from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
 from experiments.queries.sources import PixelClassifier
 
+SHARED = ("experiments.queries.sources",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutOfEach(Queries):
