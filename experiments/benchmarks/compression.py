@@ -1,8 +1,7 @@
-"""What compressing query gradients costs (K-FAC influence, fig. 6): correlation with the uncompressed scores against the ratio."""
+"""Compression of query gradients (K-FAC influence, fig. 6): correlation with the uncompressed scores against the ratio."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from attribution.estimators import Estimator
 from attribution.estimators.influence import KFACInfluence
@@ -11,21 +10,28 @@ from attribution.gradients.compression import Compression, Uncompressed
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant, variants_of
 from experiments.figures.mappings import mappings
-from experiments.metrics import common as metrics
+from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.correlation import pearson, spearman
 from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
 from experiments.report.report import Report
+from experiments.report.row import Levels, Row
 
-HOW = ("compression", "kind", "ratio")
+COMPRESSION = ("compression", "kind", "ratio")
+"""The settings by which rows name a compression: its own name, that of its family, bytes before over bytes after."""
+
+Compressed = tuple[str, str, float]
+"""Values of ``COMPRESSION``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionFidelity(Benchmark):
-    """Each estimator under each of ``compressions``, beside itself without.
+    """Each estimator with each of ``compressions``, compared with itself without compression.
 
-    They share the queries' gradients, and as many of them a pass over the training set as ``estimator.query_batch`` allows.
+    All share the queries' gradients, and as many of them a pass over the training set as ``estimator.query_batch`` allows.
     """
 
     queries: Mapping[str, Queries]
@@ -38,35 +44,25 @@ class CompressionFidelity(Benchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         runs = list(self._runs(experiment, estimators))
         references: dict[tuple[str, str], list[Variant]] = {}
-        scores = get.many([node for *_, node in runs])
-        for (kind, name, estimator, node), found in zip(runs, scores, strict=True):
-            variants = variants_of(name, estimator, node, found)
+        compressed: dict[tuple[str, Compressed], list[tuple[Variant, Variant]]] = {}
+        for (kind, name, estimator, node), scores in zip(runs, get.many([node for *_, node in runs]), strict=True):
+            variants = variants_of(name, estimator, node, scores)
             if isinstance(estimator.compression, Uncompressed):
                 references[kind, name] = variants
                 continue
-            basis = get(estimator.curvature.basis(experiment.record, experiment.train, estimator.flips))
-            shapes = [values.shape for values in basis.values.values()]
-            ratio = sum(map(Uncompressed().size, shapes)) / sum(map(estimator.compression.size, shapes))
-            how = {"compression": estimator.compression.label, "kind": estimator.compression.kind, "ratio": round(ratio, 2)}
-            for variant, reference in zip(variants, references[kind, name], strict=True):
-                for row in self._rows(variant, reference):
-                    swept = {**variant.settings, **how}
-                    report.add([{"benchmark": "compression", "queries": kind, **row, "swept": swept}])
-        drawn = [
-            {**row, **row["swept"], "swept": {n: v for n, v in row["swept"].items() if n not in HOW}}
-            for row in mappings(report.rows)
-        ]
-        report.figure("compression", figures.compression(drawn))
-
-    def _rows(self, variant: Variant, reference: Variant) -> Iterator[dict[str, Any]]:
-        for metric in (metrics.pearson, metrics.spearman):
-            agreement = metric(variant.scores.values, reference.scores.values)
-            estimate = metrics.bootstrap_mean(agreement, seed=self.seed)
-            yield {**variant.row, "metric": metric.__name__, **estimate._asdict()}
+            values = estimator.compression.label, estimator.compression.kind, _ratio(estimator, experiment, get)
+            pairs = zip(variants, references[kind, name], strict=True)
+            compressed.setdefault((kind, values), []).extend(pairs)
+        bootstrap, rows = Bootstrap(seed=self.seed), []
+        for (kind, values), pairs in compressed.items():
+            rows += report.add(_rows(pairs, kind, values, bootstrap))
+        shown = [row for row in rows if row.minus is None]
+        report.figure("compression", figures.compression([_drawn(row) for row in mappings(shown)]))
 
     def _runs(
         self, experiment: Experiment, estimators: Mapping[str, Estimator]
     ) -> Iterator[tuple[str, str, KFACInfluence, Node[Scores]]]:
+        """The kind of queries, the estimator's name, the estimator with one compression, and its scores."""
         for kind, queries in self.queries.items():
             for name, estimator in estimators.items():
                 if not isinstance(estimator, KFACInfluence):
@@ -76,3 +72,29 @@ class CompressionFidelity(Benchmark):
                 for compression in (Uncompressed(), *self.compressions):
                     compressed = replace(estimator, compression=compression)
                     yield kind, name, compressed, compressed.scores(experiment.record, experiment.train, queries.node(experiment))
+
+
+def _ratio(estimator: KFACInfluence, experiment: Experiment, get: Get) -> float:
+    """Bytes of a query's gradients before compression over bytes after."""
+    basis = get(estimator.curvature.basis(experiment.record, experiment.train, estimator.flips))
+    shapes = [values.shape for values in basis.values.values()]
+    return round(sum(map(Uncompressed().size, shapes)) / sum(map(estimator.compression.size, shapes)), 2)
+
+
+def _rows(pairs: Sequence[tuple[Variant, Variant]], kind: str, values: Compressed, bootstrap: Bootstrap) -> Iterator[Row]:
+    """The correlations of scores under one compression with the uncompressed scores, of all estimators."""
+    for metric in (pearson, spearman):
+        yield from compare(
+            [variant.subject for variant, _ in pairs],
+            [bootstrap.mean(metric(variant.scores.values, reference.scores.values)) for variant, reference in pairs],
+            benchmark="compression",
+            metric=metric.__name__,
+            queries=kind,
+            levels=Levels(random=0.0, maximum=1.0),
+            swept=dict(zip(COMPRESSION, values, strict=True)),
+        )
+
+
+def _drawn(row: dict) -> dict:
+    """The row with its compression beside its swept settings, as the figure takes it."""
+    return {**row, **row["swept"], "swept": {name: value for name, value in row["swept"].items() if name not in COMPRESSION}}

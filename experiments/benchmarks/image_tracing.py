@@ -1,9 +1,8 @@
-"""Image tracing (ReTrac §6.1, figures 4, 5, 13): are an image's proponents from the source that the image is from?"""
+"""Image tracing (ReTrac §6.1, figures 4, 5, 13): are the proponents of an image from the image's own source?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,28 +13,32 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.compare import compare
+from experiments.benchmarks.source_precision import of_source, precision_rows
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, is_whole, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.figures.mappings import mappings
-from experiments.metrics import common as metrics
-from experiments.metrics import precision as tracing_metrics
+from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.precision import auroc
 from experiments.models.experiment import Experiment
 from experiments.queries import sources
 from experiments.queries.by_source import OfEachSource
 from experiments.queries.choices import Queries
 from experiments.queries.sources import UNKNOWN, PixelClassifier
 from experiments.report.report import Report
+from experiments.report.row import Levels, Row, Subject
 
+BENCHMARK = "image_tracing"
 SHARE = "own source among the top k"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTracing(Benchmark):
-    """Share of the top k proponents that are of the query's own source, for the queries of each source, over k.
+    """The share of the top k proponents that are from the query's source, for the queries of each source, over k.
 
-    ``sources`` names the labels of the training set. Queries without a label, as generated ones, are of the source that a
-    classifier sees in their pixels; how often it is right on held-out images is reported. ``rows`` queries of each source are
-    shown with ``shown`` proponents, those of another source boxed.
+    ``sources`` names the labels of the training set. A query without a label, such as a generated one, gets the label that a
+    classifier of pixels predicts; the classifier's recall on held-out images is reported. The figures show ``rows`` queries of each
+    source with ``shown`` proponents; proponents from another source have a box.
     """
 
     queries: Mapping[str, Queries]
@@ -51,76 +54,64 @@ class ImageTracing(Benchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes = self._scores(experiment, estimators)
         scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
-        train, classifier = get(experiment.train), PixelClassifier(get(experiment.train))
+        train, classifier, bootstrap = get(experiment.train), PixelClassifier(get(experiment.train)), Bootstrap(seed=self.seed)
+        precisions = []
         for kind, queries in self.queries.items():
             node = queries.node(experiment)
             images, pool = get(node), get(node.pool if isinstance(node, OfEachSource) else node)
             labels = classifier.labels(images)
-            if (pool.label == UNKNOWN).any():
-                told, recall = classifier.labels(pool)[pool.label == UNKNOWN], classifier.recall(experiment.data.load().validation)
-                report.add(self._told(kind, told, recall, train))
+            if (unlabelled := pool.label == UNKNOWN).any():
+                recall = classifier.recall(experiment.data.load().validation)
+                report.add(self._classified(kind, classifier.labels(pool)[unlabelled], recall, train))
             variants = [
                 variant
                 for name, estimator in estimators.items()
                 for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
             ]
             for label, source in self.sources.items():
-                chosen = np.flatnonzero(labels == label)
-                if not len(chosen):
+                rows = np.flatnonzero(labels == label)
+                if not len(rows):
                     print(f"{kind} queries: none of {len(labels)} is of the source {source}, which is left out")
                     continue
-                common = {"benchmark": "image_tracing", "queries": f"{kind} {source}", "queries_n": len(chosen)}
-                report.add({**common, **row} for row in self._rows(variants, chosen, train.label == label))
-                self._proponents(report, f"{kind}_{source}", images, train, variants, chosen, label)
-        rows = [row for row in mappings(report.rows) if row.get("k") is not None and row.get("random") is not None]
-        report.figure("precision", figures.over_k([row for row in rows if is_whole(row.get("swept") or {})], SHARE))
-        sweep_figures(report, rows)
+                name, in_source = of_source(kind, source), train.label == label
+                at_k = precision_rows(variants, rows, in_source, self.k, bootstrap, benchmark=BENCHMARK, queries=name)
+                precisions += report.add(at_k)
+                report.add(_auroc_rows(variants, rows, in_source, bootstrap, name))
+                self._proponents(report, f"{kind}_{source}", images, train, variants, rows, label)
+        precisions = [row for row in precisions if row.minus is None]
+        of_all_timesteps = [row for row in precisions if row.subject.all_timesteps]
+        report.figure("precision", figures.over_k(mappings(of_all_timesteps), SHARE))
+        sweep_figures(report, precisions)
 
-    def _rows(self, variants: Sequence[Variant], chosen: np.ndarray, own: np.ndarray) -> Iterator[dict[str, Any]]:
-        """``chosen``: the rows of the scores with the queries of one source; ``own [N]``: the training images of that source."""
-        values = [variant.scores.values[chosen] for variant in variants]
-        tops = [metrics.top_k(v, max(self.k)) for v in values]
-        measured = [
-            (
-                {"metric": f"precision@{k}", "k": k},
-                [tracing_metrics.precision(top, own, k) for top in tops],
-                {"random": tracing_metrics.random_precision(own), "maximum": tracing_metrics.maximum_precision(own, k)},
-            )
-            for k in self.k
-        ]
-        measured.append(({"metric": "auroc"}, [tracing_metrics.auroc(v, own) for v in values], {"random": 0.5, "maximum": 1.0}))
-        for metric, of_queries, levels in measured:
-            for variant, queries in zip(variants, of_queries, strict=True):
-                yield {**variant.row, **metric, **metrics.bootstrap_mean(queries, seed=self.seed)._asdict(), **levels}
-            for variant, queries in list(zip(variants, of_queries, strict=True))[1:]:
-                if variant.whole:
-                    difference = metrics.bootstrap_mean(of_queries[0] - queries, seed=self.seed)
-                    label = f"{variants[0].label} − {variant.label}"
-                    yield {"estimator": label, **metric, **difference._asdict(), "scores": [variants[0].origin, variant.origin]}
-
-    def _told(
-        self, kind: str, told: np.ndarray, recall: Mapping[int, Mapping[str, Any]], train: Images
-    ) -> Iterator[dict[str, Any]]:
+    def _classified(self, kind: str, labels: np.ndarray, recall: Mapping[int, np.ndarray], train: Images) -> Iterator[Row]:
+        """How many images without a label the classifier assigns to each source, and how often it is right on held-out images."""
         for label, source in self.sources.items():
-            row = {"benchmark": "image_tracing", "queries": kind, "estimator": f"told to be {source}, by pixels"}
-            training = float((train.label == label).mean())
-            yield {**row, "metric": "share_of_images", **sources.share(told == label), "share_of_training": training}
+            shared = {"benchmark": BENCHMARK, "queries": kind, "subject": Subject(f"classified as {source} by pixels")}
+            about = {"n": len(labels), "share_of_training": float((train.label == label).mean())}
+            yield Row(metric="share_of_images", estimate=sources.share(labels == label), about=about, **shared)
             if label in recall:
-                yield {**row, "metric": "recall_on_held_out", **recall[label], "random": 1 / len(self.sources)}
+                yield Row(
+                    metric="recall_on_held_out",
+                    estimate=sources.share(recall[label]),
+                    levels=Levels(random=1 / len(self.sources)),
+                    about={"n": len(recall[label])},
+                    **shared,
+                )
 
     def _proponents(
-        self, report: Report, name: str, images: Images, train: Images, variants: Sequence[Variant], chosen: np.ndarray, label: int
+        self, report: Report, name: str, images: Images, train: Images, variants: Sequence[Variant], rows: np.ndarray, label: int
     ) -> None:
-        whole = {v.label: v.scores.values for v in variants if v.whole}
+        """The figure of the proponents of the first of ``rows``, queries of the source with a label."""
+        shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
         others = np.flatnonzero(train.label != label).tolist()
         figure = figures.proponents(
             images,
             train,
-            whole,
-            rows=chosen[: self.rows].tolist(),
+            shown,
+            rows=rows[: self.rows].tolist(),
             top=self.shown,
             neutral=0,
-            boxed=dict.fromkeys(whole, others),
+            boxed=dict.fromkeys(shown, others),
             boxed_means=f"not of the query's source, {self.sources[label]}",
         )
         report.figure(f"proponents_{name}", figure)
@@ -130,8 +121,23 @@ class ImageTracing(Benchmark):
         return scores_of(experiment, estimators, self.queries)
 
     def _check(self, train: Images) -> None:
-        """Before anything is trained: what would fail at the end."""
+        """Check the settings before anything is trained."""
         sources.check(self.sources, train)
         listed("benchmark.k", self.k, partial(whole, least=1, most=len(train)))  # of the training images
         for name in ("rows", "shown"):
             whole(f"benchmark.{name}", getattr(self, name), 1)
+
+
+def _auroc_rows(
+    variants: Sequence[Variant], rows: np.ndarray, in_source: np.ndarray, bootstrap: Bootstrap, queries: str
+) -> list[Row]:
+    """The AUROC of scores as detectors of the query's source, for the queries in ``rows``."""
+    return compare(
+        [variant.subject for variant in variants],
+        [bootstrap.mean(auroc(variant.scores.values[rows], in_source)) for variant in variants],
+        benchmark=BENCHMARK,
+        metric="auroc",
+        queries=queries,
+        levels=Levels(random=0.5, maximum=1.0),
+        about={"queries_n": len(rows)},
+    )

@@ -1,9 +1,8 @@
-"""Outlier detection (ReTrac §6.3, table 2, figures 15, 16): have the few images of another source the largest self-influences?"""
+"""Outlier detection (ReTrac §6.3, table 2, figures 15, 16): do images of another source have the largest self-influences?"""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,26 +14,30 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.compare import compare
 from experiments.figures.mappings import mappings
-from experiments.metrics import precision as tracing_metrics
+from experiments.metrics.bootstrap import RESAMPLES, Bootstrap, Statistic
+from experiments.metrics.precision import maximum_precision, random_precision
+from experiments.metrics.weighted_ranking import WeightedRanking
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
+from experiments.report.row import Levels, Row, Subject
 
-_Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Self-influences ``[N]``, which are outliers ``[N]``, weights ``[B, N]`` -> ``[B]``."""
+Metric = Callable[[WeightedRanking], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outlier(Benchmark):
     """Self-influence as a score of being an outlier: the training images with the label ``outlier`` against all others.
 
-    Reported are the share of outliers among the k largest self-influences, AUROC and average precision, with intervals from
-    ``resamples`` of the training images; shown are the ``shown`` largest of all and of the inliers.
+    The rows are the share of outliers among the k largest self-influences, AUROC and average precision, with intervals from
+    ``resamples`` of the outliers and of the other training images. The figures show the ``shown`` largest self-influences of all
+    training images and of the inliers.
     """
 
     outlier: int
     k: Sequence[int] = (10, 20, 40, 100)
-    resamples: int = 1000
+    resamples: int = RESAMPLES
     seed: int = 0
     shown: int = 24
 
@@ -43,42 +46,51 @@ class Outlier(Benchmark):
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes = self._nodes(experiment, estimators)
-        found = dict(zip(nodes, get.many(list(nodes.values()), "self-influence"), strict=True))
+        influences = get.many(list(nodes.values()), "self-influence")
         train = get(experiment.train)
         outliers = train.label == self.outlier
-        values = {name: np.asarray(influence.values) for name, influence in found.items()}
-        origins = {name: node.fingerprint for name, node in nodes.items()}
-        report.add({"benchmark": "outlier", **row} for row in self._rows(values, origins, outliers))
-        shares = [row for row in mappings(report.rows) if row.get("k") is not None and row.get("random") is not None]
-        report.figure("outlier_share", figures.over_k(shares, "outliers among the top k"))
-        for name, influence in values.items():
+        subjects = [Subject(name, scores=node.fingerprint) for name, node in nodes.items()]
+        values = [np.asarray(influence.values) for influence in influences]
+        rows = report.add(self._rows(subjects, values, outliers))
+        shares = [row for row in rows if "k" in row.about and row.minus is None]
+        report.figure("outlier_share", figures.over_k(mappings(shares), "outliers among the top k"))
+        for name, influence in zip(nodes, values, strict=True):
             report.figure(f"self_influence_{name}", self._grid(train, influence, outliers))
 
-    def _rows(self, values: Mapping[str, np.ndarray], origins: Mapping[str, str], outliers: np.ndarray) -> Iterator[dict[str, Any]]:
-        # The first "resample" is the training set itself.
-        drawn = np.concatenate([np.ones((1, len(outliers))), tracing_metrics.resamples(outliers, self.resamples, self.seed)])
-        for metric, measure, levels in self._metrics(outliers):
-            measured = {name: measure(influence, outliers, drawn) for name, influence in values.items()}
-            for name, values_of in measured.items():
-                estimate = tracing_metrics.estimate(values_of[0], values_of[1:])
-                yield {"estimator": name, **metric, **estimate._asdict(), **levels, "scores": origins[name]}
-            first, *others = measured
-            for other in others:
-                difference = measured[first] - measured[other]
-                estimate = tracing_metrics.estimate(difference[0], difference[1:])
-                both = [origins[first], origins[other]]
-                yield {"estimator": f"{first} − {other}", **metric, **estimate._asdict(), "scores": both}
+    def _rows(self, subjects: Sequence[Subject], influences: Sequence[np.ndarray], outliers: np.ndarray) -> list[Row]:
+        """The rows of every metric, from self-influences ``[N]`` of each subject."""
+        rare = random_precision(outliers)
+        metrics: dict[str, Metric] = {f"outlier_share@{k}": partial(WeightedRanking.share, k=k) for k in self.k}
+        levels = {f"outlier_share@{k}": Levels(random=rare, maximum=maximum_precision(outliers, k)) for k in self.k}
+        about = {f"outlier_share@{k}": {"k": k} for k in self.k}
+        metrics |= {"auroc": WeightedRanking.auroc, "average_precision": WeightedRanking.average_precision}
+        levels |= {"auroc": Levels(random=0.5, maximum=1.0), "average_precision": Levels(random=rare, maximum=1.0)}
+        by_subject = [self._statistics(influence, outliers, metrics) for influence in influences]
+        rows = []
+        for metric in metrics:
+            values = [statistics[metric] for statistics in by_subject]
+            about_metric = about.get(metric, {})
+            rows += compare(subjects, values, benchmark="outlier", metric=metric, levels=levels[metric], about=about_metric)
+        return rows
 
-    def _metrics(self, outliers: np.ndarray) -> Iterator[tuple[dict[str, Any], _Measure, dict[str, float]]]:
-        """Name, function and levels of all that is reported."""
-        rare = tracing_metrics.random_precision(outliers)
-        for k in self.k:
-            levels = {"random": rare, "maximum": tracing_metrics.maximum_precision(outliers, k)}
-            yield {"metric": f"outlier_share@{k}", "k": k}, partial(tracing_metrics.weighted_share, k=k), levels
-        yield {"metric": "auroc"}, tracing_metrics.weighted_auroc, {"random": 0.5, "maximum": 1.0}
-        yield {"metric": "average_precision"}, tracing_metrics.weighted_average_precision, {"random": rare, "maximum": 1.0}
+    def _statistics(self, influence: np.ndarray, outliers: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, Statistic]:
+        """Each metric of the ranking by ``influence [N]``.
+
+        The numbers of outliers and of others are part of the experiment's design: they, and so the levels, are the same in every
+        resample.
+        """
+        bootstrap = Bootstrap(self.resamples, self.seed, {"examples": outliers})
+        N = len(outliers)
+        ranking = WeightedRanking.of(influence, outliers, np.ones((1, N)))
+        spread: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+        for weights in bootstrap.blocks("examples", N):
+            resampled = WeightedRanking.of(influence, outliers, weights)
+            for name, metric in metrics.items():
+                spread[name].append(metric(resampled))
+        return {name: Statistic.of(metric(ranking)[0], np.concatenate(spread[name])) for name, metric in metrics.items()}
 
     def _grid(self, train: Images, influence: np.ndarray, outliers: np.ndarray) -> Figure:
+        """The figure of the training images with the largest self-influences."""
         order = np.argsort(-influence, kind="stable")
         first, inliers = order[: self.shown], order[~outliers[order]][: self.shown]
         lists = {"largest self-influence": first, "largest self-influence of inliers": inliers}
@@ -86,15 +98,15 @@ class Outlier(Benchmark):
 
     def _nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, SelfInfluence]:
         self._check(experiment.data.load().train)
-        found = {}
+        nodes = {}
         for name, estimator in estimators.items():
             if not isinstance(estimator, TrajectoryEstimator):
                 raise ValueError(f"benchmark=outlier: estimator={name} has no self-influence; choose tracin or retrac")
-            found[name] = SelfInfluence(estimator, experiment.record, experiment.train)
-        return found
+            nodes[name] = SelfInfluence(estimator, experiment.record, experiment.train)
+        return nodes
 
     def _check(self, train: Images) -> None:
-        """Before anything is trained: what would fail at the end."""
+        """Check the settings before anything is trained."""
         labels, N = np.unique(train.label).tolist(), len(train)
         if self.outlier not in labels or len(labels) < 2:
             raise ValueError(

@@ -1,9 +1,8 @@
-"""Fewer timesteps on the query side (ReTrac §5.1, app. E, tables 3-5): how near do scores stay to those from all of them?"""
+"""Fewer timesteps on the query side (ReTrac §5.1, app. E, tables 3-5): how close are the scores to those from all timesteps?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -15,19 +14,26 @@ from attribution.images import Images
 from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.nodes import Get, Node
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.compare import compare, pairs
+from experiments.benchmarks.source_precision import of_source, precision_rows
 from experiments.benchmarks.timestep_bias import replaying_only
+from experiments.benchmarks.variants import Variant
 from experiments.figures.mappings import mappings
 from experiments.figures.sparse import sparse_timesteps
-from experiments.metrics import common as metrics
-from experiments.metrics import precision as tracing_metrics
+from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.correlation import spearman, split_half_spearman
+from experiments.metrics.estimate import Estimate
 from experiments.models.experiment import Experiment
 from experiments.queries.choices import Queries
 from experiments.report.report import Report
+from experiments.report.row import Levels, Row, Subject
 from experiments.speed.queries import query_seconds
 from experiments.speed.timing import quotient
 
 NAME = "sparse_timesteps"
 ALL = "all"
+SETTING = "timesteps"
+"""The name that rows give to the choice of timesteps."""
 SPEARMAN, FASTER = "spearman_with_all", "times_faster"
 SOURCES = 2
 
@@ -36,9 +42,10 @@ SOURCES = 2
 class SparseTimesteps(Benchmark):
     """Each estimator with ``n`` even timesteps, with the one timestep ``fixed``, and with one random timestep for each query.
 
-    Its draws alone are replaced. Reported are Spearman's correlation over training examples with the scores from all T timesteps,
-    a mean over queries; how many times faster the query side is than with all T (``repeats`` rounds of all, in turns, of the first
-    query); and for data of two labels the share of the top ``k`` proponents that have the query's. ``noises`` at each timestep.
+    Only the estimator's draws are replaced; there are ``noises`` draws at each timestep. The rows are Spearman's correlation over
+    training examples with the scores from all T timesteps, a mean over queries; how many times faster the query side is than with
+    all T (``repeats`` rounds, in each of which all are timed in turn with the first query); and for data of two labels the share of
+    the top ``k`` proponents that have the query's label.
     """
 
     queries: Mapping[str, Queries]
@@ -53,88 +60,66 @@ class SparseTimesteps(Benchmark):
         return list(self._scores(experiment, self._checked(experiment, estimators)).values())
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        replaying = self._checked(experiment, estimators)
+        replaying, bootstrap = self._checked(experiment, estimators), Bootstrap(seed=self.seed)
         nodes, train = self._scores(experiment, replaying), get(experiment.train)
-        schemes = list(self._schemes(experiment.diffusion.process.T))
+        schemes, rows = list(self._schemes(experiment.diffusion.process.T)), []
         for kind, queries in self.queries.items():
-            images = get(queries.node(experiment))
-            scores = {(name, scheme): get(nodes[kind, name, scheme]) for name in replaying for scheme in schemes}
-            rows = [*self._agreement(scores, list(replaying), schemes)]
+            variants = [
+                Variant(Subject(name, {SETTING: scheme}, nodes[kind, name, scheme].fingerprint), get(nodes[kind, name, scheme]))
+                for name in replaying
+                for scheme in schemes
+            ]
+            rows += report.add(_agreement(variants, kind, bootstrap))
             if len(np.unique(train.label)) == SOURCES:
-                rows += self._precision(scores, list(replaying), schemes, train, images)
-            origins = {(name, scheme): nodes[kind, name, scheme].fingerprint for name in replaying for scheme in schemes}
-            report.add(
-                {"benchmark": NAME, "queries": kind, "scores": origins.get((row["estimator"], row["swept"]["timesteps"])), **row}
-                for row in rows
-            )
+                rows += report.add(self._precisions(variants, kind, train, get(queries.node(experiment)), bootstrap))
         for name, estimator in replaying.items():
-            report.add({"benchmark": NAME, "estimator": name, **row} for row in self._times(experiment, estimator, get))
-        shown = [row for row in mappings(report.rows) if row["benchmark"] == NAME and "−" not in row["estimator"]]
+            rows += report.add(self._times(experiment, name, estimator, get))
+        shown = mappings(row for row in rows if row.minus is None)
         report.figure(NAME, sparse_timesteps(shown, SPEARMAN, FASTER))
 
-    def _agreement(
-        self, scores: Mapping[tuple[str, str], Scores], names: Sequence[str], schemes: Sequence[str]
-    ) -> Iterator[dict[str, Any]]:
-        found = {(name, scheme): metrics.spearman(of.values, scores[name, ALL].values) for (name, scheme), of in scores.items()}
-        for name in names:
-            halves = scores[name, ALL].halves
-            assert halves is not None  # T is at least 2
-            level = {"random": 0.0, "maximum": 1.0, "ceiling": float(_whole(metrics.split_half_spearman(halves)).mean())}
-            for scheme in schemes[1:]:
-                yield {**_row(name, SPEARMAN, scheme), **self._mean(found[name, scheme]), **level}
-        for name in names[1:]:
-            for scheme in schemes[1:]:
-                difference = self._mean(found[names[0], scheme] - found[name, scheme])
-                yield {**_row(f"{names[0]} − {name}", SPEARMAN, scheme), **difference}
-
-    def _precision(
-        self,
-        scores: Mapping[tuple[str, str], Scores],
-        names: Sequence[str],
-        schemes: Sequence[str],
-        train: Images,
-        images: Images,
-    ) -> Iterator[dict[str, Any]]:
-        """Share of the top k that have the query's label, for the queries of each label."""
+    def _precisions(
+        self, variants: Sequence[Variant], kind: str, train: Images, images: Images, bootstrap: Bootstrap
+    ) -> Iterator[Row]:
+        """Precision by source, for the queries of each label; besides the differences of estimators, all minus fewer timesteps."""
+        subjects = [variant.subject for variant in variants]
+        full = {subject.name: a for a, subject in enumerate(subjects) if subject.settings[SETTING] == ALL}
+        fewer = [(full[subject.name], b) for b, subject in enumerate(subjects) if b not in full.values()]
         for label in np.unique(train.label).tolist():
-            chosen, own = np.flatnonzero(images.label == label), train.label == label
-            if not len(chosen):
-                continue
-            metric = f"precision@{self.k}_of_label_{label}"
-            levels = {"random": tracing_metrics.random_precision(own), "maximum": tracing_metrics.maximum_precision(own, self.k)}
-            found = {
-                key: tracing_metrics.precision(metrics.top_k(of.values[chosen], self.k), own, self.k) for key, of in scores.items()
-            }
-            for (name, scheme), shares in found.items():
-                yield {**_row(name, metric, scheme), **self._mean(shares), **levels, "queries_n": len(chosen)}
-            for name in names:
-                for scheme in schemes[1:]:
-                    difference = self._mean(found[name, ALL] - found[name, scheme])
-                    yield {**_row(name, metric, f"{ALL} − {scheme}"), **difference}
-            for name in names[1:]:
-                for scheme in schemes:
-                    difference = self._mean(found[names[0], scheme] - found[name, scheme])
-                    yield {**_row(f"{names[0]} − {name}", metric, scheme), **difference}
+            rows = np.flatnonzero(images.label == label)
+            if len(rows):
+                yield from precision_rows(
+                    variants,
+                    rows,
+                    train.label == label,
+                    [self.k],
+                    bootstrap,
+                    benchmark=NAME,
+                    queries=of_source(kind, label),
+                    differences=[*pairs(subjects), *fewer],
+                )
 
-    def _times(self, experiment: Experiment, estimator: TrajectoryEstimator, get: Get) -> Iterator[dict[str, Any]]:
-        """The median of the rounds' ratios, with their quartiles; ``maximum``: the ratio of the numbers of passes.
+    def _times(self, experiment: Experiment, name: str, estimator: TrajectoryEstimator, get: Get) -> Iterator[Row]:
+        """The median of the ratios in all rounds with their quartiles; the maximum is the ratio of the numbers of passes.
 
-        Measured anew by every run: how busy the machine is belongs in no store.
+        Every run measures the times again: they depend on the machine's load and are not stored.
         """
         schemes = self._schemes(experiment.diffusion.process.T)
         queries = next(iter(self.queries.values())).node(experiment)
         seconds = query_seconds(estimator, experiment.record, queries, schemes, self.repeats, get)
-        for name in list(schemes)[1:]:
-            row = quotient(seconds[ALL], seconds[name])
-            times = {"seconds": row.pop("reference_seconds"), "seconds_with_all": row.pop("seconds")}
-            most = schemes[ALL].count / schemes[name].count
-            yield {"metric": FASTER, "swept": {"timesteps": name}, **row, **times, "maximum": most}
-
-    def _mean(self, values: np.ndarray) -> dict[str, float]:
-        return metrics.bootstrap_mean(values, seed=self.seed)._asdict()
+        for scheme in list(schemes)[1:]:
+            ratio = quotient(seconds[ALL], seconds[scheme])
+            times = {"seconds": ratio["reference_seconds"], "seconds_with_all": ratio["seconds"]}
+            yield Row(
+                benchmark=NAME,
+                metric=FASTER,
+                subject=Subject(name, {SETTING: scheme}),
+                estimate=Estimate(ratio["value"], ratio["low"], ratio["high"], level=0.5),
+                levels=Levels(maximum=schemes[ALL].count / schemes[scheme].count),
+                about={**times, "repeats": ratio["repeats"]},
+            )
 
     def _schemes(self, T: int) -> dict[str, DrawScheme]:
-        """All T timesteps first."""
+        """The choices of timesteps by name, first all T."""
         return {
             ALL: Even(T, self.noises, self.seed),
             **{f"{n} even": Even(n, self.noises, self.seed) for n in sorted(self.n, reverse=True)},
@@ -145,7 +130,7 @@ class SparseTimesteps(Benchmark):
     def _scores(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator]
     ) -> dict[tuple[str, str, str], Node[Scores]]:
-        """By kind of queries, estimator and scheme."""
+        """The scores by kind of queries, estimator and choice of timesteps."""
         return {
             (kind, name, scheme): replace(estimator, draws=draws).scores(
                 experiment.record, experiment.train, queries.node(experiment)
@@ -156,7 +141,7 @@ class SparseTimesteps(Benchmark):
         }
 
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
-        """Before anything is trained: what would fail at the end."""
+        """Check the settings before anything is trained."""
         T, train = experiment.diffusion.process.T, experiment.data.load().train
         listed("benchmark.n", self.n, partial(whole, least=1, most=T - 1))
         whole("benchmark.fixed", self.fixed, 1, T)
@@ -169,10 +154,23 @@ class SparseTimesteps(Benchmark):
         return replaying_only(estimators, NAME)
 
 
-def _row(estimator: str, metric: str, timesteps: str) -> dict[str, Any]:
-    return {"estimator": estimator, "metric": metric, "swept": {"timesteps": timesteps}}
+def _agreement(variants: Sequence[Variant], kind: str, bootstrap: Bootstrap) -> list[Row]:
+    """Spearman's correlation with the scores of the same estimator from all timesteps."""
+    full = {variant.subject.name: variant.scores for variant in variants if variant.subject.settings[SETTING] == ALL}
+    fewer = [variant for variant in variants if variant.subject.settings[SETTING] != ALL]
+    ceilings = {name: _ceiling(scores) for name, scores in full.items()}
+    return compare(
+        [variant.subject for variant in fewer],
+        [bootstrap.mean(spearman(v.scores.values, full[v.subject.name].values)) for v in fewer],
+        benchmark=NAME,
+        metric=SPEARMAN,
+        queries=kind,
+        levels=[Levels(random=0.0, ceiling=ceilings[variant.subject.name], maximum=1.0) for variant in fewer],
+    )
 
 
-def _whole(reliability: np.ndarray) -> np.ndarray:
-    """What two independent wholes would agree in, from the agreement of halves: 2 r / (1 + r) (Spearman-Brown)."""
-    return 2 * reliability / (1 + reliability)
+def _ceiling(scores: Scores) -> float:
+    """The agreement 2 r / (1 + r) of two independent scores, from the agreement r of halves (Spearman-Brown); mean over queries."""
+    assert scores.halves is not None  # T is at least 2
+    halves = split_half_spearman(scores.halves)
+    return float((2 * halves / (1 + halves)).mean())

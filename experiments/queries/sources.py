@@ -1,48 +1,50 @@
-"""Where an image is from: a classifier for images that nobody labelled."""
+"""The source of an image: a classifier of pixels for images without a label."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from attribution.images import Images
-from experiments.metrics.common import Estimate
+from experiments.metrics.estimate import Estimate
 
 UNKNOWN = -1
-"""The label of an image whose source nobody says."""
+"""The label of an image of unknown source."""
 
 
 class PixelClassifier:
-    """Logistic regression from pixels to the labels of ``train``, every label of the same total weight."""
+    """Logistic regression from pixels to the labels of ``train``, every label with the same total weight."""
 
     def __init__(self, train: Images):
         self._model = LogisticRegression(max_iter=5000, class_weight="balanced").fit(_pixels(train), train.label)
 
     def labels(self, images: Images) -> np.ndarray:
-        """``[N]``: the label where the image has one, else what its pixels say."""
+        """The label of each image, ``[N]``: its own where it has one, otherwise the predicted one."""
         return np.where(images.label == UNKNOWN, self._model.predict(_pixels(images)), images.label)
 
-    def recall(self, held_out: Images) -> dict[int, dict[str, Any]]:
-        """For each label in ``held_out``, the share of its images that are told right, as ``share`` gives it."""
-        told = self._model.predict(_pixels(held_out))
-        labels = np.unique(held_out.label).tolist()
-        return {label: share(told[held_out.label == label] == label) for label in labels}
+    def recall(self, held_out: Images) -> dict[int, np.ndarray]:
+        """For each label in ``held_out``, which of its images are classified correctly, bool."""
+        predicted = self._model.predict(_pixels(held_out))
+        return {label: predicted[held_out.label == label] == label for label in np.unique(held_out.label).tolist()}
 
 
-def share(hits: np.ndarray) -> dict[str, Any]:
-    """How many of some independent images are hits, with the exact 95 % interval (Clopper & Pearson 1934).
+def share(hits: np.ndarray) -> Estimate:
+    """The share of hits among independent images, with the exact 95 % interval (Clopper & Pearson 1934).
 
-    Its ends differ where all of few images are hits too, where a bootstrap knows no doubt.
+    Its ends differ even if all of a few images are hits; a bootstrap interval would have no width.
     """
     count = binomtest(int(hits.sum()), len(hits))
     low, high = count.proportion_ci(0.95, "exact")
-    return {**Estimate(float(count.statistic), float(low), float(high))._asdict(), "n": len(hits)}
+    return Estimate(float(count.statistic), float(low), float(high))
 
 
 def check(sources: Mapping[int, str], train: Images) -> None:
-    """Raises ValueError: ``sources`` are not two or more different names, one for each label of the training images."""
+    """Check that every label of the training images has a name.
+
+    Raises:
+        ValueError: ``sources`` are not two or more different names, one for each label of the training images.
+    """
     labels = np.unique(train.label).tolist()
     if sorted(sources) != labels or len(set(sources.values())) < len(sources) or len(sources) < 2:
         raise ValueError(

@@ -31,8 +31,8 @@ class Subject:
     @property
     def label(self) -> str:
         """The name with the settings, as "kfac damping=1e-07"."""
-        settings = (f"{name.removeprefix('estimator.')}={value}" for name, value in self.settings.items() if value != ALL)
-        return " ".join([self.name, *settings])
+        shown = {name: value for name, value in self.settings.items() if name not in BINS or value != ALL}
+        return " ".join([self.name, *(f"{name.removeprefix('estimator.')}={value}" for name, value in shown.items())])
 
     @property
     def all_timesteps(self) -> bool:

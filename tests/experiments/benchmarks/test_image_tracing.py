@@ -15,8 +15,8 @@ from attribution.nodes import InMemory, Node
 from experiments import figures
 from experiments.datasets import DataError, PatchesDigits, Split
 from experiments.datasets.patches_digits import CONTRAST, FACTORS, HELD_OUT, SIZE, STRIDE
-from experiments.metrics import common as metrics
-from experiments.metrics import precision as tracing_metrics
+from experiments.metrics import precision as metrics
+from experiments.metrics.ranking import top_k
 from experiments.queries import sources
 from experiments.queries.by_source import HeldOutOfEach, even
 from experiments.queries.sources import PixelClassifier
@@ -125,13 +125,13 @@ def test_more_than_there_is_is_an_error(settings, message):
 
 
 def test_precision_by_hand():
-    """Claim: of proponents 3, 0, 2 (own: 2, 3) two are own; levels are the share of own examples and 1, or what they allow."""
+    """Claim: of proponents 3, 0, 2 (source: 2, 3) two are of the source; levels are its share and 1, or what it allows."""
     own = np.array([False, False, True, True])
-    top = metrics.top_k(np.array([[2.0, 0, 1, 3], [4, 3, 2, 1]]), 3)
-    assert tracing_metrics.precision(top, own, 1).tolist() == [1, 0]
-    assert tracing_metrics.precision(top, own, 3) == pytest.approx([2 / 3, 1 / 3])
-    assert tracing_metrics.random_precision(own) == 0.5
-    assert [tracing_metrics.maximum_precision(own, k) for k in (1, 2, 4)] == [1, 1, 0.5]
+    top = top_k(np.array([[2.0, 0, 1, 3], [4, 3, 2, 1]]), 3)
+    assert metrics.source_precision(top, own, 1).tolist() == [1, 0]
+    assert metrics.source_precision(top, own, 3) == pytest.approx([2 / 3, 1 / 3])
+    assert metrics.random_precision(own) == 0.5
+    assert [metrics.maximum_precision(own, k) for k in (1, 2, 4)] == [1, 1, 0.5]
 
 
 def test_random_scores_reach_the_random_level():
@@ -139,9 +139,9 @@ def test_random_scores_reach_the_random_level():
     random = np.random.default_rng(0)
     own, scores = np.arange(200) < 30, random.standard_normal((2000, 200))
     for k in (1, 20):
-        reached = tracing_metrics.precision(metrics.top_k(scores, k), own, k)
+        reached = metrics.source_precision(top_k(scores, k), own, k)
         assert abs(reached.mean() - 0.15) < 4 * reached.std() / np.sqrt(2000)
-    assert tracing_metrics.auroc(scores, own).mean() == pytest.approx(0.5, abs=0.01)
+    assert metrics.auroc(scores, own).mean() == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -149,7 +149,7 @@ def test_auroc_is_scikit_learns(levels):
     """Claim: query by query, with few and with many ties."""
     random = np.random.default_rng(1)
     own, scores = random.random(60) < 0.2, random.integers(0, levels, (7, 60)).astype(np.float32)
-    assert tracing_metrics.auroc(scores, own) == pytest.approx([roc_auc_score(own, row) for row in scores])
+    assert metrics.auroc(scores, own) == pytest.approx([roc_auc_score(own, row) for row in scores])
 
 
 def test_the_classifier_keeps_labels_and_tells_the_rest():
@@ -160,18 +160,19 @@ def test_the_classifier_keeps_labels_and_tells_the_rest():
     assert (classifier.labels(unlabelled) == splits.validation.label).mean() > 0.98
     wrong = Images(splits.validation.pixels, splits.validation.index, 1 - splits.validation.label, levels=16)
     np.testing.assert_array_equal(classifier.labels(wrong), wrong.label)
-    told = classifier.labels(unlabelled)
-    for label, estimate in classifier.recall(splits.validation).items():
+    predicted = classifier.labels(unlabelled)
+    for label, hits in classifier.recall(splits.validation).items():
+        estimate = sources.share(hits)
         of_label = splits.validation.label == label
-        assert estimate["value"] == pytest.approx((told[of_label] == label).mean())
-        assert estimate["low"] < estimate["value"] <= estimate["high"]
+        assert estimate.value == pytest.approx((predicted[of_label] == label).mean())
+        assert estimate.low < estimate.value <= estimate.high
 
 
 def test_the_interval_of_few_images_is_wide():
     """Claim: three of three is not certainty: Clopper and Pearson's lower end is 0.025^(1/3)."""
     estimate = sources.share(np.array([True, True, True]))
-    assert (estimate["value"], estimate["high"], estimate["n"]) == (1, 1, 3)
-    assert estimate["low"] == pytest.approx(0.025 ** (1 / 3))
+    assert (estimate.value, estimate.high) == (1, 1)
+    assert estimate.low == pytest.approx(0.025 ** (1 / 3))
 
 
 def test_queries_of_each_source():
@@ -220,11 +221,11 @@ def test_image_tracing_on_the_command_line(tmp_path):
     out = tmp_path / "out"
     printed = run(tmp_path, *TINY, *TRACING, "benchmark.compare=[tracin,random]", f"hydra.run.dir={out}")
     found = rows(out)
-    told = {r["estimator"]: r for r in found if r["metric"] == "share_of_images"}
-    assert {"told to be main, by pixels", "told to be zeros, by pixels"} == told.keys()
-    assert sum(r["value"] for r in told.values()) == pytest.approx(1)
+    shares = {r["estimator"]: r for r in found if r["metric"] == "share_of_images"}
+    assert {"classified as main by pixels", "classified as zeros by pixels"} == shares.keys()
+    assert sum(r["value"] for r in shares.values()) == pytest.approx(1)
     assert {r["metric"] for r in found if r["queries"] == "generated"} == {"share_of_images", "recall_on_held_out"}
-    pool = round(7 * told["told to be zeros, by pixels"]["value"])
+    pool = round(7 * shares["classified as zeros by pixels"]["value"])
     zeros = min(pool, max(2, 5 - (7 - pool)))
     for source, random in (("main", 60 / 70), ("zeros", 10 / 70)):
         made = zeros if source == "zeros" else 5 - zeros
@@ -235,7 +236,7 @@ def test_image_tracing_on_the_command_line(tmp_path):
             assert (out / f"proponents_{kind}_{source}.png").exists() == (n > 0)
             for r in of_kind:
                 assert r["queries_n"] == n
-                assert "−" in r["estimator"] or r["random"] == pytest.approx(0.5 if r["metric"] == "auroc" else random)
+                assert "difference" in r or r["random"] == pytest.approx(0.5 if r["metric"] == "auroc" else random)
             if of_kind:
                 value = {(r["estimator"], r["metric"]): r["value"] for r in of_kind}
                 for metric in ("precision@1", "precision@5", "precision@20", "auroc"):

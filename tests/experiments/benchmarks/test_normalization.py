@@ -36,9 +36,7 @@ def test_normalization_on_the_command_line(tmp_path):
     for kind in ("validation", "generated"):
         here = [row for row in found if row["queries"] == kind]
         shares = {
-            (row["estimator"], (row.get("swept") or {}).get("estimator.strength")): row
-            for row in here
-            if "−" not in row["estimator"]
+            (row["estimator"], (row.get("swept") or {}).get("estimator.strength")): row for row in here if "difference" not in row
         }
         assert shares.keys() == {("retrac", None), ("tracin", None), ("guided", 0), ("guided", 0.5), ("guided", 1)}
         for row in shares.values():
@@ -46,7 +44,7 @@ def test_normalization_on_the_command_line(tmp_path):
             assert 0.25 <= row["low"] <= row["value"] <= row["high"] <= 1
             assert row["random"] == pytest.approx(40 * (1 - (1 - 5 / 40) ** 4) / 20)
         assert shares["guided", 1]["value"] == shares["retrac", None]["value"]
-        differences = {row["estimator"]: row for row in here if "−" in row["estimator"]}
+        differences = {row["estimator"]: row for row in here if "difference" in row}
         assert len(differences) == 6
         assert [differences["guided strength=1 − retrac"][name] for name in ("value", "low", "high")] == [0, 0, 0]
         expected = shares["guided", 0]["value"] - shares["tracin", None]["value"]
@@ -62,13 +60,14 @@ def test_two_sources_are_traced(tmp_path):
     data = ["data=patches_digits", "data.patches=30", "data.zeros=10", "data.validation_patches=8", "data.validation_zeros=8"]
     tiny = [setting for setting in SMALL if not setting.startswith("data.")]
     run(tmp_path, *data, *tiny, "benchmark.queries.validation.n=16", "benchmark.queries.generated.n=6", f"hydra.run.dir={out}")
-    found = [row for row in rows(out) if row["metric"].startswith("precision@5")]
-    assert {(row["metric"], row["random"]) for row in found if "random" in row} == {
-        ("precision@5 of source 0", 0.75),
-        ("precision@5 of source 1", 0.25),
+    found = [row for row in rows(out) if row["metric"] == "precision@5"]
+    # Generated images have no label.
+    assert {(row["queries"], row["random"]) for row in found if "random" in row} == {
+        ("validation source 0", 0.75),
+        ("validation source 1", 0.25),
     }
-    assert {row["queries"] for row in found} == {"validation"}, "nobody labelled generated images"
-    assert len([row for row in found if "−" in row["estimator"]]) == 2 * 6
+    assert {row["queries"] for row in found} == {"validation source 0", "validation source 1"}
+    assert len([row for row in found if "difference" in row]) == 2 * 6
     assert (out / "tracing_5_over_strength.png").stat().st_size > 5000
 
 

@@ -64,9 +64,14 @@ def evaluated(folder, data=None):
     experiment = experiment if data is None else replace(experiment, data=data)
     tracin = instantiate(config.estimator, _convert_="all")
     estimators = {"tracin": tracin, "retrac": ReTrac(**{field.name: getattr(tracin, field.name) for field in fields(tracin)})}
-    report, get = Report(folder, {"data": "test", "seed": 0}), InMemory()
+    report, get = Report(folder, "test", 0), InMemory()
     BENCHMARK.evaluate(experiment, estimators, get, report)
-    return report.rows, experiment, estimators, get
+    return [row.to_dict() for row in report.rows], experiment, estimators, get
+
+
+def timesteps(row):
+    """The choice of timesteps that a row is about; None for differences."""
+    return (row.get("swept") or {}).get("timesteps")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def test_agreement_is_spearman_s_mean_over_queries(world, name):
     full = scores(world, name, Even(T))
     schemes = {"12 even": Even(12), "4 even": Even(4), "only 7": Fixed([7]), "1 random": Uniform(1)}
     for scheme, draws in schemes.items():
-        (row,) = (r for r in world[0] if (r["estimator"], r["metric"], r["swept"]["timesteps"]) == (name, SPEARMAN, scheme))
+        (row,) = (r for r in world[0] if (r["estimator"], r["metric"], timesteps(r)) == (name, SPEARMAN, scheme))
         expected = [spearmanr(a, b).statistic for a, b in zip(scores(world, name, draws).values, full.values, strict=True)]
         assert row["value"] == pytest.approx(np.mean(expected))
         assert row["low"] <= row["value"] <= row["high"]
@@ -101,10 +106,12 @@ def test_agreement_is_spearman_s_mean_over_queries(world, name):
 
 def test_estimators_are_compared_in_pairs(world):
     """Claim: for each choice of timesteps the first estimator minus the other, with an interval that holds it."""
-    value = {(row["estimator"], row["swept"]["timesteps"]): row["value"] for row in world[0] if row["metric"] == SPEARMAN}
+    found = [row for row in world[0] if row["metric"] == SPEARMAN]
+    value = {(row["estimator"], timesteps(row)): row["value"] for row in found}
     for scheme in ("12 even", "4 even", "only 7", "1 random"):
-        difference = value["tracin − retrac", scheme]
+        difference = value[f"tracin timesteps={scheme} − retrac timesteps={scheme}", None]
         assert difference == pytest.approx(value["tracin", scheme] - value["retrac", scheme])
+    assert len([row for row in found if "difference" in row]) == 4
 
 
 def test_nothing_but_the_draws_is_replaced(world):
@@ -119,7 +126,7 @@ def test_nothing_but_the_draws_is_replaced(world):
 
 def test_times_have_quartiles_and_the_ratio_of_passes(world):
     """Claim: a row for each choice but all, whose seconds are positive; its maximum is the ratio of the numbers of passes."""
-    found = {row["swept"]["timesteps"]: row for row in world[0] if row["metric"] == FASTER and row["estimator"] == "tracin"}
+    found = {timesteps(row): row for row in world[0] if row["metric"] == FASTER and row["estimator"] == "tracin"}
     assert {name: row["maximum"] for name, row in found.items()} == {"12 even": 2, "4 even": 6, "only 7": 24, "1 random": 24}
     for row in found.values():
         assert 0 < row["low"] <= row["value"] <= row["high"]
@@ -133,9 +140,9 @@ def test_ratios_are_of_one_round(world, tmp_path, monkeypatch):
     seconds = {**rounds, "only 7": [1.0] * 3, "1 random": [1.0] * 3}
     monkeypatch.setattr(sparse_module, "query_seconds", lambda *_: seconds)
     _, experiment, estimators, get = world
-    report = Report(tmp_path, {"data": "test", "seed": 0})
+    report = Report(tmp_path, "test", 0)
     BENCHMARK.evaluate(experiment, {"tracin": estimators["tracin"]}, get, report)
-    found = {row["swept"]["timesteps"]: row for row in report.rows if row["metric"] == FASTER}
+    found = {timesteps(row): row for row in (row.to_dict() for row in report.rows) if row["metric"] == FASTER}
     assert {name: row["value"] for name, row in found.items()} == {"12 even": 2, "4 even": 8, "only 7": 10, "1 random": 10}
     assert (found["4 even"]["seconds"], found["4 even"]["seconds_with_all"]) == (5, 10)
 
@@ -164,22 +171,25 @@ def test_precision_where_there_are_two_sources(two_sources):
             for q in np.flatnonzero(images.label == label):
                 best = sorted(range(20), key=lambda i, q=q: -values[q, i])[:6]
                 shares.append(sum(train.label[i] == label for i in best) / 6)
-            wanted = ("tracin", f"precision@6_of_label_{label}", scheme)
-            (row,) = (r for r in found if (r["estimator"], r["metric"], (r.get("swept") or {}).get("timesteps")) == wanted)
+            wanted = ("tracin", "precision@6", f"validation source {label}", scheme)
+            (row,) = (r for r in found if (r["estimator"], r["metric"], r.get("queries"), timesteps(r)) == wanted)
             assert row["value"] == pytest.approx(np.mean(shares))
             assert row["random"] == pytest.approx([0.8, 0.2][label])
             assert row["maximum"] == pytest.approx([1, 4 / 6][label])
             assert row["queries_n"] == len(shares)
+        here = {r["estimator"]: r["value"] for r in found if "difference" in r and r["queries"] == f"validation source {label}"}
+        assert len(here) == 5 + 2 * 4, "estimators at each of five choices, and all minus four others of both estimators"
+        assert "tracin timesteps=all − tracin timesteps=4 even" in here
 
 
 def test_ten_sources_have_no_precision(world):
-    """Claim: digits have ten labels, which are no two sources."""
+    """Claim: digits have ten labels, not two sources."""
     assert not any("precision" in row["metric"] for row in world[0])
 
 
 def test_the_figure_is_legible(two_sources):
     """Claim: no text covers another or leaves the page."""
-    shown = [row for row in two_sources[0] if "−" not in row["estimator"]]
+    shown = [row for row in two_sources[0] if "difference" not in row]
     assert overlaps(sparse_timesteps(shown, SPEARMAN, FASTER)) == []
 
 
@@ -194,7 +204,9 @@ def test_on_the_command_line(tmp_path):
     ]
     run(tmp_path, *SETTINGS, *settings, "benchmark.repeats=1", "workers=1", f"hydra.run.dir={tmp_path / 'out'}")
     found = [row for row in rows(tmp_path / "out") if row["benchmark"] == "sparse_timesteps"]
-    assert {row["estimator"] for row in found} == {"tracin", "retrac", "tracin − retrac"}
+    schemes = ("4 even", "only 7", "1 random")
+    differences = {f"tracin timesteps={scheme} − retrac timesteps={scheme}" for scheme in schemes}
+    assert {row["estimator"] for row in found} == {"tracin", "retrac", *differences}
     assert {row["metric"] for row in found} == {SPEARMAN, FASTER}
     assert (tmp_path / "out" / "sparse_timesteps.png").stat().st_size > 5000
 
