@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.curvature.pseudo import OutputProbe
 from attribution.diffusion import denoiser, eval_mode
+from attribution.gradients.inner_products import dot
 from attribution.gradients.layers import Layer, pieces
-from attribution.gradients.passes import dot
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images.draws import Draws
 from attribution.measurements import Measure

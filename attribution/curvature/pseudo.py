@@ -15,8 +15,8 @@ from attribution.diffusion import Denoiser
 from attribution.execution import Execution, ranges
 from attribution.gradients import hooks
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.engine import engine
 from attribution.gradients.layers import LinearLayer
-from attribution.gradients.passes import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet, philox
 from attribution.images.draws import Draws, DrawScheme

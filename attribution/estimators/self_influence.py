@@ -10,7 +10,8 @@ import torch
 from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import step_of
 from attribution.execution import ranges
-from attribution.gradients.passes import engine, rowwise_dot
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import rowwise_dot
 from attribution.images import ImageSet
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.execution import ranges
-from attribution.gradients.passes import dot, engine
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import dot
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of

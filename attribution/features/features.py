@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.execution import Execution, ranges
-from attribution.gradients.passes import engine
+from attribution.gradients.engine import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme

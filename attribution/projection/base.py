@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attribution.gradients.passes import finite
+from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import Captured, LayerGradients
 
 LayerShapes = Mapping[str, tuple[int, int]]

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import Layer, LinearLayer
-from attribution.gradients.passes import finite
 from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from attribution.estimators.trajectory import TrajectoryEstimator
-from attribution.gradients.passes import engine
+from attribution.gradients.engine import engine
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Get

@@ -11,7 +11,7 @@ from attribution.estimators import TracIn
 from attribution.estimators.balance import TimestepNorms
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.execution import Execution
-from attribution.gradients.norms import AsDrawn, AsTrained, AtScheme, GradientNorms
+from attribution.gradients.norms import GradientNorms, GradientsAtRecordedDraws, GradientsAtScheme, PipelineGradients
 from attribution.gradients.per_example import Captured, PerExampleGradients
 from attribution.images.draws import Draws, Fixed, Uniform
 from attribution.measurements import Loss
@@ -36,7 +36,7 @@ def get():
 
 def as_trained(**changes):
     settings = {"images": POOL, "record": RECORD, "checkpoints": CHECKPOINTS, "execution": CPU}
-    return AsTrained(**{**settings, **changes})
+    return GradientsAtRecordedDraws(**{**settings, **changes})
 
 
 def at(draws, timesteps):
@@ -69,7 +69,7 @@ def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
     """Claim: of a checkpoint and of the final model, with one draw or several, what backward passes at the role's draws give."""
     images = get(POOL)
     for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
-        of = AtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
+        of = GradientsAtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
         draws = scheme.draw("a role", images.ids(), PROCESS.T)
         slow = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
         np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
@@ -82,7 +82,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
     monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
     little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
     for n, most in ((1, 2), (2, 3)):
-        of = AtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
+        of = GradientsAtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
         counted.clear()
         found = GradientNorms(of).compute(fresh(get))
         assert counted == [most] * (8 // most) + [8 % most] * (8 % most > 0)
@@ -92,7 +92,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
 def test_norms_that_are_not_finite_are_named(get, monkeypatch):
     """Claim: the error has the checkpoint, the timestep and the settings that mend it."""
     monkeypatch.setattr(Captured, "norms", lambda self: torch.tensor([[1.0], [np.nan]]).expand(2, self._draws.count))
-    of = AtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
+    of = GradientsAtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
     with pytest.raises(FloatingPointError, match=r"1 of 2 .*timestep 40 under checkpoint 9.*optimizer\.lr.*trainer\.clip"):
         GradientNorms(of).compute(fresh(get))
 
@@ -180,7 +180,7 @@ def pipeline(tmp_path):
 
 def test_norms_of_a_pretrained_pipeline(pipeline, get):
     """Claim: the gradient norms of the pipeline's own network under its own schedule, at draws that the seed decides."""
-    of = AsDrawn(images=POOL, pipeline=Pipeline(str(pipeline)), scheme=Uniform(2, seed=5), execution=CPU)
+    of = PipelineGradients(images=POOL, pipeline=Pipeline(str(pipeline)), scheme=Uniform(2, seed=5), execution=CPU)
     found, images = get(GradientNorms(of)), get(POOL)
     network = diffusers.DDPMPipeline.from_pretrained(pipeline).unet.double()
     draws = Uniform(2, seed=5).draw("norms", images.ids(), 100)
