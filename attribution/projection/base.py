@@ -82,9 +82,9 @@ class Projector(ABC):
             FloatingPointError: a gradient is not finite; the message names the layer.
         """
         if gradients.keys() != self.layers.keys():
-            different = ", ".join(sorted(gradients.keys() ^ self.layers.keys()))
+            unmatched = ", ".join(sorted(gradients.keys() ^ self.layers.keys()))
             raise ValueError(
-                f"the projection was started for other layers than the gradients have: {different} is in one of them only"
+                f"the projection was started for other layers than the gradients have: only one of the two has {unmatched}"
             )
         for name, (rows, columns) in self.layers.items():
             if (block := gradients[name].shape[1:]) != (rows, columns):

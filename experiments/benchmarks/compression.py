@@ -15,7 +15,7 @@ from experiments.benchmarks.variants import Variant, variants_of
 from experiments.figures.mappings import mappings
 from experiments.metrics import common as metrics
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 
 HOW = ("compression", "kind", "ratio")

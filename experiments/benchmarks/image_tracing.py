@@ -20,10 +20,9 @@ from experiments.figures.mappings import mappings
 from experiments.metrics import common as metrics
 from experiments.metrics import precision as tracing_metrics
 from experiments.models.experiment import Experiment
-from experiments.queries import sources
-from experiments.queries.by_source import OfEachSource
-from experiments.queries.choices import Queries
-from experiments.queries.sources import UNKNOWN, PixelClassifier
+from experiments.queries import Queries
+from experiments.queries.by_source import OfEachSource, check_sources
+from experiments.queries.pixel_classifier import UNKNOWN, PixelClassifier, share
 from experiments.report.report import Report
 
 SHARE = "own source among the top k"
@@ -104,7 +103,7 @@ class ImageTracing(Benchmark):
         for label, source in self.sources.items():
             row = {"benchmark": "image_tracing", "queries": kind, "estimator": f"told to be {source}, by pixels"}
             training = float((train.label == label).mean())
-            yield {**row, "metric": "share_of_images", **sources.share(told == label), "share_of_training": training}
+            yield {**row, "metric": "share_of_images", **share(told == label), "share_of_training": training}
             if label in recall:
                 yield {**row, "metric": "recall_on_held_out", **recall[label], "random": 1 / len(self.sources)}
 
@@ -131,7 +130,7 @@ class ImageTracing(Benchmark):
 
     def _check(self, train: Images) -> None:
         """Before anything is trained: what would fail at the end."""
-        sources.check(self.sources, train)
+        check_sources(self.sources, train)
         listed("benchmark.k", self.k, partial(whole, least=1, most=len(train)))  # of the training images
         for name in ("rows", "shown"):
             whole(f"benchmark.{name}", getattr(self, name), 1)

@@ -22,7 +22,7 @@ from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.figures.mappings import mappings
 from experiments.metrics import common as metrics
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 
 TWO_SOURCES = 2

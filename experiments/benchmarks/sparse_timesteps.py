@@ -21,7 +21,7 @@ from experiments.figures.sparse import sparse_timesteps
 from experiments.metrics import common as metrics
 from experiments.metrics import precision as tracing_metrics
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.speed.queries import query_seconds
 from experiments.speed.timing import quotient

@@ -25,7 +25,7 @@ from experiments.figures import norms as figures
 from experiments.figures.mappings import mappings
 from experiments.figures.shifts import rank_rises
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 
 NAME = "timestep_bias"

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from attribution.estimators import Estimator
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.tasks.composition import chosen_estimator, estimators_of, experiment_of
 
 ROOT = Path(__file__).parents[2]

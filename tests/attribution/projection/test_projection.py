@@ -248,7 +248,7 @@ def test_features_hold_those_of_smaller_projections(projection, smaller):
     ids=str,
 )
 def test_impossible_folds_are_errors(projection, smaller, names):
-    """Claim: features are never folded to a projection that they do not hold; the error says which they do."""
+    """Claim: features are never folded to a projection that they do not determine; the error says what it needs."""
     with pytest.raises(ValueError, match="do not determine") as error:
         projection.fold(torch.zeros(2, projection.size(LAYERS)), smaller, LAYERS)
     assert all(name in str(error.value) for name in names)
