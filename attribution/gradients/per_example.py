@@ -75,8 +75,8 @@ class PerExampleGradients:
     def capture(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> "Captured":
         """Return the gradients of ``measure`` for the images ``x0 [B, C, H, W]`` (or other inputs of it) at their ``draws``.
 
-        ``condition [B, ...]`` is an additional input of the network for each example. The first capture compares the gradients of up
-        to two examples with plain autograd.
+        ``condition [B, ...]`` is an additional input of the network for each example. The first capture compares the gradients of
+        up to two examples with plain autograd.
 
         Raises:
             ValueError: ``x0`` is empty, or ``draws`` has another number of examples.

@@ -1,7 +1,7 @@
-"""Data sources (``data=``): training and validation images with their ids, and folders of images as queries.
+"""Data sources (``data=``): training and validation images with their ids.
 
 from experiments.datasets import Digits, Split
-train = Split(Digits(), "train")          # a node: its artifact is attribution.images.Images
+train = Split(Digits(), "train")  # a node; its artifact is attribution.images.Images
 """
 
 from experiments.datasets.cifar import CIFAR10

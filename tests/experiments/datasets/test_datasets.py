@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from attribution.nodes import InMemory
 from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Split, downloads
-from experiments.datasets.choice import shuffled
+from experiments.datasets.selection import random_order
 from tests.experiments.datasets.fake_data import BATCHES, idx, write_cifar, write_mnist
 
 
@@ -45,11 +45,11 @@ def test_digits_take_a_data_root_and_ignore_it(tmp_path):
 def test_order_is_random_and_of_the_ids_alone():
     """Any id is as likely to be first; the order of a few ids is their order among all, wherever they stand."""
     ids = np.arange(50)
-    firsts = np.bincount([shuffled(seed, "role", ids)[0] for seed in range(2000)], minlength=50)
+    firsts = np.bincount([random_order(seed, "role", ids)[0] for seed in range(2000)], minlength=50)
     assert firsts.min() > 10
     assert firsts.max() < 80
-    order, some = shuffled(0, "role", ids), np.array([41, 3, 17, 8])
-    assert some[shuffled(0, "role", some)].tolist() == [i for i in order if i in some]
+    order, some = random_order(0, "role", ids), np.array([41, 3, 17, 8])
+    assert some[random_order(0, "role", some)].tolist() == [i for i in order if i in some]
 
 
 @pytest.mark.parametrize(("protocol", "keys"), [(2, str), (4, str), (5, bytes)])
@@ -331,8 +331,8 @@ def test_failed_downloads_leave_nothing(tmp_path, addresses, monkeypatch):
     """Other content than expected, or no answer, is an error; a user's own incomplete files are not written over."""
     root = tmp_path / "data"
     for url, md5, message in (
-        (downloads.CIFAR10[0], "0" * 32, "other content than expected"),
-        ((tmp_path / "none").as_uri(), "", "cannot be fetched"),
+        (downloads.CIFAR10[0], "0" * 32, "unexpected content"),
+        ((tmp_path / "none").as_uri(), "", "cannot be downloaded"),
     ):
         monkeypatch.setattr(downloads, "CIFAR10", (url, md5))
         with pytest.raises(DataError, match=message):
