@@ -10,7 +10,10 @@ from torch import nn
 
 from attribution.diffusion import denoiser
 from attribution.measurements import Loss
-from experiments.speed import curvature_speed, draws_speed, features, gradient_speed, peers, seconds_per_pass, timing
+from experiments.speed import features, peers, timing
+from experiments.speed.curvature import curvature_speed
+from experiments.speed.gradients import draws_speed, gradient_speed
+from experiments.speed.timing import seconds_per_pass
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.worlds import OBJECTIVE, PROCESS, UNET
 
