@@ -16,7 +16,8 @@ from torch import Tensor
 
 from attribution.estimators.retrac import inverse
 from attribution.execution import Execution
-from attribution.gradients.norms import GradientNorms, GradientsAtScheme, NormShard
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import GradientNorms, NormShard
 from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of

@@ -25,7 +25,8 @@ from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryScores, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import FLOAT, CheckpointScores, step_of
-from attribution.gradients.norms import GradientNorms, GradientsAtScheme
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme, Fixed
 from attribution.measurements import Measure

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution.execution import Execution
-from attribution.gradients.norms import GradientsAtScheme, compute_norms
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import compute_norms
 from attribution.images import ImageSet
 from attribution.images.draws import Even
 from attribution.nodes import Arrays, Cost, Get, Node, execution

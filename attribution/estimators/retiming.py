@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from attribution.execution import Execution
-from attribution.gradients.norms import GradientNorms, GradientsAtRecordedDraws
+from attribution.gradients.gradient_sets import GradientsAtRecordedDraws
+from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, random_draws
 from attribution.nodes import Get, execution

@@ -11,7 +11,8 @@ from attribution.estimators import Estimator
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryEstimator
-from attribution.gradients.norms import GradientNorms, GradientsAtRecordedDraws, PipelineGradients
+from attribution.gradients.gradient_sets import GradientsAtRecordedDraws, PipelineGradients
+from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import Uniform
 from attribution.models.pipeline import Pipeline

@@ -12,7 +12,8 @@ from attribution.estimators.guided import lengths
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.execution import Execution
 from attribution.gradients import hooks
-from attribution.gradients.norms import GradientNorms, GradientsAtScheme
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import GradientNorms
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory

@@ -11,7 +11,8 @@ from attribution.estimators import TracIn
 from attribution.estimators.balance import TimestepNorms
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.execution import Execution
-from attribution.gradients.norms import GradientNorms, GradientsAtRecordedDraws, GradientsAtScheme, PipelineGradients
+from attribution.gradients.gradient_sets import GradientsAtRecordedDraws, GradientsAtScheme, PipelineGradients
+from attribution.gradients.norms import GradientNorms
 from attribution.gradients.per_example import Captured, PerExampleGradients
 from attribution.images.draws import Draws, Fixed, Uniform
 from attribution.measurements import Loss
