@@ -10,7 +10,7 @@ from experiments.queries import ImageFolder
 
 
 def test_folders_of_images(tmp_path):
-    """Images in the order of names, in the model's channels; the identity is their content, not the folder."""
+    """Claim: images are in the order of names and in the model's channels; the identity is their content, not the folder."""
     colours = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
