@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from attribution.images import Images
-from experiments.metrics.common import Estimate
 
 UNKNOWN = -1
 """The label of an image whose source is unknown."""
@@ -31,15 +30,15 @@ class PixelClassifier:
 
 
 def share(hits: np.ndarray) -> dict[str, Any]:
-    """Return the share of hits among independent images, with its exact 95 % interval (Clopper & Pearson 1934) and ``n``.
+    """Return the share of hits among independent images, its exact 95 % interval (Clopper & Pearson 1934), and their number.
 
-    The interval has a positive width even if all images are hits; the interval of a bootstrap would not.
+    Keys: ``value``, ``low``, ``high`` and ``n``. The interval has a positive width even if all images are hits; the interval of a bootstrap would not.
     """
     from scipy.stats import binomtest
 
     test = binomtest(int(hits.sum()), len(hits))
     low, high = test.proportion_ci(0.95, "exact")
-    return {**Estimate(float(test.statistic), float(low), float(high))._asdict(), "n": len(hits)}
+    return {"value": float(test.statistic), "low": float(low), "high": float(high), "n": len(hits)}
 
 
 def _pixels(images: Images) -> np.ndarray:
