@@ -1,4 +1,4 @@
-"""Where and how attribution runs."""
+"""Execution settings: device, batch size and memory. They do not change results."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,15 @@ import torch
 
 @dataclass(frozen=True)
 class Execution:
-    """How attribution is computed: no part of any identity.
+    """How attribution is computed. Not part of the identity of any node.
 
-    ``batch_size``: most network inputs (examples × draws) in one pass; ``shard``: training examples (and ``query_shard``: queries)
-    in one unit of stored work, which is what a killed run loses at most; ``gradient_memory``: bytes that a block of per-example
-    gradients may take; ``device``: auto, cpu, cuda, ...
+    - ``batch_size``: the largest number of network inputs (examples × draws) in one pass
+    - ``shard``, ``query_shard``: training examples and queries in one unit of stored work. A killed run loses at most one unit.
+    - ``gradient_memory``: bytes that a block of per-example gradients may take
+    - ``device``: auto, cpu, cuda, ...; auto is cuda if available
+
+    Raises:
+        ValueError: a number is below 1.
     """
 
     batch_size: int = 512
@@ -26,19 +30,23 @@ class Execution:
                 raise ValueError(f"execution.{name}={getattr(self, name)}: must be at least 1")
 
     def examples_at_once(self, parameters: int) -> int:
-        """How many examples' whole gradients (float32) to hold at a time."""
+        """Return the number of examples for which gradients of ``parameters`` float32 values may be held at once."""
         return max(1, min(self.batch_size, int(self.gradient_memory / (4 * parameters))))
 
     def torch_device(self) -> torch.device:
-        """Raises ValueError: no such device."""
+        """Return the device.
+
+        Raises:
+            ValueError: the device does not exist or cannot be used.
+        """
         if self.device != "auto":
             try:
                 return torch.zeros(0, device=self.device).device
             except (RuntimeError, AssertionError) as error:
-                raise ValueError(f"execution.device={self.device} is not to be had here ({error}): choose auto or cpu") from error
+                raise ValueError(f"execution.device={self.device} is not available ({error}): choose auto or cpu") from error
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """start..stop-1 cut into consecutive (start, stop) of at most ``size``."""
+    """Divide start..stop-1 into consecutive ranges (start, stop) of at most ``size``."""
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]

@@ -28,7 +28,7 @@ from attribution.measurements.base import per_draw
 from attribution.nodes import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.basis", "attribution.gradients.passes")
+SHARED = ("attribution.curvature.basis", "attribution.gradients.engine", "attribution.gradients.inner_products")
 
 MOST = 5000
 """The largest number of parameters: the matrix takes 200 MB and its eigendecomposition a minute or two."""

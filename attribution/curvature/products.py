@@ -14,14 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.curvature.pseudo import OutputProbe
 from attribution.diffusion import denoiser, eval_mode
+from attribution.gradients.inner_products import dot
 from attribution.gradients.layers import Layer, pieces
-from attribution.gradients.passes import dot
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
 from attribution.measurements.base import per_draw
 
-SHARED = ("attribution.gradients.passes",)
+SHARED = (
+    "attribution.gradients.engine",
+    "attribution.gradients.inner_products",
+)
 
 
 @dataclass(frozen=True)

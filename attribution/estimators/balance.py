@@ -16,7 +16,8 @@ from torch import Tensor
 
 from attribution.estimators.retrac import inverse
 from attribution.execution import Execution
-from attribution.gradients.norms import AtScheme, GradientNorms, NormShard
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import GradientNorms, NormShard
 from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
@@ -109,4 +110,4 @@ class TimestepNorms(Node[NormTable]):
         """Of every draw; not stored, its shards are."""
         scheme = Uniform(self.draws, self.seed)
         settings = {"images": self.train, "record": self.record, "execution": self.execution}
-        return GradientNorms(AtScheme(step=None, scheme=scheme, role="norms", **settings))
+        return GradientNorms(GradientsAtScheme(step=None, scheme=scheme, role="norms", **settings))

@@ -25,7 +25,8 @@ from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryScores, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import FLOAT, CheckpointScores, step_of
-from attribution.gradients.norms import AtScheme, GradientNorms
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme, Fixed
 from attribution.measurements import Measure
@@ -152,7 +153,7 @@ class GuidedScores(Node[Scores]):
     def _norms_at(self, step: int, timestep: int) -> GradientNorms:
         scheme = Fixed((timestep,), seed=self.estimator.draws.seed)
         settings = {"images": self.train, "record": self.record, "execution": self.estimator.execution}
-        return GradientNorms(AtScheme(step=step, scheme=scheme, role="reference norms", **settings))
+        return GradientNorms(GradientsAtScheme(step=step, scheme=scheme, role="reference norms", **settings))
 
     def _curves(self, get: Get) -> list[NormCurve]:
         """What t* is read from, of each checkpoint. Parts, not parents: which checkpoints there are is in the record."""

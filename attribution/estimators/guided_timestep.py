@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution.execution import Execution
-from attribution.gradients.norms import AtScheme, measured
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import compute_norms
 from attribution.images import ImageSet
 from attribution.images.draws import Even
 from attribution.nodes import Arrays, Cost, Get, Node, execution
@@ -54,8 +55,8 @@ class NormCurve(Node[NormsByTimestep]):
     def compute(self, get: Get) -> NormsByTimestep:
         images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.process.T), seed=self.seed)
         sample = np.argsort(images.index)[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)]
-        of = AtScheme(
+        of = GradientsAtScheme(
             images=self.train, record=self.record, step=self.step, scheme=scheme, role="norm curve", execution=self.execution
         )
-        found = measured(of, images.take(sample), get)
+        found = compute_norms(of, images.take(sample), get)
         return NormsByTimestep(found.timestep[0, 0], found.norms[0].mean(0))

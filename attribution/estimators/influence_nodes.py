@@ -22,8 +22,9 @@ from torch import Tensor
 from attribution.curvature.basis import Basis, by_kind, named
 from attribution.execution import ranges
 from attribution.gradients.compression import Compression
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import STEP, pieces
-from attribution.gradients.passes import engine, finite
 from attribution.gradients.per_example import Captured, LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
@@ -32,7 +33,7 @@ from attribution.measurements import Measure
 from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.passes", "attribution.images.bins")
+SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products", "attribution.images.bins")
 
 if TYPE_CHECKING:
     from attribution.estimators.influence import KFACInfluence

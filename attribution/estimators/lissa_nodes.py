@@ -12,14 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.execution import ranges
-from attribution.gradients.passes import dot, engine
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import dot
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images, ImageSet
 from attribution.images.draws import Draws
 from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.passes",)
+SHARED = (
+    "attribution.gradients.engine",
+    "attribution.gradients.inner_products",
+)
 
 if TYPE_CHECKING:
     from attribution.estimators.lissa import LiSSA

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from attribution.execution import Execution
-from attribution.gradients.norms import AsTrained, GradientNorms
+from attribution.gradients.gradient_sets import GradientsAtRecordedDraws
+from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, random_draws
 from attribution.nodes import Get, execution
@@ -40,7 +41,9 @@ class AtLargestNorm(Timing):
 
     def norms(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int]) -> GradientNorms:
         """Those that are compared."""
-        of = AsTrained(images=images, record=record, checkpoints=checkpoints, timesteps=self.grid, execution=self.execution)
+        of = GradientsAtRecordedDraws(
+            images=images, record=record, checkpoints=checkpoints, timesteps=self.grid, execution=self.execution
+        )
         return GradientNorms(of)
 
     def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:

@@ -10,13 +10,17 @@ import torch
 from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
 from attribution.estimators.trajectory_nodes import step_of
 from attribution.execution import ranges
-from attribution.gradients.passes import engine, rowwise_dot
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import rowwise_dot
 from attribution.images import ImageSet
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
-SHARED = ("attribution.gradients.passes",)
+SHARED = (
+    "attribution.gradients.engine",
+    "attribution.gradients.inner_products",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.execution import ranges
-from attribution.gradients.passes import dot, engine
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import dot
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
 from attribution.nodes import Arrays, Artifact, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.passes", "attribution.images.bins")
+SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products", "attribution.images.bins")
 
 if TYPE_CHECKING:
     from attribution.estimators.trajectory import TrajectoryEstimator

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.execution import Execution, ranges
-from attribution.gradients.passes import engine
+from attribution.gradients.engine import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -23,7 +23,10 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, Node, execution, key
 from attribution.projection import Identity, Projection, Projector
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.passes",)
+SHARED = (
+    "attribution.gradients.engine",
+    "attribution.gradients.inner_products",
+)
 
 FLOAT = 4
 

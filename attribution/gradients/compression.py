@@ -1,7 +1,7 @@
-"""Compression of query gradients (K-FAC influence, §3.2 and fig. 6): what is held of every query during a pass.
+"""Compression of query gradients, so that more queries fit into memory during a pass (K-FAC influence, §3.2 and fig. 6).
 
-A layer's matrix ``[out, in]`` of each query is compressed by itself; leading dimensions (draws, bins, queries) stay in front of
-every part, so that parts can be stacked and indexed.
+The matrix ``[out, in]`` of each layer and query is compressed separately. Leading dimensions (draws, bins, queries) stay in front
+of every part, so that parts can be stacked and indexed.
 """
 
 import math
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from attribution.checks import whole
 
-FLOAT = 4
+FLOAT = torch.float32.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compression(ABC):
-    """A way to hold matrices in fewer bytes.
+    """A lossy or lossless encoding of matrices.
 
-    ``preconditioned``: in the coordinates in which the paper compresses, of the gradient divided by Λ + λ, instead of whitened ones
-    (``estimators.influence_nodes``), where the error of a coefficient weighs alike whatever its Λ.
+    ``preconditioned=True`` compresses the gradient divided by Λ + λ, as the paper does. ``False`` compresses whitened coordinates
+    (``estimators.influence_nodes``), in which the error of a coefficient has the same weight for every eigenvalue in Λ.
     """
 
     VERSION: ClassVar[int] = 1
@@ -32,30 +32,30 @@ class Compression(ABC):
 
     @abstractmethod
     def compress(self, x: Tensor) -> dict[str, Tensor]:
-        """``x [.., out, in]`` as parts, each with the leading dimensions of ``x``."""
+        """Encode ``x [.., out, in]`` as named parts, each with the leading dimensions of ``x``."""
 
     @abstractmethod
     def restore(self, parts: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Parts with leading dimensions ``..`` as matrices ``[.., *shape]``, float32."""
+        """Decode parts with leading dimensions ``..`` to matrices ``[.., *shape]``, float32."""
 
     @abstractmethod
     def size(self, shape: Sequence[int]) -> int:
-        """Bytes of one matrix."""
+        """Return the bytes that one compressed matrix of this shape takes."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """What reports call it."""
+        """The name of this compression in reports."""
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What it has in common with others of another size."""
+        """The family of this compression, without its size: the same for all ``bits`` or all ``rank``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uncompressed(Compression):
-    """float32 as it is."""
+    """No compression: the matrices in float32."""
 
     NAME = "Uncompressed"
     VERSION = 1
@@ -80,7 +80,7 @@ class Uncompressed(Compression):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized(Compression):
-    """``x ≈ low + step · code``, ``bits`` a code: affine, with a range of its own for each matrix."""
+    """Affine quantization ``x ≈ low + step · code`` with ``bits`` bits per code; each matrix has its own range."""
 
     NAME = "Quantized"
     VERSION = 1
@@ -131,7 +131,7 @@ class Quantized(Compression):
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedSVD(Compression):
-    """The best approximation of ``rank`` in the Frobenius norm; matrices that it would not make smaller stay as they are."""
+    """The best approximation of rank ``rank`` in the Frobenius norm; matrices that would not become smaller stay as they are."""
 
     NAME = "TruncatedSVD"
     VERSION = 1
@@ -150,16 +150,17 @@ class TruncatedSVD(Compression):
         return "svd, preconditioned" if self.preconditioned else "svd"
 
     def compress(self, x: Tensor) -> dict[str, Tensor]:
-        if not self._pays(x.shape[-2:]):
+        if not self._is_smaller(x.shape[-2:]):
             return {"x": x.float()}
         U, S, Vh = torch.linalg.svd(x.float(), full_matrices=False)
         return {"US": (U * S.unsqueeze(-2))[..., : self.rank].contiguous(), "Vh": Vh[..., : self.rank, :].contiguous()}
 
     def restore(self, parts: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        return parts["US"] @ parts["Vh"] if self._pays(shape) else parts["x"]
+        return parts["US"] @ parts["Vh"] if self._is_smaller(shape) else parts["x"]
 
     def size(self, shape: Sequence[int]) -> int:
-        return FLOAT * (self.rank * sum(shape) if self._pays(shape) else math.prod(shape))
+        return FLOAT * (self.rank * sum(shape) if self._is_smaller(shape) else math.prod(shape))
 
-    def _pays(self, shape: Sequence[int]) -> bool:
+    def _is_smaller(self, shape: Sequence[int]) -> bool:
+        """Whether the two factors have fewer numbers than a matrix of this shape."""
         return self.rank * sum(shape) < math.prod(shape)

@@ -1,7 +1,7 @@
 """Per-example gradients of nn.Conv2d: any stride, padding, padding mode, dilation and groups.
 
-The weight gradients of several examples are together that of one convolution which has the examples as groups and their draws
-as its batch: one ``aten.convolution_backward``, asked for nothing else, makes them at about the speed of an ordinary backward
+The weight gradients of several examples are the weight gradient of one grouped convolution, with the examples as its groups and
+their draws as its batch. A single call of ``aten.convolution_backward`` computes them at about the speed of an ordinary backward
 pass.
 """
 
@@ -13,7 +13,7 @@ from attribution.gradients.layers import STEP, Layer, gram_is_cheaper, gram_squa
 
 
 class ConvLayer(Layer):
-    """nn.Conv2d on ``[N, C, H, W]``, with R = height · width of the output positions."""
+    """The gradients of an ``nn.Conv2d`` on ``[N, C, H, W]``; R is the number of output positions, height · width."""
 
     MODULE = nn.Conv2d
     METHODS = ("forward", "_conv_forward")
@@ -43,7 +43,7 @@ class ConvLayer(Layer):
         if self._pointwise:
             return self._as_linear(a, b, K)
         a = self._padded(a)
-        # Not timed on any GPU yet: meant for small layers, where convolutions of many groups are likely to be slow.
+        # Meant for small layers on a GPU, where convolutions with many groups are likely to be slow. Not timed on any GPU yet.
         if a.is_cuda and K * b[0, 0].numel() * self._width * self.module.groups <= 16 * STEP:
             return self._unfolded(a, b, K)
         return self._grouped(a, b, K)
@@ -56,9 +56,9 @@ class ConvLayer(Layer):
         return gram_square_norms(patches.mT, b.flatten(2).unflatten(1, (groups, -1)).mT, self.bias)
 
     def positions(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of every output position: patches ``[N, R, columns]``, 1 appended, and output gradients ``[N, R, out]``.
+        """Return the patches ``[N, R, columns]``, with 1 appended for a bias, and the output gradients ``[N, R, out]``.
 
-        Not for grouped convolutions, of which every group has patches of its own.
+        Not defined for grouped convolutions, where every group has its own patches.
         """
         b = b.flatten(2).mT
         if not self.weight:
@@ -67,7 +67,7 @@ class ConvLayer(Layer):
         return F.pad(patches, (0, 1), value=1.0) if self.bias else patches, b
 
     def padded(self, a: Tensor) -> Tensor:
-        """The input as the kernel sees it, ``[N, C, H', W']``."""
+        """Return the input with the padding of the layer, ``[N, C, H', W']``."""
         vertical, horizontal = _pads(self.module)
         mode = self.module.padding_mode
         return F.pad(a, (*horizontal, *vertical), mode="constant" if mode == "zeros" else mode)
@@ -79,7 +79,7 @@ class ConvLayer(Layer):
         return F.pad(a, self._explicit_padding, mode="constant" if mode == "zeros" else mode)
 
     def _as_linear(self, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """A 1×1 convolution is a Linear over positions; draws are added one by one, as putting them side by side takes a copy."""
+        """``contract`` of a 1×1 convolution, a Linear over positions. Adds draw by draw: concatenating draws would copy them."""
         a = F.pad(a.flatten(2), (0, 0, 0, 1), value=1.0) if self.bias else a.flatten(2)
         a, b = a.unflatten(0, (-1, K)), b.flatten(2).unflatten(0, (-1, K))
         total = torch.bmm(b[:, 0], a[:, 0].mT)
@@ -88,16 +88,16 @@ class ConvLayer(Layer):
         return total
 
     def _grouped(self, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """As many examples in a call as fit the cache; only one, which needs no copy, where its own draws fill it."""
+        """``contract`` by grouped convolutions, each over as many examples as fit the cache. A single example needs no copy."""
         module, (rows, columns) = self.module, self.block
         total = b.new_empty(len(b) // K, rows, columns)
         example = max(rows * columns, K * (a[0].numel() + b[0].numel()))
-        for some in pieces(len(total), max(1, STEP // example)):
-            n, inputs = some.stop - some.start, slice(some.start * K, some.stop * K)
+        for chunk in pieces(len(total), max(1, STEP // example)):
+            n, inputs = chunk.stop - chunk.start, slice(chunk.start * K, chunk.stop * K)
             _, weight, bias = torch.ops.aten.convolution_backward.default(
                 _examples_as_channels(b[inputs], K),
                 _examples_as_channels(a[inputs], K),
-                b.new_empty(1).expand(n * rows, *module.weight.shape[1:]),  # only its shape is looked at
+                b.new_empty(1).expand(n * rows, *module.weight.shape[1:]),  # only its shape is used
                 [n * rows],
                 module.stride,
                 self._padding,
@@ -107,13 +107,13 @@ class ConvLayer(Layer):
                 n * module.groups,
                 [False, True, self.bias],
             )
-            total[some, :, : self._width] = weight.reshape(n, rows, -1)
+            total[chunk, :, : self._width] = weight.reshape(n, rows, -1)
             if self.bias:
-                total[some, :, -1] = bias.reshape(n, rows)
+                total[chunk, :, -1] = bias.reshape(n, rows)
         return total
 
     def _unfolded(self, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """Σ_r b_r a_rᵀ with the patches a_r written out."""
+        """``contract`` as Σ_r b_r a_rᵀ, with the patches a_r in memory."""
         groups = self.module.groups
         patches = self._patches(a).unflatten(0, (-1, K)).movedim(1, 3).flatten(3)  # [B, groups, in, K·R]
         b = b.flatten(2).unflatten(1, (groups, -1)).unflatten(0, (-1, K)).movedim(1, 3).flatten(3)  # [B, groups, out, K·R]
@@ -121,14 +121,14 @@ class ConvLayer(Layer):
         return torch.cat([weight, b.sum(3).flatten(1).unsqueeze(2)], 2) if self.bias else weight
 
     def _patches(self, a: Tensor) -> Tensor:
-        """``[N, groups, in, R]``."""
+        """Return the patches of the padded input, ``[N, groups, in, R]``."""
         module = self.module
         unfolded = F.unfold(a, module.kernel_size, module.dilation, tuple(self._padding), module.stride)
         return unfolded.unflatten(1, (module.groups, self._width))
 
 
 def _pads(module: nn.Conv2d) -> list[tuple[int, int]]:
-    """Padding before and after, vertically and horizontally; "same" puts the odd one after."""
+    """Return the padding (before, after), vertical and horizontal. "same" puts an odd pixel after the image."""
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]
@@ -138,6 +138,6 @@ def _pads(module: nn.Conv2d) -> list[tuple[int, int]]:
 
 
 def _examples_as_channels(x: Tensor, K: int) -> Tensor:
-    """``[n·K, C, H, W]`` to ``[K, n·C, H, W]``; a copy unless n or K is 1."""
+    """Reshape ``[n·K, C, H, W]`` to ``[K, n·C, H, W]``; a copy unless n or K is 1."""
     N, C, H, W = x.shape
     return x.reshape(N // K, K, C, H, W).transpose(0, 1).reshape(K, N // K * C, H, W)

@@ -1,7 +1,8 @@
-"""No part of a gradient is missing: which layers a model's parameters are in, and the proof by plain autograd.
+"""Checks that per-example gradients cover every trainable parameter: the layers of a model, and a comparison with autograd.
 
-``find_layers`` refuses what has no per-example formula. ``check`` finds what looking at modules cannot: weights used functionally
-or through a parametrization, outputs changed by somebody's hook, examples that influence each other, chance in eval mode.
+``find_layers`` raises for a parameter without a per-example formula. ``check`` detects what the modules alone do not show: weights
+used functionally or through a parametrization, outputs changed by a hook, examples that influence each other, and randomness in
+eval mode.
 """
 
 from collections.abc import Mapping
@@ -18,25 +19,29 @@ from attribution.measurements import Inputs, Measure
 KINDS: tuple[type[Layer], ...] = (ConvLayer, LinearLayer, GroupNormLayer, LayerNormLayer)
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-"""The largest difference from autograd, as a share of the whole gradient's norm: parts of it may be zero up to rounding (a bias
-before a norm). 0.05 in lower precisions; ten times as much on a GPU, whose float32 may be TF32."""
+"""The largest allowed difference from autograd, relative to the norm of the whole gradient. A single parameter's gradient may be
+zero up to rounding, such as that of a bias before a norm. 0.05 in lower precisions; ten times as much on a GPU, where float32 may
+be TF32."""
 
 
 def find_layers(model: nn.Module) -> dict[nn.Module, tuple[str, Layer]]:
-    """Modules with trainable parameters, each with its layer and the name that its gradients go by (tied modules: the first's).
+    """Map each module with trainable parameters to the name of its gradients and its layer.
+
+    Tied modules share the name of the first of them.
 
     Raises:
-        ValueError: a trainable parameter of another kind of module, or shared between modules that differ; nothing trainable.
+        ValueError: a trainable parameter belongs to an unsupported kind of module, or is shared by modules that do not share all
+            their trainable parameters; or the model has no trainable parameter.
     """
     layers: dict[nn.Module, tuple[str, Layer]] = {}
     homes: dict[nn.Parameter, tuple[str, Layer]] = {}
     for name, module in model.named_modules():
-        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
-        if not own:
+        trainable = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if not trainable:
             continue
         kind = next((kind for kind in KINDS if _computes_like(module, kind)), None)
-        if kind is None or not own.keys() <= {"weight", "bias"}:
-            named = ", ".join(f"{name}.{key}" if name else key for key in own)
+        if kind is None or not trainable.keys() <= {"weight", "bias"}:
+            named = ", ".join(f"{name}.{key}" if name else key for key in trainable)
             raise ValueError(
                 f"no per-example gradient for {named} ({type(module).__name__}): only Conv2d, Linear, GroupNorm and LayerNorm with "
                 "plain weight and bias have one; build the model from these, or leave the parameter out (requires_grad=False)"
@@ -50,13 +55,14 @@ def find_layers(model: nn.Module) -> dict[nn.Module, tuple[str, Layer]]:
                 "trainable parameters: tie both weight and bias, or neither"
             )
         layers[module] = home, layer
-        homes |= dict.fromkeys(own.values(), (home, first))
+        homes |= dict.fromkeys(trainable.values(), (home, first))
     if not layers:
-        raise ValueError("the model has no trainable parameter: set requires_grad=True on those whose gradients are wanted")
+        raise ValueError("the model has no trainable parameter: set requires_grad=True on the parameters to differentiate")
     return layers
 
 
 def _computes_like(module: nn.Module, kind: type[Layer]) -> bool:
+    """Whether the module is a ``kind.MODULE`` that does not override the methods that compute its output."""
     same = (getattr(type(module), method, None) is getattr(kind.MODULE, method) for method in kind.METHODS)
     return isinstance(module, kind.MODULE) and all(same)
 
@@ -70,11 +76,13 @@ def check(
     draws: Draws,
     condition: Tensor | None = None,
 ) -> None:
-    """Compare ``ours``, averaged over the draws, with autograd on every draw by itself; all on the model's device.
+    """Compare ``ours``, the gradients averaged over draws, with autograd on every draw separately.
+
+    All tensors are on the model's device.
 
     Raises:
-        RuntimeError: they disagree; names the parameter.
-        FloatingPointError: autograd's gradient is not finite; names the parameter.
+        RuntimeError: the gradients differ; the message names the parameter.
+        FloatingPointError: the gradient by autograd is not finite; the message names the parameter.
     """
     parameters = {name: p for layer in layers.values() for name, p in layer.parameters.items()}
     tolerance = TOLERANCE.get(x0.dtype, 0.05) * (10 if x0.is_cuda else 1)
@@ -83,22 +91,22 @@ def check(
         inputs = measure.inputs(x0[example], draws.rows(example), None if condition is None else condition[example])
         truth = _autograd(model, parameters, measure, inputs)
         allowed = tolerance * torch.stack([g.norm() for g in truth.values()]).norm()
-        found = {name: g for home, layer in layers.items() for name, g in layer.split(ours[home][i])}
+        gradients = {name: g for home, layer in layers.items() for name, g in layer.split(ours[home][i])}
         for name, g in truth.items():
             if not g.isfinite().all():
                 raise FloatingPointError(
                     f"the gradient of {name} is not finite at t = {draws.timestep[i].tolist()}: did training diverge?"
                 )
-            if not (difference := (found[name] - g).norm()) <= allowed:
+            if not (difference := (gradients[name] - g).norm()) <= allowed:
                 raise RuntimeError(
-                    f"the gradient of {name} is {difference:.1e} away from plain autograd's (allowed: {allowed:.1e}). Use the "
-                    "parameter only by calling its module, without hooks or parametrizations that change what that computes, and "
-                    "let the output for an example depend neither on other examples nor on chance"
+                    f"the gradient of {name} is {difference:.1e} away from plain autograd (allowed: {allowed:.1e}). Use the "
+                    "parameter only by calling its module, without hooks or parametrizations that change the output, and make the "
+                    "output for an example independent of other examples and of random numbers"
                 )
 
 
 def _autograd(model: nn.Module, parameters: Mapping[str, nn.Parameter], measure: Measure, inputs: Inputs) -> dict[str, Tensor]:
-    """Gradients averaged over ``inputs``, the draws of one example, in the shapes of the parameters."""
+    """Return the gradients averaged over ``inputs``, the draws of one example, in the shapes of the parameters."""
     total, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, len(inputs.t)
     for k in range(count):
         cost = measure(denoiser(model), *inputs.rows(slice(k, k + 1))).sum() / count

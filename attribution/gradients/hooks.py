@@ -1,8 +1,9 @@
-"""One forward and backward pass that brings out what every layer saw: the only place with hooks.
+"""A forward and backward pass that records the input and the output gradient of every layer; the only module with hooks.
 
-A forward hook keeps the input of each call of a layer, a tensor hook brings the gradient of its output. The parameters' own
-``requires_grad`` is off meanwhile, so that the summed weight gradients are not computed as well. The graph then has to start
-somewhere else: a layer's output that does not require a gradient (the first convolution's) is replaced by one that does.
+A forward hook stores the input of each call of a layer, and a tensor hook stores the gradient of its output. ``requires_grad`` of
+the parameters is off during the pass, so that autograd does not also compute the summed weight gradients. The graph then needs
+another start: where the output of a layer (such as the first convolution) does not require a gradient, a tensor that does
+replaces it.
 """
 
 from collections import defaultdict
@@ -22,7 +23,7 @@ from attribution.measurements import Inputs, Measure
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer: its input, and the gradient of its output once the backward pass has come to it."""
+    """One call of a layer: its input, and the gradient of its output once the backward pass has reached it."""
 
     layer: Layer
     input: Tensor
@@ -34,7 +35,7 @@ class Call:
 
 
 Finish = Callable[[str, list[Call]], None]
-"""Takes the calls that go by a name, all with their gradients, as soon as they are known."""
+"""Receives a name and all calls under that name, as soon as all of them have gradients."""
 
 
 def run(
@@ -45,13 +46,14 @@ def run(
     finish: Finish,
     autocast: torch.autocast,
 ) -> None:
-    """``measure`` of N ``inputs`` forward, in eval mode and under ``autocast``, and the sum of its costs backward.
+    """Compute ``measure`` of N ``inputs`` in eval mode under ``autocast``, and backpropagate the sum of its costs.
 
-    ``homes``: the modules to watch, each with its layer and the name that its gradients go by. ``finish`` is called without
-    autocast, once for every name; for none of whose calls the costs depend on, not at all.
+    ``homes`` maps the modules to record to the name of their gradients and their layer. ``finish`` is called without autocast, once
+    for every name. It is not called for a name if the costs do not depend on any of its calls.
 
     Raises:
-        ValueError: a layer was called with other than a row for each input, or the measure returned other than a cost for each.
+        ValueError: the input of a layer does not have one row for each network input, or the measure does not return one cost for
+            each row.
         RuntimeError: the input of a layer was overwritten after the call.
     """
     t = inputs.t
@@ -70,7 +72,7 @@ def run(
 
 
 class _Watch:
-    """The calls of a pass that are not finished yet, by name."""
+    """The hooks of one pass, and its calls that are not finished yet, by name."""
 
     def __init__(self, homes: Mapping[nn.Module, tuple[str, Layer]], inputs: int, finish: Finish):
         self.homes, self.inputs, self.finish = homes, inputs, finish
@@ -93,11 +95,11 @@ class _Watch:
             self.starts.append(output.detach().requires_grad_())
             output = self.starts[-1]
         if start or output._is_view():
-            # Neither a leaf nor a view: what follows may work on it in place, and the hook still gets the gradient of this value.
+            # Neither a leaf nor a view: later operations may change it in place, and the hook still gets its gradient.
             output = torch.ops.aten._unsafe_view.default(output, output.shape)
-        # What gradient checkpointing runs once more, during the backward pass, was a call before.
+        # Gradient checkpointing runs calls again during the backward pass: these were recorded before.
         if not self.backward:
-            # The hook lives as long as the graph and must not hold tensors that could be freed before.
+            # The hook lives as long as the graph, so it must not hold tensors that could be freed earlier.
             output.register_hook(partial(self.gradient_hook, home, len(self.calls[home])))
             self.calls[home].append(Call(layer, a.detach()))
         return output
@@ -105,13 +107,13 @@ class _Watch:
     def gradient_hook(self, home: str, number: int, gradient: Tensor) -> None:
         call = self.calls[home][number]
         if call.input._version != call.version:
-            raise RuntimeError(f"the input of {call.layer.name} was changed in place after the call: make that out of place")
+            raise RuntimeError(f"the input of {call.layer.name} was changed in place after the call: use an out-of-place operation")
         call.gradient = gradient
         if all(other.gradient is not None for other in self.calls[home]):
             self.finish(home, self.calls.pop(home))
 
     def finish_rest(self) -> None:
-        """Finish the names of which the costs depend on some calls only."""
+        """Finish the names for which the costs depend on only some of the calls."""
         for home, calls in self.calls.items():
             if used := [call for call in calls if call.gradient is not None]:
                 self.finish(home, used)
@@ -119,13 +121,14 @@ class _Watch:
 
 @contextmanager
 def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Put the model in eval mode, with the hooks of ``watch`` and without ``requires_grad``; restore everything on exit."""
     trained = [p for p in model.parameters() if p.requires_grad]
     handles = []
     try:
         for p in trained:
             p.requires_grad_(False)
         for module in watch.homes:
-            # First of a module's hooks: another one may change the output.
+            # This hook must run first: other hooks of the module may change the output.
             handles.append(module.register_forward_hook(watch.forward_hook, prepend=True, with_kwargs=True))
         with eval_mode(model):
             yield

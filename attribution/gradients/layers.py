@@ -1,11 +1,12 @@
-"""Kinds of layers: from a call's input and output gradient to gradients of the layer's parameters, example by example.
+"""Per-example gradients of a layer's parameters, from the input and the output gradient of each call of the layer.
 
-A call has N = B·K inputs (B examples × K draws, the draws of an example next to each other) along its first dimension: its input is
-``a [N, ...]``, the gradient of its output ``b [N, ...]``. A layer's block is the joint ``[W | b]``, ``[out, in (+1 with a bias)]``,
-where a convolution's ``in`` is in/groups · kh · kw; a norm's block is ``[γ | β]``, ``[C, 2]``. Frozen parameters have no columns.
+The first dimension of a call holds N = B·K inputs: B examples with K draws each, the draws of an example next to each other. The
+input of the call is ``a [N, ...]``, the gradient of its output ``b [N, ...]``. The block of a layer is its joint gradient:
+``[W | b]`` of shape ``[out, in (+1 with a bias)]``, where ``in`` of a convolution is in/groups · kh · kw; a norm's block is
+``[γ | β]`` of shape ``[C, 2]``. Frozen parameters have no columns.
 
-``contract`` sums over the draws as it goes, so that no gradient of a single draw is stored. Choices between formulas are rules on
-shapes: timing them at run time would make results differ from run to run.
+``contract`` sums over draws inside the product, so that the gradient of a single draw is never stored. Formulas are chosen by
+rules on shapes. Choosing them by timing would make results differ from run to run.
 """
 
 import math
@@ -18,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STEP = 2**18
-"""Numbers that one step of a loop works on: about what a core's cache holds, and enough to hide the cost of a call."""
+"""How many numbers one step of a loop processes: about what a core's cache holds, and enough to hide the overhead of a call."""
 
 
 class Layer(ABC):
-    """One module's trainable parameters; ``parameters`` maps their full names, in the order of their columns."""
+    """The trainable parameters of one module. ``parameters`` maps full names to parameters, in the order of the block's columns."""
 
     MODULE: ClassVar[type[nn.Module]]
     METHODS: ClassVar[tuple[str, ...]] = ("forward",)
-    """What computes the output: a subclass of MODULE that overrides one of these is another kind of layer."""
+    """The methods that compute the output. A subclass of MODULE that overrides one of them is not this kind of layer."""
 
     def __init__(self, name: str, module: Any):
         self.name, self.module = name, module
@@ -37,29 +38,29 @@ class Layer(ABC):
     @property
     @abstractmethod
     def block(self) -> tuple[int, int]:
-        """(rows, columns) of the layer's gradient."""
+        """The shape (rows, columns) of the layer's gradient."""
 
     @abstractmethod
     def fits(self, a: Tensor, inputs: int) -> bool:
-        """Whether the input of a call has one row for every input of the network."""
+        """Return whether ``a``, the input of a call, has one row for each of the network's ``inputs``."""
 
     @abstractmethod
     def contract(self, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """The sum over the K draws of an example of its gradients: ``[N / K, rows, columns]``."""
+        """Return each example's gradient, summed over its K draws: ``[N / K, rows, columns]``."""
 
     def square_norms(self, a: Tensor, b: Tensor) -> Tensor | None:
-        """‖∇‖² of every single input, ``[N]``; None where nothing is cheaper than the gradients themselves."""
+        """Return ‖∇‖² of every input, ``[N]``, or None where this would cost no less than the gradients themselves."""
         return None
 
     def split(self, block: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter's name with its columns of one example's ``block [rows, columns]``, in the parameter's shape."""
+        """Yield each parameter's name and its columns of one example's ``block [rows, columns]``, in the shape of the parameter."""
         widths = [p.numel() // self.block[0] for p in self.parameters.values()]
         for (name, p), columns in zip(self.parameters.items(), block.split(widths, 1), strict=True):
             yield name, columns.reshape(p.shape)
 
 
 class LinearLayer(Layer):
-    """nn.Linear on ``[N, ..., in]``: Σ_r b_r a_rᵀ over positions r and draws, a constant 1 appended to a."""
+    """The gradients of an ``nn.Linear`` on ``[N, ..., in]``: Σ_r b_r a_rᵀ over positions r and draws, with 1 appended to a."""
 
     MODULE = nn.Linear
 
@@ -78,7 +79,7 @@ class LinearLayer(Layer):
         return torch.bmm(b.mT, F.pad(a, (0, 1), value=1.0) if self.bias else a)
 
     def positions(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of every position: inputs ``[N, R, columns]``, 1 appended, and output gradients ``[N, R, out]``."""
+        """Return the inputs ``[N, R, columns]``, with 1 appended for a bias, and the output gradients ``[N, R, out]``."""
         b = b.reshape(len(b), -1, b.shape[-1])
         if not self.weight:
             return b.new_ones(*b.shape[:2], 1), b
@@ -91,7 +92,7 @@ class LinearLayer(Layer):
 
 
 class GroupNormLayer(Layer):
-    """nn.GroupNorm on ``[N, C, ...]``: Σ_r b_r x̂_r and Σ_r b_r, with x̂ the normalized input."""
+    """The gradients of an ``nn.GroupNorm`` on ``[N, C, ...]``: Σ_r b_r x̂_r and Σ_r b_r, with x̂ the normalized input."""
 
     MODULE = nn.GroupNorm
 
@@ -105,9 +106,9 @@ class GroupNormLayer(Layer):
     def contract(self, a: Tensor, b: Tensor, K: int) -> Tensor:
         N, C = a.shape[:2]
         R, groups = a[0, 0].numel(), self.module.num_groups
-        a, b = a.contiguous(), b.contiguous()  # these operators do not look at strides
+        a, b = a.contiguous(), b.contiguous()  # these operators ignore strides
         _, mean, rstd = torch.ops.aten.native_group_norm.default(a, None, None, N, C, R, groups, self.module.eps)
-        # All inputs as the channels of one, whose γ and β then have one gradient for each input: nothing is written out but these.
+        # Treat all inputs as channels of one input: γ and β then have one gradient per input, and nothing else is stored.
         b, a, mean, rstd, ones = b.view(1, N * C, R), a.view(1, N * C, R), mean.view(1, -1), rstd.view(1, -1), b.new_ones(N * C)
         _, weight, bias = torch.ops.aten.native_group_norm_backward.default(
             b, a, mean, rstd, ones, 1, N * C, R, N * groups, [False, True, True]
@@ -117,7 +118,7 @@ class GroupNormLayer(Layer):
 
 
 class LayerNormLayer(Layer):
-    """nn.LayerNorm on ``[N, ..., *normalized_shape]``, as for GroupNorm; C counts the elements of normalized_shape."""
+    """The gradients of an ``nn.LayerNorm`` on ``[N, ..., *normalized_shape]``; C is the number of elements of normalized_shape."""
 
     MODULE = nn.LayerNorm
 
@@ -135,17 +136,20 @@ class LayerNormLayer(Layer):
 
 
 def gram_is_cheaper(positions: int, width: int, out: int) -> bool:
-    """R² (in + out) multiplications, and R² numbers kept, against R · in · out."""
+    """Whether Gram matrices need fewer multiplications than the gradient: R² (in + out) against R · in · out."""
     return positions * (width + out) <= width * out
 
 
 def gram_square_norms(a: Tensor, b: Tensor, bias: bool) -> Tensor:
-    """‖Σ_r b_r a_rᵀ‖² = Σ_{r,r'} (a_r·a_r')(b_r·b_r') for ``a [N, groups, R, in]``, ``b [.., out]``; bias: 1 appended to a."""
+    """Return ‖Σ_r b_r a_rᵀ‖² = Σ_{r,r'} (a_r·a_r')(b_r·b_r'), ``[N]``, for ``a [N, groups, R, in]`` and ``b [N, groups, R, out]``.
+
+    ``bias=True`` appends 1 to every a_r.
+    """
     inner = a @ a.mT
     return ((b @ b.mT) * (inner + 1.0 if bias else inner)).sum((1, 2, 3))
 
 
 def pieces(total: int, most: int) -> Iterator[slice]:
-    """0..total in pieces of nearly equal size, at most ``most`` each."""
+    """Yield slices that divide 0..total into pieces of nearly equal size, with at most ``most`` elements each."""
     count = -(-total // most)
     yield from (slice(total * i // count, total * (i + 1) // count) for i in range(count))

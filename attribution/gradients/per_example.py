@@ -1,12 +1,11 @@
-"""Per-example gradients of a measure.
+"""Per-example gradients of a measure, averaged over draws.
 
-A pass over B examples × K draws brings out every layer's input and output gradient (``hooks``), which are contracted
-example by example with the draws inside the contraction (Goodfellow 2015, "Efficient per-example gradient computations";
-Rochette et al. 2019, the same for convolutional networks).
+A pass over B examples × K draws records the input and the output gradient of every layer (``hooks``). Their product over the
+positions and the draws of an example is the gradient of that example (Goodfellow 2015, "Efficient per-example gradient
+computations"; Rochette et al. 2019, for convolutional networks).
 
-Attribution runs in eval mode: the model is put there for a pass and back afterwards. Frozen parameters (``requires_grad=False``)
-are left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or LayerNorm: anything else is an error, never a
-missing part.
+Attribution runs in eval mode: a pass switches the model to it and back afterwards. Frozen parameters (``requires_grad=False``) are
+left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or LayerNorm; any other trainable parameter is an error.
 """
 
 import copy
@@ -27,39 +26,42 @@ from attribution.measurements import Measure
 SHARED = ("attribution.gradients.convolution", "attribution.gradients.hooks", "attribution.gradients.layers")
 
 LayerGradients = dict[str, Tensor]
-"""Layer (module) name → its joint block ``[B, rows, columns]`` (``layers``); tied modules under the first's name."""
+"""Layer (module) name → joint block ``[B, rows, columns]`` (see ``layers``); tied modules share the name of the first of them."""
 
 Weights = Callable[[Tensor], Tensor] | Tensor | None
-"""A weight for each draw: ``[B, K]``, or an elementwise function of the draws' norms; None is 1."""
+"""A weight for each draw: ``[B, K]``, an elementwise function of the draws' gradient norms, or None for 1."""
 
 
 class Contraction(Protocol):
-    """What to make of layers' calls: their gradients, or something smaller and linear in these.
-
-    ``contract``: from inputs and output gradients of a call the sum over the K draws of an example, ``[N / K, *blocks[name]]``.
-    """
+    """A linear function of per-example gradients, such as a projection, computed from the calls of the layers."""
 
     blocks: Mapping[str, tuple[int, int]]
-    """Layer name → the shape of what comes out."""
+    """Layer name → shape of the result for one example."""
 
-    def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor: ...
+    def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
+        """Return the sum over the K draws of each example, ``[N / K, *blocks[name]]``.
+
+        ``a`` and ``b`` are the input and the output gradient of one call of ``layer``; ``name`` is that of its gradients.
+        """
+        ...
 
 
 _Part = tuple[slice, slice]
-"""The examples and the draws of one pass."""
+"""The slices of examples and of draws in one pass."""
 
 _Seen = dict[str, list[Call]]
-"""All that a pass brought out."""
+"""The recorded calls of a pass, by name."""
 
 
 class PerExampleGradients:
-    """The gradients of a model's trainable parameters for each example of a batch.
+    """Computes the gradients of a model's trainable parameters for each example of a batch.
 
-    ``batch_size``: the most network inputs (examples × draws) in one pass; how the work is divided, no part of the result.
-    Parameters are read at each pass: other values may be loaded between captures.
+    ``batch_size`` is the largest number of network inputs (examples × draws) in one pass; results do not depend on it. Each pass
+    reads the parameters, so other values may be loaded between captures.
 
     Raises:
-        ValueError: a trainable parameter without a per-example gradient, named with its module; nothing trainable.
+        ValueError: a trainable parameter has no per-example formula (the message names it and its module), or the model has no
+            trainable parameter.
     """
 
     def __init__(self, model: nn.Module, batch_size: int = 128):
@@ -73,34 +75,36 @@ class PerExampleGradients:
         self._checked = 0
 
     def capture(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> "Captured":
-        """The gradients of ``measure`` for the images ``x0 [B, C, H, W]`` (or what else it measures) at their ``draws``.
+        """Return the gradients of ``measure`` for the images ``x0 [B, C, H, W]`` (or other inputs of it) at their ``draws``.
 
-        ``condition [B, ...]`` is what else the network is given of each example.
-
-        The first capture compares a few with plain autograd.
+        ``condition [B, ...]`` is an additional input of the network for each example. The first capture compares the gradients of
+        up to two examples with plain autograd.
 
         Raises:
-            RuntimeError: the hooks do not see the whole gradient, or it depends on the rest of the batch; names the parameter.
+            ValueError: ``x0`` is empty, or ``draws`` has another number of examples.
+            RuntimeError: the gradients differ from autograd, because the hooks miss a part or the examples influence each other;
+                the message names the parameter.
         """
         if not len(x0) == len(draws) > 0:
-            raise ValueError(f"x0 has {len(x0)} examples, the draws are of {len(draws)}: both must be the same, at least 1")
-        # One input by itself cannot show that inputs influence each other: checked again when there are more.
+            raise ValueError(f"x0 has {len(x0)} examples, the draws are of {len(draws)}: give the same number of both, at least 1")
+        # A single input cannot show whether inputs influence each other: check again once there are more.
         if self._checked < min(2, len(draws) * draws.count):
             self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)), None if condition is None else condition[:2])
         return Captured(self, measure, x0, draws, condition)
 
     def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
+        """Return the gradients themselves: ``Layer.contract``."""
         return layer.contract(a, b, K)
 
     def versions(self) -> list[tuple[int, int]]:
-        """Another list once a parameter is written to or gets other memory."""
+        """Return a list that changes when a parameter is written to or moves to other memory."""
         return [(p.data_ptr(), p._version) for p in self.parameters]
 
     def _check(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None) -> None:
         p = self.parameters[0]
         x0, draws = x0.to(p.device, p.dtype), draws.to(p.device)
         condition = None if condition is None else condition.to(p.device)
-        # In full precision even where the caller computes in less: what is found here does not depend on it, the tolerance does.
+        # Always in full precision: the tolerance depends on the precision, and what the check detects does not.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
             ours = Captured(self, measure, x0, draws, condition).mean()
             with eval_mode(self.model):
@@ -111,15 +115,15 @@ class PerExampleGradients:
 def per_example_gradients(
     measure: Measure, model: nn.Module, x0: Tensor, draws: Draws, condition: Tensor | None = None
 ) -> LayerGradients:
-    """The gradients of ``measure`` for each image of ``x0 [B, C, H, W]``, averaged over its draws: see ``PerExampleGradients``."""
+    """Return the gradients of ``measure`` for each image of ``x0 [B, C, H, W]`` (``PerExampleGradients``), averaged over draws."""
     return PerExampleGradients(model).capture(measure, x0, draws, condition).mean()
 
 
 class Captured:
-    """The gradients ∇_{b,k} of B examples × K draws, computed when they are asked for, in the autocast state of the capture.
+    """The gradients ∇_{b,k} of B examples × K draws, computed on request in the autocast state of the capture.
 
-    Results are float32, or float64 where the parameters are. Where one pass holds everything, ``norms`` keeps what it saw for the
-    ``mean`` that follows; otherwise passes are forgotten one by one.
+    Results are float32, or float64 if the parameters are. If one pass holds all inputs, ``norms`` keeps the recorded calls of the
+    pass for a following ``mean``. Otherwise the calls of each pass are dropped after it.
     """
 
     def __init__(self, owner: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None):
@@ -133,15 +137,15 @@ class Captured:
         self._kept: _Seen | None = None
         self._norms: Tensor | None = None
         self._mean: LayerGradients | None = None
-        self._whole, self._mask = self, cast(Tensor | None, None)  # of another capture, and a mask, after ``where``
+        self._whole, self._mask = self, cast(Tensor | None, None)  # the original capture and a mask, after ``where``
 
     def hold(self) -> None:
-        """Runs the pass and keeps what it brings out, for several means; does nothing where one pass does not hold all."""
+        """Run the pass and keep its recorded calls for several means. Does nothing if one pass does not hold all inputs."""
         if len(self._parts) == 1 and self._draws.count > 1:
             self._see(self._parts[0])
 
     def norms(self) -> Tensor:
-        """‖∇_{b,k}‖ of every single draw over all layers, ``[B, K]``."""
+        """Return ‖∇_{b,k}‖ of every draw over all layers, ``[B, K]``."""
         if self._whole is not self:
             return self._whole.norms()
         if self._norms is None and self._draws.count == 1:
@@ -152,16 +156,19 @@ class Captured:
         return self._norms
 
     def contracted(self, contraction: Contraction) -> LayerGradients:
-        """(1/K) Σ_k of what ``contraction`` makes of every draw, such as projected gradients that are never formed."""
+        """Return (1/K) Σ_k of ``contraction`` for every draw; a projection, for example, need not form the gradients."""
         if self._mask is not None:
             return self._whole._average(self._mask.to(self._dtype), contraction)
         return self._average(None, contraction)
 
     def mean(self, weights: Weights = None) -> LayerGradients:
-        """(1/K) Σ_k w_{b,k} ∇_{b,k}: ``mean(torch.reciprocal)`` averages normalized gradients (ReTrac eq. 9, query side).
+        """Return (1/K) Σ_k w_{b,k} ∇_{b,k} for each layer.
 
-        Weights that are a function take one pass over everything. ``norms`` first, then a tensor made of them, takes a second one
-        where one pass does not hold all.
+        ``mean(torch.reciprocal)`` averages normalized gradients (ReTrac eq. 9, query side). Weights given as a function need one
+        pass over all inputs. Weights computed from ``norms`` need a second one, unless one pass holds all inputs.
+
+        Raises:
+            ValueError: ``weights`` is a tensor of another shape than ``[B, K]``.
         """
         if self._mask is not None:
             weights = weights(self.norms()) if callable(weights) else weights
@@ -181,13 +188,13 @@ class Captured:
         return self._average(weights)
 
     def where(self, mask: Tensor) -> "Captured":
-        """The same with other draws than those of ``mask [B, K]`` left out of the means, which are still divided by K.
+        """Return a view with only the draws in ``mask [B, K]``; its means are still divided by K.
 
-        So the means over the masks of a partition add up to the mean. ``hold`` first, or each is a pass of its own.
+        The means over the masks of a partition therefore add up to the mean. Call ``hold`` first, or each view runs its own pass.
         """
-        some = copy.copy(self)
-        some._whole, some._mask, some._mean = self, mask, None
-        return some
+        masked = copy.copy(self)
+        masked._whole, masked._mask, masked._mean = self, mask, None
+        return masked
 
     def _average(self, weights: Weights, contraction: Contraction | None = None) -> LayerGradients:
         contraction = contraction or self._owner
@@ -204,16 +211,16 @@ class Captured:
         return total
 
     def _sum_of(self, part: _Part, weights: Weights, contraction: Contraction) -> LayerGradients:
-        """Σ_k w_k ∇_k over the draws of a part, for each of its examples."""
+        """Return Σ_k w_k ∇_k over the draws of a part, for each of its examples."""
         seen = self._kept
         if weights is not None and not isinstance(weights, Tensor):
             seen = self._see(part)
             weights = weights(self._norms_of(seen, part))
         examples, draws = _shape(part)
-        found: LayerGradients = {}
+        sums: LayerGradients = {}
 
         def finish(name: str, calls: list[Call]) -> None:
-            found[name] = _contract(contraction, name, calls, draws, self._dtype, weights)
+            sums[name] = _contract(contraction, name, calls, draws, self._dtype, weights)
 
         if seen is None:
             self._run(part, finish)
@@ -221,9 +228,9 @@ class Captured:
             with torch.autocast(self._device.type, enabled=False):
                 for name, calls in seen.items():
                     finish(name, calls)
-        for name in self._owner.layers.keys() - found.keys():
-            found[name] = torch.zeros(examples, *contraction.blocks[name], dtype=self._dtype, device=self._device)
-        return {name: found[name] for name in self._owner.layers}
+        for name in self._owner.layers.keys() - sums.keys():
+            sums[name] = torch.zeros(examples, *contraction.blocks[name], dtype=self._dtype, device=self._device)
+        return {name: sums[name] for name in self._owner.layers}
 
     def _norms_of(self, seen: _Seen, part: _Part) -> Tensor:
         total = torch.zeros(math.prod(_shape(part)), dtype=self._dtype, device=self._device)
@@ -243,7 +250,7 @@ class Captured:
 
     def _run(self, part: _Part, finish: Finish) -> None:
         if self._owner.versions() != self._versions:
-            raise RuntimeError("the model's parameters have changed since the capture: ask for means and norms before that")
+            raise RuntimeError("the model's parameters have changed since the capture: compute means and norms before that")
         x0 = self._x0[part[0]].to(self._device, self._owner.parameters[0].dtype)
         condition = None if self._condition is None else self._condition[part[0]].to(self._device)
         inputs = self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
@@ -251,7 +258,7 @@ class Captured:
 
 
 def _parts(B: int, K: int, size: int) -> list[_Part]:
-    """Passes of at most ``size`` inputs: whole examples or, where one has more draws than that, some of its draws."""
+    """Divide B examples × K draws into passes of at most ``size`` inputs: whole examples, or some draws of one example."""
     if size >= K:
         return [(rows, slice(0, K)) for rows in pieces(B, size // K)]
     return [(slice(b, b + 1), columns) for b in range(B) for columns in pieces(K, size)]
@@ -263,7 +270,7 @@ def _shape(part: _Part) -> tuple[int, int]:
 
 
 def _contract(contraction: Contraction, name: str, calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
-    """Σ_k w_k ∇_k of a layer, or what the contraction makes of it, all its calls added up: ``[B, rows, columns]``."""
+    """Return Σ_k w_k ∇_k of a layer under the contraction, summed over its calls: ``[B, rows, columns]``."""
     total: Tensor | None = None
     for layer, a, b in _pairs(calls, dtype):
         b = b if weights is None else b * weights.reshape(-1, *[1] * (b.dim() - 1))
@@ -274,15 +281,15 @@ def _contract(contraction: Contraction, name: str, calls: list[Call], K: int, dt
 
 
 def _square_norms(calls: list[Call], dtype: torch.dtype) -> Tensor:
-    """‖∇‖² of every input of a pass in one layer, ``[N]``; a layer's calls add up before the norm is taken."""
+    """Return ‖∇‖² of every input of a pass in one layer, ``[N]``, where ∇ is the sum over the calls of the layer."""
     pairs = list(_pairs(calls, dtype))
     if len(pairs) == 1:
         layer, a, b = pairs[0]
         if (direct := layer.square_norms(a, b)) is not None:
             return direct
     squares = []
-    for some in pieces(len(pairs[0][1]), max(1, STEP // math.prod(pairs[0][0].block))):
-        block, *others = (layer.contract(a[some], b[some], 1) for layer, a, b in pairs)
+    for chunk in pieces(len(pairs[0][1]), max(1, STEP // math.prod(pairs[0][0].block))):
+        block, *others = (layer.contract(a[chunk], b[chunk], 1) for layer, a, b in pairs)
         for other in others:
             block += other
         squares.append(block.square_().sum((1, 2)))
@@ -290,6 +297,7 @@ def _square_norms(calls: list[Call], dtype: torch.dtype) -> Tensor:
 
 
 def _pairs(calls: list[Call], dtype: torch.dtype) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+    """Yield the layer, the input and the output gradient of each call."""
     for call in calls:
         assert call.gradient is not None
         yield call.layer, call.input.to(dtype), call.gradient.to(dtype)

@@ -1,4 +1,4 @@
-"""Random projections of per-example gradients: features φ = Pᵀ g with, on average, the inner products of the gradients."""
+"""Random projections of per-example gradients to features φ = Pᵀ g, which preserve inner products in expectation."""
 
 from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.dense import Gaussian, Rademacher

@@ -1,12 +1,15 @@
-"""Projections of gradients to features φ = Pᵀ g (Johnson & Lindenstrauss 1984; TRAK, Park et al. 2023), and what they promise.
+"""The interface of projections of gradients to features φ = Pᵀ g (Johnson & Lindenstrauss 1984; TRAK, Park et al. 2023).
 
-- Inner products are kept on average, E⟨Pᵀx, Pᵀy⟩ = ⟨x, y⟩: no factor of k is left in the features, so that a damping means the
-  same under every projection and k.
-- P is a function of (seed, layer name, side) and of the position in the layer's block alone: never of device, type, batch, other
-  layers, or how the work is cut up. Bits and hashes agree exactly, normal numbers to the last digit of a device's log and cos.
-- Every coordinate of a gradient reaches the features.
+Every projection guarantees:
 
-A ``Projection`` is an identity (a frozen dataclass); ``start`` gives a ``Projector``, which holds what is made of it for a model.
+- Inner products are preserved in expectation, E⟨Pᵀx, Pᵀy⟩ = ⟨x, y⟩. The features contain no factor of k, so that a damping has the
+  same meaning under every projection and k.
+- P is a function of (seed, layer name, side) and of the position in the layer's block only. It does not depend on the device, the
+  dtype, the batch, other layers, or the division of the work. Signs and hashes are equal on all devices; normal numbers are equal
+  up to the rounding of the device's log and cos.
+- Every coordinate of a gradient contributes to the features.
+
+A ``Projection`` is a frozen dataclass that defines P. ``start`` returns a ``Projector``, which holds the matrices for a model.
 """
 
 from abc import ABC, abstractmethod
@@ -16,48 +19,49 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attribution.gradients.passes import finite
+from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import Captured, LayerGradients
 
 LayerShapes = Mapping[str, tuple[int, int]]
-"""Layer name → (rows, columns) of its gradient, ``attribution.gradients.layers.Layer.block``."""
+"""Layer name → shape (rows, columns) of its gradient, ``attribution.gradients.layers.Layer.block``."""
 
 
 class Projection(ABC):
-    """Which P; frozen dataclasses, whose fields are their identity."""
+    """The definition of P. Subclasses are frozen dataclasses, and their fields are their identity."""
 
     VERSION: ClassVar[int] = 1
     FOLDS: ClassVar[str]
-    """Which smaller projections this one holds."""
+    """For error messages: the projections whose features ``fold`` can compute from those of this one."""
 
     @abstractmethod
     def size(self, layers: LayerShapes) -> int:
-        """How many features there are."""
+        """Return the number of features."""
 
     @abstractmethod
     def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> "Projector":
-        """The projector of gradients with these ``layers``; it computes, and answers, on ``device`` in ``dtype``."""
+        """Return the projector of gradients with these ``layers``. It computes on ``device`` in ``dtype``."""
 
     def fold(self, features: Tensor, smaller: "Projection", layers: LayerShapes) -> Tensor:
-        """What ``smaller`` makes of the same gradients, ``[.., smaller.size]``, from this one's ``features [.., size]``.
+        """Compute the features of ``smaller``, ``[.., smaller.size]``, from this projection's ``features [.., size]``.
 
         Raises:
-            ValueError: features of another size, or ``smaller`` is no part of this projection; says when it would be.
+            ValueError: ``features`` has another size, or ``smaller`` cannot be computed from this projection; the message says from
+                which one it can.
         """
         if features.shape[-1] != (size := self.size(layers)):
-            raise ValueError(f"features {list(features.shape)} are not those of {self}, which are {size} for each example")
+            raise ValueError(f"features {list(features.shape)} do not fit {self}, whose features are {size} for each example")
         folded = self._fold(features, smaller, layers)
         if folded is None:
-            raise ValueError(f"the features of {self} do not hold those of {smaller}: it takes {self.FOLDS}")
+            raise ValueError(f"the features of {self} do not determine those of {smaller}: this needs {self.FOLDS}")
         return folded
 
     @abstractmethod
     def _fold(self, features: Tensor, smaller: "Projection", layers: LayerShapes) -> Tensor | None:
-        """As ``fold``; None where ``smaller`` is no part of this projection."""
+        """Compute ``fold``, or return None if ``smaller`` cannot be computed from this projection."""
 
 
 class Projector(ABC):
-    """P for the layers of a model. Keep it as long as there are gradients to project: its matrices are made once."""
+    """P for the layers of a model. Reuse it for all gradients: it may cache its matrices."""
 
     def __init__(self, projection: Projection, layers: LayerShapes, device: torch.device | str, dtype: torch.dtype):
         if not any(rows * columns for rows, columns in layers.values()):
@@ -67,32 +71,38 @@ class Projector(ABC):
         self.device, self.dtype = torch.device(device), dtype
 
     def features(self, captured: Captured) -> Tensor:
-        """φ ``[B, size]`` of the captured gradients' mean over draws; raises as a call does."""
+        """Return φ ``[B, size]`` of the captured gradients, averaged over draws. Raises the errors of ``__call__``."""
         return self(captured.mean())
 
     def __call__(self, gradients: LayerGradients) -> Tensor:
-        """φ ``[B, size]`` of B examples' gradients, layer name → ``[B, rows, columns]``.
+        """Return φ ``[B, size]`` for the gradients of B examples, layer name → ``[B, rows, columns]``.
 
         Raises:
-            ValueError: other layers, or blocks of another shape, than the projector was started with.
-            FloatingPointError: gradients that are not finite; names the layer.
+            ValueError: the gradients have other layers or shapes than those given to ``start``.
+            FloatingPointError: a gradient is not finite; the message names the layer.
         """
         if gradients.keys() != self.layers.keys():
-            odd = ", ".join(sorted(gradients.keys() ^ self.layers.keys()))
-            raise ValueError(f"the projection was started for other layers than the gradients have: {odd} is in one of them only")
+            unmatched = ", ".join(sorted(gradients.keys() ^ self.layers.keys()))
+            raise ValueError(
+                f"the projection was started for other layers than the gradients have: only one of the two has {unmatched}"
+            )
         for name, (rows, columns) in self.layers.items():
-            if (found := gradients[name].shape[1:]) != (rows, columns):
-                raise ValueError(f"gradients of {name} have blocks {list(found)}: the projection was started for {[rows, columns]}")
+            if (block := gradients[name].shape[1:]) != (rows, columns):
+                raise ValueError(f"gradients of {name} have blocks {list(block)}: the projection was started for {[rows, columns]}")
         blocks = {name: gradients[name].to(self.device, self.dtype) for name in self.layers}
         return finite(self._project(blocks), gradients)
 
     @abstractmethod
     def _project(self, gradients: LayerGradients) -> Tensor:
-        """φ ``[B, size]`` of gradients in the order of ``layers``, on the device, in the type."""
+        """Return φ ``[B, size]``. The gradients are in the order of ``layers``, on ``device`` and in ``dtype``."""
 
 
 def at_least_one(**settings: int) -> None:
-    """Raises ValueError: a setting of ``projection`` below 1."""
+    """Check settings of ``projection``.
+
+    Raises:
+        ValueError: a setting is below 1.
+    """
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"projection.{name}={value}: must be at least 1")

@@ -1,9 +1,9 @@
-"""Dense projections: every entry of √k P is an independent standard normal number, or a fair ±1 (Achlioptas 2003).
+"""Dense projections: the entries of √k P are independent standard normal numbers or fair ±1 (Achlioptas 2003).
 
-With ρ = ⟨x, y⟩, the variance of ⟨Pᵀx, Pᵀy⟩ is (‖x‖²‖y‖² + ρ²)/k for normal entries, and 2 Σ_i x_i² y_i² / k less for ±1.
-The first k' columns, rescaled by √(k/k'), are the projection to k'.
+With ρ = ⟨x, y⟩, the variance of ⟨Pᵀx, Pᵀy⟩ is (‖x‖²‖y‖² + ρ²)/k for normal entries. For ±1, it is smaller by 2 Σ_i x_i² y_i² / k.
+The first k' columns, rescaled by √(k/k'), are the projection to k' features.
 
-P is made in blocks of rows, each used as soon as made; where ``memory`` allows, blocks are kept for the next gradients.
+P is generated in blocks of rows. Blocks are kept for the next gradients as far as ``memory`` allows.
 """
 
 import math
@@ -26,10 +26,14 @@ SHARED = ("attribution.projection.base", "attribution.projection.matrices")
 
 @dataclass(frozen=True)
 class DenseProjection(Projection):
-    """``k`` features; ``memory``: bytes of P to keep between calls, what does not fit is made again (no part of the identity)."""
+    """A projection to ``k`` features by a dense P.
+
+    ``memory`` is the number of bytes of P to keep between calls; other blocks are generated again. It is not part of the identity.
+    """
 
     FOLDS = "the same kind and seed, and a k that is not larger"
     PER_COUNTER: ClassVar[int]
+    """Entries of P from one counter of philox."""
 
     k: int
     seed: int = 0
@@ -51,12 +55,12 @@ class DenseProjection(Projection):
 
     @abstractmethod
     def entries(self, layer: str, rows: Tensor) -> Tensor:
-        """The ``rows [n]`` (int64: positions in the flattened block of ``layer``) of √k P, ``[n, k]`` float32."""
+        """Return ``rows [n]`` of √k P as ``[n, k]`` float32. A row is a position (int64) in the flattened block of ``layer``."""
 
 
 @dataclass(frozen=True)
 class Gaussian(DenseProjection):
-    """Normal entries."""
+    """A dense projection with normal entries."""
 
     NAME = "Gaussian"
     VERSION = 1
@@ -68,7 +72,7 @@ class Gaussian(DenseProjection):
 
 @dataclass(frozen=True)
 class Rademacher(DenseProjection):
-    """Signs: one random bit an entry, and many times quicker to make than normal numbers."""
+    """A dense projection with entries ±1: one random bit per entry, and many times faster to generate than normal numbers."""
 
     NAME = "Rademacher"
     VERSION = 1
@@ -83,7 +87,7 @@ class _Dense(Projector):
         super().__init__(projection, layers, device, dtype)
         self._projection = projection
         self._kept: dict[tuple[str, int], Tensor] = {}
-        self._left = projection.memory
+        self._free = projection.memory
         self._rows = rows_at_once(-(-self.size // projection.PER_COUNTER), self.size, self.device)
 
     def _project(self, gradients: LayerGradients) -> Tensor:
@@ -91,8 +95,8 @@ class _Dense(Projector):
         total = torch.zeros(examples, self.size, device=self.device, dtype=self.dtype)
         for layer, gradient in gradients.items():
             gradient = gradient.flatten(1)
-            for some in pieces(gradient.shape[1], self._rows):
-                total.addmm_(gradient[:, some], self._block(layer, some))
+            for rows in pieces(gradient.shape[1], self._rows):
+                total.addmm_(gradient[:, rows], self._block(layer, rows))
         return total.mul_(1 / math.sqrt(self.size))
 
     def _block(self, layer: str, rows: slice) -> Tensor:
@@ -100,7 +104,7 @@ class _Dense(Projector):
             return kept
         block = self._projection.entries(layer, torch.arange(rows.start, rows.stop, device=self.device)).to(self.dtype)
         size = block.numel() * block.element_size()
-        if size <= self._left:
-            self._left -= size
+        if size <= self._free:
+            self._free -= size
             self._kept[layer, rows.start] = block = block.contiguous()
         return block

@@ -1,4 +1,4 @@
-"""No projection: the gradients themselves, for exact Gram matrices."""
+"""The identity as a projection: the features are the gradients themselves, for exact Gram matrices."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from attribution.projection.base import LayerShapes, Projection, Projector
 
 @dataclass(frozen=True)
 class Identity(Projection):
-    """P = I: the features are the whole gradient, layers one after another in the order of their names."""
+    """P = I: the features are the whole gradient, with the layers concatenated in the order of their names."""
 
     NAME = "Identity"
     VERSION = 1

@@ -4,16 +4,16 @@ For a layer's gradient g = Σ_r b_r a_rᵀ over positions r,
 
     φ = P_outᵀ g P_in = Σ_r (P_outᵀ b_r)(P_inᵀ a_r)ᵀ
 
-so that inputs a and output gradients b can be projected and the gradient is never formed; a convolution's patches are not either,
-as P_inᵀ a_r is a convolution by the columns of P_in. The features of the layers stand one after another.
+so that the inputs a and the output gradients b can be projected without forming the gradient. The patches of a convolution are not
+formed either, because P_inᵀ a_r is a convolution with the columns of P_in. The features of the layers are concatenated.
 
-√k_out P_out and √k_in P_in have normal entries; a side that is no longer than its k is kept as it is. With two projected sides,
+√k_out P_out and √k_in P_in have normal entries. A side is not projected if its length is at most its k. With two projected sides,
 ⟨φ(x), φ(y)⟩ of one layer with gradients G and H has the variance
 
     (b + c)/k_in + (a + c)/k_out + (a + b + ‖G‖²‖H‖² + ⟨G, H⟩²)/(k_in k_out)     a = ‖G Hᵀ‖², b = ‖Gᵀ H‖², c = tr (Hᵀ G Hᵀ G)
 
-which is more than k_in k_out features of a dense projection have: for gradients of low rank, about 2/k_in + 2/k_out of ⟨G, H⟩².
-A kept side drops the terms with its k.
+which is larger than that of a dense projection to k_in k_out features: for gradients of low rank, it is about
+(2/k_in + 2/k_out) ⟨G, H⟩². The terms with the k of a side vanish if that side is not projected.
 """
 
 import math
@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import Layer, LinearLayer
-from attribution.gradients.passes import finite
 from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
@@ -38,7 +38,7 @@ SHARED = ("attribution.projection.base", "attribution.projection.matrices")
 
 @dataclass(frozen=True)
 class Kronecker(Projection):
-    """``k_out · k_in`` features of every layer, or as many as it has rows and columns where these are fewer."""
+    """A projection to min(rows, ``k_out``) · min(columns, ``k_in``) features for every layer."""
 
     NAME = "Kronecker"
     VERSION = 1
@@ -55,7 +55,7 @@ class Kronecker(Projection):
         return sum(rows * columns for rows, columns in self.blocks(layers).values())
 
     def blocks(self, layers: LayerShapes) -> dict[str, tuple[int, int]]:
-        """Layer name → how many rows and columns its projected gradient has; by name."""
+        """Return layer name → shape (rows, columns) of its projected gradient, sorted by name."""
         return {name: (min(rows, self.k_out), min(columns, self.k_in)) for name, (rows, columns) in sorted(layers.items())}
 
     def start(
@@ -77,7 +77,10 @@ class Kronecker(Projection):
         return torch.cat(folded, -1)
 
     def side(self, layer: str, name: Literal["out", "in"], length: int) -> Tensor | None:
-        """P_out or P_in of a layer with so many rows or columns: ``[length, k]`` float64, or None where it is kept as it is."""
+        """Return P_out or P_in of a layer, ``[length, k]`` float64, or None if this side is not projected.
+
+        ``length`` is the number of rows of the layer's gradient for ``"out"``, and of its columns for ``"in"``.
+        """
         k = self.k_out if name == "out" else self.k_in
         if length <= k:
             return None
@@ -85,12 +88,12 @@ class Kronecker(Projection):
 
 
 class KroneckerProjector(Projector):
-    """Projects gradients, or the calls of layers without forming them."""
+    """Projects gradients, or projects the calls of layers without forming their gradients."""
 
     def __init__(self, projection: Kronecker, layers: LayerShapes, device: torch.device | str, dtype: torch.dtype):
         super().__init__(projection, layers, device, dtype)
         self.blocks: Mapping[str, tuple[int, int]] = projection.blocks(layers)
-        """Layer name → shape of its projected gradient."""
+        """Layer name → shape (rows, columns) of its projected gradient."""
         self._sides = {
             name: [
                 None if side is None else side.to(self.device, self.dtype)
@@ -100,9 +103,9 @@ class KroneckerProjector(Projector):
         }
 
     def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """What ``layer.contract(a, b, K)``, summed over draws, is after projection: ``[N / K, *blocks[name]]``.
+        """Return the projection of ``layer.contract(a, b, K)``, ``[N / K, *blocks[name]]``.
 
-        ``name`` is that of the gradients, which tied layers share.
+        ``name`` is the name of the gradients, which tied layers share.
         """
         P_out, P_in = self._sides[name]
         a, b = a.to(self.dtype), b.to(self.dtype)
@@ -123,14 +126,14 @@ class KroneckerProjector(Projector):
 
 
 def _two_sided(gradient: Tensor, P_out: Tensor | None, P_in: Tensor | None) -> Tensor:
-    """P_outᵀ g P_in for ``g [B, rows, columns]``."""
+    """Return P_outᵀ g P_in for ``gradient [B, rows, columns]``; None is the identity."""
     if P_in is not None:
         gradient = gradient @ P_in
     return gradient if P_out is None else P_out.T @ gradient
 
 
 def _factors_are_cheaper(layer: Layer, P_out: Tensor | None, P_in: Tensor) -> TypeGuard[LinearLayer | ConvLayer]:
-    """Multiplications a position takes: to project both sides and multiply what is left, against those of the gradient itself."""
+    """Whether projecting both sides before their product takes fewer multiplications per position than forming the gradient."""
     if not isinstance(layer, LinearLayer | ConvLayer) or (isinstance(layer, ConvLayer) and layer.module.groups > 1):
         return False
     rows, columns = layer.block
@@ -139,7 +142,7 @@ def _factors_are_cheaper(layer: Layer, P_out: Tensor | None, P_in: Tensor) -> Ty
 
 
 def _projected_inputs(layer: LinearLayer | ConvLayer, a: Tensor, P_in: Tensor) -> Tensor:
-    """P_inᵀ a of every position: ``[N, R, k_in]``."""
+    """Return P_inᵀ a of every position, ``[N, R, k_in]``."""
     weight, bias = (P_in[:-1].T, P_in[-1]) if layer.bias else (P_in.T, None)
     if isinstance(layer, LinearLayer):
         return F.linear(a.reshape(len(a), -1, a.shape[-1]), weight, bias)
@@ -149,13 +152,16 @@ def _projected_inputs(layer: LinearLayer | ConvLayer, a: Tensor, P_in: Tensor) -
 
 
 def _projected_outputs(layer: LinearLayer | ConvLayer, b: Tensor, P_out: Tensor | None) -> Tensor:
-    """P_outᵀ b of every position: ``[N, R, k_out]``."""
+    """Return P_outᵀ b of every position, ``[N, R, k_out]``."""
     b = b.reshape(len(b), -1, b.shape[-1]) if isinstance(layer, LinearLayer) else b.flatten(2).mT
     return b if P_out is None else b @ P_out
 
 
 def _fold_side(x: Tensor, k: int, P: Tensor | None, length: int) -> Tensor:
-    """The last dimension of ``x``, projected to ``k`` numbers or kept, as ``P [length, k']`` makes it; None keeps all."""
+    """Convert the last dimension of ``x`` to the features of a smaller side ``P [length, k']``; None leaves it as it is.
+
+    The last dimension is either not projected (``length`` numbers) or already projected to ``k`` numbers.
+    """
     if P is None:
         return x
     if x.shape[-1] == length:

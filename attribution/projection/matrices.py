@@ -1,6 +1,6 @@
-"""Random matrices of which any rows can be made by themselves: entry (i, j) is a function of (key, i, j) (``images.philox``).
+"""Random matrices whose rows can be generated independently: entry (i, j) is a function of (key, i, j) (``images.philox``).
 
-The first columns of a matrix are the matrix of so many columns. Values are float32 or integers, before any cast.
+The first n columns of a matrix are equal to the matrix with n columns. Values are float32 or integers, before any cast.
 """
 
 import torch
@@ -11,30 +11,30 @@ from attribution.images import philox
 SHARED = ("attribution.images.philox",)
 
 NORMALS, SIGNS = 4, 128
-"""How many of them one counter of philox gives."""
+"""How many normal numbers and how many signs one counter of philox gives."""
 
 _WORD = 0xFFFFFFFF
-_SIGN, _ONE = -(2**31), 0x3F800000  # of a float32: the sign bit, and the bits of 1.0
+_SIGN, _ONE = -(2**31), 0x3F800000  # the sign bit of a float32, and the bits of 1.0
 
 
 def rows_at_once(counters: int, entries: int, device: torch.device) -> int:
-    """How many rows to make at a time that take so many counters, and hold so many numbers, each.
+    """Return how many rows to generate at once, where each row takes ``counters`` counters of philox and has ``entries`` entries.
 
-    On a CPU enough of them to hide the cost of philox's calls, and few enough that its temporaries stay in the cache.
+    On a CPU, there are enough rows to hide the overhead of calls, and few enough that temporaries stay in the cache.
     """
     most_counters, most_entries = (2**16, 2**21) if device.type == "cpu" else (2**24, 2**26)
     return max(1, min(most_counters // counters, most_entries // entries))
 
 
 def normal_rows(key: tuple[int, int], rows: Tensor, columns: int) -> Tensor:
-    """Standard normal numbers ``[len(rows), columns]``, float32."""
+    """Return standard normal numbers ``[len(rows), columns]``, float32."""
     zero = torch.zeros_like(rows)
     low, high, *_ = philox.philox(*key, (rows & _WORD, rows >> 32, zero, zero))
     return philox.normal(low | (high << 32), columns)
 
 
 def sign_rows(key: tuple[int, int], rows: Tensor, columns: int) -> Tensor:
-    """Fair ±1 ``[len(rows), columns]``, float32, of one bit each."""
+    """Return fair ±1 ``[len(rows), columns]``, float32, from one random bit each."""
     position = torch.arange(-(-columns // SIGNS), device=rows.device)
     row, position = torch.broadcast_tensors(rows.unsqueeze(1), position)
     words = philox.philox(*key, (row & _WORD, row >> 32, position, torch.zeros_like(row)))
@@ -44,9 +44,9 @@ def sign_rows(key: tuple[int, int], rows: Tensor, columns: int) -> Tensor:
 
 
 def hashed_rows(key: tuple[int, int], rows: Tensor, hashes: int, buckets: int) -> tuple[Tensor, Tensor]:
-    """For each row and each of its ``hashes``, a bucket (int64) and a fair ±1 (int64), both ``[len(rows), hashes]``.
+    """Return a bucket and a fair ±1 for each row and each of its ``hashes``: both int64, ``[len(rows), hashes]``.
 
-    A bucket is one 63-bit number mod ``buckets``: mod a divisor of ``buckets``, it is the bucket among so many.
+    A bucket is a 63-bit number mod ``buckets``. Taken mod a divisor of ``buckets``, it is the bucket for that smaller number.
     """
     row, number = torch.broadcast_tensors(rows.unsqueeze(1), torch.arange(hashes, device=rows.device))
     low, high, sign, _ = philox.philox(*key, (row & _WORD, row >> 32, number, torch.zeros_like(row)))

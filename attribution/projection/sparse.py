@@ -1,9 +1,9 @@
 """Sparse projections: s entries ±1/√s in every row of P, the rest zero (SJLT: Kane & Nelson 2014; s = 1: Charikar et al. 2002).
 
-Column j belongs to hash j mod s, and each hash puts a coordinate into one of its k/s columns: the entries of a row never meet,
-so that none cancels another. The variance of ⟨Pᵀx, Pᵀy⟩ is that of dense signs, (‖x‖²‖y‖² + ⟨x, y⟩² - 2 Σ_i x_i² y_i²)/k, for
-every s; a larger s thins the tails that a few large coordinates make when they meet. With k' a divisor of k, adding up the
-columns that are equal mod k' gives the projection to k'.
+Column j belongs to hash j mod s, and each hash maps a coordinate to one of its k/s columns. The s entries of a row are therefore in
+different columns and cannot cancel. For every s, the variance of ⟨Pᵀx, Pᵀy⟩ is that of dense signs,
+(‖x‖²‖y‖² + ⟨x, y⟩² - 2 Σ_i x_i² y_i²)/k. A larger s reduces the tails that arise when a few large coordinates collide.
+If k' divides k, adding the columns that are equal mod k' gives the projection to k' features.
 """
 
 import math
@@ -24,7 +24,7 @@ SHARED = ("attribution.projection.base", "attribution.projection.matrices")
 
 @dataclass(frozen=True)
 class SJLT(Projection):
-    """``k`` features, ``s`` hashes of every coordinate; s divides k."""
+    """A projection to ``k`` features with ``s`` hashes of every coordinate; s divides k."""
 
     NAME = "SJLT"
     VERSION = 1
@@ -51,7 +51,10 @@ class SJLT(Projection):
         return features.unflatten(-1, (-1, smaller.k)).sum(-2)
 
     def entries(self, layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``rows [n]`` (positions in the flattened block) of √s P, the columns of the entries, and the entries: ``[n, s]``."""
+        """Return the columns of the nonzero entries of ``rows [n]`` of √s P, and these entries, both ``[n, s]``.
+
+        A row is a position in the flattened block of ``layer``.
+        """
         buckets, signs = hashed_rows(philox.key(self.seed, "projection", layer), rows, self.s, self.k // self.s)
         return buckets * self.s + torch.arange(self.s, device=rows.device), signs
 
@@ -76,12 +79,12 @@ class _Sparse(Projector):
 
 
 class _Bags:
-    """A layer's coordinates, sorted by the column that they go to: sums over runs are repeatable, as atomic adds are not."""
+    """The coordinates of a layer, sorted by their column. Sums over runs are deterministic, unlike atomic additions."""
 
     def __init__(self, projection: SJLT, layer: str, coordinates: int, device: torch.device, dtype: torch.dtype):
         columns, signs = [], []
-        for some in pieces(coordinates, rows_at_once(projection.s, projection.s, device)):
-            column, sign = projection.entries(layer, torch.arange(some.start, some.stop, device=device))
+        for rows in pieces(coordinates, rows_at_once(projection.s, projection.s, device)):
+            column, sign = projection.entries(layer, torch.arange(rows.start, rows.stop, device=device))
             columns.append(column.flatten().int())
             signs.append(sign.flatten().to(dtype))
         column, order = torch.cat(columns).sort(stable=True)
@@ -91,6 +94,6 @@ class _Bags:
         self.starts = (counts.cumsum(0) - counts).int()
 
     def add_to(self, total: Tensor, gradient: Tensor) -> None:
-        """``total [k, B]`` plus this layer's part, from ``gradient [coordinates, B]``."""
+        """Add the features of this layer, from ``gradient [coordinates, B]``, to ``total [k, B]``."""
         sums = F.embedding_bag(self.coordinates, gradient, self.starts, mode="sum", per_sample_weights=self.signs)
-        total.index_add_(0, self.columns, sums)  # columns are different ones: nothing is added twice
+        total.index_add_(0, self.columns, sums)  # no column appears twice, so this is deterministic

@@ -28,7 +28,7 @@ from experiments.metrics import counterfactual as metrics
 from experiments.metrics.counterfactual import Resamples
 from experiments.models.experiment import Experiment
 from experiments.models.samples import Samples
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 
 DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"

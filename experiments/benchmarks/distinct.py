@@ -11,7 +11,7 @@ from experiments.benchmarks.variants import Variant
 from experiments.metrics import distinct as metrics
 from experiments.metrics.ranking import generally_influential, top_k
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.row import Levels, Row
 
 

@@ -19,12 +19,12 @@ from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import exact_share
 from experiments.metrics.precision import auroc
 from experiments.models.experiment import Experiment
-from experiments.queries import sources
-from experiments.queries.by_source import OfEachSource
-from experiments.queries.choices import Queries
-from experiments.queries.sources import UNKNOWN, PixelClassifier
+from experiments.queries import Queries
+from experiments.queries.by_source import OfEachSource, check_sources
+from experiments.queries.pixel_classifier import UNKNOWN, PixelClassifier
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
 
@@ -88,11 +88,11 @@ class ImageTracing(Benchmark):
         for label, source in self.sources.items():
             shared = {"benchmark": BENCHMARK, "queries": kind, "subject": Subject(f"classified as {source} by pixels")}
             about = {"n": len(labels), "share_of_training": float((train.label == label).mean())}
-            yield Row(metric="share_of_images", estimate=sources.share(labels == label), about=about, **shared)
+            yield Row(metric="share_of_images", estimate=exact_share(labels == label), about=about, **shared)
             if label in recall:
                 yield Row(
                     metric="recall_on_held_out",
-                    estimate=sources.share(recall[label]),
+                    estimate=exact_share(recall[label]),
                     levels=Levels(random=1 / len(self.sources)),
                     about={"n": len(recall[label])},
                     **shared,
@@ -122,7 +122,7 @@ class ImageTracing(Benchmark):
 
     def _check(self, train: Images) -> None:
         """Check the settings before anything is trained."""
-        sources.check(self.sources, train)
+        check_sources(self.sources, train)
         listed("benchmark.k", self.k, partial(whole, least=1, most=len(train)))  # of the training images
         for name in ("rows", "shown"):
             whole(f"benchmark.{name}", getattr(self, name), 1)

@@ -23,7 +23,7 @@ from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Row, Subject
 

@@ -15,7 +15,7 @@ from experiments.metrics.lds import noise_ceiling
 from experiments.models.experiment import Experiment
 from experiments.models.subsets import Subsets
 from experiments.models.truth import Truth
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 
 PERCENT = 100
 RETRAINING = "exact retraining"

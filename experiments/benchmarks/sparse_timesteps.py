@@ -24,7 +24,7 @@ from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
 from experiments.metrics.estimate import Estimate
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
 from experiments.speed.queries import query_seconds

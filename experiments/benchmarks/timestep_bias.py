@@ -11,7 +11,8 @@ from attribution.estimators import Estimator
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryEstimator
-from attribution.gradients.norms import AsDrawn, AsTrained, GradientNorms
+from attribution.gradients.gradient_sets import GradientsAtRecordedDraws, PipelineGradients
+from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import Uniform
 from attribution.models.pipeline import Pipeline
@@ -25,7 +26,7 @@ from experiments.figures import norms as figures
 from experiments.figures.mappings import mappings
 from experiments.figures.shifts import rank_rises
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.report import Report
 
 NAME = "timestep_bias"
@@ -126,7 +127,7 @@ class TimestepBias(Benchmark):
         return figures.norm_curves(curves, bias.T, get(alone))
 
     def _show_pretrained(self, node: GradientNorms, experiment: Experiment, get: Get, report: Report) -> None:
-        assert isinstance(node.of, AsDrawn)
+        assert isinstance(node.of, PipelineGradients)
         norms, T = get(node), node.of.pipeline.process.T
         timestep, norm = norms.timestep[0, :, 0], norms.norms[0, :, 0]
         row = explained(timestep, norm, T, self.resamples, self.seed)
@@ -146,7 +147,7 @@ class TimestepBias(Benchmark):
 
     def _at_training(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator]) -> GradientNorms:
         settings = {"record": experiment.record, "checkpoints": _checkpoints(estimators), "execution": experiment.execution}
-        return GradientNorms(AsTrained(images=experiment.train, **settings))
+        return GradientNorms(GradientsAtRecordedDraws(images=experiment.train, **settings))
 
     def _curves(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], images: ImageSet) -> GradientNorms:
         return self._largest(experiment).norms(experiment.record, images, _checkpoints(estimators))
@@ -177,7 +178,9 @@ class TimestepBias(Benchmark):
         except ValueError as error:
             raise ValueError(f"benchmark.pretrained={self.pretrained}: {error}") from error
         images, scheme = self._pool(experiment), Uniform(1, self.seed)
-        return [GradientNorms(AsDrawn(images=images, pipeline=self._pipeline, scheme=scheme, execution=experiment.execution))]
+        return [
+            GradientNorms(PipelineGradients(images=images, pipeline=self._pipeline, scheme=scheme, execution=experiment.execution))
+        ]
 
     @cached_property
     def _pipeline(self) -> Pipeline | None:

@@ -7,7 +7,7 @@ from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.nodes import Node
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.report.row import Subject
 
 

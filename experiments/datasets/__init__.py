@@ -1,7 +1,7 @@
-"""Data sources (``data=``): training and validation images with their ids, and folders of images as queries.
+"""Data sources (``data=``): training and validation images with their ids.
 
 from experiments.datasets import Digits, Split
-train = Split(Digits(), "train")          # a node: its artifact is attribution.images.Images
+train = Split(Digits(), "train")  # a node; its artifact is attribution.images.Images
 """
 
 from experiments.datasets.cifar import CIFAR10
@@ -11,6 +11,5 @@ from experiments.datasets.errors import DataError
 from experiments.datasets.mnist import MNIST
 from experiments.datasets.patches_digits import PatchesDigits
 from experiments.datasets.source import Source, Split, Splits
-from experiments.queries.folder import ImageFolder
 
-__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "ImageFolder", "PatchesDigits", "Source", "Split", "Splits"]
+__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "PatchesDigits", "Source", "Split", "Splits"]

@@ -1,4 +1,4 @@
-"""``python -m experiments.datasets download cifar10 ROOT``: fetches a data set once, to be read under ``data.root=ROOT``."""
+"""Command line to download a data set: ``python -m experiments.datasets download cifar10 ROOT``; use it by ``data.root=ROOT``."""
 
 import argparse
 import sys
@@ -9,11 +9,11 @@ from experiments.datasets.errors import DataError
 
 
 def main() -> int | str:
-    parser = argparse.ArgumentParser(prog="python -m experiments.datasets", description="Fetch a data set.")
+    parser = argparse.ArgumentParser(prog="python -m experiments.datasets", description="Download a data set.")
     commands = parser.add_subparsers(required=True)
-    download = commands.add_parser("download", help="from its public address, checked")
+    download = commands.add_parser("download", help="download from the public address and verify the checksum")
     download.add_argument("dataset", choices=["cifar10", "mnist"])
-    download.add_argument("root", type=Path, help="the folder that data.root names")
+    download.add_argument("root", type=Path, help="the folder to give as data.root")
     arguments = parser.parse_args()
     try:
         {"cifar10": download_cifar10, "mnist": download_mnist}[arguments.dataset](arguments.root)

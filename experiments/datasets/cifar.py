@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) and parts of it, such as CIFAR-2 (automobile and horse)."""
+"""CIFAR-10 (Krizhevsky 2009) and subsets of it, such as CIFAR-2 (automobile and horse)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,20 +6,21 @@ from pathlib import Path
 
 from attribution.images import Images
 from attribution.nodes import execution
-from experiments.datasets.batches import cifar10
-from experiments.datasets.choice import chosen, listed
+from experiments.datasets.cifar_batches import cifar10
+from experiments.datasets.selection import select_listed, select_random
 from experiments.datasets.source import Source, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Source):
-    """``n_train`` of the training and ``n_validation`` of the test images (None: all), evenly over ``classes``, seeded.
+    """``n_train`` training and ``n_validation`` test images of CIFAR-10 (None: all), equally many of each of ``classes``.
 
-    Or, with ``index_file``, a published split: an npz file whose arrays ``train_key`` and ``validation_key`` list positions,
-    kept in their order; ``validation_key=None`` leaves the validation images to the seed.
+    The images are selected at random by ``seed``, or by ``index_file``, an npz file with a published split: its arrays
+    ``train_key`` and ``validation_key`` list positions, and their order is kept. With ``validation_key=None``, validation images
+    are selected at random.
 
-    Ids are positions: of training images among the 50,000 (batches 1 to 5 in order), of validation images among the 10,000
-    test images. The two overlap as numbers; draws tell them apart by their role.
+    Ids are positions among the 50,000 training images (batches 1 to 5 in order) and among the 10,000 test images. Ids of the two
+    splits overlap; their draws differ because the role of the image is part of the random key.
     """
 
     NAME = "CIFAR10"
@@ -46,5 +47,5 @@ class CIFAR10(Source):
 
     def _part(self, pool: Images, setting: str, n: int | None, key: str | None) -> Images:
         if self.index_file is None or key is None:
-            return chosen(pool, setting, n, self.classes, self.seed)
-        return listed(pool, setting, n, self.index_file, key, self.classes)
+            return select_random(pool, setting, n, self.classes, self.seed)
+        return select_listed(pool, setting, n, self.index_file, key, self.classes)

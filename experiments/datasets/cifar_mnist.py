@@ -1,4 +1,4 @@
-"""CIFAR-MNIST: airplanes with a few handwritten zeros among them, whose influence is known beforehand (Diffusion-ReTrac §6.1)."""
+"""CIFAR-MNIST: airplanes mixed with a few handwritten zeros, a set with known sources (Diffusion-ReTrac §6.1)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +8,22 @@ import numpy as np
 
 from attribution.images import Images
 from attribution.nodes import execution
-from experiments.datasets.batches import cifar10
-from experiments.datasets.choice import chosen, listed
+from experiments.datasets.cifar_batches import cifar10
 from experiments.datasets.errors import DataError
 from experiments.datasets.idx import mnist
 from experiments.datasets.mnist import padded
+from experiments.datasets.selection import select_listed, select_random
 from experiments.datasets.source import Source, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class CIFARMNIST(Source):
-    """CIFAR-10's ``planes`` (None: all 5,000) and ``zeros`` of MNIST, padded to 32 × 32 in three equal channels.
+    """``planes`` airplanes of CIFAR-10 (None: all 5,000) and ``zeros`` zeros of MNIST, padded to 32 × 32 in three equal channels.
 
-    ``validation_planes`` and ``validation_zeros`` are the same of the test images. Chosen by the seed, or by ``index_file``, an
-    npz file with the four arrays in ``KEYS``. Labels: 0 plane, 1 zero. Planes, which come first, keep their CIFAR-10 positions
-    as ids; a zero's id is its MNIST position beyond those of CIFAR-10 (50,000 + position; in validation, 10,000 + position).
+    ``validation_planes`` and ``validation_zeros`` are numbers of test images. The images are selected at random by ``seed``, or by
+    ``index_file``, an npz file with the four arrays in ``KEYS``. Labels: 0 airplane, 1 zero. Airplanes come first, and their ids
+    are positions in CIFAR-10. The id of a zero is its position in MNIST plus the number of CIFAR-10 images (50,000 for training,
+    10,000 for validation).
     """
 
     NAME = "CIFARMNIST"
@@ -60,11 +61,12 @@ class CIFARMNIST(Source):
     def _part(self, pool: Images, setting: str, n: int | None, key: str) -> Images:
         class_ = (0,)  # airplane in CIFAR-10, zero in MNIST
         if self.index_file is None:
-            return chosen(pool, setting, n, class_, self.seed)
-        return listed(pool, setting, n, self.index_file, key, class_)
+            return select_random(pool, setting, n, class_, self.seed)
+        return select_listed(pool, setting, n, self.index_file, key, class_)
 
 
 def _mixed(planes: Images, zeros: Images, first_zero: int) -> Images:
+    """Concatenate airplanes and padded zeros; ids of zeros start at ``first_zero``."""
     pad, odd = divmod(planes.shape[-1] - zeros.shape[-1], 2)
     if pad < 0 or odd or zeros.shape[-1] != zeros.shape[-2]:
         raise DataError(f"MNIST images of {zeros.shape[1]}×{zeros.shape[2]} cannot be padded to {planes.shape[-1]}: use 28×28")

@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's 1,797 handwritten digits (UCI optical recognition, 8 × 8 pixels, 17 grey levels)."""
+"""The default data, which needs no files: scikit-learn's 1,797 handwritten digits (UCI, 8 × 8 pixels, 17 grey levels)."""
 
 from dataclasses import dataclass
 
@@ -6,16 +6,16 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from attribution.images import Images
-from experiments.datasets.choice import shuffled
 from experiments.datasets.errors import DataError
+from experiments.datasets.selection import random_order
 from experiments.datasets.source import Source, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Source):
-    """``n_train`` and ``n_validation`` digits, disjoint, from the two ends of one seeded order; ids are scikit-learn's rows.
+    """``n_train`` and ``n_validation`` digits, disjoint, from the two ends of one random order; ids are rows in scikit-learn.
 
-    Needs no files. Neither end depends on how many are taken from the other.
+    The training images do not depend on ``n_validation``, nor the validation images on ``n_train``.
     """
 
     NAME = "Digits"
@@ -38,8 +38,8 @@ class Digits(Source):
                 raise DataError(f"{setting}={n}: must be at least 1")
         if self.n_train + self.n_validation > len(images):
             raise DataError(
-                f"data.n_train={self.n_train} and data.n_validation={self.n_validation} are more than the {len(images)} "
-                f"digits there are: set data.n_train <= {len(images)} - data.n_validation"
+                f"data.n_train={self.n_train} and data.n_validation={self.n_validation} add up to more than the {len(images)} "
+                f"digits: set data.n_train <= {len(images)} - data.n_validation"
             )
-        order = shuffled(self.seed, "digits", images.index)
+        order = random_order(self.seed, "digits", images.index)
         return Splits(images.take(np.sort(order[: self.n_train])), images.take(np.sort(order[-self.n_validation :])))

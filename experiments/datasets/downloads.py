@@ -1,6 +1,7 @@
-"""Fetches CIFAR-10 and MNIST from their public addresses, by the user's choice, into the layout that the readers expect.
+"""Downloads of CIFAR-10 and MNIST from their public addresses, into the layout that the readers expect.
 
-Files are checked against their known MD5 and appear under their names all at once. Nothing that is there is written over.
+The MD5 of each file is verified. The files of a data set appear together once all are complete; existing files are never
+overwritten.
 """
 
 import hashlib
@@ -31,23 +32,27 @@ MNIST = {
 _CHUNK = 1 << 20
 
 
-def mend(dataset: str, root: Path) -> str:
-    """What to do about missing files, for the end of a message."""
+def remedy(dataset: str, root: Path) -> str:
+    """Return what to do about missing files, for the end of an error message."""
     return (
-        f"set data.root to a folder that holds them, set data.download=true, or run "
+        f"set data.root to the folder with these files, set data.download=true, or run "
         f"`python -m experiments.datasets download {dataset} {root}`"
     )
 
 
 def download_cifar10(root: Path) -> None:
-    """Leaves ``root/cifar-10-batches-py``. Raises DataError: no network, wrong content, or the folder exists."""
+    """Download CIFAR-10 to ``root/cifar-10-batches-py``.
+
+    Raises:
+        DataError: the network is unavailable, the content is wrong, or the folder exists.
+    """
     target = root / CIFAR10_FOLDER
     with _staging(root, target) as staging:
         archive = staging / "archive.tar.gz"
         _fetch(*CIFAR10, archive)
         with tarfile.open(archive) as tar:
             for member in tar:
-                # By name into our own folder: an archive's paths and links are not followed.
+                # Extract by name into the staging folder: paths and links in an archive are not followed.
                 if member.isfile() and (content := tar.extractfile(member)) is not None:
                     with content, (staging / Path(member.name).name).open("wb") as file:
                         shutil.copyfileobj(content, file)
@@ -55,13 +60,18 @@ def download_cifar10(root: Path) -> None:
 
 
 def download_mnist(root: Path) -> None:
-    """Leaves the four compressed files in ``root/MNIST/raw``. Raises DataError: no network, wrong content, or the folder exists."""
+    """Download the four compressed files of MNIST to ``root/MNIST/raw``.
+
+    Raises:
+        DataError: the network is unavailable, the content is wrong, or the folder exists.
+    """
     with _staging(root, root / "MNIST" / "raw") as staging:
         for name, md5 in MNIST.items():
             _fetch(MNIST_ADDRESS + name, md5, staging / name)
 
 
 def _fetch(url: str, md5: str, path: Path) -> None:
+    """Download ``url`` to ``path`` and verify its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
@@ -72,15 +82,15 @@ def _fetch(url: str, md5: str, path: Path) -> None:
                     file.write(chunk)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"{url} cannot be fetched ({error}): try again, or fetch it elsewhere and unpack it under data.root"
+            f"{url} cannot be downloaded ({error}): try again, or download it elsewhere and unpack it in data.root"
         ) from error
     if digest.hexdigest() != md5:
-        raise DataError(f"{url} gave other content than expected (MD5 {digest.hexdigest()}, not {md5}): try again later")
+        raise DataError(f"{url} has unexpected content (MD5 {digest.hexdigest()} instead of {md5}): try again later")
 
 
 @contextmanager
 def _staging(root: Path, target: Path) -> Iterator[Path]:
-    """A temporary folder in ``root`` that becomes ``target`` if all went well, and else vanishes."""
+    """Yield a temporary folder in ``root`` that becomes ``target`` on success and is removed on failure."""
     if target.exists() and any(target.iterdir()):
         raise DataError(f"{target} exists already: remove it, or choose another folder")
     root.mkdir(parents=True, exist_ok=True)
@@ -92,7 +102,7 @@ def _staging(root: Path, target: Path) -> Iterator[Path]:
         try:
             os.replace(folder, target)
         except OSError:
-            if not target.is_dir():  # there now: another process was faster, with the same files
+            if not target.is_dir():  # otherwise another process has finished the same download
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

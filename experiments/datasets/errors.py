@@ -1,5 +1,5 @@
-"""What goes wrong with data."""
+"""The error for unusable data."""
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or not as configured; the message names the path or the setting, and the mend."""
+    """The data is missing, damaged or not as configured. The message names the path or the setting, and the remedy."""

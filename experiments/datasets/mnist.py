@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al. 1998), and whatever else comes as its four idx files."""
+"""MNIST (LeCun et al. 1998), and other data sets in the same four idx files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,17 @@ import numpy as np
 
 from attribution.images import Images
 from attribution.nodes import execution
-from experiments.datasets.choice import chosen
 from experiments.datasets.idx import mnist
+from experiments.datasets.selection import select_random
 from experiments.datasets.source import Source, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class MNIST(Source):
-    """``n_train`` of the training and ``n_validation`` of the test images (None: all), evenly over ``classes``, seeded.
+    """``n_train`` training and ``n_validation`` test images of MNIST (None: all), equally many of each of ``classes``.
 
-    Black borders of ``pad`` pixels make 28 × 28 images 32 × 32. Ids are positions in the training file and in the test file.
+    The images are selected at random by ``seed``. A black border of ``pad`` pixels turns 28 × 28 images into 32 × 32. Ids are
+    positions in the training file and in the test file.
     """
 
     NAME = "MNIST"
@@ -35,12 +36,12 @@ class MNIST(Source):
     def read(self) -> Splits:
         train, test = mnist(self.folder, self.download)
         return Splits(
-            padded(chosen(train, "data.n_train", self.n_train, self.classes, self.seed), self.pad),
-            padded(chosen(test, "data.n_validation", self.n_validation, self.classes, self.seed), self.pad),
+            padded(select_random(train, "data.n_train", self.n_train, self.classes, self.seed), self.pad),
+            padded(select_random(test, "data.n_validation", self.n_validation, self.classes, self.seed), self.pad),
         )
 
 
 def padded(images: Images, pad: int) -> Images:
-    """Images with ``pad`` black pixels more on each of their four sides."""
+    """Return the images with a border of ``pad`` black pixels on all four sides."""
     pixels = np.pad(images.pixels, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     return Images(pixels, images.index, images.label, images.levels)

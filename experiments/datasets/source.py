@@ -1,4 +1,4 @@
-"""What a data source is: training and validation images whose identity is their content, not where they lie."""
+"""The interface of data sources: training and validation images, identified by their content and not by their path."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ Name = Literal["train", "validation"]
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The images of a source that models train on, and those held out. Ids are unique within either."""
+    """The training images and the held-out images of a source. Ids are unique within each."""
 
     train: Images
     validation: Images
@@ -27,11 +27,13 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """Images of ``channels`` × ``size`` × ``size``; models are built to these numbers, which must agree with what is read.
+    """A source of images of ``channels`` × ``size`` × ``size``. Subclasses read them.
 
-    So must ``levels``, the largest value of a pixel in the files (255 for 8 bits), which the ELBO counts in.
-    ``flips``: training mirrors every image left to right half of the time. ``root``: the folder of the source's files,
-    ``data`` unless given; a source without files ignores it.
+    Models are built for ``channels`` and ``size``, which must agree with the images, as must ``levels``.
+
+    - ``flips``: whether training mirrors each image left to right with probability 1/2
+    - ``levels``: the largest value of a pixel in the files (255 for 8 bits), the unit of the ELBO
+    - ``root``: the folder of the source's files, by default ``data``; sources without files ignore it
     """
 
     channels: int
@@ -41,7 +43,7 @@ class Source(ABC):
     root: str | Path | None = execution(default=None)
 
     def __post_init__(self):
-        # Lists, as configurations give them, become tuples: a source is hashable, so that it is read once.
+        # Configurations give lists. Tuples make the source hashable, so that it is read only once.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Sequence) and not isinstance(value, str):
@@ -49,36 +51,40 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> Splits:
-        """The images, from wherever they are. Raises DataError."""
+        """Read the images.
+
+        Raises:
+            DataError: the files are missing or damaged, or the settings do not fit them.
+        """
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """The folder of the files."""
         return Path("data" if self.root is None else self.root).expanduser()
 
     def load(self) -> Splits:
-        """What ``read`` gives, checked; read once per process.
+        """Return the images of ``read`` after checking them. They are read once per process.
 
         Raises:
-            DataError: files are missing or damaged, or the settings do not fit what they hold.
+            DataError: the files are missing or damaged, or the settings do not fit them.
         """
         return _load(self).splits
 
     def content(self, name: Name) -> str:
-        """SHA-256 of one split: pixels, levels, ids and labels."""
+        """Return the SHA-256 of one split: pixels, levels, ids and labels."""
         return _load(self).content[name]
 
     def description(self) -> dict[str, Any]:
-        """Class, settings and content: the same settings over other files are another source."""
+        """Return class, settings and content. Sources with the same settings but other files are different."""
         return {**class_identity(type(self)), **describe_fields(self), "content": _load(self).content}
 
 
 @dataclass(frozen=True)
 class Split(ImageSet):
-    """The training or validation images of a source, or ``rows`` (positions) of them.
+    """The training or validation images of a source, or those at the positions ``rows``.
 
-    Identity is the content of this split alone: how the other one is chosen does not change it, so that asking for more
-    validation images retrains nothing.
+    The identity is the content of this split only. It does not depend on the other split, so that changing the number of
+    validation images retrains no model.
     """
 
     NAME = "Split"
@@ -99,7 +105,11 @@ class Split(ImageSet):
         return len(getattr(self.source.load(), self.name)) if self.rows is None else len(self.rows)
 
     def compute(self, get: Get) -> Images:
-        """Raises DataError: ``rows`` beyond the split, or given twice."""
+        """Return the images.
+
+        Raises:
+            DataError: a row is out of range or given twice.
+        """
         images = getattr(self.source.load(), self.name)
         if self.rows is None:
             return images
@@ -124,20 +134,23 @@ class _Loaded:
     content: dict[str, str]
 
 
-# A few, because one process may run a sweep over data sets; every node of a run asks for the same one.
+# All nodes of a run use the same source; a sweep over data sets in one process uses a few.
 @functools.lru_cache(maxsize=4)
 def _load(source: Source) -> _Loaded:
+    """Read and check a source."""
     splits = source.read()
-    named = {"train": splits.train, "validation": splits.validation}
-    for name, images in named.items():
+    by_name: dict[Name, Images] = {"train": splits.train, "validation": splits.validation}
+    for name, images in by_name.items():
         channels, height, width = images.shape
         if (channels, height, width) != (source.channels, source.size, source.size):
             raise DataError(
                 f"data.channels={source.channels}, data.size={source.size}, but the {name} images are "
-                f"{channels}×{height}×{width} (channels, height, width): set these two to what the files hold"
+                f"{channels}×{height}×{width} (channels, height, width): set them to the shape of the images in the files"
             )
         if images.levels != source.levels:
-            raise DataError(f"data.levels={source.levels}, but the {name} images have {images.levels}: set it to that")
+            raise DataError(
+                f"data.levels={source.levels}, but the {name} images have {images.levels}: set data.levels={images.levels}"
+            )
         if len(np.unique(images.index)) < len(images):
-            raise DataError(f"{type(source).__name__}: two {name} images have one id")
-    return _Loaded(splits, {name: images.digest() for name, images in named.items()})
+            raise DataError(f"{type(source).__name__}: two {name} images have the same id")
+    return _Loaded(splits, {name: images.digest() for name, images in by_name.items()})

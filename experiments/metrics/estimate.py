@@ -30,3 +30,15 @@ def interval(sample: ArrayLike, level: float = 0.95) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(numbers, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def exact_share(hits: np.ndarray) -> Estimate:
+    """The share of hits among independent images, bool ``[n]``, with the exact 95 % interval (Clopper & Pearson 1934).
+
+    The interval has a positive width even if all images are hits; a bootstrap interval would have none.
+    """
+    from scipy.stats import binomtest
+
+    test = binomtest(int(hits.sum()), len(hits))
+    low, high = test.proportion_ci(0.95, "exact")
+    return Estimate(float(test.statistic), float(low), float(high))

@@ -1,5 +1,6 @@
-"""Queries of every source alike, where the labels of the training images say the source (ReTrac 6.1)."""
+"""Equally many queries from every source, where the labels of the training images are their sources (ReTrac §6.1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +9,15 @@ from attribution.images import Images, ImageSet
 from attribution.nodes import Get
 from experiments.datasets import Split
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
-from experiments.queries.sources import PixelClassifier
+from experiments.queries.base import Queries
+from experiments.queries.pixel_classifier import PixelClassifier
 
-SHARED = ("experiments.queries.sources",)
+SHARED = ("experiments.queries.pixel_classifier",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutOfEach(Queries):
-    """``n`` held-out images of every label of the training set, a seeded choice: a rare source gets as many as a common one."""
+    """``n`` held-out images of every label in the training set, chosen at random by ``seed``; a rare source gets as many too."""
 
     n: int
     seed: int
@@ -25,13 +26,13 @@ class HeldOutOfEach(Queries):
         splits = experiment.data.load()
         rows = []
         for label in np.unique(splits.train.label).tolist():
-            there = np.flatnonzero(splits.validation.label == label)
-            if not 1 <= self.n <= len(there):
+            held_out = np.flatnonzero(splits.validation.label == label)
+            if not 1 <= self.n <= len(held_out):
                 raise ValueError(
-                    f"benchmark.queries.*.n={self.n} held-out images of each source: of label {label} there are {len(there)}; "
-                    "lower it, or have data.* hold out more"
+                    f"benchmark.queries.*.n={self.n} held-out images of each source: for label {label} there are {len(held_out)}; "
+                    "lower it, or hold out more images by the settings of data"
                 )
-            rows += np.random.default_rng([self.seed, label]).permutation(there)[: self.n].tolist()
+            rows += np.random.default_rng([self.seed, label]).permutation(held_out)[: self.n].tolist()
         return Split(experiment.data, "validation", tuple(sorted(rows)))
 
 
@@ -39,7 +40,7 @@ class HeldOutOfEach(Queries):
 class GeneratedOfEach(Queries):
     """``n`` of ``pool`` images that the trained model generates, as evenly from all sources as the pool allows.
 
-    A model that makes a rare source rarely needs a large pool, which costs little beside the scores of its images.
+    If the model rarely generates images of a source, a large pool is needed. It is cheap compared with the scores of its images.
     """
 
     n: int
@@ -56,7 +57,7 @@ class GeneratedOfEach(Queries):
 
 @dataclass(frozen=True)
 class OfEachSource(ImageSet):
-    """``n`` images of ``pool``: the first of every source, told by ``PixelClassifier``, then the second of every, ..."""
+    """``n`` images of ``pool``, taken in turn from every source according to ``PixelClassifier``, until there are ``n``."""
 
     NAME = "OfEachSource"
     VERSION = 1
@@ -72,12 +73,26 @@ class OfEachSource(ImageSet):
 
     def compute(self, get: Get) -> Images:
         pool = get(self.pool)
-        return pool.take(even(PixelClassifier(get(self.train)).labels(pool), self.n))
+        return pool.take(round_robin(PixelClassifier(get(self.train)).labels(pool), self.n))
 
 
-def even(labels: np.ndarray, n: int) -> np.ndarray:
-    """``n`` of the positions of ``labels [N]``, ascending, dealt evenly: the first of every label, the second of every, ..."""
+def round_robin(labels: np.ndarray, n: int) -> np.ndarray:
+    """Return ``n`` positions in ``labels [N]``, ascending: the first of every label, then the second of every label, ..."""
     place = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
         place[labels == label] = np.arange((labels == label).sum())
     return np.sort(np.lexsort((labels, place))[:n])
+
+
+def check_sources(sources: Mapping[int, str], train: Images) -> None:
+    """Check the names of the sources of a benchmark against the labels of the training images.
+
+    Raises:
+        ValueError: ``sources`` does not give each label its own name, or there are fewer than two labels.
+    """
+    labels = np.unique(train.label).tolist()
+    if sorted(sources) != labels or len(set(sources.values())) < len(sources) or len(sources) < 2:
+        raise ValueError(
+            f"benchmark.sources={dict(sources)}: the training images have labels {labels}; give each label its own name, and use "
+            "data with at least two labels (data=patches_digits and data=cifar_mnist have two)"
+        )

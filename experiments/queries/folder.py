@@ -1,4 +1,4 @@
-"""A folder of images as queries."""
+"""Queries from a folder of image files."""
 
 import functools
 from dataclasses import dataclass
@@ -10,19 +10,31 @@ from PIL import Image, UnidentifiedImageError
 
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, digest, execution
-from experiments.datasets.errors import DataError
+from experiments.datasets import DataError
+from experiments.models.experiment import Experiment
+from experiments.queries.base import Queries
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folder(Queries):
+    """The PNG and JPEG files in the folder ``path``."""
+
+    path: str | Path
+
+    def node(self, experiment: Experiment) -> ImageSet:
+        return ImageFolder(path=self.path, shape=experiment.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageFolder(ImageSet):
     """The PNG and JPEG files in the folder ``path``, in the order of their names, as images of ``shape`` (C, H, W).
 
-    Colours become grey, or grey three equal channels, as C asks; transparency is dropped. Nothing is resized: how an image is
-    brought to the model's size changes its attribution, and is the user's choice. Ids are positions in the order of names;
-    labels are -1. Identity is content. The folder is read once per process.
+    Files are converted to grey for C = 1 and to RGB for C = 3; transparency is dropped. Files are not resized: the resizing method
+    changes the attribution, so it is the user's choice. Ids are positions in the order of names, and labels are -1. The identity
+    is the content of the files. The folder is read once per process.
     """
 
     NAME = "ImageFolder"
@@ -38,7 +50,11 @@ class ImageFolder(ImageSet):
         return len(_read(str(self.path), tuple(self.shape))[0])
 
     def compute(self, get: Get) -> Images:
-        """Raises DataError: no images, an unreadable one, or one of another size."""
+        """Read the images.
+
+        Raises:
+            DataError: the folder is missing or has no images, or a file is unreadable or has another size.
+        """
         return _read(str(self.path), tuple(self.shape))[0]
 
     def description(self) -> dict[str, Any]:
@@ -47,9 +63,10 @@ class ImageFolder(ImageSet):
 
 @functools.lru_cache(maxsize=8)
 def _read(path: str, shape: tuple[int, int, int]) -> tuple[Images, str]:
+    """Return the images and the digest of their pixels."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise DataError(f"the queries' folder {folder} does not exist: name a folder of PNG or JPEG files")
+        raise DataError(f"the queries' folder {folder} does not exist: give a folder of PNG or JPEG files")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise DataError(f"the queries' folder {folder} holds no PNG or JPEG files")
@@ -58,15 +75,16 @@ def _read(path: str, shape: tuple[int, int, int]) -> tuple[Images, str]:
 
 
 def _pixels(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the pixels ``[C, H, W]`` uint8 of an image file."""
     channels, height, width = shape
     if channels not in (1, 3):
-        raise DataError(f"image files give 1 or 3 channels, but the queries' shape asks for {channels}")
+        raise DataError(f"image files have 1 or 3 channels, but the model's images have {channels}")
     try:
         with Image.open(file) as image:
             if image.size != (width, height):
                 raise DataError(f"{file} is {image.width}×{image.height} pixels, the model's images {width}×{height}: resize it")
             if image.mode not in _EIGHT_BIT_MODES:
-                raise DataError(f"{file} has pixels of type {image.mode}: save it with 8 bits a channel")
+                raise DataError(f"{file} has pixels of type {image.mode}: save it with 8 bits per channel")
             array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error

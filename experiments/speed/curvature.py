@@ -1,4 +1,4 @@
-"""How long curvature takes, over the plain forward and backward pass of the same draws; eigendecompositions are not counted."""
+"""Speed of curvature, relative to the plain forward and backward pass of the same draws, without eigendecompositions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -21,14 +21,18 @@ from experiments.speed.timing import Row, Run, count_ratio, inputs, multiplicati
 def curvature_speed(
     model: nn.Module, shape: tuple[int, int, int], objective: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
-    """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass, in eval mode.
+    """Measure curvature for every number of ``draws``, with ``examples`` of ``shape`` (C, H, W) in one pass in eval mode.
 
-    - ``kfac factors / plain``: Kronecker factors, expand and mc, over the ordinary pass with its summed gradients.
-    - ``kfac multiplications / plain``: the same in multiplications.
-    - ``kfac floor / plain``: in multiplications, that pass without weight gradients and a aᵀ and b bᵀ of all positions written out.
-    - ``kfac reduce / plain``: the factors of ``sharing=reduce``.
-    - ``ekfac eigenvalues / plain``: the second pass, of EK-FAC.
-    - ``curvlinops / kfac factors``: its factors, expand and mc, of the same inputs over ours; only where it is installed.
+    The rows for each number of draws:
+
+    - ``kfac factors / plain``: time of Kronecker factors (expand, Monte Carlo) over that of the plain pass
+    - ``kfac multiplications / plain``: the same ratio, of numbers of multiplications
+    - ``kfac floor / plain``: multiplications of the pass without weight gradients plus those of a aᵀ and b bᵀ at all positions,
+      over those of the plain pass
+    - ``kfac reduce / plain``: time of the factors with ``sharing=reduce`` over that of the plain pass
+    - ``ekfac eigenvalues / plain``: time of the second pass of EK-FAC over that of the plain pass
+    - ``curvlinops / kfac factors``: time of curvlinops' factors (expand, Monte Carlo) of the same inputs over that of ours, if
+      curvlinops is installed
     """
     rows: list[Row] = []
     for count in draws:
@@ -42,16 +46,16 @@ def curvature_speed(
         if (peer := peers.curvlinops_factors(model, objective, passes.x0, passes.draws)) is not None:
             pairs["curvlinops / kfac factors"] = peer, factors
         with eval_mode(model):
-            found = {metric: ratio(one, other, repeats) for metric, (one, other) in pairs.items()}
-            floor = multiplications(passes.without_weight_gradients) + passes.written_out()
+            ratios = {metric: ratio(run, other, repeats) for metric, (run, other) in pairs.items()}
+            floor = multiplications(passes.without_weight_gradients) + passes.outer_products()
             for metric, number in (("kfac multiplications", multiplications(factors)), ("kfac floor", floor)):
-                found[f"{metric} / plain"] = count_ratio(number, multiplications(reference))
-        rows += [{"metric": metric, **row, "examples": examples, "draws": count} for metric, row in found.items()]
+                ratios[f"{metric} / plain"] = count_ratio(number, multiplications(reference))
+        rows += [{"metric": metric, **row, "examples": examples, "draws": count} for metric, row in ratios.items()]
     return rows
 
 
 class _Passes:
-    """What is timed, all on the same inputs."""
+    """The passes to time, all on the same inputs."""
 
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws):
         self.model, self.x0, self.draws = model, x0, draws
@@ -63,15 +67,15 @@ class _Passes:
         hooks.run(self.model, self._homes, self._probe, self._probe.inputs(self.x0, self.draws), finish, autocast)
 
     def without_weight_gradients(self) -> None:
-        """Forward, and backward to the outputs of all layers."""
+        """Run forward, and backward to the outputs of all layers."""
         self._run(lambda name, calls: None)
 
     def factors(self, sharing: Sharing) -> Run:
-        """Their sums over the inputs."""
+        """Return the pass that sums Kronecker factors over the inputs."""
         return lambda: self._run(FactorSums(sharing).add)
 
     def eigenvalues(self) -> Run:
-        """EK-FAC's second moments. Any basis takes as long as another: the identity."""
+        """Return the pass of EK-FAC's second moments, in the basis of the identity, which takes as long as any other."""
 
         def identity(size: int) -> Tensor:
             return torch.eye(size, dtype=self.x0.dtype, device=self.x0.device)
@@ -79,8 +83,8 @@ class _Passes:
         bases = {name: [identity(size) for size in reversed(layer.block)] for name, layer in self._homes.values()}
         return lambda: self._run(lambda name, calls: cast(None, rotated_squares(calls, *bases[name])))
 
-    def written_out(self) -> int:
-        """The multiplications of a aᵀ and b bᵀ, position by position."""
+    def outer_products(self) -> int:
+        """Return the number of multiplications of a aᵀ and b bᵀ, position by position."""
         total = 0
 
         def add(name: str, calls: list[hooks.Call]) -> None:

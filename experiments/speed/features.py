@@ -1,4 +1,4 @@
-"""How long features (projected gradients) take, how far projections put them off, and how long other libraries take for them."""
+"""Speed of features (projected gradients), the error of projections, and the speed of other libraries for the same features."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from experiments.speed.timing import Row, in_turns, inputs, plain, quotient
 
 FEATURES = 2048
 MEMORY = 1e9
-"""Bytes of a dense P that are kept between passes, ours and the other libraries' alike."""
+"""Bytes of a dense P to keep between passes, for our projections and those of other libraries."""
 
 PLAIN, NONE = "plain", "none"
 SIZED: dict[str, Projection] = {
@@ -25,50 +25,50 @@ SIZED: dict[str, Projection] = {
     "rademacher": Rademacher(FEATURES, memory=MEMORY),
     "gaussian": Gaussian(FEATURES, memory=MEMORY),
 }
-"""Those with the same number of features as the other libraries'."""
+"""The projections with the same number of features as those of the other libraries."""
 KINDS: dict[str, Projection] = {NONE: Identity(), **SIZED, "kronecker": Kronecker(k_out=8, k_in=8)}
 
 
 def feature_speed(
     model: nn.Module, shape: tuple[int, int, int], objective: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
-    """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass, in eval mode.
+    """Measure features for every number of ``draws``, with ``examples`` of ``shape`` (C, H, W) in one pass in eval mode.
 
-    For each kind of projection, with 2048 features (kronecker 8 × 8: as many as come out):
+    The rows for each number of draws and each kind of projection, with 2048 features (kronecker: 8 × 8 for each layer):
 
-    - ``features, KIND / plain``: gradients of the loss averaged over draws and projected, over the plain pass. P is made before, as
-      far as ``MEMORY`` keeps it; what of a dense P does not fit is made again, for these few examples.
-    - ``error of cosines, KIND``: root mean square, over pairs of examples, of the cosine between their features less that between
-      their gradients; no ratio of times.
-    - ``traker / features, KIND``, ``dattri / features, KIND``: features of these packages as they are set by default, over ours;
-      only where they are installed. ``P kept``: set to keep their matrix too, where ``MEMORY`` holds it.
+    - ``features, KIND / plain``: time of gradients averaged over draws and projected, over that of the plain pass. P is generated
+      beforehand as far as it fits into ``MEMORY``; the rest of a dense P is generated again in each run.
+    - ``error of cosines, KIND``: root mean square, over pairs of examples, of the difference between the cosine of their features
+      and the cosine of their gradients; not a ratio of times
+    - ``traker / features, KIND``, ``dattri / features, KIND``: time of these packages with their default settings over that of
+      ours, if they are installed. With ``P kept``, they keep their matrix too, if it fits into ``MEMORY``.
     """
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, examples, count, objective.process.T)
+        x0, batch = inputs(model, shape, examples, count, objective.process.T)
         gradients, measure = PerExampleGradients(model, batch_size=examples * count), objective
-        ours = {kind: _Features(projection, gradients, measure, x0, some) for kind, projection in KINDS.items()}
+        ours = {kind: _Features(projection, gradients, measure, x0, batch) for kind, projection in KINDS.items()}
         others = {
-            **peers.traker_features(model, measure, x0, some, FEATURES, MEMORY),
-            **peers.dattri_features(model, measure, x0, some, FEATURES, MEMORY),
+            **peers.traker_features(model, measure, x0, batch, FEATURES, MEMORY),
+            **peers.dattri_features(model, measure, x0, batch, FEATURES, MEMORY),
         }
-        runs = {PLAIN: plain(model, measure, x0, some), **{kind: one.run for kind, one in ours.items()}, **others}
+        runs = {PLAIN: plain(model, measure, x0, batch), **{kind: features.run for kind, features in ours.items()}, **others}
         with eval_mode(model):
             seconds = in_turns(runs, repeats)
-        found = {f"features, {kind} / plain": quotient(seconds[kind], seconds[PLAIN]) for kind in KINDS}
+        ratios = {f"features, {kind} / plain": quotient(seconds[kind], seconds[PLAIN]) for kind in KINDS}
         for other, kind in itertools.product(others, SIZED):
-            found[f"{other} / features, {kind}"] = quotient(seconds[other], seconds[kind])
+            ratios[f"{other} / features, {kind}"] = quotient(seconds[other], seconds[kind])
         for kind in [kind for kind in KINDS if kind != NONE and examples > 1]:
-            error = error_of_cosines(ours[kind].made, ours[NONE].made)
-            found[f"error of cosines, {kind}"] = {"value": error, "low": None, "high": None, "features": ours[kind].size}
-        rows += [{"metric": metric, **row, "examples": examples, "draws": count} for metric, row in found.items()]
+            error = error_of_cosines(ours[kind].features, ours[NONE].features)
+            ratios[f"error of cosines, {kind}"] = {"value": error, "low": None, "high": None, "features": ours[kind].size}
+        rows += [{"metric": metric, **row, "examples": examples, "draws": count} for metric, row in ratios.items()]
     return rows
 
 
 class _Features:
-    """A projection's features of the inputs: ``made`` by each run."""
+    """The features of the inputs under a projection; each ``run`` computes ``features``."""
 
-    made: Tensor
+    features: Tensor
 
     def __init__(self, projection: Projection, gradients: PerExampleGradients, measure: Measure, x0: Tensor, draws: Draws):
         self._projector = projection.start(gradients.blocks, x0.device, x0.dtype)
@@ -76,11 +76,11 @@ class _Features:
         self._capture = lambda: gradients.capture(measure, x0, draws)
 
     def run(self) -> None:
-        self.made = self._projector.features(self._capture())
+        self.features = self._projector.features(self._capture())
 
 
 def error_of_cosines(features: Tensor, gradients: Tensor) -> float:
-    """Root mean square, over pairs of different rows, of the cosine between ``features [B, k]`` less that between ``gradients``."""
+    """Return the root mean square, over pairs of rows, of cosine in ``features [B, k]`` minus cosine in ``gradients [B, P]``."""
     pairs = torch.triu_indices(len(features), len(features), offset=1)
-    found, exact = ((unit @ unit.T)[*pairs] for unit in (F.normalize(rows.double()) for rows in (features, gradients)))
-    return (found - exact).square().mean().sqrt().item()
+    approximate, exact = ((unit @ unit.T)[*pairs] for unit in (F.normalize(rows.double()) for rows in (features, gradients)))
+    return (approximate - exact).square().mean().sqrt().item()

@@ -1,4 +1,4 @@
-"""How long per-example gradients and draws take, over the plain forward and backward pass of the same draws."""
+"""Speed of per-example gradients and of draws, relative to the plain forward and backward pass of the same draws."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,59 +17,61 @@ from experiments.speed.timing import Row, Run, inputs, plain, ratio
 def gradient_speed(
     model: nn.Module, shape: tuple[int, int, int], measure: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
-    """Rows for every number of draws: ``examples`` of ``shape`` (C, H, W), all draws of all examples in one pass, in eval mode.
+    """Measure gradients for every number of ``draws``, with ``examples`` of ``shape`` (C, H, W) in one pass in eval mode.
 
-    - ``gradients / plain``: gradients averaged over draws, over the ordinary pass with its summed gradients.
-    - ``normalized gradients / plain``: every draw's gradient divided by its own norm before they are averaged.
-    - ``vmap / gradients``: ``torch.func.vmap`` over examples of ``grad`` of their averages over draws, over ours.
-    - ``vmap per draw / gradients``: one ``vmap(grad)`` for every draw and the average of these gradients, over ours.
+    The rows for each number of draws are ratios of times:
+
+    - ``gradients / plain``: gradients averaged over draws, over the plain pass
+    - ``normalized gradients / plain``: the average of gradients divided by their norm, over the plain pass
+    - ``vmap / gradients``: ``torch.func.vmap`` over examples of ``grad`` of the mean over draws, over our gradients
+    - ``vmap per draw / gradients``: the average of one ``vmap(grad)`` for each draw, over our gradients
     """
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, examples, count, measure.process.T)
+        x0, batch = inputs(model, shape, examples, count, measure.process.T)
         gradients = PerExampleGradients(model, batch_size=examples * count)
-        gradients.capture(measure, x0, some)  # checks itself once
+        gradients.capture(measure, x0, batch)  # the first capture runs a check
 
-        def ours(x0: Tensor = x0, some: Draws = some, gradients: PerExampleGradients = gradients) -> None:
-            gradients.capture(measure, x0, some).mean()
+        def ours(x0: Tensor = x0, batch: Draws = batch, gradients: PerExampleGradients = gradients) -> None:
+            gradients.capture(measure, x0, batch).mean()
 
-        def normalized(x0: Tensor = x0, some: Draws = some, gradients: PerExampleGradients = gradients) -> None:
-            gradients.capture(measure, x0, some).mean(torch.reciprocal)
+        def normalized(x0: Tensor = x0, batch: Draws = batch, gradients: PerExampleGradients = gradients) -> None:
+            gradients.capture(measure, x0, batch).mean(torch.reciprocal)
 
-        reference = plain(model, measure, x0, some)
+        reference = plain(model, measure, x0, batch)
         pairs = {
             "gradients / plain": (ours, reference),
             "normalized gradients / plain": (normalized, reference),
-            "vmap / gradients": (_vmapped(model, measure, x0, some, together=count), ours),
+            "vmap / gradients": (_vmapped(model, measure, x0, batch, together=count), ours),
         }
         if count > 1:
-            pairs["vmap per draw / gradients"] = _vmapped(model, measure, x0, some, together=1), ours
+            pairs["vmap per draw / gradients"] = _vmapped(model, measure, x0, batch, together=1), ours
         with eval_mode(model):
-            for metric, (one, other) in pairs.items():
-                rows.append({"metric": metric, **ratio(one, other, repeats), "examples": examples, "draws": count})
+            for metric, (run, other) in pairs.items():
+                rows.append({"metric": metric, **ratio(run, other, repeats), "examples": examples, "draws": count})
     return rows
 
 
 def draws_speed(
     model: nn.Module, shape: tuple[int, int, int], measure: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
-    """``draws / plain``: making timesteps and noise, over the plain pass that uses them."""
+    """Measure ``draws / plain``: time of generating timesteps and noise over that of the plain pass that uses them."""
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, examples, count, measure.process.T)
+        x0, batch = inputs(model, shape, examples, count, measure.process.T)
 
         def make(x0: Tensor = x0, count: int = count) -> None:
             made = Uniform(count).draw("speed", torch.arange(len(x0)), measure.process.T).to(x0.device)
             made.noise(shape, x0.dtype)
 
         with eval_mode(model):
-            row = ratio(make, plain(model, measure, x0, some), repeats)
+            row = ratio(make, plain(model, measure, x0, batch), repeats)
         rows.append({"metric": "draws / plain", **row, "examples": examples, "draws": count})
     return rows
 
 
 def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, together: int) -> Run:
-    """The generic way to per-example gradients in torch, ``together`` draws of each example in one ``grad`` of their mean."""
+    """Return per-example gradients by ``torch.func``, with ``together`` draws of each example in one ``grad`` of their mean."""
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def cost(parameters: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -79,12 +81,12 @@ def _vmapped(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, toget
 
     def run() -> None:
         total: dict[str, Tensor] = {}
-        # The plain form of attention: the fused ones have no batching rule, and warn that they are slow.
+        # The fused kernels of attention have no batching rule, and warn that they are slow.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for first in range(0, draws.count, together):
-                some = draws.columns(slice(first, first + together))
-                x, t, noise = (rows.unflatten(0, (len(x0), together)) for rows in measure.inputs(x0, some)[:3])
+                subset = draws.columns(slice(first, first + together))
+                x, t, noise = (rows.unflatten(0, (len(x0), together)) for rows in measure.inputs(x0, subset)[:3])
                 part = gradient(parameters, x, t, noise)
                 total = {name: total[name] + g for name, g in part.items()} if total else part
 

@@ -1,4 +1,4 @@
-"""Other libraries on the same model and data, where they are installed: nothing here needs them."""
+"""Other libraries on the same model and data, for comparison; they are imported only if they are installed."""
 
 import logging
 import math
@@ -20,14 +20,14 @@ from attribution.images.draws import Draws
 from attribution.measurements import Measure
 from experiments.speed.timing import Run
 
-FLOAT = 4
+FLOAT = torch.float32.itemsize
 
 Features = Callable[[], Any]
-"""Makes features ``[B, k]``, for the rest a ``Run``."""
+"""A ``Run`` that returns features ``[B, k]``."""
 
 
 def curvlinops_factors(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws) -> Run | None:
-    """curvlinops' factors (expand, Monte Carlo, one v for each input) of the Linear and Conv2d layers; None without it."""
+    """Return a run of curvlinops' factors of Linear and Conv2d layers (expand, one Monte Carlo sample); None if not installed."""
     if not _installed("curvlinops", "curvlinops", "curvlinops-for-pytorch"):
         return None
     with warnings.catch_warnings():
@@ -64,10 +64,10 @@ def curvlinops_factors(model: nn.Module, objective: Measure, x0: Tensor, draws: 
 
 
 def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, k: int, memory: float) -> dict[str, Features]:
-    """``TRAKer.featurize`` without its files, in float32: by name what makes ``k`` features; empty without the package.
+    """Return runs of ``TRAKer.featurize`` without its files, in float32, with ``k`` features; none if traker is not installed.
 
-    ``traker``: as it is set by default. ``traker, P kept``: with one block for all of P, which then is made only once; where
-    that takes no more than ``memory`` bytes.
+    ``traker`` has the default settings. ``traker, P kept`` has one block for all of P, so that P is generated only once; it is left
+    out if P takes more than ``memory`` bytes.
     """
     if not _installed("traker", "trak", "traker"):
         return {}
@@ -95,17 +95,17 @@ def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
 
         return run
 
-    found, parameters = {"traker": features(None)}, sum(p.numel() for p in model.parameters())
+    runs, parameters = {"traker": features(None)}, sum(p.numel() for p in model.parameters())
     if FLOAT * k * parameters <= memory:
         kept = import_module("trak.projectors").BasicProjector(
             parameters, k, seed=0, proj_type="normal", device=device, block_size=k
         )
-        found["traker, P kept"] = features(kept)
-    return found
+        runs["traker, P kept"] = features(kept)
+    return runs
 
 
 def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, k: int, memory: float) -> dict[str, Features]:
-    """What dattri's ``TRAKAttributor`` does for the features of a batch, its projector made beforehand; as ``traker_features``."""
+    """Return runs of dattri's ``TRAKAttributor``, with its projector made beforehand; named as in ``traker_features``."""
     if not _installed("dattri", "dattri", "dattri"):
         return {}
     loss, projection = _MeanLoss(model, measure), import_module("dattri.func.projection")
@@ -128,15 +128,16 @@ def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
         return run
 
     like = torch.empty(len(x0), parameters, dtype=weights.dtype, device=x0.device)
-    found = {"dattri": features(projection.random_project(like, len(x0), k, 32, device=x0.device))}
+    runs = {"dattri": features(projection.random_project(like, len(x0), k, 32, device=x0.device))}
     if FLOAT * k * parameters <= memory:
         kind = projection.ProjectionType.normal
         kept = projection.BasicProjector(parameters, k, seed=0, proj_type=kind, device=x0.device, block_size=k)
-        found["dattri, P kept"] = features(kept.project)
-    return found
+        runs["dattri, P kept"] = features(kept.project)
+    return runs
 
 
 def _installed(name: str, module: str, package: str) -> bool:
+    """Whether the module can be imported; prints a line if not."""
     if find_spec(module) is not None:
         return True
     print(f"{name} is not installed: no rows for it (pip install {package})")
@@ -144,15 +145,15 @@ def _installed(name: str, module: str, package: str) -> bool:
 
 
 def _batch(measure: Measure, x0: Tensor, draws: Draws) -> tuple[Tensor, ...]:
-    """What the measure is called with, ``[B, K, ..]``."""
+    """Return the arguments of the measure, each ``[B, K, ..]``, without the condition."""
     return tuple(rows.unflatten(0, (len(x0), draws.count)) for rows in measure.inputs(x0, draws)[:3])
 
 
 @contextmanager
 def _functional() -> Iterator[None]:
-    """What helps gradients by ``torch.func``: no second graph around them, and attention in its plain form.
+    """Make gradients by ``torch.func`` faster: without a second graph, and with the plain kernel of attention.
 
-    The fused ones have no batching rule, and warn that they are slow.
+    The fused kernels have no batching rule, and warn that they are slow.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -160,7 +161,7 @@ def _functional() -> Iterator[None]:
 
 
 class _MeanLoss(nn.Module):
-    """A network with its loss, of one example, averaged over draws: the gradient of the average is all that is needed of them."""
+    """A network with its loss: the mean over the draws of one example, whose gradient is the mean of the gradients."""
 
     def __init__(self, model: nn.Module, measure: Measure):
         super().__init__()
@@ -171,14 +172,14 @@ class _MeanLoss(nn.Module):
 
 
 class _Output:
-    """The model output function as traker wants it: the loss itself, so that Q = 1."""
+    """The model output function in the interface of traker: the loss itself, so that Q = 1."""
 
     def get_output(self, loss: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Tensor) -> Tensor:
         return functional_call(loss, (weights, buffers), batch)
 
 
 class _Flat(nn.Module):
-    """One argument and a row of outputs for each input, as curvlinops wants it."""
+    """A network in the interface of curvlinops: one argument, and one row of outputs for each input."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long a training step of a model takes when many are trained side by side, against ``fit`` training one after another."""
+"""Speed of training many models at once, relative to training them one after another by ``fit``."""
 
 import tempfile
 import time
@@ -30,15 +30,18 @@ def retraining_speed(
     groups: Sequence[int],
     repeats: int,
 ) -> list[Row]:
-    """Rows ``fit / together`` for every size of group, and ``fit / alone``: seconds per model and step, taken in turns.
+    """Measure ``fit / together`` for every size in ``groups``, and ``fit / alone``: ratios of seconds per model and step.
 
-    Each model has a random half of ``images``. ``recipe.steps`` steps of a group are timed, ten times as many of a single model;
-    the first, and setting up, are not counted, which favours ``fit``. All run on the CPU.
+    Each model trains on a random half of ``images``. ``recipe.steps`` steps of a group are timed, and ten times as many of a single
+    model. Neither setup nor the first step is timed, which favours ``fit``. All training runs on the CPU.
     """
-    bench = _Bench(model, images, objective, optimizer, recipe)
-    contenders: dict[tuple[str, int], Callable[[], float]] = {("fit", 1): bench.fit, ("alone", 1): lambda: bench.side(Alone(), 1)}
+    training = _Training(model, images, objective, optimizer, recipe)
+    contenders: dict[tuple[str, int], Callable[[], float]] = {
+        ("fit", 1): training.fit,
+        ("alone", 1): lambda: training.members(Alone(), 1),
+    }
     for group in groups:
-        contenders["together", group] = lambda group=group: bench.side(Together(), group)
+        contenders["together", group] = lambda group=group: training.members(Together(), group)
     rounds = [{key: run() for key, run in contenders.items()} for _ in range(repeats)]
     seconds = {key: [times[key] for times in rounds] for key in contenders}
     return [
@@ -47,12 +50,14 @@ def retraining_speed(
     ]
 
 
-class _Bench:
+class _Training:
+    """The trainings to time, all with the same settings."""
+
     def __init__(self, model: Callable[[], nn.Module], images: Images, measure: Measure, optimizer: BuildOptimizer, recipe: Recipe):
         self.model, self.images, self.measure, self.optimizer, self.recipe = model, images, measure, optimizer, recipe
 
-    def side(self, mode: Mode, group: int) -> float:
-        """Seconds per model and step."""
+    def members(self, mode: Mode, group: int) -> float:
+        """Train ``group`` models in this ``mode`` and return the seconds per model and step."""
         recipe = self._recipe(single=group == 1)
         clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +67,7 @@ class _Bench:
         return clock.seconds() / group
 
     def fit(self) -> float:
-        """Seconds per step."""
+        """Train one model by ``fit`` and return the seconds per step."""
         recipe = self._recipe(single=True)
         clock, half = _Clock(), self.images.take(self._half(0).rows)
         with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +84,7 @@ class _Bench:
 
 
 class _Clock(L.Callback):
-    """When each step began or ended."""
+    """Records a time for each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -93,5 +98,5 @@ class _Clock(L.Callback):
         self.times.append(time.perf_counter())
 
     def seconds(self) -> float:
-        """Mean seconds of all steps but the first."""
+        """Return the mean seconds of all steps after the first."""
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)

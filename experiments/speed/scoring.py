@@ -1,4 +1,4 @@
-"""How long a pass of influence functions over the training set takes, queries held, over the plain pass of the same draws."""
+"""Speed of the scoring pass of influence functions, with queries in memory, relative to the plain pass of the same draws."""
 
 from collections.abc import Sequence
 
@@ -20,22 +20,25 @@ from experiments.speed.timing import Row, Run, inputs, plain, ratio
 
 QUERIES = 50
 PASSES = 8
-"""How many passes' gradients are scored at once: a block of training examples is larger than a pass."""
+"""The number of passes in one block of training examples, whose gradients are scored at once."""
 
 
 def scoring_speed(
     model: nn.Module, shape: tuple[int, int, int], objective: Measure, examples: int, draws: Sequence[int], repeats: int
 ) -> list[Row]:
-    """Rows for every number of draws, ``examples`` of ``shape`` (C, H, W) in a pass.
+    """Measure the scoring pass for every number of ``draws``, with ``examples`` of ``shape`` (C, H, W) in a pass.
 
-    - ``scoring pass / plain``: gradients, their rotation and the scores for 50 queries under the dampings that are always stored.
-    - ``20 dampings / one``: such a pass where 20 more dampings are asked for, over one with one more.
+    The rows for each number of draws are ratios of times:
+
+    - ``scoring pass / plain``: gradients, their rotation and the scores of 50 queries under the dampings that are always stored,
+      over the plain pass
+    - ``20 dampings / one``: a scoring pass with 20 additional dampings over one with a single additional damping
     """
     rows: list[Row] = []
     for count in draws:
-        x0, some = inputs(model, shape, PASSES * examples, count, objective.process.T)
-        scored = _Scoring(model, objective, x0, some, batch_size=examples * count)
-        reference = _passes(model, objective, x0, some, examples)
+        x0, batch = inputs(model, shape, PASSES * examples, count, objective.process.T)
+        scored = _Scoring(model, objective, x0, batch, batch_size=examples * count)
+        reference = _passes(model, objective, x0, batch, examples)
         one, twenty = scored.run([3e-7]), scored.run(np.logspace(-9.5, -1.5, 20).tolist())
         with eval_mode(model):
             for metric, pair in {"scoring pass / plain": (one, reference), "20 dampings / one": (twenty, one)}.items():
@@ -44,7 +47,7 @@ def scoring_speed(
 
 
 def _passes(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, examples: int) -> Run:
-    """The plain pass of all inputs, in parts of ``examples``."""
+    """Return the plain pass of all inputs, in parts of ``examples``."""
     parts = [plain(model, objective, x0[rows], draws.rows(rows)) for rows in pieces(len(x0), examples)]
 
     def run() -> None:
@@ -55,7 +58,7 @@ def _passes(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, exam
 
 
 class _Scoring:
-    """A block of training examples and random queries in the basis of the identity: any other takes as long."""
+    """Scores of a block of training examples and random queries, in the basis of the identity, which takes as long as any other."""
 
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, batch_size: int):
         self.per_example, self.measure, self.x0, self.draws = PerExampleGradients(model, batch_size), objective, x0, draws
@@ -70,8 +73,9 @@ class _Scoring:
             name: {"x": torch.randn(1, 1, QUERIES, *block, generator=random).to(x0.device)} for name, block in blocks.items()
         }
 
-    def run(self, asked: Sequence[float]) -> Run:
-        dampings = sorted({*GRID, *asked})
+    def run(self, additional: Sequence[float]) -> Run:
+        """Return the scoring pass under the dampings that are always stored and ``additional`` ones."""
+        dampings = sorted({*GRID, *additional})
 
         def score() -> None:
             held = HeldQueries(self.basis, self.coefficients, dampings, Uncompressed())

@@ -1,7 +1,7 @@
-"""Ratios of times: both sides run in one process and take turns, so that whatever else the machine does falls on both.
+"""Ratios of times. Both runs alternate in one process, so that other load on the machine affects both of them.
 
 A row has the median of the ratios over the repeats with their quartiles (``value``, ``low``, ``high``), and the median seconds of
-both sides. Counts of multiplications have no quartiles.
+both runs. Ratios of counts have no quartiles.
 """
 
 import statistics
@@ -22,14 +22,14 @@ Run = Callable[[], None]
 
 
 def inputs(model: nn.Module, shape: tuple[int, int, int], examples: int, count: int, T: int) -> tuple[Tensor, Draws]:
-    """``examples`` images of noise of ``shape`` (C, H, W) and ``count`` draws of each, where the model is."""
+    """Return ``examples`` random images of ``shape`` (C, H, W) and ``count`` draws of each, on the device of the model."""
     p = next(model.parameters())
     x0 = torch.rand(examples, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return x0.to(p.device, p.dtype), Uniform(count).draw("speed", torch.arange(examples), T).to(p.device)
 
 
 def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Run:
-    """The floor: noise, forward and backward with the summed gradient of every parameter."""
+    """Return the plain pass, the reference of all ratios: noise, forward, and backward to the summed gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> None:
@@ -40,19 +40,19 @@ def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Run:
 
 
 def ratio(ours: Run, reference: Run, repeats: int) -> Row:
-    """The times of ``ours`` over those of ``reference``, after one of each to warm up."""
+    """Measure the ratio of times ``ours / reference`` in ``repeats`` rounds after a warm-up."""
     seconds = in_turns({"ours": ours, "reference": reference}, repeats)
     return quotient(seconds["ours"], seconds["reference"])
 
 
 def in_turns(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
-    """The seconds of every run in each of ``repeats`` rounds of them all, after one to warm up."""
+    """Return the seconds of every run in each of ``repeats`` rounds of all runs, after a warm-up round."""
     rounds = [{name: seconds_of(run) for name, run in runs.items()} for _ in range(repeats + 1)]
     return {name: [times[name] for times in rounds[1:]] for name in runs}
 
 
 def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Row:
-    """A row of the ratios round by round."""
+    """Return the row of the ratios ``seconds / reference``, round by round."""
     ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return {
@@ -66,19 +66,19 @@ def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Row:
 
 
 def multiplications(run: Run) -> int:
-    """Multiply-adds of the matrix products and convolutions in a run."""
+    """Count the multiply-adds of the matrix products and convolutions in a run."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
 
 
 def count_ratio(ours: float, reference: float) -> Row:
-    """A ratio of counts, which are the same each time."""
+    """Return the row of a ratio of counts, which does not vary."""
     return {"value": ours / reference, "low": None, "high": None}
 
 
 def seconds_of(run: Run) -> float:
-    """What one run takes."""
+    """Return the seconds of one run."""
     _synchronize()
     start = time.perf_counter()
     run()
@@ -87,7 +87,7 @@ def seconds_of(run: Run) -> float:
 
 
 def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure, images: int = 32) -> float:
-    """Seconds that forward and backward of one image take, from a few passes of ``images``: for estimates beforehand."""
+    """Estimate the seconds for forward and backward of one image, from a few passes of ``images`` images."""
     x0, draws = inputs(model, shape, images, 1, measure.process.T)
     run = plain(model, measure, x0, draws)
     run()

@@ -14,12 +14,12 @@ from attribution.nodes import Node
 from attribution.training import TrainingRecord
 from attribution.training.checkpoints import select
 from experiments import figures
-from experiments import speed as speeds
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics import common as metrics
 from experiments.models.experiment import Experiment
 from experiments.report.score_files import make_folder, write_proponents, write_self_influence
+from experiments.speed.timing import seconds_per_pass
 from experiments.store import inventory, inventory_table
 from experiments.store.plan import announcement
 from experiments.store.plan import plan as plan_of
@@ -107,23 +107,27 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
 
 def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int], groups: Sequence[int], steps: int) -> None:
     """Measures this program against plain passes of the same network, and retraining side by side against Lightning's fit."""
+    from experiments.speed.curvature import curvature_speed
+    from experiments.speed.features import feature_speed
+    from experiments.speed.gradients import draws_speed, gradient_speed
+    from experiments.speed.retraining import retraining_speed
+    from experiments.speed.scoring import scoring_speed
+
     with lab(config) as run:
         experiment = run.experiment
         shape = experiment.shape
         network = experiment.model().to(experiment.execution.torch_device())
         measure = instantiate(config.measurement, _convert_="all")
-        rows = speeds.gradient_speed(network, shape, measure, examples, draws, repeats)
-        rows += speeds.draws_speed(network, shape, measure, examples, draws, repeats)
-        rows += speeds.curvature_speed(network, shape, experiment.objective, examples, draws, repeats)
-        rows += speeds.scoring_speed(network, shape, experiment.objective, examples, draws, repeats)
-        rows += speeds.feature_speed(network, shape, experiment.objective, examples, draws, repeats)
+        rows = gradient_speed(network, shape, measure, examples, draws, repeats)
+        rows += draws_speed(network, shape, measure, examples, draws, repeats)
+        rows += curvature_speed(network, shape, experiment.objective, examples, draws, repeats)
+        rows += scoring_speed(network, shape, experiment.objective, examples, draws, repeats)
+        rows += feature_speed(network, shape, experiment.objective, examples, draws, repeats)
         run.report.add(
             {"benchmark": "speed", "estimator": f"{row['examples']} examples × {row['draws']} draws", **row} for row in rows
         )
         images, recipe = experiment.data.load().train, replace(experiment.trainer, steps=steps)
-        rows = speeds.retraining_speed(
-            experiment.model, images, experiment.objective, experiment.optimizer, recipe, groups, repeats
-        )
+        rows = retraining_speed(experiment.model, images, experiment.objective, experiment.optimizer, recipe, groups, repeats)
         run.report.add({"benchmark": "speed", "estimator": f"groups of {row['group']}", **row} for row in rows)
 
 
@@ -133,7 +137,7 @@ def plan(config: DictConfig) -> None:
     experiment, store = experiment_of(config), Store(config.store.root)
     nodes = _needed(config, experiment, instantiate(config.benchmark, _convert_="all"), estimators_of(config))
     network = experiment.model().to(experiment.execution.torch_device())
-    rate = speeds.seconds_per_pass(network, experiment.shape, experiment.record.objective)
+    rate = seconds_per_pass(network, experiment.shape, experiment.record.objective)
     inventory_table.show(plan_of(nodes, store, rate), f"missing in {store.root}")
 
 

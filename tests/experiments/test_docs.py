@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from attribution.estimators import Estimator
 from experiments.models.experiment import Experiment
-from experiments.queries.choices import Queries
+from experiments.queries import Queries
 from experiments.tasks.composition import chosen_estimator, estimators_of, experiment_of
 from tests.experiments import documents
 from tests.experiments.documents import CONTRIBUTING, PAGES, PLACEHOLDERS, README, ROOT

@@ -235,7 +235,7 @@ def test_a_model_without_a_record_is_refused(get):
 
 def test_gradients_that_are_not_finite_name_their_layer(get):
     """Claim (DESIGN.md §4.7): NaN parameters give an error with the layer, never NaN scores."""
-    from attribution.gradients.passes import dot
+    from attribution.gradients.inner_products import dot
 
     good, bad = (
         {"a": torch.ones(2, 3, 4), "b": torch.ones(2, 3, 4)},

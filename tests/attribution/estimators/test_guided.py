@@ -12,7 +12,8 @@ from attribution.estimators.guided import lengths
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.execution import Execution
 from attribution.gradients import hooks
-from attribution.gradients.norms import AtScheme, GradientNorms
+from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.norms import GradientNorms
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory
@@ -54,7 +55,7 @@ def norms_at(get, step, timestep):
     """``n_z [1, N, 1]``, as the estimator takes them."""
     scheme = Fixed((timestep,), seed=DRAWS.seed)
     settings = {"images": RECORD.data, "record": RECORD, "execution": CPU}
-    return get(GradientNorms(AtScheme(step=step, scheme=scheme, role="reference norms", **settings)))
+    return get(GradientNorms(GradientsAtScheme(step=step, scheme=scheme, role="reference norms", **settings)))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def matrices(shape, leading=(2, 3)):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.label)
 def test_sizes_are_those_of_the_parts(kind, shape):
-    """Claim: ``size`` is what the parts of one matrix take, and every part keeps the leading dimensions: it can be indexed."""
+    """Claim: ``size`` is the number of bytes of the parts of one matrix, and parts can be indexed by the leading dimensions."""
     parts = kind.compress(matrices(shape))
     assert sum(part[0, 0].numel() * part.element_size() for part in parts.values()) == kind.size(shape)
     restored = kind.restore(parts, shape)
@@ -31,7 +31,7 @@ def test_sizes_are_those_of_the_parts(kind, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_quantisation_errs_by_half_a_step(bits, shape):
-    """Claim: no value is further from its code than half a step of its own matrix's range; both ends of the range are exact."""
+    """Claim: the error of a value is at most half a step of its matrix's range; both ends of the range are exact."""
     x = matrices(shape) * torch.tensor([1e-6, 1.0, 1e6], dtype=torch.float64)[None, :, None, None]
     kind = Quantized(bits=bits)
     restored = kind.restore(kind.compress(x), shape).double()
@@ -41,14 +41,14 @@ def test_quantisation_errs_by_half_a_step(bits, shape):
 
 
 def test_constant_matrices_stay():
-    """Claim: a matrix without a range, all zero or all equal, is itself again and not NaN."""
+    """Claim: a constant matrix, also of zeros, is restored exactly and not as NaN."""
     for value in (0.0, 3.5):
         x = torch.full((1, 4, 5), value)
         assert torch.equal(Quantized(bits=8).restore(Quantized(bits=8).compress(x), (4, 5)), x)
 
 
 def test_truncated_svd_is_the_best_of_its_rank():
-    """Claim: the error in the Frobenius norm is the root of the sum of squares of the singular values left out (Eckart–Young)."""
+    """Claim: the error in the Frobenius norm is the norm of the omitted singular values (Eckart–Young)."""
     x = matrices((12, 40))
     for rank in (1, 3, 8):
         kind = TruncatedSVD(rank=rank)
@@ -58,7 +58,7 @@ def test_truncated_svd_is_the_best_of_its_rank():
 
 
 def test_svd_never_makes_a_matrix_larger():
-    """Claim: where rank · (out + in) numbers are no fewer than the matrix has, it stays exact."""
+    """Claim: a matrix with at most rank · (out + in) elements stays exact."""
     x = matrices((3, 5)).float()
     kind = TruncatedSVD(rank=2)
     assert torch.equal(kind.restore(kind.compress(x), (3, 5)), x)
@@ -66,7 +66,7 @@ def test_svd_never_makes_a_matrix_larger():
 
 
 def test_bad_settings_are_named():
-    """Claim: impossible sizes are errors with the setting's name."""
+    """Claim: invalid sizes raise an error that names the setting."""
     with pytest.raises(ValueError, match=r"compression.bits=3"):
         Quantized(bits=3)
     with pytest.raises(ValueError, match=r"compression.rank=0"):

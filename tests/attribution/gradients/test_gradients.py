@@ -1,4 +1,4 @@
-"""Per-example gradients against one ``backward`` per draw, in float64, on U-Nets and on small models that are hard to get right."""
+"""Per-example gradients against one ``backward`` per draw, in float64, on U-Nets and on small models with difficult cases."""
 
 import copy
 import re
@@ -22,7 +22,7 @@ LOSS = Loss(PROCESS)
 
 @dataclass(frozen=True)
 class Bent(Measure):
-    """A cost of any output, different for every number of it."""
+    """A cost for any output, with a different function of each of its elements."""
 
     def __call__(self, denoise, x0, t, noise, condition=None):
         output = denoise(self.process.add_noise(x0, t, noise), t).flatten(1)
@@ -51,7 +51,7 @@ def batch(B: int = 3, K: int = 2, size: int = 6, channels: int = 4) -> tuple[Ten
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Norms and biases start at 1 and 0, where wrong formulas may look right."""
+    """Randomize the parameters: at 1 and 0, the initial values in norms and biases, wrong formulas can give correct results."""
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3
@@ -68,7 +68,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 
 def assert_right(model: nn.Module, x0: Tensor, draws: Draws, measure: Measure = BENT) -> None:
-    """Means, norms and weighted means are those of a loop of ``backward``, in one pass and in several."""
+    """Check means, norms and weighted means against a loop of ``backward``, in one pass and in several."""
     truth = draw_gradients(measure, model, x0, draws)
     weights = torch.rand(draws.timestep.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for batch_size in (1000, 2 * draws.count, 1):
@@ -82,7 +82,7 @@ def assert_right(model: nn.Module, x0: Tensor, draws: Draws, measure: Measure = 
 
 @pytest.mark.parametrize("K", [1, 3])
 def test_unet_equals_a_loop_of_backward(K):
-    """All parameters of diffusers' U-Net: convolutions, time embedding, norms, attention; with dropout, which is off."""
+    """Claim: gradients are correct for all parameters of diffusers' U-Net; dropout is off."""
     model = randomized(UNET())
     x0, draws = batch(3, K, size=8, channels=1)
     assert_right(model.train(), x0, draws, LOSS)
@@ -116,7 +116,7 @@ CONVOLUTIONS = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name):
-    """Every kind of Conv2d, first in the network and after another layer."""
+    """Claim: gradients are correct for every kind of Conv2d, as the first layer and after another layer."""
     before, conv = nn.Conv2d(4, 4, 3, padding=1), copy.deepcopy(CONVOLUTIONS[name])
     assert_right(randomized(Net(lambda m, x: m.conv(torch.tanh(m.before(x))), before=before, conv=conv)), *batch())
     assert_right(randomized(Net(lambda m, x: m.conv(x), conv=conv)), *batch())
@@ -125,7 +125,7 @@ def test_convolutions(name):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if not name.startswith("1 × 1")])
 def test_convolution_formulas_agree(name):
-    """Patches written out (the choice for small layers on a GPU), grouped convolutions in pieces of any size, and Gram norms."""
+    """Claim: patches (used for small layers on a GPU), grouped convolutions of any number of examples, and Gram norms agree."""
     model = randomized(Net(lambda m, x: m.conv(x), conv=copy.deepcopy(CONVOLUTIONS[name])))
     gradients = PerExampleGradients(model)
     captured = gradients.capture(BENT, *batch(4, 3))
@@ -142,12 +142,12 @@ def test_convolution_formulas_agree(name):
 
 
 def positions(x: Tensor) -> Tensor:
-    """``[N, C, H, W]`` to ``[N, H·W, C]``, not contiguous."""
+    """Return ``[N, C, H, W]`` as ``[N, H·W, C]``, not contiguous."""
     return x.flatten(2).mT
 
 
 class Doubling(nn.Linear):
-    """A subclass that computes what its base does."""
+    """A subclass that computes the same as its base."""
 
     def extra_repr(self) -> str:
         return "doubling"
@@ -245,13 +245,13 @@ def hooked(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_adversarial_models(name):
-    """Means, norms and weighted means, whatever a model does with its layers."""
+    """Claim: means, norms and weighted means are correct for all these ways of using layers."""
     assert_right(randomized(MODELS[name]()), *batch())
 
 
 @pytest.mark.parametrize("frozen", ["a.weight", "a.bias", "b.weight", "b.bias", "c.weight", "d.bias", "a"])
 def test_frozen_parameters_are_left_out(frozen):
-    """A frozen parameter has no columns and no part in the norms; a layer with none but frozen ones does not appear."""
+    """Claim: a frozen parameter has no columns and does not contribute to norms; a layer with only frozen ones is left out."""
     layers = {"a": nn.Conv2d(4, 6, 3), "b": nn.Linear(4, 4), "c": nn.GroupNorm(2, 6), "d": nn.LayerNorm(4)}
     model = randomized(Net(lambda m, x: m.d(m.b(m.c(m.a(x)))), **layers))
     for name, p in model.named_parameters():
@@ -309,7 +309,7 @@ def parametrized() -> nn.Module:
     ],
 )
 def test_parameters_without_a_formula_are_errors(model, named):
-    """A trainable parameter of another kind of module is an error that names it and the module's type, before any pass."""
+    """Claim: a trainable parameter of an unsupported module raises an error with both names before any pass."""
     with pytest.raises(ValueError, match=re.escape(named)):
         PerExampleGradients(Net(lambda m, x: m.a(x), a=nn.Conv2d(4, 4, 3), odd=model()))
     if "also" not in named:
@@ -318,7 +318,7 @@ def test_parameters_without_a_formula_are_errors(model, named):
 
 
 def test_nothing_to_train_is_an_error():
-    """A model all of whose parameters are frozen has no gradients: an error, not an empty answer."""
+    """Claim: a model with only frozen parameters raises an error."""
     with pytest.raises(ValueError, match="no trainable parameter"):
         PerExampleGradients(UNET().requires_grad_(False))
 
@@ -348,13 +348,13 @@ def self_attention() -> nn.Module:
 )
 @pytest.mark.parametrize("K", [1, 2])
 def test_what_hooks_cannot_see_is_found_at_the_first_capture(model, named, K):
-    """Weights used outside their module, inputs that influence each other and chance in eval mode: an error names the parameter."""
+    """Claim: weights used outside their module, interacting inputs and randomness in eval mode raise errors with the parameter."""
     with pytest.raises(RuntimeError, match=f"gradient of {named} is .* away from plain autograd"):
         PerExampleGradients(randomized(model())).capture(BENT, *batch(K=K))
 
 
 def test_influence_between_examples_is_found_once_there_are_two():
-    """A first capture of a single input does not make the check forget about batches."""
+    """Claim: after a first capture of a single input, the check runs again for a batch."""
     gradients = PerExampleGradients(randomized(Net(lambda m, x: m.a(x).tanh() - m.a(x).mean(0), a=nn.Linear(6, 6))))
     gradients.capture(BENT, *batch(1, 1))
     with pytest.raises(RuntimeError, match=r"a\.weight"):
@@ -362,7 +362,7 @@ def test_influence_between_examples_is_found_once_there_are_two():
 
 
 def test_the_check_is_made_once():
-    """Later captures run the network for their own inputs only."""
+    """Claim: later captures run the network only for their own inputs."""
     sizes: list[int] = []
     model = randomized(Net(lambda m, x: (sizes.append(len(x)), m.a(x))[1], a=nn.Conv2d(4, 4, 3)))
     gradients = PerExampleGradients(model)
@@ -374,7 +374,7 @@ def test_the_check_is_made_once():
 
 
 def test_overwritten_inputs_are_errors():
-    """A layer's input that is changed in place after the call is an error that names the layer."""
+    """Claim: an input changed in place after the call raises an error that names the layer."""
     model = randomized(Net(lambda m, x: overwritten(m.b, m.a(x)), a=nn.Linear(6, 6), b=nn.Linear(6, 6)))
     with pytest.raises(RuntimeError, match="input of b was changed in place"):
         PerExampleGradients(model).capture(BENT, *batch())
@@ -399,13 +399,13 @@ def overwritten(module: nn.Module, x: Tensor) -> Tensor:
     ids=["flattened", "broadcast", "1-d", "unbatched", "channels as batch", "only normalized dimensions"],
 )
 def test_layers_without_a_row_for_each_input_are_errors(forward, layer):
-    """A layer whose input does not have the batch in front cannot be told apart by examples: an error that names it."""
+    """Claim: an input without the batch as its first dimension raises an error that names the layer."""
     with pytest.raises(ValueError, match=r"a \((Linear|Conv2d|LayerNorm)\) was called with an input"):
         PerExampleGradients(randomized(Net(forward, a=layer))).capture(BENT, *batch())
 
 
 def test_other_mistakes_are_errors_that_say_so():
-    """Costs that are not one per draw, a gradient that is not finite, wrong weights, examples and draws that do not match."""
+    """Claim: wrong shapes of costs or weights, non-finite gradients, and different numbers of examples and draws raise errors."""
     x0, draws = batch()
 
     @dataclass(frozen=True)
@@ -434,14 +434,14 @@ def test_other_mistakes_are_errors_that_say_so():
 
 
 def state(model: nn.Module) -> list[object]:
-    """All that a pass must leave as it was."""
+    """Return everything that a pass must leave unchanged."""
     modules = [(module.training, len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
     return [*modules, *((p.requires_grad, id(p.grad), p._version) for p in model.parameters())]
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was(fails):
-    """Hooks, modes, ``requires_grad`` and ``.grad`` are afterwards what they were before, also when the pass fails."""
+    """Claim: a pass leaves hooks, modes, ``requires_grad`` and ``.grad`` unchanged, even if it fails."""
     model = randomized(UNET()).train()
     model.mid_block.eval()
     model.conv_in.bias.requires_grad_(False)
@@ -474,7 +474,7 @@ def test_the_model_is_left_as_it_was(fails):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_callers_may_have_gradients_off(mode):
-    """Under ``no_grad`` and ``inference_mode`` the result is the same, and needs no gradient itself."""
+    """Claim: results are the same under ``no_grad`` and ``inference_mode``, and do not require gradients."""
     model = randomized(UNET())
     x0, draws = batch(2, 2, size=8, channels=1)
     expected = per_example_gradients(LOSS, model, x0, draws)
@@ -485,7 +485,7 @@ def test_callers_may_have_gradients_off(mode):
 
 
 def test_an_example_depends_neither_on_its_batch_nor_on_its_place():
-    """Any order and any companions, any division into passes: the same numbers up to rounding; the same call: the same bits."""
+    """Claim: gradients do not depend on the batch, the order or the passes up to rounding; the same call gives equal bits."""
     model = randomized(UNET())
     x0, draws = batch(6, 4, size=8, channels=1)
     expected = PerExampleGradients(model).capture(LOSS, x0, draws).mean(torch.reciprocal)
@@ -505,7 +505,7 @@ def test_an_example_depends_neither_on_its_batch_nor_on_its_place():
     ("batch_size", "passes"), [(12, [12]), (100, [12]), (11, [8, 4]), (4, [4, 4, 4]), (3, [2] * 6), (1, [1] * 12)]
 )
 def test_passes_stay_within_the_batch_size(batch_size, passes):
-    """No pass has more inputs than allowed; norms and the mean normalized by them take one pass over everything."""
+    """Claim: no pass exceeds the batch size; norms, and the mean normalized by them, take one pass over all inputs."""
     sizes: list[int] = []
     model = randomized(Net(lambda m, x: (sizes.append(len(x)), m.a(x))[1], a=nn.Conv2d(4, 4, 3)))
     gradients = PerExampleGradients(model, batch_size)
@@ -524,7 +524,7 @@ def test_passes_stay_within_the_batch_size(batch_size, passes):
 
 
 def test_parameters_may_change_between_captures_but_not_within():
-    """A loaded checkpoint counts from the next capture on; asking an earlier one for what it has not computed is an error."""
+    """Claim: new parameters are used from the next capture on; computing anything more with an earlier capture raises an error."""
     model, other = randomized(UNET(), 0), randomized(UNET(), 1)
     x0, draws = batch(2, 2, size=8, channels=1)
     gradients = PerExampleGradients(model)
@@ -538,7 +538,7 @@ def test_parameters_may_change_between_captures_but_not_within():
 
 
 def test_single_precision():
-    """float32 agrees with float64 to about its rounding; results are float32."""
+    """Claim: float32 agrees with float64 up to rounding; results are float32."""
     model = randomized(UNET())
     x0, draws = batch(3, 4, size=8, channels=1)
     expected = PerExampleGradients(model).capture(LOSS, x0, draws).mean()
@@ -549,7 +549,7 @@ def test_single_precision():
 
 @pytest.mark.parametrize("asked", ["inside", "inside, norms first", "outside"])
 def test_autocast(asked):
-    """Under bfloat16 autocast gradients are those of the rounded network, in float32, wherever they are asked for."""
+    """Claim: under bfloat16 autocast, gradients are those of the rounded network, in float32, inside and outside of the context."""
     model = randomized(UNET()).float()
     x0, draws = batch(3, 4, size=8, channels=1)
     exact = PerExampleGradients(model).capture(LOSS, x0, draws).mean()

@@ -11,7 +11,8 @@ from attribution.estimators import TracIn
 from attribution.estimators.balance import TimestepNorms
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.execution import Execution
-from attribution.gradients.norms import AsDrawn, AsTrained, AtScheme, GradientNorms
+from attribution.gradients.gradient_sets import GradientsAtRecordedDraws, GradientsAtScheme, PipelineGradients
+from attribution.gradients.norms import GradientNorms
 from attribution.gradients.per_example import Captured, PerExampleGradients
 from attribution.images.draws import Draws, Fixed, Uniform
 from attribution.measurements import Loss
@@ -25,28 +26,28 @@ CHECKPOINTS = [4, 9]
 CPU = Execution(device="cpu")
 GRID = (1, 40, 100)
 POOL, QUERIES = Blobs(n=8), Blobs(n=2, first=900)
-"""Of ids that training knows; their pixels need not be the same."""
+"""Images with ids of the training set; their pixels may differ."""
 
 
 @pytest.fixture(scope="module")
 def get():
-    """One memory for all tests: they share the training."""
+    """An in-memory store for all tests, which share the training."""
     return InMemory()
 
 
 def as_trained(**changes):
     settings = {"images": POOL, "record": RECORD, "checkpoints": CHECKPOINTS, "execution": CPU}
-    return AsTrained(**{**settings, **changes})
+    return GradientsAtRecordedDraws(**{**settings, **changes})
 
 
 def at(draws, timesteps):
-    """The same noise at each of ``timesteps``."""
+    """Return draws with the same noise at each of ``timesteps``."""
     K = len(timesteps)
     return Draws(torch.tensor(timesteps).expand(len(draws), K), draws.noise_seed.expand(-1, K), draws.flip.expand(-1, K))
 
 
 def slow_gradients(get, step, timesteps=None):
-    """Of every image at its recorded noise, one backward pass each, float64: ``[n, K, parameters]``."""
+    """Return the gradient of every image at its recorded noise by one backward pass each, float64 ``[n, K, parameters]``."""
     images = get(POOL)
     draws = get(RECORD).latest_draws(step, images.index)
     draws = draws if timesteps is None else at(draws, timesteps)
@@ -57,7 +58,7 @@ def slow_gradients(get, step, timesteps=None):
 
 @pytest.mark.parametrize("timesteps", [None, GRID])
 def test_norms_are_those_of_plain_gradients(get, timesteps):
-    """Claim: at the recorded draws, or at the recorded noise and other timesteps, the norm of a backward pass in float64."""
+    """Claim: norms at the recorded noise, at recorded or other timesteps, are those of a backward pass in float64."""
     found = get(GradientNorms(as_trained(timesteps=timesteps)))
     for s, step in enumerate(CHECKPOINTS):
         gradients, draws = slow_gradients(get, step, timesteps)
@@ -66,23 +67,23 @@ def test_norms_are_those_of_plain_gradients(get, timesteps):
 
 
 def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
-    """Claim: of a checkpoint and of the final model, with one draw or several, what backward passes at the role's draws give."""
+    """Claim: norms of a checkpoint and of the final model, with one draw or several, are those of backward passes."""
     images = get(POOL)
     for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
-        of = AtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
+        of = GradientsAtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
         draws = scheme.draw("a role", images.ids(), PROCESS.T)
         slow = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
         np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
 
 
 def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch):
-    """Claim: passes of one draw each keep to the memory for gradients, those of several to the batch size; norms stay the same."""
+    """Claim: with one draw, passes respect the memory for gradients; with several, the batch size; norms do not change."""
     counted = []
     capture = PerExampleGradients.capture
     monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
     little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
     for n, most in ((1, 2), (2, 3)):
-        of = AtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
+        of = GradientsAtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
         counted.clear()
         found = GradientNorms(of).compute(fresh(get))
         assert counted == [most] * (8 // most) + [8 % most] * (8 % most > 0)
@@ -90,22 +91,22 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
 
 
 def test_norms_that_are_not_finite_are_named(get, monkeypatch):
-    """Claim: the error has the checkpoint, the timestep and the settings that mend it."""
+    """Claim: the error names the checkpoint, the timestep and the settings to change."""
     monkeypatch.setattr(Captured, "norms", lambda self: torch.tensor([[1.0], [np.nan]]).expand(2, self._draws.count))
-    of = AtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
+    of = GradientsAtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
     with pytest.raises(FloatingPointError, match=r"1 of 2 .*timestep 40 under checkpoint 9.*optimizer\.lr.*trainer\.clip"):
         GradientNorms(of).compute(fresh(get))
 
 
 def fresh(get):
-    """A memory of the training alone."""
+    """Return an in-memory store with only the training."""
     memory = InMemory()
     memory._artifacts[RECORD.fingerprint] = get(RECORD)
     return memory
 
 
 def test_the_table_by_timestep_comes_in_shards(get):
-    """Claim: what balances by timestep is put together from shards, and is the same whatever their size."""
+    """Claim: the table of norms by timestep is computed in shards and does not depend on their size."""
     whole, cut = (TimestepNorms(RECORD, POOL, 0, Execution(device="cpu", shard=shard)) for shard in (512, 3))
     assert whole.fingerprint == cut.fingerprint
     assert [part.rows for part in cut.parts(get)] == [(0, 3), (3, 6), (6, 8)]
@@ -113,7 +114,7 @@ def test_the_table_by_timestep_comes_in_shards(get):
 
 
 def test_execution_changes_no_norm(get):
-    """Claim: shards and batches are no part of the result, nor of its identity."""
+    """Claim: norms and their identity do not depend on shards and batches."""
     whole, cut = as_trained(timesteps=GRID), as_trained(timesteps=GRID, execution=Execution(device="cpu", shard=3, batch_size=2))
     assert GradientNorms(whole).fingerprint == GradientNorms(cut).fingerprint
     assert len(GradientNorms(cut).parts(get)) == 6
@@ -122,7 +123,7 @@ def test_execution_changes_no_norm(get):
 
 @dataclass(frozen=True)
 class AsRecorded(Timing):
-    """The timesteps that training had."""
+    """The recorded timesteps of training."""
 
     def timesteps(self, record, images, checkpoints, get):
         return np.stack([get(record).latest_draws(step, get(images).index).timestep[:, 0].numpy() for step in checkpoints])
@@ -137,7 +138,7 @@ def scores_at(get, timing):
 
 
 def test_retiming_to_the_true_timesteps_changes_nothing(get):
-    """Claim: a record with its own timesteps in place of its timesteps gives the same scores, bit by bit."""
+    """Claim: replacing the timesteps of a record by themselves gives bit-equal scores."""
     np.testing.assert_array_equal(scores_at(get, AsRecorded()), tracin().score(RECORD, POOL, QUERIES, get).values)
 
 
@@ -157,7 +158,7 @@ def test_scores_at_t_max_are_the_equation_there(get):
 
 
 def test_random_timesteps_cover_the_schedule(get):
-    """Claim: 1..T with equal chance, another one at another checkpoint and seed, the same again."""
+    """Claim: timesteps are uniform in 1..T, differ between checkpoints and seeds, and are reproducible."""
     images = Blobs(n=500)
     drawn = AtRandom(3).timesteps(RECORD, images, CHECKPOINTS, get)
     assert drawn.shape == (2, 500)
@@ -179,8 +180,8 @@ def pipeline(tmp_path):
 
 
 def test_norms_of_a_pretrained_pipeline(pipeline, get):
-    """Claim: the gradient norms of the pipeline's own network under its own schedule, at draws that the seed decides."""
-    of = AsDrawn(images=POOL, pipeline=Pipeline(str(pipeline)), scheme=Uniform(2, seed=5), execution=CPU)
+    """Claim: norms are those of the pipeline's network under its noise schedule, at draws given by the seed."""
+    of = PipelineGradients(images=POOL, pipeline=Pipeline(str(pipeline)), scheme=Uniform(2, seed=5), execution=CPU)
     found, images = get(GradientNorms(of)), get(POOL)
     network = diffusers.DDPMPipeline.from_pretrained(pipeline).unet.double()
     draws = Uniform(2, seed=5).draw("norms", images.ids(), 100)
@@ -190,7 +191,7 @@ def test_norms_of_a_pretrained_pipeline(pipeline, get):
 
 
 def test_a_pipeline_is_its_content(pipeline, tmp_path):
-    """Claim: a copy is the same, another network is another; the schedules that are known are recognised by their ᾱ."""
+    """Claim: a copied pipeline has the same identity, another network has another; known schedules are recognised by their ᾱ."""
     pipeline.rename(tmp_path / "b")
     torch.manual_seed(1)
     diffusers.DDIMPipeline(UNET(), diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(tmp_path / "c")
@@ -205,7 +206,7 @@ def test_a_pipeline_is_its_content(pipeline, tmp_path):
     ("scheduler", "said"), [({"beta_schedule": "sigmoid"}, "sigmoid"), ({"prediction_type": "v_prediction"}, "v_prediction")]
 )
 def test_pipelines_that_are_no_use_are_refused(tmp_path, scheduler, said):
-    """Claim: an unknown schedule and a network that predicts something else are errors that say so."""
+    """Claim: an unknown schedule and another prediction type raise errors that name them."""
     diffusers.DDPMPipeline(UNET(), diffusers.DDPMScheduler(**scheduler)).save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match=said):
         _ = Pipeline(str(tmp_path / "a")).process
@@ -214,6 +215,6 @@ def test_pipelines_that_are_no_use_are_refused(tmp_path, scheduler, said):
 
 
 def test_a_pipeline_for_other_images_is_refused(pipeline):
-    """Claim: channels and size must be the data's."""
+    """Claim: a pipeline for another number of channels or another size raises an error."""
     with pytest.raises(ValueError, match=r"1×8×8.*3×32×32"):
         Pipeline(str(pipeline)).check_shape((3, 32, 32))

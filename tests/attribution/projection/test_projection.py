@@ -1,4 +1,4 @@
-"""Random projections against their dense matrices, their theory and each other."""
+"""Random projections against dense matrices, theory, and each other."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ def gradients(batch: int, layers=LAYERS, dtype=torch.float64, seed: int = 0) -> 
 
 
 def matrix(projection, layers=LAYERS) -> torch.Tensor:
-    """P, by projecting every coordinate by itself: float64 [parameters, size], layers in the order of their names."""
+    """Return P by projecting every unit vector: float64 ``[parameters, size]``, layers in the order of their names."""
     projector = projection.start(layers, dtype=torch.float64)
     units = torch.eye(Identity().size(layers), dtype=torch.float64)
     split = units.split([rows * columns for _, (rows, columns) in sorted(layers.items())], 1)
@@ -48,7 +48,7 @@ def whole(some: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def agrees_with(samples: torch.Tensor, mean: float, variance: float) -> None:
-    """Sample mean and variance lie within four standard errors; the variance's one is below a tenth of it."""
+    """Check the sample mean and variance within four standard errors; that of the variance must be below a tenth of it."""
     deviations = (samples - mean) ** 2
     error = float(deviations.std()) / math.sqrt(len(samples))
     assert error < variance / 10
@@ -76,7 +76,7 @@ def test_inner_products_are_kept_on_average(make):
 
 @pytest.mark.parametrize(("k_out", "k_in"), [(2, 3), (9, 3), (2, 9)])
 def test_kronecker_keeps_inner_products_on_average(k_out, k_in):
-    """Claim: the same for P_out ⊗ P_in with the variance of the module's text, where a side that is kept has an infinite k."""
+    """Claim: the same for P_out ⊗ P_in, with the variance in the module docstring; a side that is not projected has infinite k."""
     generator = torch.Generator().manual_seed(1)
     G, H = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64)
     H = H + G
@@ -92,7 +92,7 @@ def test_kronecker_keeps_inner_products_on_average(k_out, k_in):
 
 @every_projection
 def test_features_are_the_matrix_times_the_gradient(projection):
-    """Claim: φ = Pᵀ g, with one P for all examples, and of the size that was said."""
+    """Claim: φ = Pᵀ g has the announced size, with the same P for all examples."""
     some = gradients(5)
     features = projection.start(LAYERS, dtype=torch.float64)(some)
     assert features.shape == (5, projection.size(LAYERS))
@@ -106,7 +106,7 @@ def test_every_coordinate_reaches_the_features(projection):
 
 
 def test_entries_are_what_they_are_called():
-    """Claim: normal numbers pass Kolmogorov-Smirnov, signs are fair and ±1, SJLT has one ±1 for each of s hashes in every row."""
+    """Claim: normal entries pass Kolmogorov-Smirnov, signs are fair, and SJLT has one ±1 for each of s hashes in every row."""
     layers = {"layer": (40, 30)}
     normal = matrix(Gaussian(50), layers) * math.sqrt(50)
     assert stats.kstest(normal.flatten().numpy(), "norm").pvalue > 1e-3
@@ -125,7 +125,7 @@ def test_entries_are_what_they_are_called():
 @pytest.mark.parametrize("change", ["seed", "layer"])
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "sjlt", "kronecker"])
 def test_seed_and_layer_matter(name, change):
-    """Claim: another seed, or a layer of another name, is projected by another matrix."""
+    """Claim: P differs between seeds and between layer names."""
     projection = PROJECTIONS[name]
     other = replace(projection, seed=4) if change == "seed" else projection
     P, Q = matrix(projection, {"one": (6, 28)}), matrix(other, {"two" if change == "layer" else "one": (6, 28)})
@@ -134,13 +134,13 @@ def test_seed_and_layer_matter(name, change):
 
 
 def test_sides_are_different():
-    """Claim: P_out and P_in of a square layer are not the same matrix."""
+    """Claim: P_out and P_in of a square layer differ."""
     projection = Kronecker(3, 3)
     assert not torch.allclose(projection.side("layer", "out", 7), projection.side("layer", "in", 7))
 
 
 def test_matrices_stay_as_they_are():
-    """Claim: P is a fixed function of seed, layer and position, also beyond 32 bits: stored features can be added to later."""
+    """Claim: P is a fixed function of seed, layer and position, also beyond 32 bits, so that stored features stay valid."""
     rows = torch.tensor([0, 1, 2**33])
     signs = [[1, -1, -1, -1, -1, -1, -1, -1], [1, 1, 1, 1, -1, 1, -1, -1], [1, -1, 1, 1, -1, -1, 1, -1]]
     assert Rademacher(8, seed=7).entries("layer", rows).tolist() == signs
@@ -155,7 +155,7 @@ def test_matrices_stay_as_they_are():
 
 @every_projection
 def test_batches_and_layer_order_change_nothing(projection):
-    """Claim: an example's features are the same alone and in a batch, and bit for bit in any order of the layers."""
+    """Claim: features do not depend on the batch, and are bit-equal for any order of the layers."""
     projector, some = projection.start(LAYERS), gradients(4, dtype=torch.float32)
     together = projector(some)
     for row in range(4):
@@ -167,7 +167,7 @@ def test_batches_and_layer_order_change_nothing(projection):
 
 @every_projection
 def test_single_precision_is_the_same_projection(projection):
-    """Claim: float32 and float64 have one P, whatever type the gradients have."""
+    """Claim: P is the same in float32 and float64, for any dtype of the gradients."""
     some = gradients(3)
     double = projection.start(LAYERS, dtype=torch.float64)(some)
     single = projection.start(LAYERS)(some)
@@ -178,7 +178,7 @@ def test_single_precision_is_the_same_projection(projection):
 @pytest.mark.parametrize("rows", [1, 7, 50])
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "sjlt, 4 hashes"])
 def test_how_the_matrix_is_cut_up_changes_nothing(name, rows, monkeypatch):
-    """Claim: P is the same in pieces of any size."""
+    """Claim: P does not depend on the size of the blocks in which it is generated."""
     projection, some = PROJECTIONS[name], gradients(3)
     whole = projection.start(LAYERS, dtype=torch.float64)(some)
     for module in (dense, sparse):
@@ -188,7 +188,7 @@ def test_how_the_matrix_is_cut_up_changes_nothing(name, rows, monkeypatch):
 
 @pytest.mark.parametrize("kind", [Gaussian, Rademacher])
 def test_memory_changes_nothing_but_time(kind, monkeypatch):
-    """Claim: with no, some or all blocks kept, features are bit-equal, ``memory`` is not passed, and identity is the same."""
+    """Claim: ``memory`` is respected, and changes neither features (bit-equal) nor identity."""
     monkeypatch.setattr(dense, "rows_at_once", lambda *_: 10)
     some, parameters = gradients(3), Identity().size(LAYERS)
     expected, full = kind(128).start(LAYERS)(some), parameters * 128 * 4
@@ -202,7 +202,7 @@ def test_memory_changes_nothing_but_time(kind, monkeypatch):
 
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "sjlt", "sjlt, 4 hashes"])
 def test_layers_add_up(name):
-    """Claim: a layer's part of P does not depend on the other layers: features of all are the sum over layers."""
+    """Claim: the rows of P for a layer do not depend on other layers: features are the sum over layers."""
     projection, some = PROJECTIONS[name], gradients(3)
     parts = [projection.start({layer: LAYERS[layer]}, dtype=torch.float64)({layer: some[layer]}) for layer in LAYERS]
     torch.testing.assert_close(projection.start(LAYERS, dtype=torch.float64)(some), torch.stack(parts).sum(0))
@@ -224,7 +224,7 @@ def test_layers_add_up(name):
     ids=str,
 )
 def test_features_hold_those_of_smaller_projections(projection, smaller):
-    """Claim: ``fold`` is the smaller projection of the same gradients, exactly."""
+    """Claim: ``fold`` gives the features of the smaller projection."""
     some = gradients(3)
     features = projection.start(LAYERS, dtype=torch.float64)(some)
     expected = smaller.start(LAYERS, dtype=torch.float64)(some)
@@ -248,14 +248,14 @@ def test_features_hold_those_of_smaller_projections(projection, smaller):
     ids=str,
 )
 def test_impossible_folds_are_errors(projection, smaller, names):
-    """Claim: features are never folded to a projection that they do not hold; the error says which they do."""
-    with pytest.raises(ValueError, match="do not hold") as error:
+    """Claim: features are never folded to a projection that they do not determine; the error says what it needs."""
+    with pytest.raises(ValueError, match="do not determine") as error:
         projection.fold(torch.zeros(2, projection.size(LAYERS)), smaller, LAYERS)
     assert all(name in str(error.value) for name in names)
 
 
 def test_kronecker_is_a_kronecker_product():
-    """Claim: a layer's part of P is P_out ⊗ P_in, the identity on a side that is no longer than its k."""
+    """Claim: P of a layer is P_out ⊗ P_in, with the identity for a side of length at most k."""
     projection = Kronecker(6, 4)
     for name, (rows, columns) in {"conv": (6, 28), "both": (9, 5), "neither": (6, 4)}.items():
         sides = [projection.side(name, side, length) for side, length in (("out", rows), ("in", columns))]
@@ -286,7 +286,7 @@ FORMED = {"narrow linear", "grouped conv", "group norm"}
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_are_projected_without_their_gradient(name, monkeypatch):
-    """Claim: from inputs and output gradients comes what the formed gradient's projection is, and mostly it is not formed."""
+    """Claim: projecting calls equals projecting their gradient, which in most cases is not formed."""
     kind, module, shape = CALLS[name]
     module, K = module.double(), 3
     layer = kind("layer", module)
@@ -306,7 +306,7 @@ def test_calls_are_projected_without_their_gradient(name, monkeypatch):
 @pytest.mark.parametrize("batch_size", [2, 128])
 @every_projection
 def test_a_network_is_projected_from_its_calls(projection, batch_size):
-    """Claim: ``features`` of captured draws are those of their mean gradient, also where a pass holds part of the draws."""
+    """Claim: ``features`` of captured draws are those of the mean gradient, also if a pass holds only some of the draws."""
     torch.manual_seed(0)
     model, measure = UNET().double(), Loss(PROCESS)
     x0 = torch.rand(2, 1, 8, 8, dtype=torch.float64)
@@ -334,7 +334,7 @@ def test_a_network_is_projected_from_its_calls(projection, batch_size):
     ],
 )
 def test_mistakes_are_named(make, names):
-    """Claim: the error names the setting, or the layer, and what it should be."""
+    """Claim: the error names the setting or the layer, and the expected value."""
     with pytest.raises(ValueError, match=r"project|gradients|features") as error:
         make()
     assert all(name in str(error.value) for name in names), error.value
@@ -342,7 +342,7 @@ def test_mistakes_are_named(make, names):
 
 @every_projection
 def test_what_is_not_finite_is_an_error(projection):
-    """Claim: a gradient that is not finite is named, not spread over the features."""
+    """Claim: a non-finite gradient raises an error that names the layer."""
     some = gradients(2)
     some["linear"][1, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="gradients of linear are not finite"):
@@ -350,7 +350,7 @@ def test_what_is_not_finite_is_an_error(projection):
 
 
 def test_layers_without_parameters_are_no_matter():
-    """Claim: a layer whose parameters are all frozen has no features, and does not stop the others."""
+    """Claim: a layer with only frozen parameters has no features, and other layers are projected as usual."""
     layers = {"some": (4, 3), "none": (4, 0)}
     for projection in PROJECTIONS.values():
         features = projection.start(layers)(gradients(2, layers))
@@ -361,7 +361,7 @@ def test_layers_without_parameters_are_no_matter():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_projection
 def test_a_gpu_has_the_same_projection(projection):
-    """Claim: P is the same on every device, and a GPU's features are the same each time."""
+    """Claim: P is the same on every device, and features on a GPU are reproducible."""
     some = gradients(3)
     on_gpu = projection.start(LAYERS, device="cuda", dtype=torch.float64)
     features = on_gpu(some)

@@ -16,10 +16,11 @@ from experiments import figures
 from experiments.datasets import DataError, PatchesDigits, Split
 from experiments.datasets.patches_digits import CONTRAST, FACTORS, HELD_OUT, SIZE, STRIDE
 from experiments.metrics import precision as metrics
+from experiments.metrics.estimate import exact_share
 from experiments.metrics.ranking import top_k
-from experiments.queries import sources
-from experiments.queries.by_source import HeldOutOfEach, even
-from experiments.queries.sources import PixelClassifier
+from experiments.queries import HeldOutOfEach
+from experiments.queries.by_source import round_robin
+from experiments.queries.pixel_classifier import PixelClassifier
 from experiments.tasks.composition import experiment_of
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import rows, run
@@ -162,7 +163,7 @@ def test_the_classifier_keeps_labels_and_tells_the_rest():
     np.testing.assert_array_equal(classifier.labels(wrong), wrong.label)
     predicted = classifier.labels(unlabelled)
     for label, hits in classifier.recall(splits.validation).items():
-        estimate = sources.share(hits)
+        estimate = exact_share(hits)
         of_label = splits.validation.label == label
         assert estimate.value == pytest.approx((predicted[of_label] == label).mean())
         assert estimate.low < estimate.value <= estimate.high
@@ -170,7 +171,7 @@ def test_the_classifier_keeps_labels_and_tells_the_rest():
 
 def test_the_interval_of_few_images_is_wide():
     """Claim: three of three is not certainty: Clopper and Pearson's lower end is 0.025^(1/3)."""
-    estimate = sources.share(np.array([True, True, True]))
+    estimate = exact_share(np.array([True, True, True]))
     assert (estimate.value, estimate.high) == (1, 1)
     assert estimate.low == pytest.approx(0.025 ** (1 / 3))
 
@@ -192,9 +193,9 @@ def test_queries_of_each_source():
 def test_rare_sources_come_first():
     """Claim: all of a source that the pool has few of, and of the others equally many, the first of each."""
     labels = np.array([0, 0, 1, 0, 2, 0, 2, 2, 0])
-    assert even(labels, 6).tolist() == [0, 1, 2, 3, 4, 6]
-    assert even(labels, 3).tolist() == [0, 2, 4]
-    assert even(labels, 9).tolist() == list(range(9))
+    assert round_robin(labels, 6).tolist() == [0, 1, 2, 3, 4, 6]
+    assert round_robin(labels, 3).tolist() == [0, 2, 4]
+    assert round_robin(labels, 9).tolist() == list(range(9))
 
 
 def row(name: str, k: int, kind: str, value: float) -> dict:

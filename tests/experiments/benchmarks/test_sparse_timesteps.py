@@ -16,7 +16,7 @@ from experiments.benchmarks import sparse_timesteps as sparse_module
 from experiments.benchmarks.sparse_timesteps import ALL, FASTER, SPEARMAN, SparseTimesteps
 from experiments.datasets.source import Source, Splits
 from experiments.figures.sparse import sparse_timesteps
-from experiments.queries.choices import Validation
+from experiments.queries import Validation
 from experiments.report.report import Report
 from experiments.speed.queries import query_seconds
 from experiments.tasks.composition import experiment_of

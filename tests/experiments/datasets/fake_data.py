@@ -1,4 +1,4 @@
-"""Tiny files in the formats of CIFAR-10 and MNIST, as their usual loaders leave them."""
+"""Tiny files in the formats and folders of CIFAR-10 and MNIST."""
 
 import gzip
 import pickle
@@ -10,7 +10,7 @@ BATCHES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")
 
 
 def write_cifar(root: Path, per_batch: int = 20, seed: int = 0, protocol: int = 2, keys: type = str) -> dict[str, np.ndarray]:
-    """Six batches with labels 0..9 in turn; the images ``[N, 3, 32, 32]`` and labels of "train" and "test"."""
+    """Write six batches with labels 0..9 in turn; return the images ``[N, 3, 32, 32]`` and labels of "train" and "test"."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -26,12 +26,12 @@ def write_cifar(root: Path, per_batch: int = 20, seed: int = 0, protocol: int = 
 
 
 def idx(values: np.ndarray) -> bytes:
-    """An idx file of bytes."""
+    """Return the content of an idx file of bytes."""
     return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.astype(np.uint8).tobytes()
 
 
 def write_mnist(folder: Path, n: int = 40, seed: int = 0, compress: bool = False) -> dict[str, np.ndarray]:
-    """The four files directly in ``folder``, labels 0..9 in turn; the images ``[N, 28, 28]`` of "train" and "test" (n / 2)."""
+    """Write the four files in ``folder``, labels 0..9 in turn; return the images ``[N, 28, 28]`` of "train" and "test" (n / 2)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     written = {}

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from attribution.nodes import InMemory
-from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, ImageFolder, Split, downloads
-from experiments.datasets.choice import shuffled
+from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Split, downloads
+from experiments.datasets.selection import random_order
 from tests.experiments.datasets.fake_data import BATCHES, idx, write_cifar, write_mnist
 
 
 def test_digits_are_scikit_learns():
-    """256 and 500 disjoint rows of load_digits, 0..16 mapped to [-1, 1], ids the row numbers."""
+    """Claim: digits are 256 and 500 disjoint rows of load_digits, 0..16 mapped to [-1, 1], with row numbers as ids."""
     digits = load_digits()
     splits = Digits().load()
     assert (len(splits.train), len(splits.validation), splits.train.shape) == (256, 500, (1, 8, 8))
@@ -32,7 +31,7 @@ def test_digits_are_scikit_learns():
 
 
 def test_one_end_of_the_digits_does_not_move_the_other():
-    """More training images leave the validation images as they are, fewer are a part of more; another seed chooses others."""
+    """Claim: validation images do not depend on the number of training images; fewer are a subset of more; the seed matters."""
     few, many = Digits(n_train=100).load(), Digits(n_train=900).load()
     assert set(few.train.index) < set(many.train.index)
     np.testing.assert_array_equal(few.validation.index, many.validation.index)
@@ -44,18 +43,18 @@ def test_digits_take_a_data_root_and_ignore_it(tmp_path):
 
 
 def test_order_is_random_and_of_the_ids_alone():
-    """Any id is as likely to be first; the order of a few ids is their order among all, wherever they stand."""
+    """Claim: every id is equally likely to be first; a subset of the ids keeps its order."""
     ids = np.arange(50)
-    firsts = np.bincount([shuffled(seed, "role", ids)[0] for seed in range(2000)], minlength=50)
+    firsts = np.bincount([random_order(seed, "role", ids)[0] for seed in range(2000)], minlength=50)
     assert firsts.min() > 10
     assert firsts.max() < 80
-    order, some = shuffled(0, "role", ids), np.array([41, 3, 17, 8])
-    assert some[shuffled(0, "role", some)].tolist() == [i for i in order if i in some]
+    order, some = random_order(0, "role", ids), np.array([41, 3, 17, 8])
+    assert some[random_order(0, "role", some)].tolist() == [i for i in order if i in some]
 
 
 @pytest.mark.parametrize(("protocol", "keys"), [(2, str), (4, str), (5, bytes)])
 def test_cifar_is_read_as_written(tmp_path, protocol, keys):
-    """Batches 1 to 5 in order are the training images, the test batch the validation images; ids are positions."""
+    """Claim: batches 1 to 5 in order are the training images, the test batch the validation images; ids are positions."""
     written = write_cifar(tmp_path, protocol=protocol, keys=keys)
     splits = CIFAR10(root=tmp_path).load()
     np.testing.assert_array_equal(splits.train.pixels, written["train"])
@@ -67,7 +66,7 @@ def test_cifar_is_read_as_written(tmp_path, protocol, keys):
 
 
 def test_python_2_pickles_are_read(tmp_path):
-    """The original files are Python 2's: their strings are byte strings, their array functions have numpy 1's names."""
+    """Claim: the original files are read: pickles of Python 2, with byte strings and the names of numpy 1."""
     write_cifar(tmp_path)
     path = tmp_path / "cifar-10-batches-py" / "test_batch"
     pixels = bytes(range(256)) * 12
@@ -81,7 +80,7 @@ def test_python_2_pickles_are_read(tmp_path):
 
 
 def test_choices_are_even_over_the_classes(tmp_path):
-    """n images of some classes: as many of each, in order of position; all of them without n; the same for the same seed."""
+    """Claim: n images have equally many of each class, in order of position; without n, all; the seed determines the selection."""
     written = write_cifar(tmp_path, per_batch=60)
     settings = {"root": tmp_path, "classes": [1, 7], "n_train": 30, "n_validation": 5}
     train, validation = (splits := CIFAR10(**settings).load()).train, splits.validation
@@ -95,7 +94,7 @@ def test_choices_are_even_over_the_classes(tmp_path):
 
 
 def test_published_splits_keep_their_order(tmp_path):
-    """An index file is followed to the letter; ``n_train`` takes its first; ``validation_key=None`` leaves the rest to the seed."""
+    """Claim: an index file sets images and order; ``n_train`` takes the first; ``validation_key=None`` selects at random."""
     write_cifar(tmp_path)
     np.savez(tmp_path / "split.npz", mine=np.array([91, 17, 1, 27], np.int32), val=np.array([17, 1]))
     settings = {"root": tmp_path, "classes": [1, 7], "index_file": tmp_path / "split.npz", "train_key": "mine"}
@@ -121,7 +120,7 @@ def test_published_splits_keep_their_order(tmp_path):
     ],
 )
 def test_wrong_index_files_are_errors(tmp_path, rows, settings, message):
-    """Another data set's, another order's or a wrong key's positions never become a training set."""
+    """Claim: positions that do not fit the data, its order or the key raise errors."""
     write_cifar(tmp_path)
     np.savez(tmp_path / "split.npz", train_idx=np.array(rows))
     with pytest.raises(DataError, match=message):
@@ -140,7 +139,7 @@ def test_unreadable_index_files_are_errors(tmp_path, content):
 @pytest.mark.parametrize("where", ["MNIST/raw", "."])
 @pytest.mark.parametrize("compress", [False, True])
 def test_mnist_is_read_as_written(tmp_path, where, compress):
-    """idx files, compressed or not, in either place, with a black border of two pixels."""
+    """Claim: idx files are read, compressed or not, from both folders, with a black border of two pixels."""
     written = write_mnist(tmp_path / where, compress=compress)
     splits = MNIST(root=tmp_path).load()
     np.testing.assert_array_equal(splits.train.pixels[:, 0, 2:-2, 2:-2], written["train"])
@@ -152,7 +151,7 @@ def test_mnist_is_read_as_written(tmp_path, where, compress):
 
 
 def test_cifar_mnist_is_airplanes_and_grey_zeros(tmp_path):
-    """All airplanes first, under their own ids; then zeros in three equal channels, with ids beyond CIFAR-10's."""
+    """Claim: airplanes come first, with their CIFAR-10 ids; zeros follow in three equal channels, with ids after those."""
     planes, zeros = write_cifar(tmp_path), write_mnist(tmp_path)
     splits = CIFARMNIST(root=tmp_path, zeros=3, validation_zeros=1).load()
     train = splits.train
@@ -169,7 +168,7 @@ def test_cifar_mnist_is_airplanes_and_grey_zeros(tmp_path):
 
 
 def test_identity_is_content(tmp_path):
-    """The same files elsewhere are the same data; other files under the same settings are not, and neither are other images."""
+    """Claim: the same files in another folder have the same identity; other files or images have another."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_cifar(tmp_path / name, seed=seed)
     a, b, c = (CIFAR10(root=tmp_path / name) for name in "abc")
@@ -184,7 +183,7 @@ def test_identity_is_content(tmp_path):
 
 
 def test_validation_images_do_not_define_the_training_images(tmp_path):
-    """Asking for other validation images leaves the identity of the training images, hence of every model, as it is."""
+    """Claim: the identity of the training images, and so of every model, does not depend on the validation images."""
     write_cifar(tmp_path)
     few, many = CIFAR10(root=tmp_path, n_validation=10), CIFAR10(root=tmp_path)
     assert Split(few, "train").fingerprint == Split(many, "train").fingerprint
@@ -192,7 +191,7 @@ def test_validation_images_do_not_define_the_training_images(tmp_path):
 
 
 def test_files_are_read_once(tmp_path, monkeypatch):
-    """Any number of nodes and equal sources share one reading."""
+    """Claim: files are read once for any number of nodes and equal sources."""
     write_mnist(tmp_path)
     reads, read = [], MNIST.read
     monkeypatch.setattr(MNIST, "read", lambda source: reads.append(source) or read(source))
@@ -204,7 +203,7 @@ def test_files_are_read_once(tmp_path, monkeypatch):
 
 
 def test_rows_are_a_subset_with_its_ids():
-    """``rows`` are positions in the split, in any order; what is no set of positions is an error."""
+    """Claim: ``rows`` are positions in the split, in any order; repeated or invalid positions raise an error."""
     train = InMemory()(Split(Digits(), "train"))
     part = InMemory()(Split(Digits(), "train", (5, 2)))
     assert part.index.tolist() == train.index[[5, 2]].tolist()
@@ -238,7 +237,7 @@ def test_what_does_not_fit_is_an_error_with_its_setting(tmp_path, source, messag
 
 
 def test_damaged_batches_are_errors(tmp_path):
-    """A batch cut anywhere, or with another content, is an error that names the file."""
+    """Claim: a truncated batch, or one with other content, raises an error that names the file."""
     write_cifar(tmp_path, per_batch=2)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     whole = path.read_bytes()
@@ -270,7 +269,7 @@ class Malicious:
 
 
 def test_batches_cannot_run_code(tmp_path):
-    """A pickle that calls anything but numpy's array constructors is refused before it does."""
+    """Claim: a pickle that calls anything but numpy's array constructors raises an error before the call."""
     write_cifar(tmp_path, per_batch=2)
     batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], "filenames": Malicious(tmp_path / "made")}
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(batch))
@@ -280,7 +279,7 @@ def test_batches_cannot_run_code(tmp_path):
 
 
 def test_damaged_idx_files_are_errors(tmp_path):
-    """Cut files, damaged compression, other types, and labels that do not belong to the images, name the file."""
+    """Claim: truncated files, damaged compression, other types and a wrong number of labels raise errors that name the file."""
     write_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     whole = path.read_bytes()
@@ -298,46 +297,9 @@ def test_damaged_idx_files_are_errors(tmp_path):
         MNIST(root=tmp_path).load()
 
 
-def test_folders_of_images(tmp_path):
-    """Images in the order of names, in the model's channels; the identity is their content, not the folder."""
-    colours = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(colours[1]).save(tmp_path / folder / "2.png")
-        Image.fromarray(colours[0]).save(tmp_path / folder / "1.PNG")
-        (tmp_path / folder / "notes.txt").write_text("no image")
-    Image.fromarray(colours[0, :, :, 0]).save(tmp_path / "b" / "0.png")
-    a, b = (ImageFolder(path=tmp_path / folder, shape=(3, 8, 8)) for folder in ("a", "b"))
-    images = InMemory()(a)
-    np.testing.assert_array_equal(images.pixels, colours.transpose(0, 3, 1, 2))
-    assert (images.index.tolist(), images.label.tolist()) == ([0, 1], [-1, -1])
-    np.testing.assert_array_equal(InMemory()(b).pixels[0], np.repeat(colours[:1, :, :, 0], 3, axis=0))
-    assert InMemory()(ImageFolder(path=tmp_path / "b", shape=(1, 8, 8))).pixels[0, 0].tolist() == colours[0, :, :, 0].tolist()
-    assert a.fingerprint != b.fingerprint
-    (tmp_path / "a").rename(tmp_path / "c")
-    assert ImageFolder(path=tmp_path / "c", shape=[3, 8, 8]).fingerprint == a.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "message"),
-    [
-        ("x.txt", lambda path: path.write_text(""), "holds no PNG or JPEG"),
-        ("x.png", lambda path: Image.new("RGB", (9, 8)).save(path), "x.png is 9×8 pixels, the model's images 8×8"),
-        ("x.png", lambda path: Image.new("I;16", (8, 8)).save(path), "x.png has pixels of type I;16"),
-        ("x.jpg", lambda path: path.write_bytes(b"no image"), "x.jpg cannot be read"),
-    ],
-)
-def test_wrong_folders_of_images_are_errors(tmp_path, name, write, message):
-    write(tmp_path / name)
-    with pytest.raises(DataError, match=message):
-        ImageFolder(path=tmp_path, shape=(3, 8, 8)).compute(InMemory())
-    with pytest.raises(DataError, match="does not exist"):
-        ImageFolder(path=tmp_path / "nowhere", shape=(3, 8, 8)).compute(InMemory())
-
-
 @pytest.fixture
 def addresses(tmp_path, monkeypatch):
-    """The public addresses, in a folder."""
+    """The files of the public addresses, in a folder."""
     source = tmp_path / "public"
     write_cifar(source)
     with tarfile.open(source / "cifar.tar.gz", "w:gz") as tar:
@@ -351,7 +313,7 @@ def addresses(tmp_path, monkeypatch):
 
 
 def test_downloads_are_by_choice_and_complete(tmp_path, addresses):
-    """``download=True`` leaves what the readers read, and no more; without it, and once all is there, nothing is fetched."""
+    """Claim: ``download=True`` stores exactly the files of the readers; nothing is downloaded without it or if the files exist."""
     root = tmp_path / "data"
     with pytest.raises(DataError):
         CIFARMNIST(root=root).load()
@@ -366,11 +328,11 @@ def test_downloads_are_by_choice_and_complete(tmp_path, addresses):
 
 
 def test_failed_downloads_leave_nothing(tmp_path, addresses, monkeypatch):
-    """Other content than expected, or no answer, is an error; a user's own incomplete files are not written over."""
+    """Claim: unexpected content and an unreachable address raise errors; incomplete files of the user are not overwritten."""
     root = tmp_path / "data"
     for url, md5, message in (
-        (downloads.CIFAR10[0], "0" * 32, "other content than expected"),
-        ((tmp_path / "none").as_uri(), "", "cannot be fetched"),
+        (downloads.CIFAR10[0], "0" * 32, "unexpected content"),
+        ((tmp_path / "none").as_uri(), "", "cannot be downloaded"),
     ):
         monkeypatch.setattr(downloads, "CIFAR10", (url, md5))
         with pytest.raises(DataError, match=message):
@@ -383,7 +345,7 @@ def test_failed_downloads_leave_nothing(tmp_path, addresses, monkeypatch):
 
 
 def test_the_download_command_reports_errors(tmp_path):
-    """``python -m experiments.datasets download`` ends with one sentence and a non-zero status."""
+    """Claim: a failed ``python -m experiments.datasets download`` ends with one sentence and a non-zero status."""
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "mine").write_text("")
     command = [sys.executable, "-m", "experiments.datasets", "download", "cifar10", str(tmp_path)]
@@ -395,7 +357,7 @@ def test_the_download_command_reports_errors(tmp_path):
 
 @pytest.mark.skipif("DATA_ROOT" not in os.environ, reason="set DATA_ROOT to a folder with CIFAR-10 and MNIST")
 def test_the_real_files():
-    """CIFAR-10 and MNIST as published: their sizes and first labels."""
+    """Claim: the published CIFAR-10 and MNIST have their known sizes and first labels."""
     cifar, mnist = CIFAR10(root=os.environ["DATA_ROOT"]).load(), MNIST(root=os.environ["DATA_ROOT"]).load()
     assert (len(cifar.train), len(cifar.validation), cifar.train.label[:5].tolist()) == (50_000, 10_000, [6, 9, 9, 4, 1])
     assert (len(mnist.train), len(mnist.validation), mnist.train.label[:5].tolist()) == (60_000, 10_000, [5, 0, 4, 1, 9])

@@ -1,4 +1,4 @@
-"""The rows of ``task=speed``: what they count and how they are put together. Times themselves are not tested."""
+"""The rows of ``task=speed``: counts, ratios and keys. Times are not tested."""
 
 import importlib.util
 import itertools
@@ -10,7 +10,10 @@ from torch import nn
 
 from attribution.diffusion import denoiser
 from attribution.measurements import Loss
-from experiments.speed import curvature_speed, draws_speed, features, gradient_speed, peers, seconds_per_pass, timing
+from experiments.speed import features, peers, timing
+from experiments.speed.curvature import curvature_speed
+from experiments.speed.gradients import draws_speed, gradient_speed
+from experiments.speed.timing import seconds_per_pass
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.worlds import OBJECTIVE, PROCESS, UNET
 
@@ -28,7 +31,7 @@ def values(rows: list[timing.Row], draws: int) -> dict[str, float]:
 
 
 def test_rows_of_curvature(rows):
-    """Claim: the same rows for every number of draws, all positive and finite; curvlinops' where it is installed."""
+    """Claim: there are the same rows for every number of draws, positive and finite; those of curvlinops if it is installed."""
     expected = {"kfac factors", "kfac multiplications", "kfac floor", "kfac reduce", "ekfac eigenvalues"}
     installed = {PEER} if importlib.util.find_spec("curvlinops") else set()
     for draws in (1, 2):
@@ -39,13 +42,13 @@ def test_rows_of_curvature(rows):
 
 
 def test_fewer_multiplications_than_written_out(rows):
-    """Claim: correlations need fewer multiplications than a aᵀ written out, and more than a pass without weight gradients."""
+    """Claim: factors need fewer multiplications than a aᵀ at every position, and more than 2/3 of the plain pass."""
     found = values(rows, 2)
     assert 2 / 3 < found["kfac multiplications / plain"] < found["kfac floor / plain"]
 
 
 def test_counts_of_a_perceptron():
-    """Claim: multiplications as counted by hand, for Linear 16 → 5 → 16 on 6 inputs."""
+    """Claim: multiplications of Linear 16 → 5 → 16 on 6 inputs are as counted by hand."""
     n, first, second = 6, 16 * 5, 5 * 16
     plain = 2 * n * first + 3 * n * second  # nothing is differentiated by the image
     without = n * first + 2 * n * second
@@ -57,12 +60,12 @@ def test_counts_of_a_perceptron():
 
 
 def test_multiplications():
-    """Claim: a matrix product of [2, 3] and [3, 5] takes 30."""
+    """Claim: a matrix product of [2, 3] and [3, 5] takes 30 multiplications."""
     assert timing.multiplications(lambda: torch.ones(2, 3) @ torch.ones(3, 5)) == 30
 
 
 def test_without_the_peer(monkeypatch, capsys):
-    """Claim: where curvlinops is not installed its row is left out, and a line says so."""
+    """Claim: without curvlinops its row is left out, and a line is printed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     found = curvature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
     assert PEER not in {row["metric"] for row in found}
@@ -70,7 +73,7 @@ def test_without_the_peer(monkeypatch, capsys):
 
 
 def test_the_model_is_left_as_it_was(rows):
-    """Claim: training mode, requires_grad and hooks are those of before."""
+    """Claim: training mode, requires_grad and hooks are unchanged."""
     model = UNET().train()
     model.conv_in.requires_grad_(False)
     curvature_speed(model, SHAPE, OBJECTIVE, examples=1, draws=[1], repeats=1)
@@ -80,7 +83,7 @@ def test_the_model_is_left_as_it_was(rows):
 
 
 def test_ratio_takes_turns_and_medians(monkeypatch):
-    """Claim: the first turn warms up; value and quartiles are those of the ratios turn by turn."""
+    """Claim: the first round is a warm-up; value and quartiles are those of the ratios of each round."""
     turns = []
     times = itertools.chain([100, 1], [2, 1], [9, 3], [8, 2])
     monkeypatch.setattr(timing, "seconds_of", lambda run: (run(), float(next(times)))[1])
@@ -91,7 +94,7 @@ def test_ratio_takes_turns_and_medians(monkeypatch):
 
 
 def test_rows_of_gradients_and_draws():
-    """Claim: a row for each metric and number of draws; ``vmap`` of single draws only where there are several."""
+    """Claim: there is a row for each metric and number of draws; ``vmap`` per draw only for several draws."""
     model, measure = UNET(), Loss(PROCESS)
     found = gradient_speed(model, SHAPE, measure, examples=2, draws=[1, 2], repeats=1)
     found += draws_speed(model, SHAPE, measure, examples=2, draws=[1, 2], repeats=1)
@@ -103,7 +106,7 @@ def test_rows_of_gradients_and_draws():
 
 
 def test_rows_of_features():
-    """Claim: times of every projection, of other libraries over each with as many features, and errors; all positive and finite."""
+    """Claim: there are rows for each projection, each installed library and each error; all are positive and finite."""
     found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=3, draws=[2], repeats=2)
     kinds, sized = {"sjlt", "rademacher", "gaussian", "kronecker"}, {"sjlt", "rademacher", "gaussian"}
     others = {name for name, module in (("traker", "trak"), ("dattri", "dattri")) if importlib.util.find_spec(module)}
@@ -114,7 +117,7 @@ def test_rows_of_features():
 
 
 def test_error_of_cosines():
-    """Claim: by hand, for three rows: lengths do not count, and each pair counts once."""
+    """Claim: the error of three rows is as computed by hand; lengths do not matter, and each pair counts once."""
     gradients = torch.tensor([[1.0, 0], [2, 0], [0, 3]])  # cosines 1, 0, 0
     angles = torch.tensor([0, math.pi / 3, math.pi / 2])
     found = 5 * torch.stack([angles.cos(), angles.sin()], 1)  # cosines 1/2, 0, cos 30°
@@ -122,7 +125,7 @@ def test_error_of_cosines():
 
 
 def test_rounds_take_turns(monkeypatch):
-    """Claim: every run once a round, the first round left out; ratios are those of the same round."""
+    """Claim: every run is called once per round; the first round is left out; ratios are within a round."""
     turns = []
     times = itertools.chain([100, 100], [2, 1], [9, 3], [8, 2])
     monkeypatch.setattr(timing, "seconds_of", lambda run: (run(), float(next(times)))[1])
@@ -135,7 +138,7 @@ def test_rounds_take_turns(monkeypatch):
 
 @pytest.mark.parametrize(("peer", "module"), [("traker", "trak.projectors"), ("dattri", "dattri.func.projection")])
 def test_other_libraries_project_the_same_gradients(peer, module):
-    """Claim: what is timed projects each example's gradient of its mean loss over draws; P is kept where memory allows."""
+    """Claim: the timed runs project the gradient of each example's mean loss over draws; P is kept if memory allows."""
     pytest.importorskip(module)
     model, measure, k = UNET().eval(), Loss(PROCESS), 8
     x0, draws = timing.inputs(model, SHAPE, 2, 3, PROCESS.T)
@@ -150,7 +153,7 @@ def test_other_libraries_project_the_same_gradients(peer, module):
 
 
 def test_without_other_libraries(monkeypatch, capsys):
-    """Claim: where traker and dattri are not installed their rows are left out, and lines say so."""
+    """Claim: without traker and dattri their rows are left out, and lines are printed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
     assert {row["metric"] for row in found} == {f"features, {kind} / plain" for kind in features.KINDS}

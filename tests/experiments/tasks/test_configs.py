@@ -19,8 +19,7 @@ from attribution.nodes import InMemory, describe
 from attribution.training.checkpoints import CheckpointRule
 from experiments.benchmarks.base import Benchmark
 from experiments.models.subsets import PublishedSubsets, RandomSubsets
-from experiments.queries.by_source import HeldOutOfEach
-from experiments.queries.choices import Validation
+from experiments.queries import HeldOutOfEach, Validation
 from experiments.tasks.composition import estimators_of, experiment_of
 from experiments.tasks.tasks import plan
 

@@ -10,7 +10,7 @@ from attribution.diffusion import DDPM, NoiseSchedule, denoiser
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.measurements import Loss
 from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Source
-from experiments.datasets.choice import shuffled
+from experiments.datasets.selection import random_order
 from tests.experiments.datasets.fake_data import write_cifar, write_mnist
 
 
@@ -80,7 +80,7 @@ def test_samples_of_a_network_do_not_depend_on_the_batch():
     model = instantiate(configuration("+data=digits", "+model=unet_digits").model)()
     sampler, seeds = DDIMSampler(steps=5, eta=1.0), torch.arange(7)
     together = sampler.sample(model, DDPM(NoiseSchedule()), (1, 8, 8), seeds)
-    order = torch.from_numpy(shuffled(0, "batch", seeds.numpy()))
+    order = torch.from_numpy(random_order(0, "batch", seeds.numpy()))
     for part in order.split(3):
         alone = sampler.sample(model, DDPM(NoiseSchedule()), (1, 8, 8), seeds[part])
         torch.testing.assert_close(alone, together[part], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,23 @@
+"""The network of a trained model at a checkpoint, ready for per-example gradients; the latest one is cached."""
+
+from attribution.execution import Execution
+from attribution.gradients.per_example import PerExampleGradients
+from attribution.nodes import Get, key
+from attribution.training import Recorded
+
+
+def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:
+    """Return the per-example gradients of the network at checkpoint ``step``, on the device of ``execution``.
+
+    ``step=None`` is the network as it is used after training. The latest network is cached for the next shard.
+    """
+    # The folder is part of the key: the same training may be in two stores, with different rounding.
+    name = key(trained, step, execution.device, execution.batch_size, get(trained).folder)
+    if name not in _engines:
+        _engines.clear()
+        network = trained.network(get, step).to(execution.torch_device())
+        _engines[name] = PerExampleGradients(network, execution.batch_size)
+    return _engines[name]
+
+
+_engines: dict[str, PerExampleGradients] = {}

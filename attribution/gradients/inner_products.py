@@ -1,0 +1,46 @@
+"""Inner products of per-example gradients, layer by layer, with a check that they are finite."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribution.gradients.per_example import LayerGradients
+
+
+def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
+    """Return ``⟨q, g⟩`` summed over all layers, with one GEMM per layer.
+
+    ``queries`` are blocks ``[.., Q, out, in]`` and ``gradients`` blocks ``[B, out, in]``; the result is ``[.., Q, B]``.
+
+    Raises:
+        FloatingPointError: a product is not finite; the message names the layers.
+    """
+    total: Any = 0
+    for layer, gradient in gradients.items():
+        query = queries[layer].to(gradient)
+        products = query.flatten(-2).flatten(0, -2) @ gradient.flatten(1).T
+        total = total + products.unflatten(0, query.shape[:-2])
+    return finite(total, queries, gradients)
+
+
+def rowwise_dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
+    """Return ``⟨q_b, g_b⟩`` summed over all layers, ``[B]``, for two batches of blocks ``[B, out, in]``.
+
+    Raises:
+        FloatingPointError: a product is not finite; the message names the layers.
+    """
+    products: Any = sum((queries[layer] * gradient).flatten(1).sum(1) for layer, gradient in gradients.items())
+    return finite(products, queries, gradients)
+
+
+def finite(values: Tensor, *gradients: LayerGradients) -> Tensor:
+    """Return ``values`` unchanged if all of them are finite.
+
+    Raises:
+        FloatingPointError: a value is not finite; the message names the layers of ``gradients`` that are not finite.
+    """
+    if torch.isfinite(values).all():
+        return values
+    bad = sorted({layer for blocks in gradients for layer, gradient in blocks.items() if not torch.isfinite(gradient).all()})
+    raise FloatingPointError(f"gradients of {', '.join(bad) or 'all layers together'} are not finite: did training diverge?")
