@@ -23,12 +23,13 @@ def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
     """Factors with the expectation over v taken exactly: v = √(2/d) e_j for every output j, B summed over j and A averaged."""
     sums, probe = FactorSums("expand"), OutputProbe(PROCESS)
     homes = kronecker_homes(PerExampleGradients(model))
-    x, t, noise, _ = probe.inputs(x0, draws)
-    epsilon = noise.chunk(2, dim=1)[0]
+    inputs = probe.inputs(x0, draws)
+    epsilon = inputs.noise.chunk(2, dim=1)[0]
     for j in range(x0[0].numel()):
         v = torch.zeros_like(epsilon)
         v.flatten(1)[:, j] = (2 / x0[0].numel()) ** 0.5
-        hooks.run(model, homes, probe, (x, t, torch.cat([epsilon, v], 1)), sums.add, torch.autocast("cpu", enabled=False))
+        inputs = inputs._replace(noise=torch.cat([epsilon, v], 1))
+        hooks.run(model, homes, probe, inputs, sums.add, torch.autocast("cpu", enabled=False))
     factors = sums.factors()
     d = x0[0].numel()
     return Factors(factors.A, {name: B * d for name, B in factors.B.items()}, factors.counts)
