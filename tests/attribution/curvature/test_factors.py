@@ -51,7 +51,7 @@ def test_factors_are_their_definition(name, fisher, sharing):
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
 def test_execution_changes_no_basis(kind):
-    """Claim (DESIGN.md §4.1): batches and shards change nothing beyond rounding, and no fingerprint."""
+    """Claim: batches and shards change nothing beyond rounding, and no fingerprint."""
     record, train = given(worlds.convolutions), blobs("convolutions", 5)
     whole = curvature(kind, execution=Execution(device="cpu"))
     node = whole.basis(record, train, flips=True)
@@ -106,7 +106,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(("kind", "done"), [(KFAC, 0), (KFAC, 2), (EKFAC, 4)])
 def test_factors_resume_bit_for_bit(kind, done, tmp_path, monkeypatch):
-    """Claim (DESIGN.md §4.1): killed amid a shard after ``done`` others, another process computes the rest, to the same bits."""
+    """Claim: killed amid a shard after ``done`` others, another process computes the rest, to the same bits."""
     record, train, run = given(worlds.convolutions), blobs("convolutions", 5), PseudoGradients.run
     node = curvature(kind, execution=Execution(device="cpu", batch_size=3, shard=2)).basis(record, train, flips=True)
     expected = Store(tmp_path / "whole")(node)

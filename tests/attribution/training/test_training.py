@@ -34,7 +34,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("step", [1, 2, 6, 11])
 def test_a_recorded_step_is_reproduced_bit_for_bit(world, step):
-    """Claim (DESIGN.md §4.2): θ before, the visits and the learning rate give θ after; schedule, clipping, dropout, flips."""
+    """Claim: θ before, the visits and the learning rate give θ after; schedule, clipping, dropout, flips."""
     get, node, record = world
     network = node.network(get, step)
     gradients = replay_gradient(network, node.objective, record, get(node.data), step)
