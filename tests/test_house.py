@@ -1,4 +1,4 @@
-"""The house stands as DESIGN has it: imports flow one way, and every file keeps to its own business."""
+"""The house stands as docs/architecture.md has it: imports flow one way, and every file keeps to its own business."""
 
 import ast
 from pathlib import Path

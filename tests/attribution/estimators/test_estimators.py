@@ -91,7 +91,7 @@ def test_retrac_is_neither_tracin_nor_a_cosine(get):
 
 
 def test_execution_changes_no_score(get):
-    """Claim (DESIGN.md §4.1): batch size, shards and blocks change nothing beyond rounding, and no fingerprint."""
+    """Claim: batch size, shards and blocks change nothing beyond rounding, and no fingerprint."""
     whole = estimator(ReTrac)
     node = whole.scores(RECORD, RECORD.data, QUERIES)
     for execution in (
@@ -234,7 +234,7 @@ def test_a_model_without_a_record_is_refused(get):
 
 
 def test_gradients_that_are_not_finite_name_their_layer(get):
-    """Claim (DESIGN.md §4.7): NaN parameters give an error with the layer, never NaN scores."""
+    """Claim: NaN parameters give an error with the layer, never NaN scores."""
     from attribution.gradients.inner_products import dot
 
     good, bad = (

@@ -167,7 +167,7 @@ class LinearWorld:
 
 @pytest.mark.parametrize("damping", [1e-3, 0.3])
 def test_influence_is_the_derivative_of_retraining(damping):
-    """Claim (DESIGN.md §4.3): for a linear denoiser ``-τ/N`` is the derivative of the query's cost by a training example's weight.
+    """Claim: for a linear denoiser ``-τ/N`` is the derivative of the query's cost by a training example's weight.
 
     The same finite draws and λ/2 ‖θ - θ*‖² in the retrained objective; the derivative by central differences; sign and scale.
     """

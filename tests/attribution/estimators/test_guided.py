@@ -170,7 +170,7 @@ def test_retrac_tracin_and_guided_share_their_passes(get, monkeypatch):
 
 
 def test_execution_and_order_change_no_score(get, monkeypatch):
-    """Claim (DESIGN.md §4.1): shards, blocks and the order of the training images change nothing beyond rounding."""
+    """Claim: shards, blocks and the order of the training images change nothing beyond rounding."""
     monkeypatch.setattr(guided_timestep, "TIMESTEPS", 7)
     monkeypatch.setattr(guided_timestep, "SAMPLE", 5)
     order = np.random.default_rng(0).permutation(24)

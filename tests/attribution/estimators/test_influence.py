@@ -97,7 +97,7 @@ def test_balanced_scores_are_the_equation(get):
 
 
 def test_a_sweep_over_the_grid_is_one_artifact(get):
-    """Claim (DESIGN.md §4.4): dampings on the grid, and lists of them, are the same node; another value is not."""
+    """Claim: dampings on the grid, and lists of them, are the same node; another value is not."""
     base = estimator(damping=1e-8).scores(RECORD, RECORD.data, QUERIES).fingerprint
     for damping in (1e-4, [1e-9, 1e-3]):
         assert estimator(damping=damping).scores(RECORD, RECORD.data, QUERIES).fingerprint == base
@@ -187,7 +187,7 @@ def test_compressed_scores_correlate(get, compression, least):
 
 
 def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatch):
-    """Claim (DESIGN.md §4.1): killed between shards and taken up again, factors and scores are bit-equal, no shard done twice."""
+    """Claim: killed between shards and taken up again, factors and scores are bit-equal, no shard done twice."""
     how = estimator(execution=Execution(device="cpu", shard=4, query_shard=2))
     how = replace(how, curvature=KFAC(draws=Uniform(3, seed=2), execution=how.execution))
     node = how.scores(RECORD, RECORD.data, QUERIES)

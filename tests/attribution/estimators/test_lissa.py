@@ -192,7 +192,7 @@ def test_negative_curvature_is_an_error(get):
 
 
 def test_execution_and_order_change_no_score(get):
-    """Claim (DESIGN.md §4.1): shards, batches of queries, pools beside each other, order of images: nothing beyond rounding."""
+    """Claim: shards, batches of queries, pools beside each other, order of images: nothing beyond rounding."""
     settings = {"depth": 30, "batch_size": 5, "scale": 60.0}
     expected = lissa(**settings).score(RECORD, TRAIN, QUERIES, get).values
     for execution, batch in ((Execution(device="cpu", batch_size=4, shard=4, query_shard=2), 64), (Execution(device="cpu"), 1)):
