@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.curvature.pseudo import _other_seed
+from attribution.curvature.pseudo import _seed_of_v
 from attribution.diffusion.samplers import _noise
 from attribution.estimators.embedding import Random
 from attribution.execution import ranges
@@ -22,7 +22,7 @@ from attribution.images import philox
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
-from experiments.datasets.choice import shuffled
+from experiments.datasets.selection import random_order
 from experiments.models.samples import _seed
 from experiments.models.subsets import RandomSubsets
 from tests.worlds import UNET, Blobs, trained
@@ -177,11 +177,11 @@ def numbers() -> dict[str, list[float]]:
         "fixed": Fixed((5, 9), noises=2, seed=7).draw("query", ids[:1], 1000).noise_seed,
         "even": Even(3, seed=7).draw("attribution", ids[:1], 1000).timestep,
         "noise": uniform.noise((1, 1, 2), torch.float64),
-        "choice": shuffled(7, "digits", np.arange(9)),
+        "choice": random_order(7, "digits", np.arange(9)),
         "order": epoch_order(7, 1, 9),
         "samples": [_seed(7, 0), _seed(7, 2**20)],
         "sampler": _noise(seeds, 3, (1, 1, 1)),
-        "pseudo-gradient": _other_seed(seeds),
+        "pseudo-gradient": _seed_of_v(seeds),
         "random scores": InMemory()(Random(seed=7).scores(trained(), Blobs(n=2), Blobs(n=1, first=900))).values,
         "subsets": RandomSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),
     }

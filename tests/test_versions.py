@@ -26,7 +26,7 @@ from attribution.estimators import Estimator
 from attribution.estimators.embedding import Embedding
 from attribution.estimators.retiming import Timing
 from attribution.gradients.compression import Compression
-from attribution.gradients.norms import NormsOf
+from attribution.gradients.gradient_sets import GradientSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Node
@@ -51,7 +51,7 @@ These names are in the ledger, but no class has them: {names}. Results that were
 
 KINDS = (
     Node, Estimator, Measure, Process, DrawScheme, Sampler, Projection, Compression, KroneckerCurvature, CurvatureProduct,
-    Embedding, Timing, NormsOf, Mode, CheckpointRule, Source, Subsets,
+    Embedding, Timing, GradientSet, Mode, CheckpointRule, Source, Subsets,
 )  # fmt: skip
 """Base classes of what enters identities. Other classes that do so without a NAME are refused when they are described."""
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from attribution.diffusion.schedule import NoiseSchedule
 from attribution.nodes import added
 
+SHARED = ("attribution.diffusion.schedule",)
+
 
 class Process(ABC):
     """A forward process q(x_t | x_0) and the parameterization of the network that reverses it.

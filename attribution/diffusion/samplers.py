@@ -22,7 +22,7 @@ from attribution.diffusion.process import Process, noise_schedule
 from attribution.diffusion.schedule import NoiseSchedule
 from attribution.images import philox
 
-SHARED = ("attribution.diffusion.schedule", "attribution.images.philox")
+SHARED = ("attribution.diffusion.network", "attribution.diffusion.process", "attribution.images.philox")
 
 _MASK = 0xFFFFFFFF
 

@@ -17,6 +17,8 @@ from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.nodes import Node
 
+SHARED = ("attribution.diffusion.network", "attribution.diffusion.process")
+
 
 class Inputs(NamedTuple):
     """The arguments of a measure after ``denoise``, N rows each: ``measure(denoise, *inputs)`` gives N costs.

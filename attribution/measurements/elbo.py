@@ -16,7 +16,7 @@ from attribution.diffusion import Denoiser, NoiseSchedule
 from attribution.measurements.base import DDPMMeasure, lookup
 from attribution.measurements.decoder import log_probability, nearest_level, value
 
-SHARED = ("attribution.diffusion.schedule", "attribution.measurements.base", "attribution.measurements.decoder")
+SHARED = ("attribution.measurements.base", "attribution.measurements.decoder")
 
 
 def small_variances(schedule: NoiseSchedule) -> np.ndarray:

@@ -11,7 +11,7 @@ from attribution.measurements.base import Inputs, per_draw
 from attribution.measurements.loss import Loss
 from attribution.measurements.states import TrajectoryMeasure
 
-SHARED = ("attribution.measurements.states",)
+SHARED = ("attribution.measurements.loss", "attribution.measurements.states")
 
 
 @dataclass(frozen=True)

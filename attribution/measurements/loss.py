@@ -11,7 +11,7 @@ from attribution.diffusion import Denoiser
 from attribution.images.draws import Draws
 from attribution.measurements.base import Measure, lookup
 
-SHARED = ("attribution.diffusion.schedule", "attribution.measurements.base")
+SHARED = ("attribution.measurements.base",)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from attribution.diffusion import Denoiser
 from attribution.measurements.base import Measure
 
-SHARED = ("attribution.diffusion.schedule", "attribution.measurements.base")
+SHARED = ("attribution.measurements.base",)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from attribution.images.draws import Draws
 from attribution.measurements.base import DDPMMeasure
 from attribution.nodes import Node
 
+SHARED = ("attribution.measurements.base",)
+
 
 @dataclass(frozen=True)
 class TrajectoryMeasure(DDPMMeasure):
