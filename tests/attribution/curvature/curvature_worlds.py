@@ -26,17 +26,17 @@ SIZES = {"shared": 4, "perceptron": 4, "linear": 4}
 
 
 def curvature(kind: Any = KFAC, **changes: Any) -> Any:
-    """K-FAC or its kin over ``DRAWS``, four inputs a pass."""
+    """A curvature over ``DRAWS``, with four inputs per pass."""
     return kind(**{"draws": DRAWS, "execution": Execution(device="cpu", batch_size=4), **changes})
 
 
 def blobs(name: str, n: int = 3) -> Blobs:
-    """Images of the size that the network of that name takes."""
+    """Images of the size that the network ``name`` takes."""
     return Blobs(n=n, size=SIZES.get(name, 8))
 
 
 def draws_of(train: Blobs, get: Get, scheme: DrawScheme = DRAWS, flips: bool = True) -> Draws:
-    """What the curvature draws."""
+    """The draws of the curvature."""
     return scheme.draw("curvature", get(train).ids(), PROCESS.T, flips)
 
 
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 
 def convolutions() -> nn.Module:
-    """Padded, strided, asymmetrically padded, of uneven kernels, pointwise; a norm between them."""
+    """Convolutions with padding, strides, asymmetric padding, non-square and pointwise kernels, and a norm."""
 
     def forward(m: Net, x: Tensor) -> Tensor:
         h = torch.tanh(m.norm(m.padded(x)))
@@ -76,7 +76,7 @@ def convolutions() -> nn.Module:
 
 
 def shared() -> nn.Module:
-    """Linear over positions, called twice with different numbers of them, and once more through a tied module."""
+    """A Linear layer over positions, called twice with different numbers of positions and again through a tied module."""
     linear, tied = nn.Linear(4, 4), nn.Linear(4, 4)
     tied.weight, tied.bias = linear.weight, linear.bias
 
@@ -127,7 +127,7 @@ class Given(Recorded):
         return TrainingRecord(folder)
 
     def parameters(self, get: Get) -> dict[str, Tensor]:
-        """The state of the network, each tensor with memory of its own."""
+        """The state of the network, with separate memory for each tensor."""
         return {name: p.clone() for name, p in self.model().state_dict().items()}
 
 
@@ -137,7 +137,7 @@ def given(builder: Callable[[], nn.Module]) -> Given:
 
 
 def inputs(measure: Measure, train: ImageSet, draws: Draws, get: Get) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What the measure is called with, one draw of one image at a time, in float64."""
+    """The inputs of the measure for one draw of one image at a time, in float64."""
     x0 = get(train).x0().double()
     for i in range(len(x0)):
         x, t, noise, _ = measure.inputs(x0[i : i + 1], draws.rows(slice(i, i + 1)))

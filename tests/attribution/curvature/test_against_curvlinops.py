@@ -19,7 +19,7 @@ SIZES = {"convolutions": 8, "perceptron": 4}
 
 
 class Flat(nn.Module):
-    """curvlinops calls a model with its input alone and takes one row of outputs for each."""
+    """curvlinops calls a model with its input alone and expects one row of outputs for each."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -41,7 +41,7 @@ def test_equal_to_curvlinops(name, sharing, fisher):
     curvlinops = pytest.importorskip("curvlinops")
     model, train = randomized(getattr(worlds, name)), InMemory()(Blobs(n=3, size=SIZES[name]))
     if name == "convolutions":
-        model.last = nn.Conv2d(3, 1, (3, 1), padding=(1, 0)).double()  # it has no padding modes
+        model.last = nn.Conv2d(3, 1, (3, 1), padding=(1, 0)).double()  # curvlinops supports no padding modes
         model.wide = nn.Conv2d(3, 3, 3, padding=1, bias=False).double()
     x0, draws = train.x0().double(), Uniform(2).draw("curvature", train.ids(), PROCESS.T, flips=True)
     x, t, noise, _ = Loss(PROCESS).inputs(x0, draws)
@@ -58,14 +58,14 @@ def test_equal_to_curvlinops(name, sharing, fisher):
     d = noise[0].numel()
     for j in range(1 if fisher == "empirical" else d):
         v = torch.zeros_like(noise)
-        v.flatten(1)[:, j] = 2**0.5  # d probes, of which the mean is taken
+        v.flatten(1)[:, j] = 2**0.5  # the mean over d probes follows
         hooks.run(model, homes, measure, (x, t, noise if fisher == "empirical" else torch.cat([noise, v], 1)), sums.add, off)
     factors, start = sums.factors(), 0
     for layer, module in modules.items():
         A, B = factors.means(layer)
         out, columns = len(B), len(A)
         block = torch.kron(B, A)
-        if module.bias is not None:  # its order: the whole weight, then the bias
+        if module.bias is not None:  # curvlinops' order: the weight, then the bias
             joint = torch.arange(out * columns).view(out, columns)
             order = torch.cat([joint[:, :-1].flatten(), joint[:, -1]])
             block = block[order][:, order]

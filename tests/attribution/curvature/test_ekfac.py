@@ -37,7 +37,7 @@ def test_ekfac_eigenvalues_are_second_moments(name):
 
 @pytest.mark.parametrize("size", [4, 8], ids=["fewer positions than outputs", "more"])
 def test_ekfac_formulas_agree(size):
-    """Claim: whether gradients or positions are rotated, the sums of squares are those of gradients rotated one by one."""
+    """Claim: for rotated gradients and for rotated positions, the sums of squares are those of gradients rotated one by one."""
     conv = nn.Conv2d(3, 20, 3, padding=1).double()
     layer, generator = ConvLayer("conv", conv), torch.Generator().manual_seed(0)
     a = torch.randn(30, 3, size, size, generator=generator).double()
@@ -49,7 +49,7 @@ def test_ekfac_formulas_agree(size):
 
 
 def test_kfac_and_ekfac_share_the_factors():
-    """Claim: EK-FAC's eigenvectors come from the node that K-FAC has, so that the factors are computed once."""
+    """Claim: EK-FAC's eigenvectors come from the node of K-FAC, so the factors are computed once."""
     record, train = given(worlds.convolutions), blobs("convolutions")
     kfac, ekfac = (curvature(kind).basis(record, train) for kind in (KFAC, EKFAC))
     assert kfac.fingerprint in {parent.fingerprint for parent in ekfac.parents()}

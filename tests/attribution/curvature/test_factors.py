@@ -1,4 +1,4 @@
-"""Kronecker factors against loops over inputs and positions, in float64, and however the work is divided or interrupted."""
+"""Kronecker factors against loops over inputs and positions, in float64, also after the work is divided or interrupted."""
 
 from dataclasses import dataclass, replace
 
@@ -91,7 +91,7 @@ class Reversed(ImageSet):
 
 
 def test_order_changes_no_factor():
-    """Claim: draws and v go by an example's id, not by its place."""
+    """Claim: draws and v depend on an example's id, not on its position."""
     get, record, train = InMemory(), given(worlds.convolutions), blobs("convolutions", 5)
     one, other = (
         get(AllFactors(curvature().pseudo_gradients(record, images, True), "expand")) for images in (train, Reversed(train))
@@ -101,12 +101,12 @@ def test_order_changes_no_factor():
 
 
 class Killed(Exception):
-    """Ends a computation in the middle."""
+    """An exception that interrupts a computation."""
 
 
 @pytest.mark.parametrize(("kind", "done"), [(KFAC, 0), (KFAC, 2), (EKFAC, 4)])
 def test_factors_resume_bit_for_bit(kind, done, tmp_path, monkeypatch):
-    """Claim: killed amid a shard after ``done`` others, another process computes the rest, to the same bits."""
+    """Claim: after a kill during a shard, with ``done`` others complete, another process computes the rest with the same bits."""
     record, train, run = given(worlds.convolutions), blobs("convolutions", 5), PseudoGradients.run
     node = curvature(kind, execution=Execution(device="cpu", batch_size=3, shard=2)).basis(record, train, flips=True)
     expected = Store(tmp_path / "whole")(node)
@@ -136,7 +136,7 @@ def test_factors_resume_bit_for_bit(kind, done, tmp_path, monkeypatch):
     monkeypatch.setattr(PseudoGradients, "run", counts)
     found = Store(tmp_path / "killed")(node)
     shards = 3 if kind is KFAC else 6
-    assert len(started) == shards + 1  # nothing but the shard that was killed was computed twice
+    assert len(started) == shards + 1  # only the interrupted shard was computed twice
     for layer in expected.layers:
         for matrix in ("QA", "QB", "values"):
             assert torch.equal(getattr(found, matrix)[layer], getattr(expected, matrix)[layer]), (layer, matrix)

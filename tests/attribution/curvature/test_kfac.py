@@ -1,4 +1,4 @@
-"""K-FAC's eigenbases: where they are exact, what they converge to, and what they do to gradients."""
+"""K-FAC's eigenbases: cases in which they are exact, their limit, and the rotation of gradients."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tests.worlds import PROCESS
 
 
 def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
-    """Factors with the expectation over v taken exactly: v = √(2/d) e_j for every output j, B summed over j and A averaged."""
+    """Factors with the exact expectation over v: v = √(2/d) e_j for every output j, B summed over j and A averaged."""
     sums, probe = FactorSums("expand"), OutputProbe(PROCESS)
     homes = kronecker_homes(PerExampleGradients(model))
     inputs = probe.inputs(x0, draws)
@@ -101,7 +101,7 @@ def test_kfac_basis_is_the_eigendecomposition():
 
 
 def test_rotation_leaves_norms_out_and_products_alone():
-    """Claim: rotated gradients are QBᵀ g QA for the layers of the basis: inner products there stay what they were."""
+    """Claim: rotated gradients are QBᵀ g QA for the layers of the basis and keep their inner products."""
     get, record, train = InMemory(), given(worlds.convolutions), blobs("convolutions")
     basis = get(curvature().basis(record, train))
     gradients = per_example_gradients(Loss(PROCESS), record.network(get), get(train).x0().double(), draws_of(train, get))
@@ -119,7 +119,7 @@ def test_rotation_leaves_norms_out_and_products_alone():
 
 
 def test_artifacts_come_back_from_disk(tmp_path):
-    """Claim: what was saved is loaded bit for bit."""
+    """Claim: a loaded basis is bit-equal to the saved one."""
     get, record, train = InMemory(), given(worlds.convolutions), blobs("convolutions")
     basis = get(curvature(EKFAC).basis(record, train))
     basis.save(tmp_path)
@@ -142,7 +142,7 @@ def test_unknown_choices(setting):
 
 
 def test_factors_that_are_not_finite_name_the_layer():
-    """Claim: NaN in a factor never becomes an eigenbasis."""
+    """Claim: NaN in a factor is an error."""
     with pytest.raises(FloatingPointError, match="factor A of layer x is not finite"):
         eigh(torch.tensor([[1.0, 0.0], [0.0, torch.nan]]), "the K-FAC factor A of layer x")
     with pytest.raises(FloatingPointError, match="factor A of layer x has the eigenvalue"):

@@ -35,7 +35,7 @@ def layer_and_sides(name: str, n: int, height: int, width: int) -> tuple[ConvLay
 @pytest.mark.parametrize("size", [3, 4, 7])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_moments_are_those_of_positions(name, size):
-    """Claim: correlations less the borders are the products of the written-out patches, also where all is border; so are sums."""
+    """Claim: moments and sums by correlation are those of the unfolded patches, also if every position touches the border."""
     layer, a, b = layer_and_sides(name, 5, size, size - 1 if name == "large kernel" else size + 1)
     patches, rows = layer.positions(a, b)
     A, B, count = moments.second_moments(layer, a, b)
@@ -49,7 +49,7 @@ def test_moments_are_those_of_positions(name, size):
 @pytest.mark.parametrize("step", [1, 200, 10**9])
 @pytest.mark.parametrize("name", ["padded", "strided"])
 def test_pieces_change_no_moment(name, step, monkeypatch):
-    """Claim: how a pass is cut up changes nothing beyond rounding."""
+    """Claim: the size of pieces changes nothing beyond rounding."""
     layer, a, b = layer_and_sides(name, 40, 9, 9)
     patches, _ = layer.positions(a, b)
     monkeypatch.setattr(moments, "STEP", step)

@@ -1,4 +1,4 @@
-"""What is backpropagated: the probe v, and the layers that it reaches."""
+"""The probe v that is backpropagated, and the layers of K-FAC."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_probe_is_white_and_of_variance_two_over_d():
 
 
 def test_probe_of_a_draw_is_the_same_in_any_batch():
-    """Claim: v is a function of the draw alone."""
+    """Claim: v is a function of the draw only."""
     x0 = torch.zeros(3, 2, 4, 4)
     draws = Uniform(5).draw("curvature", torch.arange(3), PROCESS.T)
     _, _, together, _ = OutputProbe(PROCESS).inputs(x0, draws)
@@ -36,14 +36,14 @@ def test_probe_of_a_draw_is_the_same_in_any_batch():
 
 
 def test_grouped_convolutions_are_refused():
-    """Claim: a grouped convolution is an error that names the layer and what to do."""
+    """Claim: a grouped convolution is an error that names the layer and how to fix it."""
     model = worlds.Net(lambda m, x: x, {"a": nn.Conv2d(4, 4, 3, groups=2), "b": nn.Linear(3, 3)})
     with pytest.raises(ValueError, match=r"grouped convolutions a: .*curvature=exact"):
         kronecker_homes(PerExampleGradients(model))
 
 
 def test_a_model_of_norms_is_refused():
-    """Claim: nothing to work on is an error."""
+    """Claim: a model without Linear or Conv2d is an error."""
     model = worlds.Net(lambda m, x: x, {"a": nn.GroupNorm(1, 4)})
     with pytest.raises(ValueError, match="no trainable Linear or Conv2d"):
         kronecker_homes(PerExampleGradients(model))

@@ -15,7 +15,7 @@ SHAPE = (1, 4, 4)
 
 
 def bent(x_t, t):
-    """A denoiser that is neither linear nor blind to t, acts on each pixel alone, and makes clipping matter."""
+    """A nonlinear denoiser that depends on t, acts on each pixel separately, and makes clipping matter."""
     return torch.tanh(1.5 * x_t + 0.3) * (0.4 + 0.6 * t[:, None, None, None] / 1000)
 
 
@@ -24,7 +24,7 @@ def seeds(n, first=0):
 
 
 def test_forward_process_has_the_moments_of_q():
-    """x_t given x_0 is normal with mean √ᾱ_t x_0 and variance 1 - ᾱ_t, ᾱ_t the product of the 1 - β."""
+    """Claim: x_t given x_0 is normal with mean √ᾱ_t x_0 and variance 1 - ᾱ_t, ᾱ_t the product of the 1 - β."""
     for t in (1, 300, 1000):
         noise = philox.normal(torch.arange(400), 100).view(400, 1, 10, 10)
         x_t = DDPM(LINEAR).add_noise(torch.full_like(noise, 0.7), torch.full((400,), t), noise).double()
@@ -35,7 +35,7 @@ def test_forward_process_has_the_moments_of_q():
 
 
 def test_cosine_schedule_is_nichol_and_dhariwals():
-    """ᾱ_t = cos²((t/T + s)/(1 + s) π/2) over its value at 0, s = 0.008, wherever β is below its limit 0.999; β stays below it."""
+    """Claim: ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) π/2), s = 0.008, wherever β is below its limit of 0.999."""
     schedule = NoiseSchedule(T=500, kind="cosine")
     for t in (0, 1, 250, 499):
         expected = (np.cos((t / 500 + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2
@@ -51,7 +51,7 @@ def test_impossible_schedules_are_errors(settings):
 
 
 def test_networks_count_timesteps_from_0():
-    """ε_θ(x, t) calls the network with t - 1, and takes tensors and diffusers' outputs alike."""
+    """Claim: ``denoiser`` calls the network with t - 1 and accepts tensors and diffusers' outputs."""
 
     class Clock(nn.Module):
         def forward(self, x, t):
@@ -65,7 +65,7 @@ def test_networks_count_timesteps_from_0():
 
 @pytest.mark.parametrize("t", [1, 2, 500, 1000])
 def test_ddpm_transition_is_the_posterior(t):
-    """p(x_{t-1} | x_t) is, by Bayes' rule, the product of q(x_{t-1} | x_0) and q(x_t | x_{t-1}) at the predicted image."""
+    """Claim: p(x_{t-1} | x_t) is, by Bayes' rule, the product of q(x_{t-1} | x_0) and q(x_t | x_{t-1}) at the predicted image."""
     x_t, epsilon = (philox.normal(torch.tensor([k]), 16).view(1, *SHAPE).double() for k in (1, 2))
     mean, std = DDPMSampler(clip=True).transition(LINEAR, x_t, epsilon, t, t - 1)
     beta, bar, bar_before = LINEAR.betas[t - 1], np.prod(1 - LINEAR.betas[:t]), np.prod(1 - LINEAR.betas[: t - 1])
@@ -81,7 +81,7 @@ def test_ddpm_transition_is_the_posterior(t):
 
 
 def test_deterministic_ddim_solves_its_ode():
-    """With η = 0, x/√ᾱ moves by ε times the change of √(1/ᾱ - 1) in every step, down to the image (Song et al. 2021, eq. 13)."""
+    """Claim: with η = 0, every step changes x/√ᾱ by ε times the change of √(1/ᾱ - 1) (Song et al. 2021, eq. 13)."""
     trajectory = DDIMSampler(steps=7, clip=False).sample(
         lambda x, t: bent(x, t).double(), DDPM(LINEAR), SHAPE, seeds(3), trajectory=True
     )
@@ -98,7 +98,7 @@ def test_deterministic_ddim_solves_its_ode():
     [(DDPMSampler(), 1000), (DDIMSampler(steps=50), 1000), (DDIMSampler(steps=1), 1000), (DDIMSampler(steps=7), 10)],
 )
 def test_timesteps_fall_to_1(sampler, T):
-    """Every sampler visits distinct timesteps in 1..T, falling, and ends at 1; DDIM's spread over all of them."""
+    """Claim: every sampler visits distinct timesteps of 1..T in descending order and ends at 1; those of DDIM cover the range."""
     timesteps = sampler.timesteps(T)
     assert timesteps == sorted(set(timesteps), reverse=True)
     assert timesteps[-1] == 1
@@ -106,7 +106,7 @@ def test_timesteps_fall_to_1(sampler, T):
 
 
 class NoiseOf:
-    """The samplers' noise for diffusers' schedulers, which ask for a whole batch of it."""
+    """The noise of our samplers by timestep, for diffusers' schedulers, which take the noise of a whole batch."""
 
     def __init__(self, trajectory: Trajectory, sampler, schedule, denoise):
         self.noise = {}
@@ -121,7 +121,7 @@ class NoiseOf:
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 @pytest.mark.parametrize("eta", [0.0, 0.6])
 def test_ddim_agrees_with_diffusers(eta, kind, clip):
-    """The same noise through diffusers' DDIMScheduler, which computes in float32, ends at the same images."""
+    """Claim: with the same noise, diffusers' DDIMScheduler, which computes in float32, gives the same images."""
     schedule, sampler = NoiseSchedule(kind=kind), DDIMSampler(steps=20, eta=eta, clip=clip)
     ours = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(5), trajectory=True)
     noise = NoiseOf(ours, sampler, schedule, bent).noise
@@ -136,7 +136,7 @@ def test_ddim_agrees_with_diffusers(eta, kind, clip):
 
 
 def test_ddpm_agrees_with_diffusers(monkeypatch):
-    """The same noise through diffusers' DDPMScheduler, which computes in float32, ends at the same images."""
+    """Claim: with the same noise, diffusers' DDPMScheduler, which computes in float32, gives the same images."""
     ours = DDPMSampler().sample(bent, DDPM(LINEAR), SHAPE, seeds(5), trajectory=True)
     noise = NoiseOf(ours, DDPMSampler(), LINEAR, bent).noise
     theirs = diffusers.DDPMScheduler(trained_betas=LINEAR.betas.astype(np.float32))
@@ -150,7 +150,7 @@ def test_ddpm_agrees_with_diffusers(monkeypatch):
 
 
 def test_full_noise_ddim_is_ddpm():
-    """Unclipped, DDIM with η = 1 through all timesteps makes DDPM's images from the same seeds (Song et al. 2021, §4.1)."""
+    """Claim: without clipping, DDIM with η = 1 at all timesteps gives the same images as DDPM (Song et al. 2021, §4.1)."""
     schedule = NoiseSchedule(T=60)
     ancestral = DDPMSampler(clip=False).sample(bent, DDPM(schedule), SHAPE, seeds(4))
     torch.testing.assert_close(DDIMSampler(steps=60, eta=1.0, clip=False).sample(bent, DDPM(schedule), SHAPE, seeds(4)), ancestral)
@@ -158,7 +158,7 @@ def test_full_noise_ddim_is_ddpm():
 
 @pytest.mark.parametrize("sampler", [DDPMSampler(clip=False), DDIMSampler(steps=250, clip=False)])
 def test_exact_denoiser_gives_samples_with_the_variance_of_the_data(sampler):
-    """For data N(0, s²) the best ε_θ is √(1-ᾱ_t) x_t / (ᾱ_t s² + 1 - ᾱ_t), and its samples are N(0, s²) up to the steps' size."""
+    """Claim: for data N(0, s²) the optimal ε_θ is √(1-ᾱ_t) x_t / (ᾱ_t s² + 1 - ᾱ_t), and its samples are nearly N(0, s²)."""
     s2 = 0.25
 
     def exact(x_t, t):
@@ -172,7 +172,7 @@ def test_exact_denoiser_gives_samples_with_the_variance_of_the_data(sampler):
 
 @pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(steps=9, eta=0.5)])
 def test_samples_are_a_function_of_their_seeds_alone(sampler):
-    """The same seeds one by one, in two batches or in another order give the same bits; other seeds other images."""
+    """Claim: the same seeds give the same bits one by one, in a batch and in another order; other seeds give other images."""
     schedule = NoiseSchedule(T=30)
     together = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(6))
     singly = torch.cat([sampler.sample(bent, DDPM(schedule), SHAPE, seed[None]) for seed in seeds(6)])
@@ -183,7 +183,7 @@ def test_samples_are_a_function_of_their_seeds_alone(sampler):
 
 
 def test_noise_is_standard_normal_and_new_in_every_step():
-    """What a sampler adds is N(0, 1) noise, independent between steps and images."""
+    """Claim: a sampler adds N(0, 1) noise that is independent between steps and images."""
 
     def nothing(x_t, t):
         return torch.zeros_like(x_t)
@@ -200,7 +200,7 @@ def test_noise_is_standard_normal_and_new_in_every_step():
 
 @pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(steps=4)])
 def test_trajectories_end_in_the_samples(sampler):
-    """``trajectory=True`` gives S + 1 states from the noise of all samplers to the sample itself, and the S timesteps left."""
+    """Claim: ``trajectory=True`` gives S + 1 states, from the noise to the sample, and the S timesteps of the steps."""
     schedule = NoiseSchedule(T=12)
     trajectory = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(2), trajectory=True)
     assert trajectory.states.shape == (2, len(trajectory.timesteps) + 1, *SHAPE)
@@ -212,7 +212,7 @@ def test_trajectories_end_in_the_samples(sampler):
 
 
 def test_networks_sample_in_eval_mode_and_are_left_as_they_were():
-    """Dropout does not act; every module returns to its own mode; nothing is recorded for gradients; progress is reported."""
+    """Claim: sampling disables dropout and gradients, restores the mode of every module, and reports progress."""
     net = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 1, 1))
     net[1].eval()
 
@@ -234,7 +234,7 @@ def test_networks_sample_in_eval_mode_and_are_left_as_they_were():
 
 
 def test_impossible_samplers_are_errors():
-    """The message names the setting; weights that are not finite do not pass for images."""
+    """Claim: the message names the setting, and samples that are not finite are an error."""
     with pytest.raises(ValueError, match=r"diffusion\.sampler\.steps=11.*T=10"):
         DDIMSampler(steps=11).sample(bent, DDPM(NoiseSchedule(T=10)), SHAPE, seeds(1))
     for settings in ({"steps": 0}, {"eta": 1.5}):

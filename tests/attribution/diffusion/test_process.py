@@ -49,7 +49,7 @@ def test_the_target_as_output_predicts_the_noise_and_the_image():
 
 
 def test_fields_at_their_defaults_are_not_in_the_description():
-    """Claim: prediction and weighting, at the values that every model before them had, are no part of an identity."""
+    """Claim: prediction and weighting are not part of the identity while they have their defaults."""
     assert describe(PROCESS).keys() == {"class", "version", "schedule"}
     assert describe(DDPM(SCHEDULE, prediction="epsilon", weighting="constant")) == describe(PROCESS)
     for setting in ("prediction", "weighting"):
@@ -121,7 +121,7 @@ class Conditional(nn.Module):
 @pytest.mark.parametrize("batch_size", [2, 128])
 @pytest.mark.parametrize("measure", [Loss(PROCESS), SquareNorm(PROCESS), ElboWeighted(PROCESS)], ids=str)
 def test_per_example_gradients_with_a_condition_are_autograds(measure, batch_size):
-    """Claim: the condition of each example reaches the network with all its draws, however passes are cut."""
+    """Claim: the condition of each example reaches the network with all its draws, for any batch size."""
     torch.manual_seed(0)
     model = Conditional().double()
     x0, condition = arrays(3), torch.randn(3, 4, dtype=torch.float64)

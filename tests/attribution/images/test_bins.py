@@ -43,7 +43,7 @@ def kfac(**changes) -> KFACInfluence:
 
 @pytest.mark.parametrize(("bins", "T"), [(1, 10), (3, 10), (4, 1000), (7, 7)])
 def test_bins_are_what_their_labels_say(bins, T):
-    """Claim: every timestep lies in the stretch that its bin's label names, and all stretches together are 1..T."""
+    """Claim: every timestep is in the range that its bin's label names, and the ranges together are 1..T."""
     t = torch.arange(1, T + 1)
     found = bin_of(t, bins, T)
     names = labels(bins, T)
@@ -62,7 +62,7 @@ def test_bins_are_what_their_labels_say(bins, T):
     ids=["kfac", "balanced", "prefixes"],
 )
 def test_pairs_add_up_to_the_whole(get, how, batch_size):
-    """Claim: the scores of all pairs of bins add up, over rows and columns, to those without bins, however passes are cut."""
+    """Claim: the scores of all pairs of bins add up, over rows and columns, to those without bins, for any batch size."""
     execution = Execution(device="cpu", batch_size=batch_size)
     binned = replace(how, execution=execution)
     plain = replace(how, draws=replace(how.draws, bins=1), execution=execution)
@@ -127,7 +127,7 @@ def test_a_pair_is_the_product_of_its_bins(get):
 
 
 def test_bins_are_of_the_timesteps_that_are_measured(get):
-    """Claim: a measure at one timestep has all its gradients in that bin, whatever was drawn; a trajectory's step in its."""
+    """Claim: bins are those of the measured timesteps, not of the drawn ones, for a loss at one timestep and for trajectories."""
     how = kfac(measurement=LossAtT(PROCESS, 50))
     scores = how.score(RECORD, RECORD.data, QUERIES, get)
     assert (scores.at(damping=1e-4, draws=6, query_bin="1-34", train_bin="all").values == 0).all()
@@ -141,7 +141,7 @@ def test_bins_are_of_the_timesteps_that_are_measured(get):
 
 
 def test_variants_name_their_bins(get):
-    """Claim: every pair is a variant of its own, told apart by its bins."""
+    """Claim: every pair of bins is a variant, named by its bins."""
     how = kfac()
     variants = how.variants(how.score(RECORD, RECORD.data, QUERIES, get))
     names = labels(BINS, PROCESS.T)
@@ -150,7 +150,7 @@ def test_variants_name_their_bins(get):
 
 
 def test_weights_by_timestep_are_weights_of_bins(get):
-    """Claim: a list of weights (balance.by) is the scores of the bins, weighted; weights of one are no balance at all."""
+    """Claim: a list of weights (balance.by) gives the weighted sum of the bins' scores; weights of 1 change nothing."""
     binned = kfac().score(RECORD, RECORD.data, QUERIES, get).values[:, :, 1:, 0]
     plain = Uniform(6, seed=1)
     weighted = kfac(draws=plain, balance=Balance([2.0, 0.0, 0.5], "query")).score(RECORD, RECORD.data, QUERIES, get).values

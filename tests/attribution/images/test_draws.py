@@ -28,7 +28,7 @@ def test_philox_is_philox(key, counter, expected):
 
 
 def test_normal_numbers_are_standard_normal():
-    """Claim: pooled over seeds they pass a Kolmogorov-Smirnov test, and neighbours are uncorrelated."""
+    """Claim: numbers pooled over seeds pass a Kolmogorov-Smirnov test, and neighbours are uncorrelated."""
     numbers = philox.normal(torch.arange(500), 200)
     assert stats.kstest(numbers.flatten().numpy(), "norm").pvalue > 1e-3
     assert abs(torch.corrcoef(torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]))[0, 1]) < 0.01
@@ -58,7 +58,7 @@ def test_a_draw_does_not_depend_on_the_others(scheme):
     "change", [{"seed": 1}, {"role": "train"}, {"example": torch.tensor([[8]])}, {"number": torch.tensor([1])}]
 )
 def test_every_argument_matters(change):
-    """Claim: another seed, role, example or draw number is another noise."""
+    """Claim: another seed, role, example or draw number gives another noise."""
     arguments = {"seed": 0, "role": "query", "example": torch.tensor([[7]]), "number": torch.tensor([0]), "T": T}
     assert random_draws(**arguments).noise_seed != random_draws(**{**arguments, **change}).noise_seed
 
@@ -70,7 +70,7 @@ def test_first_draws_of_many_are_the_draws_of_few():
 
 
 def test_uniform_timesteps_and_flips_are_uniform():
-    """Claim: t covers 1..T evenly, flips are fair, and there are none unless asked for."""
+    """Claim: t covers 1..T evenly, flips are fair, and there are none by default."""
     draws = Uniform(100).draw("train", torch.arange(500), 10, flips=True)
     counts = torch.bincount(draws.timestep.flatten(), minlength=11)
     assert counts[0] == 0
@@ -107,7 +107,7 @@ def test_images_are_mirrored_where_the_draw_says():
     ],
 )
 def test_impossible_draws_name_the_setting(make, names):
-    """Claim: the error says which setting is wrong and what it may be."""
+    """Claim: the error names the setting and its allowed values."""
     with pytest.raises(ValueError, match="draws") as error:
         make()
     assert all(name in str(error.value) for name in names)

@@ -26,12 +26,12 @@ LEVELS = 16
 
 
 def bent(x_t, t, condition=None):
-    """A denoiser that is neither linear nor blind to t, and no good."""
+    """A nonlinear denoiser that depends on t and predicts badly."""
     return torch.tanh(1.5 * x_t + 0.3) * (0.4 + 0.6 * t.to(x_t)[:, None, None, None] / 1000)
 
 
 def images(n: int, levels: int = LEVELS) -> torch.Tensor:
-    """n images on the grid of values, both ends among them, float64."""
+    """n images on the grid of values, including both ends, float64."""
     pixels = np.random.default_rng(n).integers(0, levels + 1, (n, *SHAPE))
     pixels[:, 0, 0, :2] = 0, levels
     return torch.from_numpy(2 * pixels / levels - 1)
@@ -54,7 +54,7 @@ def gaussian_kl(mean0: float, variance0: float, mean1: float, variance1: float) 
 
 
 def slow_bound(schedule: NoiseSchedule, x0: np.ndarray, noise: np.ndarray, levels: int, denoise=bent) -> tuple[float, list[float]]:
-    """Eq. 5 of Ho et al. at one noise: L_T and [L_0, .., L_{T-1}], pixel by pixel from distributions alone."""
+    """Eq. 5 of Ho et al. at one noise: L_T and [L_0, .., L_{T-1}], computed pixel by pixel from the distributions."""
     beta = schedule.betas
     alpha_bar = [math.prod(1 - b for b in beta[:t]) for t in range(schedule.T + 1)]
 
@@ -85,7 +85,7 @@ def slow_bound(schedule: NoiseSchedule, x0: np.ndarray, noise: np.ndarray, level
 
 
 def test_loss_is_the_mean_square_error():
-    """ℓ_t is the mean over pixels of (ε - ε_θ(x_t, t))²; square_norm that of ε_θ(x_t, t)²."""
+    """Claim: ℓ_t is the mean over pixels of (ε - ε_θ(x_t, t))², and square_norm the mean of ε_θ(x_t, t)²."""
     x0, noise, t = images(3), noises(3), torch.tensor([1, 5, 12])
     for b in range(3):
         bar = math.prod(1 - beta for beta in SHORT.betas[: t[b]])
@@ -98,10 +98,10 @@ def test_loss_is_the_mean_square_error():
 @pytest.mark.parametrize("levels", [1, 16, 255])
 @pytest.mark.parametrize("schedule", [SHORT, NoiseSchedule(T=5, kind="cosine"), NoiseSchedule(T=2, beta_start=0.1, beta_end=0.5)])
 def test_elbo_is_the_bound_written_out(schedule, levels):
-    """Each draw is T · L_{t-1} + L_T: KL terms from means and variances of the posterior, the decoder from cdfs."""
+    """Claim: each draw is T · L_{t-1} + L_T: KL terms from means and variances of the posterior, the decoder from cdfs."""
     x0, noise = images(1, levels)[0], noises(1)[0]
 
-    def decent(x_t, t, condition=None):  # so that the float64 cdfs of the reference have digits
+    def decent(x_t, t, condition=None):  # good enough that the reference's cdfs are precise in float64
         return noise + 0.1 * bent(x_t, t)
 
     prior, terms = slow_bound(schedule, x0.numpy(), noise.numpy(), levels, decent)
@@ -111,13 +111,13 @@ def test_elbo_is_the_bound_written_out(schedule, levels):
 
 
 def test_elbo_bounds_the_probability_of_the_image():
-    """One pixel, two steps: -log P(x_0), by quadrature over x_2 and x_1, is at most the expected cost, and near it."""
+    """Claim: for one pixel and two steps, -log P(x_0), by quadrature, is at most the expected cost and close to it."""
     schedule, levels = NoiseSchedule(T=2, beta_start=0.3, beta_end=0.9), 3
     bars, sigma = schedule.alpha_bars, math.sqrt(elbo.small_variances(schedule)[1])
     values = torch.tensor([-1, -1 / 3, 1 / 3, 1], dtype=torch.float64)
 
     def denoise(x_t, t, condition=None):
-        """The best: from the posterior mean of x_0, all values being equally likely."""
+        """The optimal denoiser: it uses the posterior mean of x_0, where all values are equally likely."""
         bar = torch.from_numpy(bars)[t][:, None, None, None]
         posterior = torch.softmax(-((x_t - bar.sqrt() * values) ** 2) / (2 * (1 - bar)), dim=-1)
         return (x_t - bar.sqrt() * (posterior * values).sum(-1, keepdim=True)) / (1 - bar).sqrt()
@@ -160,7 +160,7 @@ def test_weights_are_the_formulas_and_diffusers_variances(kind):
 
 
 def test_elbo_weighted_is_the_bound_of_the_large_variance():
-    """T · w_t · sum of squares: what θ changes in the KL terms with σ_t² = β_t, and the same formula at t = 1."""
+    """Claim: T · w_t · sum of squares is the part of the KL terms with σ_t² = β_t that depends on θ; t = 1 has the same formula."""
     x0, noise = images(1)[0], noises(1)[0]
     losses = every_t(Loss(DDPM(SHORT)), x0, noise) * x0.numel()
     weights = SHORT.betas / (2 * (1 - SHORT.betas) * (1 - np.cumprod(1 - SHORT.betas)))
@@ -177,7 +177,7 @@ def test_elbo_weighted_is_the_bound_of_the_large_variance():
 
 
 def test_the_best_denoiser_of_gaussian_data_is_known():
-    """For x_0 ~ N(0, I) it is √(1-ᾱ_t) x_t, with E‖ε - ε_θ‖² = d·ᾱ_t: the weighted loss is Σ w_t d ᾱ_t and least for this one."""
+    """Claim: for x_0 ~ N(0, I) it is √(1-ᾱ_t) x_t with E‖ε - ε_θ‖² = d·ᾱ_t, so the smallest weighted loss is Σ w_t d ᾱ_t."""
 
     def best(x_t, t, factor=1.0):
         return factor * (1 - torch.from_numpy(SHORT.alpha_bars)[t]).sqrt()[:, None, None, None] * x_t
@@ -194,7 +194,7 @@ def test_the_best_denoiser_of_gaussian_data_is_known():
 
 
 def test_the_decoder_is_a_distribution():
-    """The probabilities of all values sum to 1, wherever the mean lies."""
+    """Claim: the probabilities of all values sum to 1 for any mean."""
     level = torch.arange(LEVELS + 1.0, dtype=torch.float64)
     for mean in (-3.0, -1.0, 0.03, 0.99, 4.0):
         for std in (0.005, 0.1, 2.0):
@@ -211,7 +211,7 @@ def slow_log_mass(low: float, high: float) -> float:
 
 @pytest.mark.parametrize("levels", [16, 255])
 def test_the_decoder_is_right_far_out_in_float32(levels):
-    """Value and gradient at errors of up to 10⁵ σ, where cdfs are 0 or 1: as by quadrature, in bins inside and at the ends."""
+    """Claim: value and gradient agree with quadrature at errors of up to 10⁵ σ, where cdfs are 0 or 1, in inner and outer bins."""
     std, epsilon = 0.0074, 1e-3
     half = 1 / (levels * std)
     for k in (0, levels // 3, levels):
@@ -221,7 +221,7 @@ def test_the_decoder_is_right_far_out_in_float32(levels):
             (gradient,) = torch.autograd.grad(value.sum(), error)
 
             def truth(sigmas: float, k=k) -> float:
-                center = -sigmas if k < levels else sigmas  # of the bin seen from the mean, the upper end mirrored
+                center = -sigmas if k < levels else sigmas  # of the bin relative to the mean; the last bin is mirrored
                 if k in (0, levels):
                     return float(stats.norm.logcdf(center + half))
                 if abs(center) < half + 1:
@@ -235,7 +235,7 @@ def test_the_decoder_is_right_far_out_in_float32(levels):
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e3, 1e8])
 def test_gradients_are_finite_in_float32(size):
-    """However wrong the network: at t = 1 and later, on black, white and grey pixels, and with levels from 1 to 65535."""
+    """Claim: for any error of the network, at t = 1 and later, for black, white and grey pixels, with 1 to 65535 levels."""
     x0 = torch.linspace(-1, 1, 18).view(1, *SHAPE).expand(4, *SHAPE)
     for levels in (1, 16, 255, 65535):
         scale = torch.tensor(size, requires_grad=True)
@@ -250,7 +250,7 @@ def test_gradients_are_finite_in_float32(size):
 
 
 def test_elbo_in_float32_is_that_in_float64():
-    """Costs and gradients agree to 1e-4 on the papers' schedule."""
+    """Claim: costs and gradients agree to 1e-4 on the schedule of the papers."""
     x0, noise, t = images(5, 255), noises(5), torch.tensor([1, 1, 2, 500, 1000])
 
     def of(dtype):
@@ -266,7 +266,7 @@ def test_elbo_in_float32_is_that_in_float64():
 
 
 def test_a_generated_image_is_measured_as_it_would_be_saved():
-    """Off the grid, the cost is that of the nearest image on it, pixels beyond [-1, 1] at the ends; on the grid nothing moves."""
+    """Claim: an image off the grid costs as much as the nearest image on it; pixels outside [-1, 1] move to the ends."""
     grid, noise, t = images(3), noises(3), torch.tensor([1, 2, 9])
     shifted = grid + torch.from_numpy(np.random.default_rng(0).uniform(-0.99, 0.99, grid.shape)) / LEVELS
     measure = Elbo(DDPM(SHORT), LEVELS)
@@ -278,7 +278,7 @@ def test_a_generated_image_is_measured_as_it_would_be_saved():
 
 @pytest.mark.parametrize("chosen", [500, [500], [3, 500, 1000], [7, 7, 9], list(range(1, 600))])
 def test_loss_at_t_is_the_mean_over_its_timesteps(chosen):
-    """Whatever t is drawn; over all T drawn timesteps exactly, also where the number of chosen ones does not divide T."""
+    """Claim: the mean over all T drawn timesteps is exact, also where the number of chosen timesteps does not divide T."""
     schedule = NoiseSchedule()
     x0, noise = images(1)[0], noises(1)[0]
     losses = every_t(Loss(DDPM(schedule)), x0, noise)
@@ -287,7 +287,7 @@ def test_loss_at_t_is_the_mean_over_its_timesteps(chosen):
 
 
 def test_loss_at_t_serves_its_timesteps_in_order_and_evenly():
-    """Even draws, a multiple of the list's length, meet each entry equally often; a single entry is met always, unweighted."""
+    """Claim: even draws, a multiple of the list's length, select each entry equally often; a single entry has weight 1."""
     schedule = NoiseSchedule(T=100)
     met: list[int] = []
 
@@ -319,7 +319,7 @@ def test_impossible_measures_are_errors():
     "measure", [Elbo(PROCESS, 16), ElboWeighted(PROCESS), LossAtT(PROCESS, [1, 60]), SquareNorm(PROCESS)], ids=str
 )
 def test_per_example_gradients_are_those_of_the_mean_cost(measure):
-    """Of a U-Net, with t = 1 among the draws, against autograd on the mean of the same costs."""
+    """Claim: for a U-Net, with t = 1 among the draws, they equal autograd's gradients of the mean of the same costs."""
     torch.manual_seed(0)
     model = UNET().eval()
     x0 = decoder.value(torch.randint(0, 17, (2, 1, 8, 8)).float(), 16)
@@ -336,7 +336,7 @@ def test_per_example_gradients_are_those_of_the_mean_cost(measure):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "measurement").glob("*.yaml")))
 def test_every_config_measures(name):
-    """Each composes with the schedule and sampler of the run and gives a finite cost per draw."""
+    """Claim: each composes with the process and sampler of the run and gives a finite cost per draw."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"measurement={name}", "diffusion=ddpm", "diffusion.schedule.T=500", "++data.levels=16"])
     measure = instantiate(config.estimator.measurement, _convert_="all")
@@ -349,7 +349,7 @@ def test_every_config_measures(name):
 
 
 def test_figure_of_weights_shows_those_of_the_measures():
-    """Curves of loss, elbo and elbo_weighted, a log axis; each curve is, up to its mean, cost over loss of the measure itself."""
+    """Claim: it shows loss, elbo and elbo_weighted on a log axis; each curve is cost over loss of the measure, up to its mean."""
     schedule = NoiseSchedule(T=50)
     (axes,) = figures.loss_weights(schedule).axes
     assert axes.get_yscale() == "log"

@@ -28,7 +28,7 @@ def density_of(sampler, schedule: NoiseSchedule, states: torch.Tensor, timesteps
         image = (x_t - math.sqrt(1 - a) * epsilon) / math.sqrt(a)
         if sampler.clip:
             image = np.clip(image, -1, 1)
-        if isinstance(sampler, DDPMSampler):  # the direction to x_t goes with the clipped image
+        if isinstance(sampler, DDPMSampler):  # the direction to x_t is that of the clipped image
             epsilon = (x_t - math.sqrt(a) * image) / math.sqrt(1 - a)
         mean = math.sqrt(b) * image + math.sqrt(1 - b - sigma**2) * epsilon
         sigmas.append(sigma if s > 0 else sigmas[-1])
@@ -47,7 +47,7 @@ SAMPLERS = [
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_trajectory_is_the_density_of_every_step(sampler):
-    """The mean over t = 1..T is the sum over all steps, also where S does not divide T; t draws the step from the last t' <= t."""
+    """Claim: the mean over t = 1..T is the sum over all steps, for any S; t selects the step from the largest t' <= t."""
     trajectory = sampler.sample(bent, DDPM(SHORT), SHAPE, torch.tensor([3, 4]), trajectory=True)
     states = trajectory.states.double() + 0.01 * torch.randn(trajectory.states.shape, generator=torch.Generator().manual_seed(0))
     timesteps = trajectory.timesteps.tolist()
@@ -65,7 +65,7 @@ def test_trajectory_is_the_density_of_every_step(sampler):
 
 
 def test_trajectory_takes_draws_in_any_order():
-    """Rows of a batch do not depend on each other or on their order, and the gradient is that of the cost in float64."""
+    """Claim: rows of a batch do not depend on each other or on their order, and the gradient is correct in float64."""
     sampler = DDPMSampler(clip=False)
     states = sampler.sample(bent, DDPM(SHORT), SHAPE, torch.tensor([1, 2, 3]), trajectory=True).states.double()
     measure = TrajectoryLikelihood(DDPM(SHORT), sampler)
@@ -79,7 +79,7 @@ def test_trajectory_takes_draws_in_any_order():
 
 
 def test_per_example_gradients_are_those_of_the_whole_trajectory():
-    """Draws of every step once: the mean is the gradient of the density of the trajectory, of a U-Net, under other weights."""
+    """Claim: with one draw per step, the mean is the gradient of the trajectory's density, for another U-Net than the sampler's."""
     sampler = DDIMSampler(steps=4, eta=1.0)
     torch.manual_seed(0)
     maker, model = UNET(), UNET().eval()

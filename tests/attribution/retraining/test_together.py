@@ -1,4 +1,4 @@
-"""Many models trained side by side end as ``fit`` would leave each of them."""
+"""Models trained side by side equal those of ``fit``."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ Parameters = dict[str, torch.Tensor]
 
 
 class Small(nn.Module):
-    """What a U-Net has, once: for claims that are not about networks."""
+    """A small network with a convolution, a norm and a timestep, for claims that do not depend on the network."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ def same(a: Parameters, b: Parameters) -> bool:
     ids=["together", "together-sgd", "alone-dropout"],
 )
 def test_models_trained_side_by_side_are_those_of_fit(tmp_path, mode, model, optimizer, changes):
-    """Claim: subsets of several sizes, seeds, flips, warm-up, cosine, clipping, averaging, dropout: as Lightning leaves each."""
+    """Claim: subsets of several sizes, seeds, flips, warm-up, cosine, clipping, averaging and dropout agree with ``fit``."""
     recipe = dataclasses.replace(RECIPE, **changes)
     of = members(tmp_path / "together")
     for m, parameters in enumerate(trained(of, mode, model, optimizer, recipe)):
@@ -97,7 +97,7 @@ def test_models_trained_side_by_side_are_those_of_fit(tmp_path, mode, model, opt
 
 
 class Labelled(Small):
-    """A network that is given a class."""
+    """A network with a class as condition."""
 
     def __init__(self):
         super().__init__()
@@ -121,7 +121,7 @@ def test_conditional_models_are_those_of_fit(tmp_path, mode):
 
 
 class Everything(nn.Module):
-    """Every kind of convolution, norm and attention that runs for all models at once in a way of its own, and one of none."""
+    """Every kind of operation that has a stacked implementation, and one that has none."""
 
     def __init__(self):
         super().__init__()
@@ -144,7 +144,7 @@ class Everything(nn.Module):
 
 
 def test_stacked_operations_are_those_of_each_model():
-    """Claim: losses and gradients of three models in one pass are those of three passes, whatever the operations."""
+    """Claim: losses and gradients of three models in one pass are those of three passes, for all operations."""
     torch.manual_seed(0)
     models = [Everything().double() for _ in range(3)]
     x0, noise = torch.randn(2, 3, 5, 1, 8, 8, dtype=torch.float64)
@@ -168,7 +168,7 @@ def test_stacked_operations_are_those_of_each_model():
 
 
 def test_the_comparison_with_fit_sees_clipping_and_seeds(tmp_path):
-    """Claim: the test above is not blind: clipping by a norm over all models, or another seed, misses by far more."""
+    """Claim: the test above can fail: clipping by a norm over all models, or another seed, differs by far more."""
     selections, seeds = SELECTIONS[:2], SEEDS[:2]
     optimizer = functools.partial(torch.optim.SGD, lr=0.05)
     recipe = dataclasses.replace(RECIPE, clip=0.05, ema=None)
@@ -185,7 +185,7 @@ def test_the_comparison_with_fit_sees_clipping_and_seeds(tmp_path):
 
 @pytest.mark.parametrize("mode", [Together(), Alone()])
 def test_weights_multiply_each_example_s_loss(tmp_path, mode):
-    """Claim: one SGD step with weights w goes along (1/B) Σ w_i ∇ℓ_i, the gradients taken one example at a time."""
+    """Claim: one SGD step with weights w moves along (1/B) Σ w_i ∇ℓ_i, with gradients computed one example at a time."""
     weights = np.linspace(0, 2, 12)
     member = Member(3, Selection(np.arange(12), weights), tmp_path / "member")
     recipe = Recipe(steps=1, batch_size=5, precision="64-true")
@@ -195,7 +195,7 @@ def test_weights_multiply_each_example_s_loss(tmp_path, mode):
     start = Small().double().state_dict()
     expected = {name: tensor.clone() for name, tensor in start.items()}
     for row in batch_rows(3, 0, 12, 5):
-        # Alone in its set, an example is the batch of step 0, with the draw that it has in any set.
+        # An example alone in its set is the batch of step 0, with the same draw as in any set.
         single = Member(3, Selection(np.array([row])), tmp_path / f"row{row}")
         (after,) = trained([single], mode, optimizer=sgd, recipe=recipe)
         for name in expected:
@@ -205,7 +205,7 @@ def test_weights_multiply_each_example_s_loss(tmp_path, mode):
 
 @pytest.mark.parametrize("mode", [Together(), Alone()])
 def test_weights_of_one_are_none_and_of_zero_leave_no_trace(tmp_path, mode):
-    """Claim: with weight 1 a model is that of the subset; one of weight 0 could be any image, but keeps its place in a batch."""
+    """Claim: with weight 1 a model is that of the subset; an example of weight 0 has no effect but keeps its place in a batch."""
     rows = np.arange(12)
     weights = np.where(rows < 6, 0.0, 0.5)
     selections = [Selection(rows), Selection(rows, np.ones(12)), Selection(rows, weights), Selection(rows[6:])]
@@ -221,7 +221,7 @@ def test_weights_of_one_are_none_and_of_zero_leave_no_trace(tmp_path, mode):
 
 
 def test_the_group_changes_rounding_only(tmp_path):
-    """Claim: permuted, in groups of other sizes, one by one: a model ends the same to rounding."""
+    """Claim: a model is the same up to rounding when models are permuted, in groups of other sizes, or alone."""
     true = trained(members(tmp_path / "all"), Together())
     permuted = trained(members(tmp_path / "permuted", SELECTIONS[::-1], SEEDS[::-1]), Together())[::-1]
     pair = trained(members(tmp_path / "pair", SELECTIONS[2:], SEEDS[2:]), Together())
@@ -236,7 +236,7 @@ class Killed(Exception):
 
 
 def until(steps: int):
-    """Progress that is killed after so many steps."""
+    """A ``progress`` that stops training after ``steps`` steps."""
 
     def progress(left: range):
         for step in left:
@@ -250,7 +250,7 @@ def until(steps: int):
 @pytest.mark.parametrize("mode", [Together(interval=2), Alone(interval=2)])
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, precision):
-    """Claim: killed between, at and after saved steps and while saving, the end is bit-equal; no progress is left over."""
+    """Claim: after kills between, at and after saved steps and during saving, the result is bit-equal; no progress remains."""
     recipe = dataclasses.replace(RECIPE, precision=precision)
     whole = trained(members(tmp_path / "whole"), mode, recipe=recipe)
     of = members(tmp_path / "pieces")
@@ -258,7 +258,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, 
         with pytest.raises(Killed):
             trained(of, mode, recipe=recipe, progress=until(steps))
     assert {path.name for path in of[0].folder.iterdir()} == {"progress-000000004.safetensors"}
-    # Killed while it was saving step 4: the first model had it, the last one had not, and step 2 was still there.
+    # A kill while step 4 was saved: the first model has it, the last one does not, and step 2 still exists.
     again = members(tmp_path / "saving")
     with pytest.raises(Killed):
         trained(again, mode, recipe=recipe, progress=until(2))
@@ -272,7 +272,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, 
 
 
 def test_resuming_really_starts_from_what_was_saved(tmp_path):
-    """Claim: the test above is not blind: another saved state ends elsewhere."""
+    """Claim: the test above can fail: another saved state gives another result."""
     of, other = members(tmp_path / "a"), members(tmp_path / "b", seeds=[4] * 4)
     for each in (of, other):
         with pytest.raises(Killed):
@@ -284,7 +284,7 @@ def test_resuming_really_starts_from_what_was_saved(tmp_path):
 
 
 class Momentumless(torch.optim.SGD):
-    """Divides by the norm of each tensor: not elementwise."""
+    """An optimizer that is not elementwise: it divides by the norm of each tensor."""
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -344,7 +344,7 @@ def test_a_loss_that_explodes_is_named(tmp_path):
 
 
 def test_frozen_parameters_and_buffers_are_each_model_s_own(tmp_path):
-    """Claim: what is not trained stays as the seed made it."""
+    """Claim: parameters that are not trained keep their initial values."""
 
     class Scaled(nn.Module):
         def __init__(self):
@@ -363,7 +363,7 @@ def test_frozen_parameters_and_buffers_are_each_model_s_own(tmp_path):
 
 
 def test_a_selection_is_its_content():
-    """Claim: order, mask or rows, None or ones do not matter to its identity; rows and weights do."""
+    """Claim: the identity depends on rows and weights, not on their order or on how they are given."""
     a = Selection(np.array([4, 1, 3]), np.array([2.0, 1.0, 0.5]))
     assert a.rows.tolist() == [1, 3, 4]
     assert a.weights_of(np.arange(3)).tolist() == [1, 0.5, 2]

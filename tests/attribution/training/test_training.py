@@ -1,4 +1,4 @@
-"""Training records what it did, and the record replays."""
+"""Training writes a record from which its steps can be replayed."""
 
 import functools
 from collections import Counter
@@ -34,7 +34,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("step", [1, 2, 6, 11])
 def test_a_recorded_step_is_reproduced_bit_for_bit(world, step):
-    """Claim: θ before, the visits and the learning rate give θ after; schedule, clipping, dropout, flips."""
+    """Claim: the record gives the parameters after a step from those before it, with rate schedule, clipping, dropout and flips."""
     get, node, record = world
     network = node.network(get, step)
     gradients = replay_gradient(network, node.objective, record, get(node.data), step)
@@ -68,7 +68,7 @@ def test_a_step_of_a_conditional_network_is_reproduced():
 
 
 def test_the_replay_would_notice_another_dropout_seed_or_flip(world):
-    """Claim: the test above is not blind: without the recorded flips or dropout the step comes out differently."""
+    """Claim: the test above can fail: with other flips or another dropout seed the gradient differs."""
     get, node, record = world
     step = 5
     true = replay_gradient(node.network(get, step), node.objective, record, get(node.data), step)
@@ -109,7 +109,7 @@ def test_every_epoch_visits_every_example_once(world):
 
 
 def test_latest_draws_are_the_latest_visits(world):
-    """Claim: an example's draw at a checkpoint is its last visit before it, found by looking through all visits."""
+    """Claim: an example's draw at a checkpoint is its last visit before it, found by searching all visits."""
     get, node, record = world
     ids = get(node.data).index
     for step in (3, 4, 8, 12):
@@ -143,7 +143,7 @@ class _Stop(L.Callback):
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, precision):
-    """Claim: stopped between and at saved steps and gone on with, record and parameters (average too) are bit-equal."""
+    """Claim: after stops between and at saved steps, record and parameters (also the average) are bit-equal."""
     images = Blobs().compute(None)
     node = trained()
     recipe = replace(node.recipe, precision=precision, ema=0.9)
@@ -185,7 +185,7 @@ def test_the_average_is_torch_s_exponential_moving_average():
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do():
-    """Claim: training does not go on from NaN and leaves no record."""
+    """Claim: training stops at NaN and writes no record."""
     get = InMemory()
     recipe = replace(trained().recipe, clip=None, warmup=0.0)
     diverging = trained(optimizer=functools.partial(torch.optim.SGD, lr=1e30), recipe=recipe)
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do():
 
 
 def test_hardware_is_no_identity_but_the_recipe_is():
-    """Claim: where a model is trained does not change its fingerprint; batch size, seed and precision do."""
+    """Claim: hardware does not change a fingerprint; batch size, seed and precision do."""
     base = trained().fingerprint
     assert trained(hardware=Hardware(accelerator="auto", interval=77)).fingerprint == base
     for change in ({"batch_size": 11}, {"precision": "32-true"}, {"ema": 0.5}):
@@ -205,7 +205,7 @@ def test_hardware_is_no_identity_but_the_recipe_is():
 
 
 def test_checkpoint_rules():
-    """Claim: each rule names the steps that it says, and the last step always."""
+    """Claim: each rule gives its steps and always the last step."""
     assert EverySteps(4).candidates(10, 3) == [4, 8, 10]
     assert EveryEpochs(2).candidates(10, 3) == [6, 10]
     assert AtSteps([7, 2]).candidates(10, 3) == [2, 7, 10]
@@ -214,7 +214,7 @@ def test_checkpoint_rules():
 
 
 def test_steady_decline_leaves_out_the_fall_and_the_plateau():
-    """Claim: of a loss that crashes, declines and stays, the stretch lies in the decline."""
+    """Claim: for a loss that drops, declines and stays constant, the steady decline is found."""
     falls, declines, stays = np.geomspace(1, 0.3, 50), np.geomspace(0.3, 0.05, 500), np.full(450, 0.05)
     first, last = steady_decline(np.concatenate([falls, declines, stays]))
     assert 50 <= first < last <= 560
@@ -222,7 +222,7 @@ def test_steady_decline_leaves_out_the_fall_and_the_plateau():
 
 
 def test_steady_checkpoints_are_kept_and_the_others_removed():
-    """Claim: training keeps ``count`` candidates of the decline and the last one."""
+    """Claim: training keeps ``count`` candidates in the decline and the last one."""
     get = InMemory()
     node = trained(checkpoints=SteadyDecline(count=3, every=1))
     record = get(node)
@@ -232,7 +232,7 @@ def test_steady_checkpoints_are_kept_and_the_others_removed():
 
 
 def test_selecting_checkpoints():
-    """Claim: words, numbers and lists choose among the recorded steps; anything else is refused by name."""
+    """Claim: words, numbers and lists select recorded steps; anything else is an error that names the setting."""
     recorded, losses = [10, 20, 30, 40], np.geomspace(1, 0.1, 40)
     assert select("all", recorded, losses) == recorded
     assert select("last", recorded, losses) == [40]
@@ -264,7 +264,7 @@ def test_several_processes_visit_what_one_does(tmp_path):
 
 
 def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
-    """Claim: a division that would weigh examples unequally, or wait for ever, is an error before training."""
+    """Claim: processes that would weight examples unequally, or wait forever, are an error before training."""
     node = trained()
     images = Blobs().compute(None)
     for hardware, message in (
