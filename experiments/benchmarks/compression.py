@@ -12,7 +12,6 @@ from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant, variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import pearson, spearman
 from experiments.models.experiment import Experiment
@@ -57,7 +56,7 @@ class CompressionFidelity(Benchmark):
         for (kind, values), pairs in compressed.items():
             rows += report.add(_rows(pairs, kind, values, bootstrap))
         shown = [row for row in rows if row.minus is None]
-        report.figure("compression", figures.compression([_drawn(row) for row in mappings(shown)]))
+        report.figure("compression", figures.compression(shown))
 
     def _runs(
         self, experiment: Experiment, estimators: Mapping[str, Estimator]
@@ -93,8 +92,3 @@ def _rows(pairs: Sequence[tuple[Variant, Variant]], kind: str, values: Compresse
             levels=Levels(random=0.0, maximum=1.0),
             swept=dict(zip(COMPRESSION, values, strict=True)),
         )
-
-
-def _drawn(row: dict) -> dict:
-    """The row with its compression beside its swept settings, as the figure takes it."""
-    return {**row, **row["swept"], "swept": {name: value for name, value in row["swept"].items() if name not in COMPRESSION}}

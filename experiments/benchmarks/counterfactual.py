@@ -1,10 +1,9 @@
 """Counterfactuals: a query's top proponents are removed and the model is trained again (K-FAC influence, fig. 3; D-TRAK)."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,40 +19,62 @@ from attribution.nodes import Get, Node
 from attribution.retraining.modes import Mode
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics import counterfactual as metrics
-from experiments.metrics.counterfactual import Resamples
+from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.samples import Samples
 from experiments.queries import Queries
 from experiments.report.report import Report
+from experiments.report.row import Levels, Row, Subject
 
 DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"
-RANDOM, NOTHING, OTHERS = "random removal", "nothing removed", ", for another query"
-X = "training images removed, %"
+RANDOM, NOTHING = Subject("random removal"), Subject("nothing removed")
+OTHERS = ", for another query"
+PERCENT_REMOVED = "training images removed, %"
 MEASURED, ORIGINAL, INTACT = "counterfactual", "counterfactual images", "counterfactual images of the same seed"
-"""What rows call their benchmark: a table each."""
-FROM = {ORIGINAL: " from the original", INTACT: ", same seed"}
+"""The benchmarks that rows name: each has a table of its own."""
+REFERENCES = {ORIGINAL: " from the original", INTACT: ", same seed"}
 TITLES = {DELTA: "Δ measurement", PIXELS: "image ℓ2", EMBEDDED: "embedding"}
 
-Top = tuple[Variant, np.ndarray]
-"""An estimator at one value of its settings, and the numbers ``[F, Q]`` of the sets that it has removed."""
+
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """The numbers of the sets that a variant removes, ``sets [F, Q]``, for each fraction and query."""
+
+    variant: Variant
+    sets: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """``values [K, Q, M]`` of one metric for one kind of queries, with each of K seeds and without each of M sets."""
+
+    benchmark: str
+    metric: str
+    queries: str
+    values: np.ndarray
+
+    @property
+    def title(self) -> str:
+        """The name in figures."""
+        return TITLES[self.metric] + REFERENCES.get(self.benchmark, "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counterfactual(Benchmark):
-    """What a query measures, and how it looks generated anew, when its top ``fractions`` of the training images are removed.
+    """How a query's measurement and regenerated image change when its top ``fractions`` of the training images are removed.
 
-    Every set is left out of ``seeds`` trainings of ``steps`` steps. Δ is ``measurement`` (a mean over ``draws``, the same under all
-    models) minus that of a model trained on all images with the same seed. A query that the model generated is sampled again from
-    the same noise. Its distance from the original, and from what the model of all images with the same seed makes, is ℓ2 over
-    pixels in [0, 1], and 1 - cosine under ``embedding`` if there is one.
+    Models are trained without each set of images for ``steps`` steps, with each of ``seeds`` seeds. Δ is ``measurement`` (a mean
+    over ``draws``, the same under all models) minus that of a model trained on all images with the same seed. A query that the
+    model generated is sampled again from the same noise. Its distance from the original, and from what the model of all images
+    generates with the same seed, is ℓ2 over pixels in [0, 1], and 1 − cosine under ``embedding`` if there is one.
 
-    Levels: ``random`` random removals; what was removed for the other queries; nothing removed. Intervals are bootstraps over
-    queries, seeds and random removals.
+    References are ``random`` random removals, the sets that were removed for other queries, and no removal. Intervals are from
+    ``resamples`` bootstrap resamples of queries, seeds and random removals. A figure shows ``shown`` generated queries.
     """
 
     queries: Mapping[str, Queries]
@@ -65,7 +86,7 @@ class Counterfactual(Benchmark):
     draws: DrawScheme
     mode: Mode
     embedding: Embedding | None = None
-    resamples: int = 1000
+    resamples: int = RESAMPLES
     seed: int = 0
     shown: int = 5
 
@@ -83,62 +104,100 @@ class Counterfactual(Benchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         removals = self._removals(experiment, estimators)
         sets, changes = removals.sets(get), metrics.changes(get(removals).measured)
-        asked = dict(
-            zip(scores_of(experiment, estimators, self.queries), zip(removals.rankings, sets.top, strict=True), strict=True)
-        )
-        for kind, chosen in self.queries.items():
-            queries = chosen.node(experiment)
-            tops = [pair for name in estimators for pair in _tops(name, *asked[kind, name], get)]
-            numbers = {(MEASURED, DELTA): changes[:, removals.place(queries)]}
+        keys = scores_of(experiment, estimators, self.queries)
+        top = dict(zip(keys, zip(removals.rankings, sets.top, strict=True), strict=True))
+        bootstrap = Bootstrap(self.resamples, self.seed)
+        measured: list[Row] = []
+        images: list[Row] = []
+        for kind, choice in self.queries.items():
+            queries = choice.node(experiment)
+            removed = [each for name in estimators for each in _removed(name, *top[kind, name], get)]
+            change = Outcome(MEASURED, DELTA, kind, changes[:, removals.place(queries)])
+            measured += self._report(change, removed, sets, bootstrap, report)
             if isinstance(queries, Samples):
-                anew = Regenerated.of(removals, queries, sets, get)
-                numbers |= _distances(anew, PIXELS, metrics.pixel_distance)
-                if self.embedding is not None:
-                    vectors = anew.embedded(self.embedding, experiment.execution.torch_device())
-                    numbers |= _distances(vectors, EMBEDDED, metrics.cosine_distance)
-                report.figure(f"regenerated_{kind}", self._pictures(get(queries), anew, tops, sets))
-            for (table, metric), values in numbers.items():
-                report.add({"benchmark": table, "queries": kind, **row} for row in self._rows(metric, values, tops, sets))
-        for name, tables in (("counterfactual", [MEASURED]), ("regenerated", [ORIGINAL, INTACT])):
-            if rows := [row for row in mappings(report.rows) if row["benchmark"] in tables]:
-                report.figure(name, figures.curve(_curves(rows), X))
+                regenerated = Regenerated.of(removals, queries, sets, get)
+                for outcome in self._distances(kind, regenerated, experiment):
+                    images += self._report(outcome, removed, sets, bootstrap, report)
+                report.figure(f"regenerated_{kind}", self._pictures(get(queries), regenerated, removed, sets))
+        report.figure("counterfactual", figures.curve(measured, PERCENT_REMOVED))
+        if images:
+            report.figure("regenerated", figures.curve(images, PERCENT_REMOVED))
 
-    def _rows(self, metric: str, values: np.ndarray, tops: Sequence[Top], sets: RemovedSets) -> Iterator[dict[str, Any]]:
-        """Of values ``[K, Q, M]``, at each fraction."""
-        K, Q, _ = values.shape
-        resamples = Resamples.draw(Q, self.random, K, self.resamples, self.seed)
+    def _report(
+        self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap, report: Report
+    ) -> list[Row]:
+        """Add the rows of an outcome to the report, and return the curves to draw."""
+        rows = report.add(self._rows(outcome, removed, sets, bootstrap))
+        if outcome.values.shape[1] > 1:
+            report.add(self._rows_of_others(outcome, removed, sets, bootstrap))
+        return _curves(outcome.title, [row for row in rows if row.minus is None])
+
+    def _rows(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
+        """Estimators, random removals and no removal at each fraction, and their differences."""
+        values, subjects = outcome.values, [each.variant.subject for each in removed]
+        _, Q, _ = values.shape
+        against_random = [(position, len(subjects)) for position in range(len(subjects))]
         for f, fraction in enumerate(self.fractions):
-            removed = len(sets.rows[sets.random[f, 0]])
-            common = {"metric": f"{metric}@{_percent(fraction)}", "fraction": fraction, "removed": removed, "n": Q, "seeds": K}
-            random = metrics.effect(values, np.broadcast_to(sets.random[f], (Q, self.random)))
-            levels = {**common, "random": random.mean()}
-            own = [metrics.effect(values, numbers[f, :, None]) for _, numbers in tops]
-            for (variant, _), effect in zip(tops, own, strict=True):
-                yield {**variant.row, **levels, **metrics.mean(effect, resamples)._asdict()}
-            yield {"estimator": RANDOM, **levels, **metrics.mean(random, resamples)._asdict()}
-            nothing = metrics.effect(values, np.zeros((Q, 1), np.int64))
-            yield {"estimator": NOTHING, **levels, **metrics.mean(nothing, resamples)._asdict()}
-            for variant, numbers in tops if Q > 1 else ():
-                others = metrics.effect(values, metrics.of_others(numbers[f])).mean(1, keepdims=True)
-                estimate = metrics.mean(others, resamples)
-                yield {**variant.row, "estimator": f"{variant.estimator}{OTHERS}", **levels, **estimate._asdict()}
-            pairs = [(tops[0][0].label, variant.label, own[0] - effect) for (variant, _), effect in zip(tops, own, strict=True)][1:]
-            pairs += [(variant.label, RANDOM, effect - random) for (variant, _), effect in zip(tops, own, strict=True)]
-            for first, second, difference in pairs:
-                yield {"estimator": f"{first} − {second}", **common, **metrics.mean(difference, resamples)._asdict()}
+            numbers = [each.sets[f, :, None] for each in removed]
+            numbers += [np.broadcast_to(sets.random[f], (Q, self.random)), np.zeros((Q, 1), np.int64)]
+            effects = [metrics.effect(values, of_subject) for of_subject in numbers]
+            yield from compare(
+                [*subjects, RANDOM, NOTHING],
+                [bootstrap.mean(effect, metrics.AXES) for effect in effects],
+                benchmark=outcome.benchmark,
+                metric=f"{outcome.metric}@{_percent(fraction)}",
+                queries=outcome.queries,
+                levels=self._levels(outcome, sets, f),
+                about=self._about(outcome, sets, f),
+                differences=[*pairs(subjects), *against_random],
+            )
 
-    def _pictures(self, original: Images, anew: Regenerated, tops: Sequence[Top], sets: RemovedSets) -> Figure:
-        """Queries generated anew under models of the first seed, after the largest removal."""
-        f = int(np.argmax(self.fractions))
-        removed = {
-            NOTHING: np.zeros(len(original), np.int64),
-            RANDOM: np.repeat(sets.random[f, :1], len(original)),
-            **{variant.label: numbers[f] for variant, numbers in tops},
+    def _rows_of_others(
+        self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap
+    ) -> Iterator[Row]:
+        """The effect on a query of the sets that estimators removed for the other queries, at least one."""
+        for f, fraction in enumerate(self.fractions):
+            for each in removed:
+                subject, others = each.variant.subject, metrics.effect(outcome.values, metrics.of_others(each.sets[f]))
+                yield Row(
+                    benchmark=outcome.benchmark,
+                    metric=f"{outcome.metric}@{_percent(fraction)}",
+                    queries=outcome.queries,
+                    subject=dataclasses.replace(subject, name=f"{subject.name}{OTHERS}"),
+                    estimate=bootstrap.mean(others.mean(1, keepdims=True), metrics.AXES).estimate(),
+                    levels=self._levels(outcome, sets, f),
+                    about=self._about(outcome, sets, f),
+                )
+
+    def _levels(self, outcome: Outcome, sets: RemovedSets, f: int) -> Levels:
+        queries = outcome.values.shape[1]
+        random = metrics.effect(outcome.values, np.broadcast_to(sets.random[f], (queries, self.random)))
+        return Levels(random=float(random.mean()))
+
+    def _about(self, outcome: Outcome, sets: RemovedSets, f: int) -> dict[str, float]:
+        seeds, queries, _ = outcome.values.shape
+        removed = len(sets.rows[sets.random[f, 0]])
+        return {"fraction": self.fractions[f], "removed": removed, "n": queries, "seeds": seeds}
+
+    def _distances(self, kind: str, images: Regenerated, experiment: Experiment) -> Iterator[Outcome]:
+        """Distances of regenerated images, by pixels and by embedding."""
+        yield from _distances(kind, images, PIXELS, metrics.pixel_distance)
+        if self.embedding is not None:
+            vectors = images.embedded(self.embedding, experiment.execution.torch_device())
+            yield from _distances(kind, vectors, EMBEDDED, metrics.cosine_distance)
+
+    def _pictures(self, original: Images, regenerated: Regenerated, removed: Sequence[Removed], sets: RemovedSets) -> Figure:
+        """Regenerated queries under models of the first seed, after the largest removal."""
+        f, Q = int(np.argmax(self.fractions)), len(original)
+        numbers = {
+            NOTHING.label: np.zeros(Q, np.int64),
+            RANDOM.label: np.repeat(sets.random[f, :1], Q),
+            **{each.variant.label: each.sets[f] for each in removed},
         }
-        images = {label: dataclasses.replace(original, pixels=anew.under(numbers)) for label, numbers in removed.items()}
-        distances = {label: metrics.pixel_distance(of.pixels, original.pixels) for label, of in images.items()}
+        images = {label: dataclasses.replace(original, pixels=regenerated.under(chosen)) for label, chosen in numbers.items()}
+        distances = {label: metrics.pixel_distance(image.pixels, original.pixels) for label, image in images.items()}
         title = f"Generated from the same noise after {_percent(self.fractions[f])} of the training images were removed"
-        return figures.regenerated(title, original, images, distances, range(min(self.shown, len(original))))
+        return figures.regenerated(title, original, images, distances, range(min(self.shown, Q)))
 
     def _removals(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> Removals:
         self._check(experiment)
@@ -160,7 +219,7 @@ class Counterfactual(Benchmark):
         )
 
     def _check(self, experiment: Experiment) -> None:
-        """Before anything is trained: what would fail at the end."""
+        """Check before anything is trained what would otherwise fail at the end."""
         train = experiment.data.load().train
         for fraction in self.fractions:
             removed_count(fraction, len(train))
@@ -172,29 +231,27 @@ class Counterfactual(Benchmark):
             self.embedding.embed(train.take([0]), torch.device("cpu"))
 
 
-def _tops(name: str, ranking: Ranking, numbers: Sequence[np.ndarray], get: Get) -> list[Top]:
+def _removed(name: str, ranking: Ranking, sets: Sequence[np.ndarray], get: Get) -> list[Removed]:
     variants = variants_of(name, ranking.estimator, ranking.scores, get(ranking.scores))
-    return list(zip([variant for variant in variants if variant.whole], numbers, strict=True))
+    return [Removed(*pair) for pair in zip([v for v in variants if v.all_timesteps], sets, strict=True)]
 
 
-def _distances(anew: Regenerated, metric: str, distance: Distance) -> dict[tuple[str, str], np.ndarray]:
-    references = {ORIGINAL: anew.original, INTACT: anew.intact}
-    return {(table, metric): anew.distances(reference, distance) for table, reference in references.items()}
+def _distances(kind: str, images: Regenerated, metric: str, distance: Distance) -> Iterator[Outcome]:
+    for benchmark, reference in {ORIGINAL: images.original, INTACT: images.intact}.items():
+        yield Outcome(benchmark, metric, kind, images.distances(reference, distance))
 
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:g}%"
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as lines over the share that was removed; what nothing removed gives is a level all across."""
-    drawn, levels = [], {}
+def _curves(title: str, rows: Iterable[Row]) -> list[Row]:
+    """Rows as points over the share that was removed; the value without removal is one level across all shares."""
+    points, levels = [], []
     for row in rows:
-        metric = TITLES[row["metric"].partition("@")[0]] + FROM.get(row["benchmark"], "")
-        settings = {name: value for name, value in (row.get("swept") or {}).items() if name != "benchmark.fractions"}
-        line = {**row, "metric": metric, "random": None, "swept": settings}
-        if row["estimator"] == NOTHING:
-            levels[metric, row["queries"]] = line
-        elif "−" not in row["estimator"] and not row["estimator"].endswith(OTHERS):
-            drawn.append({**line, "swept": {**settings, X: 100 * row["fraction"]}})
-    return [*drawn, *levels.values()]
+        row = dataclasses.replace(row, metric=title, levels=Levels())
+        if row.subject == NOTHING:
+            levels.append(row)
+        else:
+            points.append(row.with_swept({PERCENT_REMOVED: 100 * row.about["fraction"]}))
+    return [*points, *levels[:1]]

@@ -17,7 +17,6 @@ from experiments.benchmarks.compare import compare
 from experiments.benchmarks.source_precision import of_source, precision_rows
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.estimate import exact_share
 from experiments.metrics.precision import auroc
@@ -80,7 +79,7 @@ class ImageTracing(Benchmark):
                 self._proponents(report, f"{kind}_{source}", images, train, variants, rows, label)
         precisions = [row for row in precisions if row.minus is None]
         of_all_timesteps = [row for row in precisions if row.subject.all_timesteps]
-        report.figure("precision", figures.over_k(mappings(of_all_timesteps), SHARE))
+        report.figure("precision", figures.over_k(of_all_timesteps, SHARE))
         sweep_figures(report, precisions)
 
     def _classified(self, kind: str, labels: np.ndarray, recall: Mapping[int, np.ndarray], train: Images) -> Iterator[Row]:

@@ -14,7 +14,6 @@ from experiments.benchmarks.compare import compare
 from experiments.benchmarks.retrained import PERCENT, RETRAINING, SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.experiment import Experiment
@@ -91,7 +90,7 @@ class LDS(SubsetBenchmark):
         report.table("lds_of_queries", table)
         values = [row for row in values if row.minus is None]
         bars = [row for row in [*values, *held_out] if row.subject.all_timesteps]
-        report.figure("lds", figures.bars(mappings(bars), "LDS, %"))
+        report.figure("lds", figures.bars(bars, "LDS, %"))
         sweep_figures(report, values)
 
     def _rows(

@@ -16,7 +16,6 @@ from experiments.benchmarks import lds_timestep_rows as rows
 from experiments.benchmarks.lds_timestep_rows import METRIC, Predictor, Target, Timestep
 from experiments.benchmarks.retrained import PERCENT, RETRAINING, SubsetBenchmark
 from experiments.benchmarks.variants import variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.experiment import Experiment
@@ -61,7 +60,7 @@ class TimestepLDS(SubsetBenchmark):
                     name = f"lds_{kind}_{predictor.subject().label}"
                     report.figure(name.replace(" ", "_"), _matrix(predictor, kind))
         shown = [row for row in by_target if row.metric == METRIC and row.minus is None]
-        report.figure("lds_by_timestep", figures.by_timestep(mappings(shown), "measured_t", "timestep of the loss", "LDS, %"))
+        report.figure("lds_by_timestep", figures.by_timestep(shown, "measured_t", "timestep of the loss", "LDS, %"))
 
     def _rows(
         self,

@@ -19,7 +19,6 @@ from experiments.benchmarks import distinct
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.source_precision import of_source, precision_rows
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
@@ -120,7 +119,7 @@ class Normalization(Benchmark):
 
     def _curve(self, rows: Sequence[Row]) -> Figure:
         """The figure of one metric over λ, which is a share: the axis is linear."""
-        figure = figures.curve(mappings(rows), SETTING, "λ, strength of guided normalization")
+        figure = figures.curve(rows, SETTING, "λ, strength of guided normalization")
         for panel in figure.axes:
             panel.set_xscale("linear")
             panel.set_xlim(min(self.strengths) - 0.05, max(self.strengths) + 0.05)

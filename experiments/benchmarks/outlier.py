@@ -15,7 +15,6 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare
-from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap, Statistic
 from experiments.metrics.precision import maximum_precision, random_precision
 from experiments.metrics.weighted_ranking import WeightedRanking
@@ -53,7 +52,7 @@ class Outlier(Benchmark):
         values = [np.asarray(influence.values) for influence in influences]
         rows = report.add(self._rows(subjects, values, outliers))
         shares = [row for row in rows if "k" in row.about and row.minus is None]
-        report.figure("outlier_share", figures.over_k(mappings(shares), "outliers among the top k"))
+        report.figure("outlier_share", figures.over_k(shares, "outliers among the top k"))
         for name, influence in zip(nodes, values, strict=True):
             report.figure(f"self_influence_{name}", self._grid(train, influence, outliers))
 

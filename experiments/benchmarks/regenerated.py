@@ -1,4 +1,4 @@
-"""Generated queries, sampled again from the same noise under retrained models."""
+"""Generated queries that retrained models sample again from the same noise."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,46 +14,49 @@ from experiments.benchmarks.removals import Removals, RemovedSets
 from experiments.models.samples import Samples
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Between images, or vectors of them, one by one."""
+"""The distances between images, or their embeddings, ``[..]``: the first dimensions of both arguments broadcast."""
 
 
 @dataclass(frozen=True)
 class Regenerated:
-    """``original [Q, ...]`` and ``anew [K, M', Q, ...]``, images or vectors of them; M': the ``concern`` among M ``sets``."""
+    """Images or their embeddings: ``original [Q, ...]``, and ``regenerated [K, M', Q, ...]`` without M' of M sets of images.
+
+    ``numbers [M']`` are those of the sets, of which the first of all, 0, is empty; ``sets`` is M.
+    """
 
     original: np.ndarray
-    anew: np.ndarray
-    concern: Sequence[int]
+    regenerated: np.ndarray
+    numbers: Sequence[int]
     sets: int
 
     @classmethod
     def of(cls, removals: Removals, queries: Samples, sets: RemovedSets, get: Get) -> "Regenerated":
         """The images ``[.., C, H, W]``, float32 in [-1, 1]."""
-        concern, nodes = removals.regenerated(queries, sets)
+        numbers, nodes = removals.regenerated(queries, sets)
         pixels = np.stack([images.pixels for images in get.many(nodes, "sampling")])
-        return cls(get(queries).pixels, pixels.reshape(-1, len(concern), *pixels.shape[1:]), concern, len(sets.rows))
+        return cls(get(queries).pixels, pixels.reshape(-1, len(numbers), *pixels.shape[1:]), numbers, len(sets.rows))
 
     def embedded(self, embedding: Embedding, device: torch.device) -> "Regenerated":
-        """Vectors ``[.., d]`` instead of images."""
-        original, anew = (_embed(embedding, images, device) for images in (self.original, self.anew))
-        return dataclasses.replace(self, original=original, anew=anew)
+        """The embeddings ``[.., d]`` of the images."""
+        original, regenerated = (_embed(embedding, images, device) for images in (self.original, self.regenerated))
+        return dataclasses.replace(self, original=original, regenerated=regenerated)
 
     @property
     def intact(self) -> np.ndarray:
-        """What models of all images make, ``[K, 1, Q, ...]``: free of what another training seed does to an image."""
-        return self.anew[:, [list(self.concern).index(0)]]
+        """The images from models trained on all images, ``[K, 1, Q, ...]``, the reference of those with the same seed."""
+        return self.regenerated[:, [list(self.numbers).index(0)]]
 
     def distances(self, reference: np.ndarray, metric: Distance) -> np.ndarray:
-        """From ``reference``, the originals or what is ``intact``: ``[K, Q, M]``; NaN for sets of no concern."""
-        found = metric(self.anew, reference)
-        values = np.full((len(found), len(self.original), self.sets), np.nan)
-        values[:, :, list(self.concern)] = found.transpose(0, 2, 1)
+        """Distances from ``reference`` (``original`` or ``intact``), ``[K, Q, M]``; NaN for sets without regenerated images."""
+        known = metric(self.regenerated, reference)
+        values = np.full((len(known), len(self.original), self.sets), np.nan)
+        values[:, :, list(self.numbers)] = known.transpose(0, 2, 1)
         return values
 
     def under(self, sets: np.ndarray) -> np.ndarray:
-        """Each query under the first seed's model without its set: ``[Q] -> [Q, ...]``."""
-        places = [list(self.concern).index(number) for number in sets]
-        return self.anew[0, places, np.arange(len(sets))]
+        """Each query under the first seed's model that was trained without the query's set: ``[Q] -> [Q, ...]``."""
+        places = [list(self.numbers).index(number) for number in sets]
+        return self.regenerated[0, places, np.arange(len(sets))]
 
 
 def _embed(embedding: Embedding, pixels: np.ndarray, device: torch.device) -> np.ndarray:

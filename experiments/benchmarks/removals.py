@@ -1,4 +1,4 @@
-"""Training once more without the images that estimators name, and without random ones: what counterfactuals compare."""
+"""Models trained again without the images that estimators rank first, and without random images, for counterfactuals."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from attribution.measurements import Measure
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
-from experiments.benchmarks.variants import is_whole
+from experiments.benchmarks.variants import variants_of
 from experiments.metrics.ranking import top_k
 from experiments.models.retrained import Retrained
 from experiments.models.samples import Samples
@@ -27,7 +27,7 @@ SHARED = ("experiments.metrics.common",)
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ``scores`` of an ``estimator`` for ``queries``."""
+    """The ``scores`` of an ``estimator`` for ``queries``, which rank the training images."""
 
     NAME = "Ranking"
     VERSION = 1
@@ -36,17 +36,18 @@ class Ranking:
     estimator: Estimator
     scores: Node[Scores]
 
-    def whole(self, get: Get) -> list[np.ndarray]:
-        """Scores of all timesteps ``[Q, N]``, at each swept value."""
-        return [found.values for settings, found in self.estimator.variants(get(self.scores)) if is_whole(settings)]
+    def of_all_timesteps(self, get: Get) -> list[np.ndarray]:
+        """The scores ``[Q, N]`` at each swept value, without scores of bins of timesteps."""
+        variants = variants_of("", self.estimator, self.scores, get(self.scores))
+        return [variant.scores.values for variant in variants if variant.all_timesteps]
 
 
 @dataclass(frozen=True)
 class RemovedSets:
-    """M different sets of training images, and by their numbers 0..M-1 who removes which; 0 is empty.
+    """M different sets of training images, numbered 0..M-1, and the numbers of the sets that each removal takes away.
 
-    ``rows``: the training rows of each set. ``random`` ``[F, R]``: of each fraction and random removal. ``top``: for each ranking
-    and variant ``[F, Q]``, of each fraction and query.
+    Set 0 is empty. ``rows`` are the training rows in each set. ``random [F, R]`` are the numbers of the sets for each fraction and
+    random removal; ``top`` has an array ``[F, Q]`` of them for each ranking and variant, by fraction and query.
     """
 
     rows: Sequence[np.ndarray]
@@ -56,7 +57,7 @@ class RemovedSets:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes(Arrays):
-    """``removed`` bool ``[M, N]``: each set; ``measured`` float64 ``[K, Q, M]``, the queries of all kinds one after another."""
+    """``removed`` bool ``[M, N]``: the images of each set; ``measured`` float64 ``[K, Q, M]``: queries of all kinds in order."""
 
     removed: np.ndarray
     measured: np.ndarray
@@ -64,10 +65,11 @@ class Outcomes(Arrays):
 
 @dataclass(frozen=True, kw_only=True)
 class Removals(Node[Outcomes]):
-    """What the queries measure when ``record`` is trained without the top ``fractions`` of each of ``rankings``, for each query.
+    """The measurements of all queries under models trained without the top ``fractions`` of each of ``rankings``, for each query.
 
-    Also without ``random`` random sets of the same sizes, the larger ones containing the smaller, and with all images; every time
-    with each of ``seeds``, for ``steps`` steps. All queries are measured under all models, at the same ``draws``.
+    Further models are trained without ``random`` random sets of the same sizes, the larger ones containing the smaller, and with
+    all images. Each is trained with each of ``seeds``, for ``steps`` steps. All queries are measured under all models, at the same
+    ``draws``.
     """
 
     NAME = "Removals"
@@ -89,19 +91,19 @@ class Removals(Node[Outcomes]):
 
     @property
     def queries(self) -> list[ImageSet]:
-        """Each kind once, in the order of the rankings."""
+        """Every kind of queries once, in the order of the rankings."""
         return list({ranking.queries.fingerprint: ranking.queries for ranking in self.rankings}.values())
 
     def place(self, queries: ImageSet) -> slice:
-        """Where a kind of queries stands in ``Outcomes.measured``."""
+        """The position of a kind of queries in ``Outcomes.measured``."""
         names = [kind.fingerprint for kind in self.queries]
         position = names.index(queries.fingerprint)
         start = sum(kind.count for kind in self.queries[:position])
         return slice(start, start + queries.count)
 
     def sets(self, get: Get) -> RemovedSets:
-        """Who removes what. Equal sets have one number, whoever asks for them."""
-        get.many([ranking.scores for ranking in self.rankings])  # in the passes that they share
+        """The sets of images to remove. Equal sets have one number."""
+        get.many([ranking.scores for ranking in self.rankings])  # together, in the passes that they share
         N = self.record.data.count
         counts = [removed_count(fraction, N) for fraction in self.fractions]
         rows, numbers = [np.zeros(0, np.int64)], {b"": 0}
@@ -117,11 +119,11 @@ class Removals(Node[Outcomes]):
             return np.array([[numbered(order[:k]) for order in orders] for k in counts])
 
         random = prefixes(random_orders(N, self.random, self.random_seed))
-        top = [[prefixes(top_k(scores, max(counts))) for scores in ranking.whole(get)] for ranking in self.rankings]
+        top = [[prefixes(top_k(scores, max(counts))) for scores in ranking.of_all_timesteps(get)] for ranking in self.rankings]
         return RemovedSets(rows, random, top)
 
     def truth(self, sets: RemovedSets) -> Truth:
-        """The models, a selection for each set."""
+        """The retrained models, with a selection for each set."""
         return Truth(
             record=self.record,
             selections=[Selection.without(removed, self.record.data.count) for removed in sets.rows],
@@ -133,13 +135,15 @@ class Removals(Node[Outcomes]):
         )
 
     def regenerated(self, queries: Samples, sets: RemovedSets) -> tuple[list[int], list[Samples]]:
-        """The sets of M' that concern ``queries``, and these queries sampled anew, from the same noise: K·M' nodes, by seed."""
-        top = [
-            of for ranking, of in zip(self.rankings, sets.top, strict=True) if ranking.queries.fingerprint == queries.fingerprint
-        ]
-        concern = sorted({0, *sets.random.flat, *(number for of in top for numbers in of for number in numbers.flat)})
+        """The numbers of the M' sets that are removed for ``queries``, and the queries sampled again from the same noise.
+
+        There are K·M' nodes, ordered by seed, then by set.
+        """
+        pairs = zip(self.rankings, sets.top, strict=True)
+        top = [variants for ranking, variants in pairs if ranking.queries.fingerprint == queries.fingerprint]
+        numbers = sorted({0, *sets.random.flat, *(number for variants in top for array in variants for number in array.flat)})
         models, M = self.truth(sets).models(), len(sets.rows)
-        return concern, [dataclasses.replace(queries, record=models[k * M + m]) for k in range(len(self.seeds)) for m in concern]
+        return numbers, [dataclasses.replace(queries, record=models[k * M + m]) for k in range(len(self.seeds)) for m in numbers]
 
     def parts(self, get: Get) -> Sequence[Node]:
         sets = self.sets(get)
@@ -158,10 +162,10 @@ class Removals(Node[Outcomes]):
         return Outcomes(removed, np.concatenate(measured, 1))
 
     def cost(self) -> Cost:
-        """At most, of one variant of each estimator: which sets are equal, only the scores tell."""
+        """An upper bound for one variant of each estimator: which sets are equal is known only from the scores."""
         sets = 1 + len(self.fractions) * (self.random + sum(ranking.queries.count for ranking in self.rankings))
-        everything = Selection(np.arange(self.record.data.count))
-        one = Retrained.of(self.record, everything, self.seeds[0], self.steps, self.mode, self.execution).cost()
+        all_images = Selection(np.arange(self.record.data.count))
+        one = Retrained.of(self.record, all_images, self.seeds[0], self.steps, self.mode, self.execution).cost()
         measuring = sum(queries.count for queries in self.queries) * self.draws.count / 3
         sampling = sum(queries.cost().passes for queries in self.queries if isinstance(queries, Samples))
         models = len(self.seeds) * sets
@@ -169,20 +173,20 @@ class Removals(Node[Outcomes]):
 
 
 def removed_count(fraction: float, examples: int) -> int:
-    """How many of ``examples`` training images a fraction is.
+    """The number of images in a fraction of ``examples`` training images.
 
     Raises:
-        ValueError: none of them, or all.
+        ValueError: it is none of them, or all.
     """
     count = round(fraction * examples)
     if not 1 <= count < examples:
         raise ValueError(
             f"benchmark.fractions has {fraction}, which is {count} of {examples} training images: at least one must be removed, "
-            f"and one be left"
+            f"and at least one kept"
         )
     return count
 
 
 def random_orders(examples: int, count: int, seed: int) -> np.ndarray:
-    """``count`` random orders of the rows ``[count, N]``; the first do not depend on how many there are."""
+    """``count`` random orders of the rows, ``[count, N]``. An order does not depend on ``count``."""
     return np.stack([np.random.default_rng([seed, 0xC0F, number]).permutation(examples) for number in range(count)])

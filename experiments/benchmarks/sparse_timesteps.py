@@ -18,7 +18,6 @@ from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.source_precision import of_source, precision_rows
 from experiments.benchmarks.timestep_bias import replaying_only
 from experiments.benchmarks.variants import Variant
-from experiments.figures.mappings import mappings
 from experiments.figures.sparse import sparse_timesteps
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
@@ -74,7 +73,7 @@ class SparseTimesteps(Benchmark):
                 rows += report.add(self._precisions(variants, kind, train, get(queries.node(experiment)), bootstrap))
         for name, estimator in replaying.items():
             rows += report.add(self._times(experiment, name, estimator, get))
-        shown = mappings(row for row in rows if row.minus is None)
+        shown = [row for row in rows if row.minus is None]
         report.figure(NAME, sparse_timesteps(shown, SPEARMAN, FASTER))
 
     def _precisions(

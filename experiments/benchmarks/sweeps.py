@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import figures
-from experiments.figures.mappings import mappings
 from experiments.report.report import Report
 from experiments.report.row import Row
 from experiments.report.tables import differing_settings
@@ -23,7 +22,7 @@ def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
     for name in dict.fromkeys(name for row in of_all for name in row.settings):
         values = [row.settings[name] for row in of_all if name in row.settings]
         if all(isinstance(value, int | float) for value in values) and len(set(values)) >= LEAST:
-            report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(mappings(of_all), name))
+            report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(of_all, name))
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row, settings in zip(rows, differing_settings(rows), strict=True):
         if "query_bin" in row.settings:

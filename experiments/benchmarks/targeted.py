@@ -14,7 +14,6 @@ from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
-from experiments.figures.mappings import mappings
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.metrics.distinct import random_sets
@@ -71,7 +70,7 @@ class Targeted(Benchmark):
                 ),
             )
         levels = [row for row in shares if row.minus is None]
-        report.figure("distinct_share", figures.distinct_share(mappings(r for r in levels if r.subject.all_timesteps)))
+        report.figure("distinct_share", figures.distinct_share([row for row in levels if row.subject.all_timesteps]))
         sweep_figures(report, levels)
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:

@@ -1,4 +1,4 @@
-"""The timestep-induced norm bias (ReTrac §4.2, app. A): gradient norms follow the timestep, and scores follow the norms."""
+"""The timestep-induced norm bias (ReTrac §4.2, app. A): gradient norms depend on the timestep, and scores on the norms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,29 +19,31 @@ from attribution.models.pipeline import Pipeline
 from attribution.nodes import Get, Node
 from attribution.training.checkpoints import select
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.bias_rows import RANDOM, RISE, STRETCHES, T_MAX, Bias, explained
+from experiments.benchmarks.timestep_bias_rows import BENCHMARK, RANDOM, STRETCHES, T_MAX, Bias, explained_row
 from experiments.benchmarks.variants import scores_of
 from experiments.datasets import Split
 from experiments.figures import norms as figures
-from experiments.figures.mappings import mappings
 from experiments.figures.shifts import rank_rises
+from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report.report import Report
-
-NAME = "timestep_bias"
+from experiments.report.row import Row, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepBias(Benchmark):
-    """How much of a gradient's norm is its timestep, and how much of a score is that norm, at the estimators' checkpoints.
+    """How gradient norms depend on the timestep, and how scores depend on these norms, at the estimators' checkpoints.
 
     All norms are of the training loss at the noise that an example was last trained with. Those of up to ``examples`` training
-    images are known at ``timesteps`` even timesteps; t_max(x) is the one with the largest. Reported are, for each checkpoint, what
-    the timestep explains of the norms, and Algorithm 1 on ``correlated`` of the examples; for each estimator, how its scores go
-    with the norms, the example among the top ``k`` of the most queries, and by how many ranks of |τ| the ``manipulated`` examples
-    with scores nearest 0 rise if they are given t_max, or a random timestep, in place of the one that they were trained at.
-    ``pretrained``: the norms of another model too, a pipeline of diffusers.
+    images are taken at ``timesteps`` evenly spaced timesteps; t_max(x) is the timestep of the largest. The rows give
+
+    - for each checkpoint, how much of the norms' variance the timestep explains, and Algorithm 1 on ``correlated`` of the examples;
+    - for each estimator, the correlation of its scores with the norms, the example among the top ``k`` of the most queries, and by
+      how many ranks of |τ| the ``manipulated`` examples with scores nearest 0 rise if they are given t_max, or a random timestep,
+      instead of the timestep that they were trained at.
+
+    ``pretrained`` adds the norms of another model, a diffusers pipeline.
     """
 
     queries: Mapping[str, Queries]
@@ -50,7 +52,7 @@ class TimestepBias(Benchmark):
     correlated: int = 50
     manipulated: int = 500
     k: int = 10
-    resamples: int = 1000
+    resamples: int = RESAMPLES
     pretrained: str | None = None
     seed: int = 0
 
@@ -68,39 +70,44 @@ class TimestepBias(Benchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         replaying, pool = self._checked(experiment, estimators), self._pool(experiment)
         bias = self._bias(experiment, replaying, pool, get)
+        report.add(bias.norm_rows())
+        self._show_norms(experiment, replaying, bias, get, report)
+        nodes, retimed = scores_of(experiment, estimators, self.queries), self._retimed(experiment, replaying, pool)
+        rises: list[Row] = []
+        for kind in self.queries:
+            subjects = {name: Subject(name, scores=nodes[kind, name].fingerprint) for name in estimators}
+            scores = {name: get(nodes[kind, name]) for name in estimators}
+            changed = {(name, timing): get(retimed[kind, name, timing]) for name in estimators for timing in (T_MAX, RANDOM)}
+            report.add(bias.score_rows(scores, subjects, kind))
+            rises += report.add(bias.rise_rows(scores, changed, subjects, self.manipulated, kind))
+            for name, subject in subjects.items():
+                row, example = bias.most_frequent_row(subject, scores[name], self.k, kind)
+                report.add([row])
+                report.figure(f"influential_{kind}_{name}", self._curve_figure(experiment, replaying, bias, example, get))
+        report.figure("rank_rise", rank_rises([row for row in rises if row.minus is None]))
+        for node in self._pretrained_norms(experiment):
+            self._show_pretrained(node, experiment, get, report)
+
+    def _show_norms(
+        self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], bias: Bias, get: Get, report: Report
+    ) -> None:
+        """Algorithm 1, and figures of norms at the checkpoints."""
         train = get(experiment.train)
         chosen = np.sort(np.random.default_rng([self.seed, 1]).permutation(len(bias.columns))[: self.correlated])
         correlations = bias.algorithm_1(chosen)
-        report.add(
-            {"benchmark": NAME, "estimator": "none", **row} for row in [*bias.of_norms(), *bias.of_correlations(correlations)]
-        )
+        report.add(bias.correlation_rows(correlations))
         scatters = [
             figures.Scatter(f"checkpoint {step}", bias.t_train[s, bias.columns], bias.norms[s, bias.columns], bias.columns)
             for s, step in enumerate(bias.steps)
         ]
         report.figure("norm_vs_timestep", figures.norms_by_timestep(scatters, bias.T, train, STRETCHES))
         report.figure("algorithm_1", figures.algorithm_1(bias.steps, correlations, len(train)))
-        one = int(bias.columns[chosen[0]])
-        report.figure("norm_over_timesteps", self._curve_figure(experiment, replaying, bias, one, get))
-        nodes, retimed = scores_of(experiment, estimators, self.queries), self._retimed(experiment, replaying, pool)
-        for kind in self.queries:
-            scores = {name: get(nodes[kind, name]) for name in estimators}
-            new = {(name, timing): get(node) for (of, name, timing), node in retimed.items() if of == kind}
-            common = {"benchmark": NAME, "queries": kind}
-            report.add({**common, **row} for row in bias.of_scores(scores))
-            report.add({**common, **row} for row in bias.of_shifts(scores, new, self.manipulated))
-            for name in estimators:
-                row, example = bias.of_influential(name, scores[name], self.k)
-                report.add([{**common, **row, "scores": nodes[kind, name].fingerprint}])
-                figure = self._curve_figure(experiment, replaying, bias, example, get)
-                report.figure(f"influential_{kind}_{name}", figure)
-        report.figure("rank_rise", rank_rises([row for row in mappings(report.rows) if row["metric"] == RISE]))
-        for node in self._pretrained_norms(experiment):
-            self._show_pretrained(node, experiment, get, report)
+        first = int(bias.columns[chosen[0]])
+        report.figure("norm_over_timesteps", self._curve_figure(experiment, estimators, bias, first, get))
 
     def _bias(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], pool: ImageSet, get: Get) -> Bias:
-        record, wanted = get(experiment.record), _checkpoints(estimators)
-        steps = select(wanted, record.steps, record.losses)
+        record = get(experiment.record)
+        steps = select(_checkpoints(estimators), record.steps, record.losses)
         return Bias(
             steps=steps,
             rates=[record.learning_rate(step) for step in steps],
@@ -108,19 +115,18 @@ class TimestepBias(Benchmark):
             curves=get(self._curves(experiment, estimators, pool)),
             columns=self._columns(experiment),
             T=experiment.diffusion.process.T,
-            resamples=self.resamples,
-            seed=self.seed,
+            bootstrap=self._bootstrap,
         )
 
     def _curve_figure(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], bias: Bias, example: int, get: Get
     ) -> figures.Figure:
-        """The norm over timesteps of the training image at a position, beside that of the others."""
+        """The norm of the training image at position ``example`` over timesteps, beside the norms of the others."""
         alone = Split(experiment.data, "train", (example,))
-        own = get(self._curves(experiment, estimators, alone)).norms[:, 0]
+        norms = get(self._curves(experiment, estimators, alone)).norms[:, 0]
         curves = [
             figures.Curve(
-                f"checkpoint {step}", bias.curves.timestep[s, 0], own[s], bias.curves.norms[s], int(bias.t_train[s, example])
+                f"checkpoint {step}", bias.curves.timestep[s, 0], norms[s], bias.curves.norms[s], int(bias.t_train[s, example])
             )
             for s, step in enumerate(bias.steps)
         ]
@@ -130,20 +136,19 @@ class TimestepBias(Benchmark):
         assert isinstance(node.of, PipelineGradients)
         norms, T = get(node), node.of.pipeline.process.T
         timestep, norm = norms.timestep[0, :, 0], norms.norms[0, :, 0]
-        row = explained(timestep, norm, T, self.resamples, self.seed)
-        report.add([{"benchmark": NAME, "estimator": "none", **row, "n": len(norm), "swept": {"checkpoint": self.pretrained}}])
+        report.add([explained_row(timestep, norm, T, self.pretrained, self._bootstrap)])
         scatter = figures.Scatter("pretrained", timestep, norm, self._columns(experiment))
         report.figure("norm_vs_timestep_pretrained", figures.norms_by_timestep([scatter], T, get(experiment.train), STRETCHES))
 
     def _columns(self, experiment: Experiment) -> np.ndarray:
-        """Positions of the examples that are looked at over all timesteps, ascending."""
+        """Positions of the examples whose norms are taken over all timesteps, ascending."""
         N = len(experiment.data.load().train)
         return np.sort(np.random.default_rng([self.seed, 0]).permutation(N)[: self.examples])
 
     def _pool(self, experiment: Experiment) -> Split:
         columns = self._columns(experiment)
-        everybody = len(columns) == len(experiment.data.load().train)
-        return experiment.train if everybody else Split(experiment.data, "train", tuple(columns.tolist()))
+        all_images = len(columns) == len(experiment.data.load().train)
+        return experiment.train if all_images else Split(experiment.data, "train", tuple(columns.tolist()))
 
     def _at_training(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator]) -> GradientNorms:
         settings = {"record": experiment.record, "checkpoints": _checkpoints(estimators), "execution": experiment.execution}
@@ -159,7 +164,7 @@ class TimestepBias(Benchmark):
     def _retimed(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], pool: ImageSet
     ) -> dict[tuple[str, str, str], Node[Scores]]:
-        """Scores of the examples at other timesteps of training, by kind of queries, estimator and timing."""
+        """Scores as if the examples had been trained at other timesteps, by kind of queries, estimator and timing."""
         timings: dict[str, Timing] = {T_MAX: self._largest(experiment), RANDOM: AtRandom(self.seed)}
         records = {name: Retimed.of(experiment.record, pool, _checkpoints(estimators), timing) for name, timing in timings.items()}
         return {
@@ -170,7 +175,7 @@ class TimestepBias(Benchmark):
         }
 
     def _pretrained_norms(self, experiment: Experiment) -> list[GradientNorms]:
-        """At one draw of each of the examples: nobody knows those of its training."""
+        """The pipeline's norms at one new draw of each example; the draws of its training are unknown."""
         if self._pipeline is None:
             return []
         try:
@@ -186,8 +191,12 @@ class TimestepBias(Benchmark):
     def _pipeline(self) -> Pipeline | None:
         return None if self.pretrained is None else Pipeline(self.pretrained)
 
+    @property
+    def _bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.resamples, self.seed)
+
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
-        """Before anything is trained: what would fail at the end."""
+        """Check before anything is trained what would otherwise fail at the end; return the estimators."""
         N, T = len(experiment.data.load().train), experiment.diffusion.process.T
         whole("benchmark.examples", self.examples, 2)
         for name, (least, most) in {
@@ -198,31 +207,31 @@ class TimestepBias(Benchmark):
             "resamples": (1, None),
         }.items():
             whole(f"benchmark.{name}", getattr(self, name), least, most)
-        replaying = replaying_only(estimators, NAME)
+        replaying = replaying_only(estimators, BENCHMARK)
         if len({str(estimator.checkpoints) for estimator in replaying.values()}) > 1:
-            told = ", ".join(f"{name} {estimator.checkpoints}" for name, estimator in replaying.items())
+            listed = ", ".join(f"{name} {estimator.checkpoints}" for name, estimator in replaying.items())
             raise ValueError(
-                f"benchmark={NAME}: different checkpoints ({told}): give all estimators the same (estimator.checkpoints)"
+                f"benchmark={BENCHMARK}: different checkpoints ({listed}): give all estimators the same (estimator.checkpoints)"
             )
         self._pretrained_norms(experiment)
         return replaying
 
 
 def replaying_only(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:
-    """The estimators, if they replay training, which is what ``benchmark`` looks at.
+    """The estimators, which must replay training, as ``benchmark`` requires.
 
     Raises:
-        ValueError: one that does not, or one that answers for several numbers of draws or bins of timesteps.
+        ValueError: one does not, or one has scores for several numbers of draws or bins of timesteps.
     """
-    found = {}
+    replaying = {}
     for name, estimator in estimators.items():
         if not isinstance(estimator, TrajectoryEstimator):
             raise ValueError(f"benchmark={benchmark}: estimator={name} does not replay training; choose tracin or retrac")
         estimator.draws.refuse_lists("estimator.draws", f"benchmark={benchmark}")
-        found[name] = estimator
-    return found
+        replaying[name] = estimator
+    return replaying
 
 
 def _checkpoints(estimators: Mapping[str, TrajectoryEstimator]) -> int | str | Sequence[int]:
-    """The one choice of all."""
+    """The choice that all estimators share."""
     return next(iter(estimators.values())).checkpoints

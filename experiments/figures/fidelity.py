@@ -1,6 +1,8 @@
-"""How well compressed gradients keep the scores (K-FAC paper, app. C, fig. 6)."""
+"""How well scores of compressed gradients agree with those of uncompressed ones (K-FAC paper, app. C, fig. 6)."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,40 +11,45 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from experiments.figures.labels import place_labels
-from experiments.figures.mappings import differing_settings
-from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame, series_label
+from experiments.figures.marks import draw_interval
+from experiments.figures.style import COLORS, DPI, LINES, MARKERS, legend, panel_title, plain_frame, series_label
+from experiments.report.row import Row
+from experiments.report.tables import differing_settings
 
+_POINT, _CURVE, _RATIO = "compression", "kind", "ratio"
+"""Settings of the rows: the names of the point and of its curve, and bytes before over bytes after."""
 _EXACT = 1e-12
 """Correlations nearer to 1 than this are 1 up to the rounding of float64."""
 
 
-def compression(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def compression(rows: Sequence[Row]) -> Figure:
     """Correlation with the scores of uncompressed gradients against the compression ratio (K-FAC paper, fig. 6).
 
-    A column of panels for each metric, a line of them for each kind of queries; a curve with intervals for each estimator (with
-    its settings) and kind of compression. The axis of correlations is logarithmic in the distance to 1, where the good ones crowd.
+    There is a column of panels for each metric, a line of them for each kind of queries, and a curve with intervals for each
+    estimator, with its settings, and kind of compression. The axis of correlations is logarithmic in the distance to 1.
 
     Args:
-        rows: report rows, with besides ``compression``, the name of a point ("int8", "svd rank 4"), ``kind``, that of its curve
-            ("quantised", "svd"), and ``ratio``, bytes before over bytes after. Values of None are not shown;
-            without any the figure is empty.
+        rows: with the settings ``compression``, the name of a point ("int8", "svd rank 4"), ``kind``, that of its curve
+            ("quantised", "svd"), and ``ratio``, bytes before over bytes after. Unknown values are not shown; without any value the
+            figure is empty.
     """
-    rows = [row for row in rows if row["value"] is not None]
+    rows = [row for row in rows if math.isfinite(row.estimate.value)]
     if not rows:
         return Figure(dpi=DPI)
-    settings = [{n: v for n, v in chosen.items() if "compression" not in n} for chosen in differing_settings(rows)]
-    labels = [series_label(row["estimator"], chosen) for row, chosen in zip(rows, settings, strict=True)]
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    queries = list(dict.fromkeys(row.get("queries") for row in rows))
+    labels = [
+        series_label(row.estimator, _others(differing)) for row, differing in zip(rows, differing_settings(rows), strict=True)
+    ]
+    names, kinds = list(dict.fromkeys(labels)), list(dict.fromkeys(row.settings[_CURVE] for row in rows))
+    metrics, queries = list(dict.fromkeys(row.metric for row in rows)), list(dict.fromkeys(row.queries for row in rows))
     figure = Figure((0.6 + 5.4 * len(metrics), 0.6 + 3.9 * len(queries)), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(queries), len(metrics), sharex=True, sharey=True, squeeze=False)
     floor = _floor(rows)
-    _ratio_axis(grid[0, 0], [row["ratio"] for row in rows])
+    _ratio_axis(grid[0, 0], [row.settings[_RATIO] for row in rows])
     _correlation_axis(grid[0, 0], rows, floor)
     for (line, column), axes in np.ndenumerate(grid):
         panel = (metrics[column], queries[line])
-        here = [(row, label) for row, label in zip(rows, labels, strict=True) if (row["metric"], row.get("queries")) == panel]
-        _curves(axes, here, list(dict.fromkeys(labels)), list(dict.fromkeys(row["kind"] for row in rows)), floor)
+        in_panel = [(row, label) for row, label in zip(rows, labels, strict=True) if (row.metric, row.queries) == panel]
+        _curves(axes, in_panel, names, kinds, floor)
         axes.set_title(panel_title(f"{metrics[column].capitalize()} correlation", queries[line]), fontsize=11)
         plain_frame(axes)
     for axes in grid[-1]:
@@ -51,41 +58,49 @@ def compression(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_ylabel("correlation with the uncompressed scores")
     legend(figure, figure.axes)
     for (line, column), axes in np.ndenumerate(grid):
-        here = [row for row in rows if (row["metric"], row.get("queries")) == (metrics[column], queries[line])]
-        best = {(row["compression"], row["ratio"]): row for row in sorted(here, key=lambda row: row["value"])}
-        place_labels(figure, axes, [(row["ratio"], _distance(row["value"], floor), row["compression"]) for row in best.values()])
+        in_panel = [row for row in rows if (row.metric, row.queries) == (metrics[column], queries[line])]
+        ascending = sorted(in_panel, key=lambda row: row.estimate.value)
+        best = {(row.settings[_POINT], row.settings[_RATIO]): row.estimate.value for row in ascending}
+        place_labels(figure, axes, [(ratio, _distance(value, floor), name) for (name, ratio), value in best.items()])
     return figure
 
 
+def _others(settings: dict[str, object]) -> dict[str, object]:
+    """The settings that have nothing to do with compression."""
+    return {name: value for name, value in settings.items() if "compression" not in name and name not in (_CURVE, _RATIO)}
+
+
 def _distance(correlation: float, floor: float) -> float:
-    """1 - ρ, as the axis shows it."""
+    """The position 1 − ρ on the axis."""
     return max(1 - correlation, floor)
 
 
-def _floor(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Where a correlation of exactly 1 stands, which has no place on a log axis: well below the smallest distance."""
-    smallest = min((1 - row["value"] for row in rows if 1 - row["value"] > _EXACT), default=1e-3)
+def _floor(rows: Sequence[Row]) -> float:
+    """The position of a correlation of exactly 1, which a logarithmic axis does not have: well below the smallest distance."""
+    smallest = min((1 - row.estimate.value for row in rows if 1 - row.estimate.value > _EXACT), default=1e-3)
     return 10.0 ** (np.floor(np.log10(smallest)) - 0.5)
 
 
-def _curves(axes: Axes, here: list[tuple[Mapping[str, Any], str]], names: list[str], kinds: list[str], floor: float) -> None:
+def _curves(axes: Axes, rows: Sequence[tuple[Row, str]], names: list[str], kinds: list[str], floor: float) -> None:
+    scale = partial(_distance, floor=floor)
     for i, name in enumerate(names):
         for j, kind in enumerate(kinds):
-            points = sorted((row for row, label in here if label == name and row["kind"] == kind), key=lambda row: row["ratio"])
+            of_curve = (row for row, label in rows if label == name and row.settings[_CURVE] == kind)
+            points = {row.settings[_RATIO]: row.estimate for row in sorted(of_curve, key=lambda row: row.settings[_RATIO])}
             if not points:
                 continue
             color = COLORS[(i if len(names) > 1 else j) % len(COLORS)]
-            look: dict[str, Any] = {"color": color, "marker": MARKERS[j % len(MARKERS)], "linestyle": ("-", "--", ":")[j % 3]}
-            x, y = [row["ratio"] for row in points], [_distance(row["value"], floor) for row in points]
-            axes.plot(x, y, label=f"{name}, {kind}" if len(names) > 1 else kind, linewidth=1.6, markersize=6, **look)
-            known = [row for row in points if row["low"] is not None and row["high"] is not None]
-            low, high = ([_distance(row[end], floor) for row in known] for end in ("low", "high"))
-            axes.vlines([row["ratio"] for row in known], low, high, color, linewidth=1.3)
+            look: dict[str, Any] = {"color": color, "marker": MARKERS[j % len(MARKERS)], "linestyle": LINES[j % len(LINES)]}
+            label = f"{name}, {kind}" if len(names) > 1 else kind
+            values = [scale(estimate.value) for estimate in points.values()]
+            axes.plot(list(points), values, label=label, linewidth=1.6, markersize=6, **look)
+            for ratio, estimate in points.items():
+                draw_interval(axes, ratio, estimate, scale=scale, color=color, linewidth=1.3)
 
 
 def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
-    beside = max(1.3, (max(ratios) / min(ratios)) ** 0.1)  # room for the names of the points
-    low, high = min(ratios) / beside, max(ratios) * beside
+    margin = max(1.3, (max(ratios) / min(ratios)) ** 0.1)  # room for the names of the points
+    low, high = min(ratios) / margin, max(ratios) * margin
     axes.set_xscale("log")
     step = max(1, int(np.ceil(np.log2(high / low) / 9)))
     ticks = [2.0**e for e in range(-20, 40, step) if low <= 2.0**e <= high]
@@ -94,10 +109,11 @@ def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
     axes.set_xlim(low, high)
 
 
-def _correlation_axis(axes: Axes, rows: Sequence[Mapping[str, Any]], floor: float) -> None:
-    """1 - ρ on a log axis, 1 at the top, labelled by ρ."""
-    lows = [row["value"] if row["low"] is None else row["low"] for row in rows]
-    exact = any(1 - row["value"] <= _EXACT for row in rows)
+def _correlation_axis(axes: Axes, rows: Sequence[Row], floor: float) -> None:
+    """Make the axis of 1 − ρ logarithmic with ρ = 1 at the top, and label it by ρ."""
+    estimates = [row.estimate for row in rows]
+    lows = [e.low if math.isfinite(e.low) else e.value for e in estimates]
+    exact = any(1 - e.value <= _EXACT for e in estimates)
     smallest = floor if exact else 10**0.5 * floor
     largest = max(1.6 * max(_distance(low, floor) for low in lows), 10 * smallest)
     decades = np.log10(largest / smallest)

@@ -98,18 +98,20 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
     return figure
 
 
-def algorithm_1(steps: Sequence[int], found: Sequence[tuple[np.ndarray, np.ndarray, Correlation]], examples: int) -> Figure:
-    """Rank of the norm among all ``examples`` against |t_max - t_train|, with the line, for each checkpoint (ReTrac, fig. 1)."""
+def algorithm_1(steps: Sequence[int], correlations: Sequence[Correlation], examples: int) -> Figure:
+    """Rank of the norm among all ``examples`` against |t_max − t_train|, with the line, for each checkpoint (ReTrac, fig. 1)."""
     across, down = _grid(len(steps))
     figure = Figure((max(7.0, 0.6 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
     plots = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for axes, step, (distance, rank, result) in zip(plots.flat, steps, found, strict=False):
-        axes.plot(distance, rank, "o", color=COLORS[0], markersize=4, alpha=0.7, linestyle="none", label="training image")
-        ends = np.array([0, distance.max()])
+    for axes, step, result in zip(plots.flat, steps, correlations, strict=False):
+        axes.plot(
+            result.distance, result.rank, "o", color=COLORS[0], markersize=4, alpha=0.7, linestyle="none", label="training image"
+        )
+        ends = np.array([0, result.distance.max()])
         axes.plot(ends, result.intercept + result.slope.value * ends, color=RED, linewidth=1.6, label="least squares")
-        told = f"ρ = {result.rho.value:.2f} [{result.rho.low:.2f}, {result.rho.high:.2f}], p = {result.p:.1g}"
+        spearman = f"ρ = {result.rho.value:.2f} [{result.rho.low:.2f}, {result.rho.high:.2f}], p = {result.p:.1g}"
         slope = f"slope {result.slope.value:.2f} [{result.slope.low:.2f}, {result.slope.high:.2f}]"
-        axes.set_title(f"checkpoint {step}\n{told}\n{slope}".replace("-", "−"), fontsize=9)
+        axes.set_title(f"checkpoint {step}\n{spearman}\n{slope}".replace("-", "−"), fontsize=9)
         axes.set_xlabel("|t_max − t_train|")
         axes.set_ylim(1 - 0.03 * examples, 1.03 * examples)
         plain_frame(axes)

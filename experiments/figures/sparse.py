@@ -1,37 +1,39 @@
-"""What few timesteps on the query side cost and save (ReTrac app. E)."""
+"""The effect of few timesteps on the query side on scores and on time (ReTrac, app. E)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments.figures.style import COLORS, DPI, INK, MARKERS, legend, panel_title, plain_frame
-from experiments.report.tables import REFERENCES
+from experiments.figures.marks import draw_interval, draw_level
+from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame
+from experiments.report.row import Row
 
-Row = Mapping[str, Any]
+_SETTING = "timesteps"
 
 
 def sparse_timesteps(rows: Sequence[Row], agreement: str, faster: str) -> Figure:
-    """A panel for each metric and kind of queries, over what timesteps are used; a mark with its interval for each estimator.
+    """A panel for each metric and kind of queries, over the choices of timesteps; a mark with its interval for each estimator.
 
-    The metric ``agreement`` is shown by its distance to 1 on a logarithmic axis, ``faster`` on a logarithmic axis.
+    Rows have the choice in their setting ``timesteps``. The metric ``agreement`` is shown by its distance to 1 on a logarithmic
+    axis, ``faster`` on a logarithmic axis.
     """
-    rows = [row for row in rows if row["value"] is not None and "−" not in row["swept"]["timesteps"]]
-    names = list(dict.fromkeys(row["estimator"] for row in rows))
-    schemes = list(dict.fromkeys(row["swept"]["timesteps"] for row in rows))
+    rows = [row for row in rows if math.isfinite(row.estimate.value)]
+    names = list(dict.fromkeys(row.estimator for row in rows))
+    schemes = list(dict.fromkeys(row.settings[_SETTING] for row in rows))
     schemes = [scheme for scheme in schemes if scheme == "all"] + [scheme for scheme in schemes if scheme != "all"]
-    panels = list(dict.fromkeys((row["metric"], row.get("queries")) for row in rows))
+    panels = list(dict.fromkeys((row.metric, row.queries) for row in rows))
     across = 2 if len(panels) == 4 else min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure((max(7.0, 4.6 * across), 0.3 + 3.4 * down), dpi=DPI, layout="constrained")
     plots = figure.subplots(down, across, squeeze=False)
     for axes, panel in zip(plots.flat, panels, strict=False):
-        here = [row for row in rows if (row["metric"], row.get("queries")) == panel]
-        shown = [scheme for scheme in schemes if any(row["swept"]["timesteps"] == scheme for row in here)]
-        _marks(axes, here, names, shown, (lambda value: 1 - value) if panel[0] == agreement else lambda value: value)
+        in_panel = [row for row in rows if (row.metric, row.queries) == panel]
+        shown = [scheme for scheme in schemes if any(row.settings[_SETTING] == scheme for row in in_panel)]
+        _marks(axes, in_panel, names, shown, (lambda value: 1 - value) if panel[0] == agreement else float)
         axes.set_xticks(range(len(shown)), [scheme.replace(" ", "\n") for scheme in shown])
         axes.set_xlabel("timesteps of the query")
         axes.set_title(panel_title(*panel), fontsize=11)
@@ -47,24 +49,20 @@ def sparse_timesteps(rows: Sequence[Row], agreement: str, faster: str) -> Figure
     return figure
 
 
-def _marks(axes: Axes, rows: Sequence[Row], names: Sequence[str], schemes: Sequence[str], place: Any) -> None:
+def _marks(axes: Axes, rows: Sequence[Row], names: Sequence[str], schemes: Sequence[str], scale: Callable[[float], float]) -> None:
     for row in rows:
-        group, rank = schemes.index(row["swept"]["timesteps"]), names.index(row["estimator"])
-        x = group + (rank - (len(names) - 1) / 2) * 0.25
-        look: dict[str, Any] = {"color": COLORS[rank % len(COLORS)], "zorder": 3}
-        axes.plot(
-            x, place(row["value"]), MARKERS[rank % len(MARKERS)], markersize=6, linestyle="none", label=row["estimator"], **look
-        )
-        if row["low"] is not None and row["high"] is not None:
-            axes.plot([x, x], [place(row["low"]), place(row["high"])], linewidth=1.6, **look)
-        for level, style in (("random", "--"), ("maximum", ":"), ("ceiling", "-.")):
-            if row.get(level) is not None and place(row[level]) > 0:
-                wide = (x - 0.12, x + 0.12) if level == "ceiling" else (group - 0.4, group + 0.4)
-                axes.plot(wide, [place(row[level])] * 2, style, color=INK, linewidth=1.1, label=REFERENCES[level])
+        group, rank = schemes.index(row.settings[_SETTING]), names.index(row.estimator)
+        x, color = group + (rank - (len(names) - 1) / 2) * 0.25, COLORS[rank % len(COLORS)]
+        look = {"color": color, "marker": MARKERS[rank % len(MARKERS)], "markersize": 6, "linestyle": "none", "zorder": 3}
+        axes.plot(x, scale(row.estimate.value), label=row.estimator, **look)
+        draw_interval(axes, x, row.estimate, scale=scale, color=color, linewidth=1.6, zorder=3)
+        for level, (middle, width) in {"random": (group, 0.4), "maximum": (group, 0.4), "ceiling": (x, 0.12)}.items():
+            if (value := getattr(row.levels, level)) is not None and scale(value) > 0:
+                draw_level(axes, level, scale(value), (middle - width, middle + width))
 
 
 def _distances(axes: Axes) -> None:
-    """1 - ρ on a logarithmic axis with 1 at the top, labelled by ρ."""
+    """Make the axis of 1 − ρ logarithmic with ρ = 1 at the top, and label it by ρ."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     ticks = [m * 10.0**e for e in range(-8, 1) for m in (1, 2, 5) if low <= m * 10.0**e <= min(high, 2)]

@@ -1,4 +1,4 @@
-"""What figures share: colours that the colour-blind tell apart, frames, measured texts, legends that fit."""
+"""The style that figures share: colours that colour-blind readers can tell apart, frames, text sizes, legends that fit."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,19 @@ from matplotlib.textpath import text_to_path
 
 DPI = 150
 WIDEST, TALLEST = 16.0, 30.0
-"""Inches that no figure passes."""
+"""The largest width and height of a figure in inches."""
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#555555")
-"""Okabe & Ito's palette without its yellow, which white paper swallows; never the only thing that tells two series apart."""
+"""Okabe & Ito's palette without yellow, which is faint on white. Colour alone never distinguishes two series."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xx")
+LINES = ("-", "--", ":")
+"""Line styles of series that have the same colour."""
 RED = "#d62728"
 INK, FAINT = "#222222", "#8a8a8a"
 
 
 def plain_frame(axes: Axes) -> None:
-    """No frame above and at the right, and faint lines across."""
+    """Remove the frame at the top and the right, and draw faint horizontal grid lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     axes.set_axisbelow(True)
@@ -30,17 +32,17 @@ def plain_frame(axes: Axes) -> None:
 
 
 def series_label(estimator: str, settings: Mapping[str, Any]) -> str:
-    """An estimator and the settings that tell it from others of its name."""
+    """The label of an estimator: its name and the settings in which it differs from others of that name."""
     return ", ".join([estimator, *(f"{name.removeprefix('estimator.')}={value}" for name, value in settings.items())])
 
 
 def panel_title(metric: str, queries: str | None) -> str:
-    """What a panel shows, as "split half spearman, validation queries"."""
+    """The title of a panel, such as "split half spearman, validation queries"."""
     return metric.replace("_", " ") + (f", {queries} queries" if queries else "")
 
 
 def legend(figure: Figure, axes: Sequence[Axes], order: Sequence[str] = ()) -> None:
-    """One legend below the panels, equal labels once, for which the figure grows; labels in ``order`` stand first."""
+    """Add one legend of all panels below them and enlarge the figure for it; labels in ``order`` come first."""
     handles: dict[str, Artist] = {}
     for panel in axes:
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -63,13 +65,13 @@ def legend(figure: Figure, axes: Sequence[Axes], order: Sequence[str] = ()) -> N
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Inches that a line takes in ``size`` points."""
+    """The width of a line of text in inches, at a font size of ``size`` points."""
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), ismath=False)
     return width / 72
 
 
 def wrapped(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
-    """Lines of at most ``width`` inches in ``size`` points, broken between words where there is a gap."""
+    """Break text into lines of at most ``width`` inches at a font size of ``size`` points, between words if possible."""
     letters = len(text)
     while True:
         lines = textwrap.wrap(text, letters)

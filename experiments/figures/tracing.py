@@ -1,7 +1,7 @@
-"""Where the images of a source stand: shares over k (ReTrac, fig. 4), and the first images of a ranking (ReTrac, figs. 15, 16)."""
+"""The ranks of a source's images: shares over k (ReTrac, fig. 4), and the first images of a ranking (ReTrac, figs. 15, 16)."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,43 +10,41 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from attribution.images import Images
-from experiments.figures.mappings import differing_settings
-from experiments.figures.style import COLORS, DPI, INK, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
+from experiments.figures.marks import draw_band, draw_level
+from experiments.figures.style import COLORS, DPI, INK, LINES, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
 from experiments.figures.thumbnails import canvas, thumbnail
-from experiments.report.tables import REFERENCES
+from experiments.report.row import Row
+from experiments.report.tables import REFERENCES, differing_settings
 
-_LEVELS = {"random": "--", "maximum": ":"}
+_LEVELS = ("random", "maximum")
 _PANEL, _ACROSS = 4.0, 4
 _SIZE, _GAP, _TEXT, _COLUMNS = 0.62, 0.06, 0.33, 12
 
 
-def over_k(rows: Sequence[Mapping[str, Any]], value_name: str) -> Figure:
-    """Values of rows against their ``k``, intervals as bands, levels as lines; a panel for each kind of queries."""
-    rows = [row for row in rows if row["value"] is not None]
-    labels = [series_label(row["estimator"], chosen) for row, chosen in zip(rows, differing_settings(rows), strict=True)]
+def over_k(rows: Sequence[Row], value_name: str) -> Figure:
+    """Values against ``k``, intervals as bands, levels as lines; a panel for each kind of queries.
+
+    Rows have ``k`` in ``about``, and the number of queries, if known, as ``queries_n``.
+    """
+    rows = [row for row in rows if math.isfinite(row.estimate.value)]
+    labels = [series_label(row.estimator, settings) for row, settings in zip(rows, differing_settings(rows), strict=True)]
     names = list(dict.fromkeys(labels))
-    kinds = list(dict.fromkeys(row.get("queries") for row in rows)) or [None]
+    kinds = list(dict.fromkeys(row.queries for row in rows)) or [None]
     across = min(_ACROSS, len(kinds)) if len(kinds) != _ACROSS else 2
     down = -(-len(kinds) // across)
     figure = Figure((min(WIDEST, 0.8 + max(_PANEL * across, 6.0)), 0.5 + 3.1 * down), dpi=DPI, layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     for axes, kind in zip(grid.flat, kinds, strict=False):
-        here = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("queries") == kind]
+        in_panel = [(row, label) for row, label in zip(rows, labels, strict=True) if row.queries == kind]
         for rank, name in enumerate(names):
-            _line(axes, [row for row, label in here if label == name], name, rank)
-        for level, style in _LEVELS.items():
-            known = sorted({(row["k"], row[level]) for row, _ in here if row.get(level) is not None})
-            axes.plot(
-                [k for k, _ in known],
-                [value for _, value in known],
-                color=INK,
-                linestyle=style,
-                linewidth=1.2,
-                label=REFERENCES[level],
-            )
-        n = next((row["queries_n"] for row, _ in here if row.get("queries_n") is not None), None)
+            _line(axes, [row for row, label in in_panel if label == name], name, rank)
+        for level in _LEVELS:
+            pairs = ((row.about["k"], getattr(row.levels, level)) for row, _ in in_panel)
+            if known := sorted({(k, value) for k, value in pairs if value is not None}):
+                draw_level(axes, level, [value for _, value in known], [k for k, _ in known])
+        n = next((row.about["queries_n"] for row, _ in in_panel if "queries_n" in row.about), None)
         axes.set_title((kind or "") + (f" queries (n = {n})" if n is not None else ""), fontsize=11)
-        _axis(axes, [row for row, _ in here])
+        _axis(axes, [row for row, _ in in_panel])
     for axes in grid.flat[len(kinds) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
@@ -58,9 +56,9 @@ def over_k(rows: Sequence[Mapping[str, Any]], value_name: str) -> Figure:
 def ranked(
     train: Images, lists: Mapping[str, Sequence[int] | np.ndarray], values: np.ndarray, boxed: Collection[int], boxed_means: str
 ) -> Figure:
-    """Training images in the order of each list (by its title), with rank among all ``values [N]``, id and value below.
+    """Training images in the order of each of ``lists``, by title, with rank among all ``values [N]``, id and value below.
 
-    ``boxed`` are positions that get a red box, explained by ``boxed_means``.
+    ``boxed`` are positions of images with a red box, which the legend explains by ``boxed_means``.
     """
     rank = np.empty(len(values), np.int64)
     rank[np.argsort(-values, kind="stable")] = 1 + np.arange(len(values))
@@ -85,25 +83,24 @@ def ranked(
     return figure
 
 
-def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, rank: int) -> None:
-    rows = sorted(rows, key=lambda row: row["k"])
-    ks, color = [row["k"] for row in rows], COLORS[rank % len(COLORS)]
-    look: dict[str, Any] = {"color": color, "marker": MARKERS[rank % len(MARKERS)]}
-    look["linestyle"] = ("-", "--", ":")[rank // len(COLORS) % 3]
-    axes.plot(ks, [row["value"] for row in rows], markersize=5, linewidth=1.6, label=name, **look)
-    low, high = ([np.nan if row[end] is None else row[end] for row in rows] for end in ("low", "high"))
-    axes.fill_between(ks, low, high, color=color, alpha=0.18, linewidth=0)
+def _line(axes: Axes, rows: Sequence[Row], name: str, rank: int) -> None:
+    rows = sorted(rows, key=lambda row: row.about["k"])
+    ks, color = [row.about["k"] for row in rows], COLORS[rank % len(COLORS)]
+    marker, line = MARKERS[rank % len(MARKERS)], LINES[rank // len(COLORS) % len(LINES)]
+    values = [row.estimate.value for row in rows]
+    axes.plot(ks, values, color=color, marker=marker, linestyle=line, markersize=5, linewidth=1.6, label=name)
+    draw_band(axes, ks, [row.estimate for row in rows], color, alpha=0.18)
 
 
-def _axis(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The heights begin at 0, or, where all are in the upper half, just below the smallest: a common source is never rare."""
-    ks = sorted({row["k"] for row in rows})
+def _axis(axes: Axes, rows: Sequence[Row]) -> None:
+    """Begin the vertical axis at 0, or just below the smallest number if all are above 1/2, as for a common source."""
+    ks = sorted({row.about["k"] for row in rows})
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k")
-    heights = [row[name] for row in rows for name in ("value", "low", "random", "maximum") if row.get(name) is not None]
-    smallest = min(heights, default=0.0)
+    numbers = [n for row in rows for n in (row.estimate.value, row.estimate.low, row.levels.random, row.levels.maximum)]
+    smallest = min((n for n in numbers if n is not None and math.isfinite(n)), default=0.0)
     bottom = max(0.0, smallest - 0.1 * (1 - smallest)) if smallest >= 0.5 else 0.0
     axes.set_ylim(bottom, 1 + 0.05 * (1 - bottom))
     plain_frame(axes)

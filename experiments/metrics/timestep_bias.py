@@ -1,20 +1,29 @@
 """Metrics of the timestep-induced norm bias (ReTrac §4.2, app. A.4): pure functions.
 
-Shapes: Q queries, N training examples, P of them looked at (``positions [P]``, their columns), n pairs of a correlation. Ranks
-count from 1, the largest.
+Shapes: Q queries, N training examples, P examples whose scores are changed, at ``positions [P]``; n examples of a correlation; B
+resamples. Ranks count from 1, the largest.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom, spearmanr
 
-from experiments.metrics.common import Estimate, interval, spearman
+from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.correlation import spearman
+from experiments.metrics.estimate import Estimate
 
 
-class Correlation(NamedTuple):
-    """Spearman's ρ with its p value, and the slope and intercept of the least-squares line; NaN where a side is constant."""
+@dataclass(frozen=True, eq=False)
+class Correlation:
+    """``distance [n]`` against ``rank [n]``: Spearman's ρ with its p-value, and the least-squares line of the rank.
 
+    ρ and the line are NaN where a side is constant.
+    """
+
+    distance: np.ndarray
+    rank: np.ndarray
     rho: Estimate
     p: float
     slope: Estimate
@@ -22,64 +31,66 @@ class Correlation(NamedTuple):
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the largest, ``[N] -> [N]`` int64; of equal values the first is the larger."""
+    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; the first of equal values ranks before the others."""
     result = np.empty(len(values), np.int64)
     result[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     return result
 
 
-def algorithm_1(distance: np.ndarray, rank: np.ndarray, resamples: int = 1000, seed: int = 0) -> Correlation:
-    """Algorithm 1: Spearman between |t_max(x) - t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
+def algorithm_1(distance: np.ndarray, rank: np.ndarray, bootstrap: Bootstrap) -> Correlation:
+    """Algorithm 1: Spearman between |t_max(x) − t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
 
-    The line is of the rank against the distance. Intervals: 95 % bootstrap percentiles over the examples; p: two-sided (SciPy).
+    Intervals are over examples, which are ranked anew in every resample; the p-value is two-sided (SciPy).
     """
     x, y = np.asarray(distance, np.float64), np.asarray(rank, np.float64)
     if len(x) < 3 or x.std() == 0 or y.std() == 0:
-        unknown = Estimate(np.nan, np.nan, np.nan)
-        return Correlation(unknown, np.nan, unknown, np.nan)
-    drawn = np.random.default_rng([seed, 0xA1]).integers(len(x), size=(resamples, len(x)))
-    rho, slopes = spearman(x[drawn], y[drawn]), _slopes(x[drawn], y[drawn])
+        unknown = Estimate(np.nan)
+        return Correlation(distance, rank, unknown, np.nan, unknown, np.nan)
+    drawn = _indices(bootstrap.counts("examples", len(x)))
     test: Any = spearmanr(x, y)
-    slope = float(_slopes(x[None], y[None])[0])
-    return Correlation(
-        Estimate(float(test.statistic), *interval(rho[~np.isnan(rho)])),
-        float(test.pvalue),
-        Estimate(slope, *interval(slopes[~np.isnan(slopes)])),
-        float(y.mean() - slope * x.mean()),
-    )
+    rho = Statistic.of(test.statistic, spearman(x[drawn], y[drawn])).estimate()
+    slope = Statistic.of(_slopes(x[None], y[None])[0], _slopes(x[drawn], y[drawn])).estimate()
+    return Correlation(distance, rank, rho, float(test.pvalue), slope, float(y.mean() - slope.value * x.mean()))
+
+
+def _indices(counts: np.ndarray) -> np.ndarray:
+    """The indices that are drawn ``counts [B, n]`` times: ascending, ``[B, n]``."""
+    resamples, n = counts.shape
+    return np.repeat(np.tile(np.arange(n), resamples), counts.ravel().astype(np.int64)).reshape(resamples, n)
 
 
 def _slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of the least-squares line through each row, ``[B, n], [B, n] -> [B]``."""
+    """The slope of the least-squares line through each row, ``[B, n], [B, n] -> [B]``."""
     centred = x - x.mean(1, keepdims=True)
     scale = (centred**2).sum(1)
     return np.divide((centred * y).sum(1), scale, out=np.full(len(x), np.nan), where=scale > 0)
 
 
-def explained(timestep: np.ndarray, norm: np.ndarray, T: int, stretches: int) -> float:
-    """Share of the variance of log ‖∇‖ between ``stretches`` equal stretches of 1..T (correlation ratio η²), ``[n], [n]``.
+def explained(timestep: np.ndarray, norm: np.ndarray, T: int, stretches: int, bootstrap: Bootstrap) -> Statistic:
+    """The share of the variance of log ‖∇‖ between ``stretches`` equal stretches of 1..T (correlation ratio η²), ``[n], [n]``.
 
-    1: the timestep says all; norms that do not depend on it reach about (stretches - 1)/(n - 1).
+    It is 1 where the timestep determines the norm, and about (stretches − 1)/(n − 1) where the norm does not depend on it. The
+    spread is over examples.
     """
     logs = np.log(np.maximum(norm, np.finfo(np.float64).tiny))
-    stretch = (timestep - 1) * stretches // T
-    count = np.bincount(stretch, minlength=stretches)
-    means = np.bincount(stretch, logs, stretches) / np.maximum(count, 1)
-    total = ((logs - logs.mean()) ** 2).sum()
-    return float((count * (means - logs.mean()) ** 2).sum() / total) if total > 0 else np.nan
+    logs -= logs.mean()
+    membership = np.eye(stretches)[(timestep - 1) * stretches // T]  # [n, stretches]
+    blocks = [_explained(counts, logs, membership) for counts in bootstrap.blocks("examples", len(logs))]
+    return Statistic.of(_explained(np.ones((1, len(logs))), logs, membership)[0], np.concatenate(blocks))
 
 
-def resampled_explained(
-    timestep: np.ndarray, norm: np.ndarray, T: int, stretches: int, resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """``explained`` with its bootstrap interval over examples."""
-    drawn = np.random.default_rng([seed, 0xA2]).integers(len(norm), size=(resamples, len(norm)))
-    spread = [explained(timestep[some], norm[some], T, stretches) for some in drawn]
-    return Estimate(explained(timestep, norm, T, stretches), *interval(spread))
+def _explained(counts: np.ndarray, logs: np.ndarray, membership: np.ndarray) -> np.ndarray:
+    """η² in every resample ``[B]``; NaN where all numbers are equal. ``logs`` have mean 0 for the sake of precision."""
+    n = len(logs)
+    mean = counts @ logs / n
+    total = counts @ logs**2 - n * mean**2
+    sizes, sums = counts @ membership, counts @ (membership * logs[:, None])
+    between = (np.divide(sums**2, sizes, out=np.zeros_like(sums), where=sizes > 0)).sum(1) - n * mean**2
+    return np.divide(between, total, out=np.full(len(counts), np.nan), where=total > 1e-12 * (logs**2).sum())
 
 
 def neutral(scores: np.ndarray, count: int) -> np.ndarray:
-    """Which ``count`` scores of each query are nearest 0, ``[Q, P] -> [Q, P]`` bool: "uninfluential" (ReTrac §4.2)."""
+    """Whether a score is among the ``count`` of its query that are nearest 0, ``[Q, P]`` bool: "uninfluential" (ReTrac §4.2)."""
     nearest = np.argsort(np.abs(scores), axis=1, kind="stable")[:, :count]
     chosen = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(chosen, nearest, True, axis=1)
@@ -89,56 +100,26 @@ def neutral(scores: np.ndarray, count: int) -> np.ndarray:
 def rank_among(scores: np.ndarray, positions: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Ranks that |values| would have among the other examples' |scores|: ``[Q, N], [P], [Q, P] -> [Q, P]``.
 
-    One example is changed at a time. An example's own score gives its true rank.
+    One example is changed at a time. An example's current score gives its current rank.
     """
     magnitudes = np.sort(np.abs(scores.astype(np.float64)), axis=1)
-    found = np.empty(values.shape, np.int64)
-    for row, (ascending, own, new) in enumerate(zip(magnitudes, scores[:, positions], values, strict=True)):
-        new, own = np.abs(new.astype(np.float64)), np.abs(own.astype(np.float64))
+    result = np.empty(values.shape, np.int64)
+    for row, (ascending, current, new) in enumerate(zip(magnitudes, scores[:, positions], values, strict=True)):
+        new, current = np.abs(new.astype(np.float64)), np.abs(current.astype(np.float64))
         larger = len(ascending) - np.searchsorted(ascending, new, side="right")
-        found[row] = 1 + larger - (own > new)
-    return found
-
-
-class PairResamples(NamedTuple):
-    """How often a bootstrap draws each query ``[B, Q]`` and each example ``[B, P]``: one for all that is compared."""
-
-    queries: np.ndarray
-    examples: np.ndarray
-
-    @classmethod
-    def draw(cls, queries: int, examples: int, count: int = 1000, seed: int = 0) -> "PairResamples":
-        random = np.random.default_rng([seed, 0xA3])
-        return cls(*(random.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64) for n in (queries, examples)))
-
-    def mean(self, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Mean of ``values [Q, P]`` where ``chosen`` in every resample: ``[B]``; NaN where it drew none of them."""
-        sides = (np.where(chosen, values, 0.0), chosen.astype(np.float64))
-        total, count = (((self.queries @ side) * self.examples).sum(1) for side in sides)
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-
-
-def mean_where(values: np.ndarray, chosen: np.ndarray, resamples: PairResamples) -> Estimate:
-    """Mean of ``values [Q, P]`` where ``chosen``, with a 95 % bootstrap interval over queries and over examples."""
-    spread = resamples.mean(values, chosen)
-    return Estimate(float(values[chosen].mean()), *interval(spread[~np.isnan(spread)]))
-
-
-def difference_where(
-    first: np.ndarray, chosen_first: np.ndarray, second: np.ndarray, chosen_second: np.ndarray, resamples: PairResamples
-) -> Estimate:
-    """``mean_where`` of the first minus that of the second, on the same resamples."""
-    spread = resamples.mean(first, chosen_first) - resamples.mean(second, chosen_second)
-    value = first[chosen_first].mean() - second[chosen_second].mean()
-    return Estimate(float(value), *interval(spread[~np.isnan(spread)]))
+        result[row] = 1 + larger - (current > new)
+    return result
 
 
 def most_frequent(top: np.ndarray) -> int:
-    """The position of the example that is in the top k of the most queries, ``[Q, k]``; of several the first."""
+    """The position of the example that is in the top k of the most queries, ``[Q, k]``; the first of several."""
     return int(np.bincount(top.ravel()).argmax())
 
 
 def random_most_frequent(queries: int, examples: int, k: int) -> float:
-    """Its share of the queries where scores are random, on average: Σ_c P(max > c)/Q, examples taken as independent."""
+    """The mean share of the queries that have ``most_frequent`` in their top k, for random scores.
+
+    It is Σ_c P(max > c)/Q, where max is the largest number of queries of any example and examples are taken as independent.
+    """
     within = binom.cdf(np.arange(queries), queries, k / examples)
     return float((1 - within**examples).sum() / queries)

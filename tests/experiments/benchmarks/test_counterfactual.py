@@ -1,4 +1,4 @@
-"""Counterfactuals: who removes what, what that does to a query, and how sure it is."""
+"""Counterfactuals: which images are removed, the effect on a query, and its interval."""
 
 import functools
 import itertools
@@ -26,7 +26,7 @@ from experiments import figures
 from experiments.benchmarks.regenerated import Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, random_orders, removed_count
 from experiments.metrics import counterfactual as metrics
-from experiments.metrics.counterfactual import Resamples
+from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.metrics.ranking import top_k
 from experiments.models.measured import Measured
 from experiments.models.retrained import Retrained
@@ -84,21 +84,27 @@ def test_effects_are_those_of_each_query_s_own_removals():
     assert metrics.of_others(np.array([4, 7, 9])).tolist() == [[7, 9], [4, 9], [4, 7]]
 
 
+def ends(statistic: Statistic) -> list[float]:
+    estimate = statistic.estimate()
+    return [estimate.value, estimate.low, estimate.high]
+
+
 def test_a_resample_draws_queries_removals_and_seeds():
     """Claim: the interval is of means over queries, random removals and seeds, each drawn with replacement by itself."""
     effect = np.random.default_rng(1).normal(size=(4, 3, 2))
-    resamples = Resamples.draw(4, 3, 2, count=40, seed=5)
-    again = np.random.default_rng([5, 0xC0F])
-    drawn = [again.multinomial(n, np.full(n, 1 / n), size=40) for n in (4, 3, 2)]
+    bootstrap = Bootstrap(40, seed=5)
+    drawn = [bootstrap.counts(axis, n).astype(int) for axis, n in zip(metrics.AXES, (4, 3, 2), strict=True)]
     means = []
     for b in range(40):
         q, r, k = (np.repeat(np.arange(len(times[b])), times[b]) for times in drawn)
         means.append(np.mean([effect[i, j, m] for i in q for j in r for m in k]))
-    found = metrics.mean(effect, resamples)
-    np.testing.assert_allclose(found, [effect.mean(), *np.quantile(means, [0.025, 0.975])], rtol=1e-12)
-    one = metrics.mean(effect[:, :1], resamples)  # an estimator's removal, the same against every random one
-    np.testing.assert_allclose(one, metrics.mean(np.repeat(effect[:, :1], 3, 1), resamples), rtol=1e-12)
-    assert np.isnan(metrics.mean(effect[:1, :1, :1], resamples).low)
+    result = bootstrap.mean(effect, metrics.AXES)
+    np.testing.assert_allclose(ends(result), [effect.mean(), *np.quantile(means, [0.025, 0.975])], rtol=1e-12)
+    one = bootstrap.mean(effect[:, :1], metrics.AXES)  # an estimator's removal, the same against every random one
+    repeated = bootstrap.mean(np.repeat(effect[:, :1], 3, 1), metrics.AXES)
+    np.testing.assert_allclose(ends(one), ends(repeated), rtol=1e-12)
+    np.testing.assert_allclose(ends(one - result), ends(bootstrap.mean(effect[:, :1] - effect, metrics.AXES)), rtol=1e-12)
+    assert np.isnan(bootstrap.mean(effect[:1, :1, :1], metrics.AXES).estimate().low)
 
 
 def test_intervals_cover():
@@ -107,9 +113,7 @@ def test_intervals_cover():
     for trial in range(100):
         of_query, of_seed = random.normal(size=(20, 1, 1)), 2 * random.normal(size=(1, 1, 10))
         effect = of_query + of_seed + random.normal(size=(20, 1, 10))
-        both, queries = (
-            metrics.mean(e, Resamples.draw(20, 1, e.shape[2], 300, trial)) for e in (effect, effect.mean(2, keepdims=True))
-        )
+        both, queries = (Bootstrap(300, trial).mean(e, metrics.AXES).estimate() for e in (effect, effect.mean(2, keepdims=True)))
         hits += both.low <= 0 <= both.high
         narrow += queries.low <= 0 <= queries.high
     assert hits >= 82
@@ -198,10 +202,10 @@ def test_what_is_measured_is_what_models_trained_by_hand_measure(get, tmp_path):
     anew = Regenerated.of(node, GENERATED, sets, get)
     seeds = torch.tensor([_seed(1, i) for i in range(2)])
     expected = GENERATED.sampler.sample(networks[1].float(), PROCESS, (1, 8, 8), seeds)
-    np.testing.assert_allclose(anew.anew[1, list(anew.concern).index(0)], expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(anew.regenerated[1, list(anew.numbers).index(0)], expected.numpy(), atol=1e-4)
     distances = anew.distances(anew.original, metrics.pixel_distance)
     own, intact = int(sets.top[2][0][1, 1]), anew.distances(anew.intact, metrics.pixel_distance)
-    pair = [np.clip(anew.anew[1, list(anew.concern).index(m), 1], -1, 1) / 2 for m in (own, 0)]
+    pair = [np.clip(anew.regenerated[1, list(anew.numbers).index(m), 1], -1, 1) / 2 for m in (own, 0)]
     assert intact[1, 1, own] == pytest.approx(np.linalg.norm(pair[0] - pair[1]), rel=1e-5)
     assert (intact[:, :, 0] == 0).all()
     shown = [np.clip(image, -1, 1) / 2 for image in (expected.numpy()[1], get(GENERATED).pixels[1])]

@@ -1,4 +1,4 @@
-"""benchmark=timestep_bias: what is made of norms and scores, Algorithm 1, manipulated timesteps, the command line."""
+"""benchmark=timestep_bias: rows of norms and scores, Algorithm 1, manipulated timesteps, the command line."""
 
 from dataclasses import replace
 
@@ -10,10 +10,13 @@ from scipy.stats import spearmanr
 
 from attribution.estimators.scores import Scores
 from attribution.gradients.norms import Norms
-from experiments.benchmarks.bias_rows import RANDOM, T_MAX, Bias
+from experiments.benchmarks.timestep_bias_rows import RANDOM, T_MAX, Bias
 from experiments.figures import norms as figures
 from experiments.figures.shifts import rank_rises
 from experiments.metrics import timestep_bias as bias_metrics
+from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import Estimate
+from experiments.report.row import Levels, Row, Subject
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import rows, run
 from tests.worlds import UNET, Blobs
@@ -30,9 +33,12 @@ def bias(trained_at, norms, curve_timesteps, curves, columns=None):
         curves=Norms(np.asarray(curves, float)[None], timesteps),
         columns=columns,
         T=100,
-        resamples=200,
-        seed=0,
+        bootstrap=Bootstrap(200),
     )
+
+
+def rise_rows(world: Bias, scores: dict[str, Scores], retimed: dict[tuple[str, str], Scores], most: int) -> list[Row]:
+    return list(world.rise_rows(scores, retimed, {name: Subject(name) for name in scores}, most, "validation"))
 
 
 @pytest.mark.parametrize(("sign", "rho"), [(-1, 1.0), (1, -1.0)])
@@ -46,10 +52,10 @@ def test_algorithm_1_where_the_answer_is_known(sign, rho):
     norms = 200.0 + sign * distance + random.random(30) * 1e-6
     keep = np.unique(distance, return_index=True)[1]  # no ties
     (found,) = bias(trained_at, norms, grid, curves).algorithm_1(keep)
-    np.testing.assert_array_equal(found[0], distance[keep])
-    assert found[2].rho.value == pytest.approx(rho, abs=1e-12)
-    assert found[2].p < 1e-10
-    assert np.sign(found[2].slope.value) == rho
+    np.testing.assert_array_equal(found.distance, distance[keep])
+    assert found.rho.value == pytest.approx(rho, abs=1e-12)
+    assert found.p < 1e-10
+    assert np.sign(found.slope.value) == rho
 
 
 def test_algorithm_1_against_a_loop():
@@ -64,9 +70,9 @@ def test_algorithm_1_against_a_loop():
         best = max(range(4), key=lambda k, x=x: curves[x, k])
         y1.append(abs(grid[best] - trained_at[columns[x]]))
         y2.append(1 + sum(norms[other] > norms[columns[x]] for other in range(N)))
-    ((distance, rank, result),) = world.algorithm_1(chosen)
-    assert distance.tolist() == y1
-    assert rank.tolist() == y2
+    (result,) = world.algorithm_1(chosen)
+    assert result.distance.tolist() == y1
+    assert result.rank.tolist() == y2
     expected = spearmanr(y1, y2)
     assert result.rho.value == pytest.approx(expected.statistic)
     assert result.p == pytest.approx(expected.pvalue)
@@ -77,7 +83,7 @@ def test_algorithm_1_against_a_loop():
 
 def test_nothing_varies():
     """Claim: where all distances are equal nothing is known, and no row pretends otherwise."""
-    result = bias_metrics.algorithm_1(np.ones(5), np.arange(5))
+    result = bias_metrics.algorithm_1(np.ones(5), np.arange(5), Bootstrap(50))
     assert np.isnan([result.rho.value, result.p, result.slope.value]).all()
 
 
@@ -101,17 +107,19 @@ def test_manipulation_where_the_answer_is_known():
     scores = {"tracin": Scores(values, np.arange(2), np.arange(N))}
     same, largest = (Scores(v, np.arange(2), columns) for v in (values[:, columns], np.full((2, 30), -1e3)))
     world = bias(np.ones(N, int), np.ones(N), np.array([1, 2]), np.ones((30, 2)), columns)
-    found = list(world.of_shifts(scores, {("tracin", T_MAX): largest, ("tracin", RANDOM): same}, most=10))
-    by_timing = {row["swept"]["timestep"]: row for row in found}
+    found = rise_rows(world, scores, {("tracin", T_MAX): largest, ("tracin", RANDOM): same}, most=10)
+    by_timing = {row.settings["timestep"]: row for row in found if row.minus is None}
+    (difference,) = [row for row in found if row.minus is not None]
     neutral = np.sort(np.abs(values[0, columns]))[:10]  # |score| v is rank N + 1 - v
-    assert by_timing[T_MAX]["value"] == pytest.approx(100 * np.mean(N - neutral) / N)
-    assert by_timing[T_MAX]["maximum"] == pytest.approx(by_timing[T_MAX]["value"])
-    assert by_timing[T_MAX]["positions"] == pytest.approx(np.mean(N - neutral))
-    assert by_timing[RANDOM]["value"] == 0
-    assert by_timing[RANDOM]["n"] == 10
+    assert by_timing[T_MAX].estimate.value == pytest.approx(100 * np.mean(N - neutral) / N)
+    assert by_timing[T_MAX].levels.maximum == pytest.approx(by_timing[T_MAX].estimate.value)
+    assert by_timing[T_MAX].about["positions"] == pytest.approx(np.mean(N - neutral))
+    assert by_timing[RANDOM].estimate.value == 0
+    assert by_timing[RANDOM].about["n"] == 10
     every_rank = [N + 1 - v - rank for v in neutral for rank in range(1, N + 1)]
-    assert by_timing[RANDOM]["random"] == pytest.approx(100 * np.mean(every_rank) / N)
-    assert by_timing[f"{T_MAX} − {RANDOM}"]["value"] == pytest.approx(by_timing[T_MAX]["value"])
+    assert by_timing[RANDOM].levels.random == pytest.approx(100 * np.mean(every_rank) / N)
+    assert difference.estimate.value == pytest.approx(by_timing[T_MAX].estimate.value)
+    assert difference.estimator == "tracin timestep=t_max − tracin timestep=random"
 
 
 def test_no_more_than_half_are_manipulated():
@@ -119,7 +127,7 @@ def test_no_more_than_half_are_manipulated():
     scores = {"tracin": Scores(np.arange(20.0)[None], np.arange(1), np.arange(20))}
     new = {("tracin", timing): Scores(np.ones((1, 20)), np.arange(1), np.arange(20)) for timing in (T_MAX, RANDOM)}
     world = bias(np.ones(20, int), np.ones(20), np.array([1, 2]), np.ones((20, 2)))
-    assert next(iter(world.of_shifts(scores, new, most=500)))["n"] == 10
+    assert rise_rows(world, scores, new, most=500)[0].about["n"] == 10
 
 
 def test_equal_estimators_do_not_differ():
@@ -133,10 +141,11 @@ def test_equal_estimators_do_not_differ():
     }
     new |= {("b", timing): new["a", timing] for timing in (T_MAX, RANDOM)}
     world = bias(np.ones(20, int), random.random(20), np.array([1, 2]), np.ones((20, 2)))
-    found = [row for row in world.of_shifts({"a": of, "b": of}, new, 8) if row["estimator"] == "a − b"]
-    found += [row for row in world.of_scores({"a": of, "b": of}) if row["estimator"] == "a − b"]
+    both = {"a": of, "b": of}
+    rows_of_both = [*rise_rows(world, both, new, 8), *world.score_rows(both, {name: Subject(name) for name in both}, "validation")]
+    found = [row.estimate for row in rows_of_both if row.estimator == "a − b"]
     assert len(found) == 3
-    assert all((row["value"], row["low"], row["high"]) == (0, 0, 0) for row in found)
+    assert all((estimate.value, estimate.low, estimate.high) == (0, 0, 0) for estimate in found)
 
 
 def test_intervals_come_from_queries_and_examples():
@@ -145,21 +154,42 @@ def test_intervals_come_from_queries_and_examples():
     for axis, shape in ((0, (400, 2)), (1, (2, 400))):
         spread = random.normal(size=400)
         values = np.broadcast_to(np.expand_dims(spread, 1 - axis), shape)
-        resamples = bias_metrics.PairResamples.draw(*shape, count=2000)
-        found = bias_metrics.mean_where(values, np.ones(shape, bool), resamples)
+        found = Bootstrap(2000).mean(values, ("queries", "examples"), where=np.ones(shape, bool)).estimate()
         assert found.high - found.low == pytest.approx(2 * 1.96 * spread.std() / 20, rel=0.15)
+
+
+def explained(timestep: np.ndarray, norm: np.ndarray) -> float:
+    return bias_metrics.explained(timestep, norm, 100, 10, Bootstrap(50)).estimate().value
+
+
+def test_resamples_of_examples_against_a_loop():
+    """Claim: Spearman, slope and the share explained of every resample are those of the examples as often as they are drawn."""
+    random, bootstrap = np.random.default_rng(9), Bootstrap(30)
+    t, norm, rank = random.integers(1, 101, 25), np.exp(random.normal(size=25)), random.permutation(25) + 1
+    shares, rhos, slopes = [], [], []
+    for counts in bootstrap.counts("examples", 25).astype(int):
+        some = np.repeat(np.arange(25), counts)
+        logs, stretch = np.log(norm[some]), (t[some] - 1) // 10
+        within = sum(((logs[stretch == s] - logs[stretch == s].mean()) ** 2).sum() for s in set(stretch.tolist()))
+        shares.append(1 - within / ((logs - logs.mean()) ** 2).sum())
+        rhos.append(spearmanr(t[some], rank[some]).statistic)
+        slopes.append(np.polyfit(t[some], rank[some], 1)[0])
+    result = bias_metrics.algorithm_1(t, rank, bootstrap)
+    share = bias_metrics.explained(t, norm, 100, 10, bootstrap).estimate()
+    for estimate, loop in ((share, shares), (result.rho, rhos), (result.slope, slopes)):
+        assert [estimate.low, estimate.high] == pytest.approx(np.quantile(loop, [0.025, 0.975]).tolist())
 
 
 def test_what_the_timestep_explains():
     """Claim: all where the norm is a function of the stretch, about (B - 1)/(n - 1) where independent, by a loop in between."""
     random = np.random.default_rng(6)
     t = random.integers(1, 101, 2000)
-    assert bias_metrics.explained(t, np.exp((t - 1) // 10), 100, 10) == pytest.approx(1)
-    assert bias_metrics.explained(t, np.exp(random.normal(size=2000)), 100, 10) == pytest.approx(9 / 1999, abs=0.006)
+    assert explained(t, np.exp((t - 1) // 10)) == pytest.approx(1)
+    assert explained(t, np.exp(random.normal(size=2000))) == pytest.approx(9 / 1999, abs=0.006)
     logs = t / 50 + random.normal(size=2000)
     groups = [logs[(t > low) & (t <= low + 10)] for low in range(0, 100, 10)]
     within = sum(((group - group.mean()) ** 2).sum() for group in groups)
-    assert bias_metrics.explained(t, np.exp(logs), 100, 10) == pytest.approx(1 - within / ((logs - logs.mean()) ** 2).sum())
+    assert explained(t, np.exp(logs)) == pytest.approx(1 - within / ((logs - logs.mean()) ** 2).sum())
 
 
 def test_the_same_example_on_top_by_chance():
@@ -186,16 +216,23 @@ def test_figures_are_legible():
         grid = np.linspace(1, 1000, 20).astype(int)
         curve = figures.Curve("checkpoint 1000", grid, np.exp(random.normal(size=20)), np.exp(random.normal(size=(9, 20))), 1000)
         pairs = random.integers(0, 900, 12), random.integers(1, 1000, 12)
-        fitted = (*pairs, bias_metrics.algorithm_1(*pairs))
+        fitted = bias_metrics.algorithm_1(*pairs, Bootstrap(50))
         for figure in (
             figures.norms_by_timestep(scatters, 1000, images, 20),
             figures.norm_curves([replace(curve) for _ in range(count)], 1000, images.take([0])),
             figures.algorithm_1(range(count), [fitted] * count, 1000),
         ):
             assert overlaps(figure) == []
-    row = {"metric": "rank_rise_%", "value": 20.0, "low": 10.0, "high": 30.0, "random": 25.0, "maximum": 75.0}
     shown = [
-        {**row, "estimator": name, "queries": kind, "swept": {"timestep": timing}}
+        Row(
+            benchmark="timestep_bias",
+            metric="rank_rise_%",
+            queries=kind,
+            subject=Subject(name),
+            estimate=Estimate(20.0, 10.0, 30.0),
+            levels=Levels(random=25.0, maximum=75.0),
+            swept={"timestep": timing},
+        )
         for name in ("tracin", "retrac")
         for kind in ("validation", "generated")
         for timing in (T_MAX, RANDOM)
@@ -240,6 +277,7 @@ def test_on_the_command_line(tmp_path):
         for metric in ("norm_explained_by_timestep", "mean_t_max", "algorithm_1_spearman", "algorithm_1_slope"):
             assert any(row["metric"] == metric and row["swept"].get("checkpoint") == step for row in found)
     assert any(row["swept"].get("checkpoint") == str(tmp_path / "pipeline") for row in found)
+    assert ("tracin timestep=t_max − tracin timestep=random", "rank_rise_%", "None") in said
     for name in ("tracin", "retrac", "tracin − retrac"):
         assert (name, "score_with_norm_spearman", "None") in said
         assert {timing for estimator, metric, timing in said if (estimator, metric) == (name, "rank_rise_%")} >= {T_MAX, RANDOM}

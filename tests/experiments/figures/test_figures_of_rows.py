@@ -1,4 +1,7 @@
-"""What figures of measured numbers show, read from their artists."""
+"""Figures of measured numbers, read from their artists."""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,17 +9,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 from experiments import figures
+from experiments.metrics.estimate import Estimate
+from experiments.report.row import Levels, Row, Subject
 from tests.experiments.figures.drawn import overlaps
 
+LABELS = ("interval", "random level", "maximum")
 
-def share_rows(**extra) -> list[dict]:
-    """Two estimators × two k × two kinds of queries, and a difference, which has no random level."""
-    rows = [
-        {"estimator": name, "metric": f"distinct_share@{k}", "k": k, "queries": kind, "seed": 0, "value": value, "low": value - 0.1,
-         "high": value + 0.05, "random": 0.9, "maximum": 1.0, **extra}
+
+def share_rows(**settings: Any) -> list[Row]:
+    """Two estimators × two k × two kinds of queries."""
+    shared: dict[str, Any] = {"benchmark": "targeted", "seed": 0, "levels": Levels(random=0.9, maximum=1.0)}
+    return [
+        Row(metric=f"distinct_share@{k}", queries=kind, subject=Subject(name, settings), about={"k": k},
+            estimate=Estimate(value, value - 0.1, value + 0.05), **shared)
         for name, value in (("retrac", 0.8), ("tracin", 0.3)) for k in (10, 50) for kind in ("validation", "generated")
     ]  # fmt: skip
-    return [*rows, {**rows[0], "estimator": "retrac − tracin", "random": None, "value": 0.5}]
 
 
 def test_distinct_share_shows_bars_intervals_and_levels():
@@ -25,23 +32,24 @@ def test_distinct_share_shows_bars_intervals_and_levels():
     assert [axes.get_title() for axes in figure.axes] == ["validation queries", "generated queries"]
     for axes in figure.axes:
         assert sorted(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)) == [0.3, 0.3, 0.8, 0.8]
-        spans = sorted(tuple(map(float, np.asarray(line.get_ydata()))) for line in axes.lines)
+        lines = {label: [line for line in axes.lines if line.get_label() == label] for label in LABELS}
+        assert sum(map(len, lines.values())) == len(axes.lines)
+        spans = sorted(tuple(map(float, np.asarray(line.get_ydata()))) for line in lines["interval"])
         assert spans == [pytest.approx((0.2, 0.35))] * 2 + [pytest.approx((0.7, 0.85))] * 2
-        levels = [segment[0][1] for lines in axes.collections for segment in lines.get_segments()]  # pyright: ignore[reportAttributeAccessIssue]
-        assert set(levels) == {0.9, 1.0}
+        for label, level in (("random level", 0.9), ("maximum", 1.0)):
+            assert {y for line in lines[label] for y in np.asarray(line.get_ydata())} == {level}
+            assert {round(float(np.mean(np.asarray(line.get_xdata()))), 6) for line in lines[label]} == {0, 1}
         assert [label.get_text() for label in axes.get_xticklabels()] == ["top 10", "top 50"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "retrac",
         "tracin",
-        "interval",
-        "random level",
-        "maximum",
+        *LABELS,
     ]
 
 
 def test_swept_settings_get_bars_of_their_own():
     """Two values of a setting: no bar hides another, and the legend tells them apart."""
-    rows = [*share_rows(swept={"estimator.draws.n": 10}), *share_rows(swept={"estimator.draws.n": 50})]
+    rows = [row for n in (10, 50) for row in share_rows(**{"estimator.draws.n": n})]
     figure = figures.distinct_share(rows)
     places = [bar.get_x() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     assert len(places) == len({round(x, 6) for x in places}) == 8
@@ -50,21 +58,15 @@ def test_swept_settings_get_bars_of_their_own():
 
 def test_unknown_intervals_are_not_drawn():
     """A share without an interval is a bar alone; no rows are an empty figure, not an error."""
-    figure = figures.distinct_share([{**row, "low": None, "high": None} for row in share_rows()])
-    assert all(len(axes.lines) == 0 for axes in figure.axes)
+    figure = figures.distinct_share([replace(row, estimate=Estimate(row.estimate.value)) for row in share_rows()])
+    assert all(line.get_label() != "interval" for axes in figure.axes for line in axes.lines)
     FigureCanvasAgg(figures.distinct_share([])).draw()
 
 
 def test_many_estimators_stay_on_a_page():
     """Claim: sixteen estimators on three kinds of queries: at most 16 inches wide, every bar with a look of its own."""
     names, kinds = [f"estimator_{i}" for i in range(16)], ("validation", "generated", "train")
-    rows = [
-        {**row, "estimator": name, "queries": kind}
-        for row in share_rows()[::4]
-        for name in names
-        for kind in kinds
-        if row["random"]
-    ]
+    rows = [replace(row, subject=Subject(name), queries=kind) for row in share_rows()[::4] for name in names for kind in kinds]
     figure = figures.distinct_share(rows)
     assert figure.get_figwidth() <= 16
     looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in figure.axes[0].patches}

@@ -1,23 +1,29 @@
-"""What figures of compressions, matrices and swept settings show, read from their artists."""
+"""Figures of compressions, matrices and swept settings, read from their artists."""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments import figures
+from experiments.metrics.estimate import Estimate
+from experiments.report.row import Levels, Row, Subject
 from tests.experiments.figures.drawn import overlaps, texts
 
 
-def compressed(value: float, ratio: float, name: str, kind: str, metric: str = "pearson", **extra) -> dict:
+def compressed(value: float, ratio: float, name: str, kind: str, metric: str = "pearson", **ends: float) -> Row:
     """A row of the compression benchmark."""
-    low, high = value - 0.3 * (1 - value), value + 0.3 * (1 - value)
-    row = {"estimator": "kfac", "metric": metric, "value": value, "low": low, "high": high, "compression": name, "kind": kind}
-    return {**row, "ratio": ratio, "queries": "validation", "seed": 0, **extra}
+    estimate = Estimate(value, **{"low": value - 0.3 * (1 - value), "high": value + 0.3 * (1 - value), **ends})
+    swept = {"compression": name, "kind": kind, "ratio": ratio}
+    shared: dict[str, Any] = {"benchmark": "compression", "queries": "validation", "seed": 0}
+    return Row(metric=metric, subject=Subject("kfac"), estimate=estimate, swept=swept, **shared)
 
 
-def compressions(metric: str, **extra) -> list[dict]:
+def compressions(metric: str) -> list[Row]:
     quantised = [(16, 1 - 1e-8), (8, 0.9995), (4, 0.95)]
-    rows = [compressed(value, 32 / bits, f"int{bits}", "quantised", metric, **extra) for bits, value in quantised]
-    return rows + [compressed(1 - 0.5 / rank, 40 / rank, f"svd rank {rank}", "svd", metric, **extra) for rank in (1, 2, 4, 8, 16)]
+    rows = [compressed(value, 32 / bits, f"int{bits}", "quantised", metric) for bits, value in quantised]
+    return rows + [compressed(1 - 0.5 / rank, 40 / rank, f"svd rank {rank}", "svd", metric) for rank in (1, 2, 4, 8, 16)]
 
 
 def test_compression_shows_distance_to_one_by_ratio():
@@ -29,11 +35,12 @@ def test_compression_shows_distance_to_one_by_ratio():
         curves = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
         assert curves["quantised"] == pytest.approx(np.array([[2, 1e-8], [4, 5e-4], [8, 0.05]]), rel=1e-6)
         assert curves["svd"] == pytest.approx(np.array([[40 / r, 0.5 / r] for r in (16, 8, 4, 2, 1)]))
-        ends = [sorted(segment[:, 1]) for lines in axes.collections for segment in lines.get_segments()]  # pyright: ignore
+        ends = [sorted(np.asarray(line.get_ydata())) for line in axes.lines if str(line.get_label()).startswith("_")]
+        assert len(ends) == len(compressions("pearson"))
         assert [0.7 * 0.05, 1.3 * 0.05] in [pytest.approx(pair) for pair in ends]
         bottom, top = axes.get_ylim()
         assert bottom > top
-        assert sorted(text.get_text() for text in axes.texts) == sorted(row["compression"] for row in compressions("pearson"))
+        assert sorted(text.get_text() for text in axes.texts) == sorted(row.swept["compression"] for row in compressions("pearson"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quantised", "svd"]
     assert overlaps(figure) == []
 
@@ -52,12 +59,12 @@ def test_ticks_of_correlations_are_true():
 
 
 def test_exact_and_negative_correlations_have_a_place():
-    """Claim: ρ = 1 stands on top at a tick that says 1, ρ < 0 at the bottom; None is left out; nothing is out of sight."""
+    """Claim: ρ = 1 stands on top at a tick that says 1, ρ < 0 at the bottom; NaN is left out; nothing is out of sight."""
     rows = [
         compressed(1.0, 2, "int16", "quantised"),
         compressed(0.999, 4, "int8", "quantised"),
         compressed(-0.4, 40, "svd rank 1", "svd", low=-0.6, high=0.1),
-        compressed(0.5, 20, "svd rank 2", "svd") | {"value": None},
+        compressed(float("nan"), 20, "svd rank 2", "svd"),
     ]
     axes = figures.compression(rows).axes[0]
     heights = {str(line.get_label()): np.asarray(line.get_ydata(), dtype=float) for line in axes.lines}
@@ -80,7 +87,7 @@ def test_names_of_close_points_stand_beside_each_other():
 def test_estimators_and_settings_have_curves_of_their_own():
     """Claim: two estimators at two dampings on two kinds of queries: four curves a kind of compression, in colours of their own."""
     rows = [
-        {**row, "queries": queries, "estimator": name, "swept": {"estimator.damping": damping, "compression": row["compression"]}}
+        replace(row, queries=queries, subject=Subject(name, {"estimator.damping": damping}))
         for row in compressions("pearson")
         for queries in ("validation", "generated")
         for name in ("kfac", "ekfac")
@@ -89,8 +96,9 @@ def test_estimators_and_settings_have_curves_of_their_own():
     figure = figures.compression(rows)
     assert len(figure.axes) == 2
     for axes in figure.axes:
-        assert len(axes.lines) == 8
-        assert len({line.get_color() for line in axes.lines}) == 4
+        curves = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+        assert len(curves) == 8
+        assert len({line.get_color() for line in curves}) == 4
     assert "ekfac, damping=0.0001, svd" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert overlaps(figure) == []
 
@@ -132,18 +140,19 @@ def test_labels_must_fit_the_matrix():
         figures.matrix(np.zeros((2, 3)), ["a", "b"], ["a", "b"], "t", "v")
 
 
-def swept(estimator: str, x: float | str | None, value: float | None, kind: str = "validation", **extra) -> dict:
-    """A row at one damping, or of an estimator without."""
-    ends = {"low": None, "high": None} if value is None else {"low": value - 0.1, "high": value + 0.05}
-    settings = {} if x is None else {"swept": {"estimator.damping": x}}
-    return {"estimator": estimator, "metric": "lds", "queries": kind, "seed": 0, "value": value, **ends, **settings, **extra}
+def swept(estimator: str, x: float | str | None, value: float, kind: str = "validation", metric: str = "lds", **settings) -> Row:
+    """A row at one damping, or of an estimator without, with further ``settings``."""
+    settings = {**({} if x is None else {"damping": x}), **settings}
+    subject = Subject(estimator, {f"estimator.{name.replace('_', '.')}": value for name, value in settings.items()})
+    estimate = Estimate(value, value - 0.1, value + 0.05)
+    return Row(benchmark="lds", metric=metric, queries=kind, subject=subject, estimate=estimate, seed=0)
 
 
 def test_curves_by_hand():
-    """Claim: a line for each estimator through its values in the order of the setting, None a gap, intervals at their places."""
-    rows = [swept("kfac", x, v) for x, v in ((1e-3, 0.3), (1e-9, 0.1), (1e-5, None), (1e-7, 0.2))]
+    """Claim: a line for each estimator through its values in the order of the setting, NaN a gap, intervals at their places."""
+    rows = [swept("kfac", x, v) for x, v in ((1e-3, 0.3), (1e-9, 0.1), (1e-5, np.nan), (1e-7, 0.2))]
     rows += [swept("ekfac", x, 0.25) for x in (1e-9, 1e-7, 1e-5, 1e-3)]
-    figure = figures.curve([{**row, "random": 0.0, "ceiling": 0.6} for row in rows], "estimator.damping")
+    figure = figures.curve([replace(row, levels=Levels(random=0.0, ceiling=0.6)) for row in rows], "estimator.damping")
     (axes,) = figure.axes
     lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
     assert lines["kfac"] == pytest.approx(np.array([[1e-9, 0.1], [1e-7, 0.2], [1e-5, np.nan], [1e-3, 0.3]]), nan_ok=True)
@@ -175,7 +184,7 @@ def test_estimators_without_the_setting_are_levels():
 def test_panels_and_other_settings():
     """Claim: a panel for each metric and kind of queries; other swept settings make lines of their own; a short axis is linear."""
     rows = [
-        swept("kfac", None, 0.1 * n, kind, swept={"estimator.draws.n": n, "estimator.damping": damping}, metric=metric)
+        swept("kfac", damping, 0.1 * n, kind, metric, draws_n=n)
         for n in (2, 3, 4)
         for damping in (1e-8, 1e-4)
         for kind in ("validation", "generated")
@@ -196,12 +205,7 @@ def test_panels_and_other_settings():
 def test_many_long_names_leave_room_for_the_curves():
     """Claim: the page grows by its legend; a damping of 0 has a place beside powers of ten."""
     rows = [
-        swept(
-            "balanced_kfac",
-            x,
-            0.2,
-            swept={"estimator.damping": x, "estimator.draws.n": n, "measurement": "elbo_weighted" * (n % 2)},
-        )
+        swept("balanced_kfac", x, 0.2, draws_n=n).with_swept({"measurement": "elbo_weighted" * (n % 2)})
         for x in (0.0, 1e-9, 1e-5)
         for n in range(20)
     ]
@@ -211,8 +215,10 @@ def test_many_long_names_leave_room_for_the_curves():
     assert figure.axes[0].get_xlim()[0] < 0
 
 
-@pytest.mark.parametrize(("rows", "said"), [([swept("a", None, 0.1)], "no row was swept"), ([swept("a", "big", 0.1)], "no number")])
+@pytest.mark.parametrize(
+    ("rows", "said"), [([swept("a", None, 0.1)], "no row was swept"), ([swept("a", "big", 0.1)], "not a number")]
+)
 def test_what_cannot_be_a_curve(rows, said):
-    """Claim: no setting, or one that is no number, is an error that names it."""
+    """Claim: no setting, or one that is not a number, is an error that names it."""
     with pytest.raises(ValueError, match=f"estimator.damping.*{said}|{said}.*estimator.damping"):
         figures.curve(rows, "estimator.damping")

@@ -1,0 +1,191 @@
+"""The rows of ``benchmark=timestep_bias``, from gradient norms and scores."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attribution.estimators.scores import Scores
+from attribution.gradients.norms import Norms
+from experiments.benchmarks.compare import compare
+from experiments.metrics import timestep_bias as metrics
+from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.correlation import spearman
+from experiments.metrics.ranking import top_k
+from experiments.metrics.timestep_bias import Correlation
+from experiments.report.row import Levels, Row, Subject
+
+BENCHMARK = "timestep_bias"
+NORMS = Subject("none")
+"""The subject of rows about gradient norms, which do not depend on an estimator."""
+STRETCHES = 20
+"""The number of equal stretches of timesteps between which mean norms are compared."""
+PERCENT = 100
+T_MAX, RANDOM = "t_max", "random"
+"""What replaces the timestep of training."""
+RISE = "rank_rise_%"
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """Norms at the checkpoints ``steps`` [S], with learning rates ``rates``, of a model with timesteps 1..T.
+
+    ``trained`` are those of all N training examples at their recorded draws; ``curves`` those of P of them, at ``columns [P]``,
+    over timesteps.
+    """
+
+    steps: Sequence[int]
+    rates: Sequence[float]
+    trained: Norms
+    curves: Norms
+    columns: np.ndarray
+    T: int
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    @property
+    def t_max(self) -> np.ndarray:
+        """The timestep with the largest norm, ``[S, P]``; the first of equal ones."""
+        return np.take_along_axis(self.curves.timestep, self.curves.norms.argmax(2)[..., None], 2)[..., 0]
+
+    @property
+    def t_train(self) -> np.ndarray:
+        """The recorded timesteps, ``[S, N]``."""
+        return self.trained.timestep[:, :, 0]
+
+    @property
+    def norms(self) -> np.ndarray:
+        """The norms at the recorded timesteps, ``[S, N]``."""
+        return self.trained.norms[:, :, 0]
+
+    def norm_rows(self) -> Iterator[Row]:
+        """How norms depend on the timestep, at each checkpoint."""
+        for s, step in enumerate(self.steps):
+            timestep, norm, curves = self.t_train[s, self.columns], self.norms[s, self.columns], self.curves.norms[s]
+            yield explained_row(timestep, norm, self.T, step, self.bootstrap)
+            peaks = curves.max(1) / np.maximum(np.median(curves, 1), np.finfo(np.float64).tiny)
+            by_metric = {
+                "largest_over_median_norm": (peaks, Levels()),
+                "mean_t_max": (self.t_max[s], Levels(random=(self.T + 1) / 2)),
+            }
+            for metric, (values, levels) in by_metric.items():
+                yield Row(
+                    benchmark=BENCHMARK,
+                    metric=metric,
+                    subject=NORMS,
+                    estimate=self.bootstrap.mean(values, ("examples",)).estimate(),
+                    levels=levels,
+                    swept={"checkpoint": step},
+                    about={"n": len(self.columns)},
+                )
+
+    def algorithm_1(self, chosen: np.ndarray) -> list[Correlation]:
+        """The correlation of Algorithm 1 at each checkpoint, for the ``chosen`` of the P examples."""
+        correlations, columns = [], self.columns[chosen]
+        for s in range(len(self.steps)):
+            distance = np.abs(self.t_max[s, chosen] - self.t_train[s, columns])
+            rank = metrics.ranks(self.norms[s])[columns]
+            correlations.append(metrics.algorithm_1(distance, rank, self.bootstrap))
+        return correlations
+
+    def correlation_rows(self, correlations: Sequence[Correlation]) -> Iterator[Row]:
+        """Algorithm 1 at each checkpoint."""
+        for step, result in zip(self.steps, correlations, strict=True):
+            shared: dict[str, Any] = {"benchmark": BENCHMARK, "subject": NORMS, "swept": {"checkpoint": step}}
+            shared["about"] = {"n": len(result.distance), "p": result.p}
+            levels = Levels(random=0.0, maximum=1.0)
+            yield Row(metric="algorithm_1_spearman", estimate=result.rho, levels=levels, **shared)
+            yield Row(metric="algorithm_1_slope", estimate=result.slope, levels=Levels(random=0.0), **shared)
+
+    def score_rows(self, scores: Mapping[str, Scores], subjects: Mapping[str, Subject], queries: str) -> list[Row]:
+        """Spearman between |τ[q, z]| and Σ_k η_k ‖G_k(z)‖, which bounds TracIn's |τ| up to a factor per query (ReTrac §5.2)."""
+        bound = np.tensordot(self.rates, self.norms, 1)
+        of_queries = [spearman(np.abs(s.values), np.broadcast_to(bound, s.values.shape)) for s in scores.values()]
+        return compare(
+            [subjects[name] for name in scores],
+            [self.bootstrap.mean(values) for values in of_queries],
+            benchmark=BENCHMARK,
+            metric="score_with_norm_spearman",
+            queries=queries,
+            levels=Levels(random=0.0, maximum=1.0),
+        )
+
+    def rise_rows(
+        self,
+        scores: Mapping[str, Scores],
+        retimed: Mapping[tuple[str, str], Scores],
+        subjects: Mapping[str, Subject],
+        most: int,
+        queries: str,
+    ) -> Iterator[Row]:
+        """By how many ranks of |τ| the examples with scores nearest 0 rise, each alone, in % of the training set.
+
+        ``retimed`` are the scores ``[Q, P]`` by estimator and by what replaced the timestep of training; ``most`` is the largest
+        number of examples.
+        """
+        N, count = self.norms.shape[1], min(most, len(self.columns) // 2)
+        rises: dict[tuple[str, str], Statistic] = {}
+        levels = []
+        for name, of_estimator in scores.items():
+            recorded = of_estimator.values[:, self.columns]
+            chosen = metrics.neutral(recorded, count)
+            before = metrics.rank_among(of_estimator.values, self.columns, recorded)
+            # A new rank that is any of 1..N with equal probability, and rank 1.
+            random, maximum = (PERCENT * float((before[chosen] - rank).mean()) / N for rank in ((N + 1) / 2, 1))
+            levels.append(Levels(random=random, maximum=maximum))
+            for timing in (T_MAX, RANDOM):
+                after = metrics.rank_among(of_estimator.values, self.columns, retimed[name, timing].values)
+                rises[name, timing] = self.bootstrap.mean(PERCENT * (before - after) / N, ("queries", "examples"), where=chosen)
+        for timing in (T_MAX, RANDOM):
+            means = [rises[name, timing] for name in scores]
+            yield from compare(
+                [subjects[name] for name in scores],
+                means,
+                benchmark=BENCHMARK,
+                metric=RISE,
+                queries=queries,
+                levels=levels,
+                swept={"timestep": timing},
+                about_each=[{"positions": float(mean.value) * N / PERCENT, "n": count} for mean in means],
+            )
+        for name in scores:
+            yield Row(
+                benchmark=BENCHMARK,
+                metric=RISE,
+                queries=queries,
+                subject=Subject(name, {"timestep": T_MAX}),
+                minus=Subject(name, {"timestep": RANDOM}),
+                estimate=(rises[name, T_MAX] - rises[name, RANDOM]).estimate(),
+            )
+
+    def most_frequent_row(self, subject: Subject, scores: Scores, k: int, queries: str) -> tuple[Row, int]:
+        """The share of queries that have the most frequent example among their top k, and the position of that example."""
+        top = top_k(scores.values, k)
+        example = metrics.most_frequent(top)
+        random = metrics.random_most_frequent(len(top), self.norms.shape[1], k)
+        about = {
+            "example": int(scores.train_index[example]),
+            "t_train": self.t_train[:, example],
+            "norm_ranks": [int(metrics.ranks(norms)[example]) for norms in self.norms],
+            "checkpoints": list(self.steps),
+        }
+        share = self.bootstrap.mean((top == example).any(1)).estimate()
+        levels = Levels(random=random, maximum=1.0)
+        metric = f"most_frequent_in_top_{k}"
+        row = Row(benchmark=BENCHMARK, metric=metric, queries=queries, subject=subject, estimate=share, levels=levels, about=about)
+        return row, example
+
+
+def explained_row(timestep: np.ndarray, norm: np.ndarray, T: int, checkpoint: int | str | None, bootstrap: Bootstrap) -> Row:
+    """The share of the variance of norms ``[n]`` that their timesteps ``[n]`` explain."""
+    stretches = min(STRETCHES, T)
+    random = min(1.0, (stretches - 1) / max(1, len(norm) - 1))
+    return Row(
+        benchmark=BENCHMARK,
+        metric="norm_explained_by_timestep",
+        subject=NORMS,
+        estimate=metrics.explained(timestep, norm, T, stretches, bootstrap).estimate(),
+        levels=Levels(random=random, maximum=1.0),
+        swept={"checkpoint": checkpoint},
+        about={"n": len(norm)},
+    )
