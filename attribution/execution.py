@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+FLOAT32_BYTES = 4
+FLOAT64_BYTES = 8
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -31,7 +34,7 @@ class Execution:
 
     def examples_at_once(self, parameters: int) -> int:
         """Return the number of examples for which gradients of ``parameters`` float32 values may be held at once."""
-        return max(1, min(self.batch_size, int(self.gradient_memory / (4 * parameters))))
+        return max(1, min(self.batch_size, int(self.gradient_memory / (FLOAT32_BYTES * parameters))))
 
     def torch_device(self) -> torch.device:
         """Return the device.

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, KroneckerBasis, by_kind, named
-from attribution.curvature.factors import DOUBLE, AllFactors, add_to, blocks
+from attribution.curvature.factors import AllFactors, add_to, blocks
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
 from attribution.curvature.pseudo import KroneckerLayer
+from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
 from attribution.gradients.layers import STEP, pieces
 from attribution.images import ImageSet
@@ -68,7 +69,7 @@ class MomentShard(Node[Moments]):
 
     def cost(self) -> Cost:
         pseudo = self.basis.factors.pseudo
-        size = DOUBLE * sum(out * columns for out, columns in blocks(pseudo.record))
+        size = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.record))
         return Cost(passes=(self.rows[1] - self.rows[0]) * pseudo.draws.count, memory=size, disk=size)
 
     def compute(self, get: Get) -> Moments:

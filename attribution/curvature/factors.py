@@ -22,6 +22,7 @@ from torch import Tensor
 from attribution.curvature.basis import by_kind, named
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo import KroneckerLayer, PseudoGradients
+from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import coverage, hooks
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
@@ -29,7 +30,6 @@ from attribution.training import Recorded
 SHARED = ("attribution.curvature.moments", "attribution.curvature.pseudo")
 
 Sharing = Literal["expand", "reduce"]
-DOUBLE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,4 +163,4 @@ def blocks(record: Recorded) -> list[tuple[int, int]]:
 
 def factor_bytes(record: Recorded) -> float:
     """The size of a model's factors in bytes."""
-    return DOUBLE * sum(out**2 + columns**2 for out, columns in blocks(record))
+    return FLOAT64_BYTES * sum(out**2 + columns**2 for out, columns in blocks(record))

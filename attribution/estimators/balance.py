@@ -1,8 +1,8 @@
-"""Balanced timesteps: ReTrac's cure inside influence functions [ours].
+"""Balanced timesteps: the normalization of ReTrac inside influence functions [ours].
 
-Gradient norms differ by orders of magnitude between timesteps, so that a mean over draws is one over the few timesteps with the
-largest. Dividing every draw's gradient by its norm (ReTrac eq. 9, query side), or by the usual norm at its timestep, weighs
-timesteps equally.
+Gradient norms differ by orders of magnitude between timesteps, so the few timesteps with the largest norms dominate a mean over
+draws. Dividing the gradient of every draw by its norm (ReTrac eq. 9, query side), or by the mean norm at its timestep, gives all
+timesteps the same weight.
 """
 
 import math
@@ -25,17 +25,18 @@ from attribution.images.draws import Uniform
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
-MOST_STRETCHES = 50
-DRAWS_IN_A_STRETCH = 40
-"""On average, at least."""
+INTERVALS = 50
+"""The largest number of equal intervals of timesteps in which norms are averaged."""
+DRAWS_PER_INTERVAL = 40
+"""The smallest average number of draws in an interval."""
 
 
 @dataclass(frozen=True)
 class Balance:
-    """How gradients of single draws are weighed. ``side``: whose, "query" or "train".
+    """How the gradients of single draws are weighted.
 
-    ``by`` "draw": 1/‖∇‖ of each draw; "timestep": 1 over the training set's mean norm there; or a list of weights, one for each of
-    as many equal stretches of timesteps.
+    ``side``: the side whose draws are weighted, "query" or "train". ``by``: "draw" weights each draw by 1/‖∇‖; "timestep" by 1 over
+    the mean norm of the training set at its timestep; a list gives one weight for each of as many equal intervals of timesteps.
     """
 
     NAME = "Balance"
@@ -53,7 +54,7 @@ class Balance:
             raise ValueError(f"estimator.balance.by={self.by}: choose draw, timestep, or a list of weights that are not all zero")
 
     def weights(self, timestep: Tensor, norms: "TimestepNorms", get: Get) -> Weights:
-        """Of draws at ``timestep [B, K]``."""
+        """The weights of draws at ``timestep [B, K]``: a tensor, or a function of the gradient norms."""
         if self.by == "draw":
             return inverse
         if self.by == "timestep":
@@ -64,18 +65,18 @@ class Balance:
 
 @dataclass(frozen=True, eq=False)
 class NormTable(Arrays):
-    """``norms [T]``: the training set's mean gradient norm at timestep t stands at t - 1."""
+    """``norms [T]``: the mean gradient norm of the training set at timestep t, in entry t - 1."""
 
     norms: np.ndarray
 
     def at(self, timestep: Tensor) -> Tensor:
-        """The norms at timesteps of any shape."""
+        """Return the norms at ``timestep``, a tensor of any shape."""
         return torch.from_numpy(self.norms).to(timestep.device)[timestep - 1].float()
 
 
 @dataclass(frozen=True)
 class TimestepNorms(Node[NormTable]):
-    """Mean norm of the training loss's gradient in each of 50 equal stretches of timesteps (or at each, where there are fewer)."""
+    """The mean norm of the training loss's gradient in each of 50 equal intervals of timesteps, or at each timestep if T < 50."""
 
     NAME = "TimestepNorms"
     VERSION = 2
@@ -92,22 +93,22 @@ class TimestepNorms(Node[NormTable]):
 
     @property
     def draws(self) -> int:
-        """Of each example: four, and more where these would be few in a stretch."""
-        return max(4, -(-MOST_STRETCHES * DRAWS_IN_A_STRETCH // self.train.count))
+        """The number of draws of each example: at least four, and enough for every interval."""
+        return max(4, -(-INTERVALS * DRAWS_PER_INTERVAL // self.train.count))
 
     def parts(self, get: Get) -> list[NormShard]:
         return self._norms.parts(get)
 
     def compute(self, get: Get) -> NormTable:
-        T, found = self.record.process.T, self._norms.compute(get)
-        bins = min(MOST_STRETCHES, T)
-        stretch = bin_of(torch.from_numpy(found.timestep), bins, T).numpy().ravel()
-        total, count = np.bincount(stretch, found.norms.ravel(), bins), np.bincount(stretch, minlength=bins)
+        T, single = self.record.process.T, self._norms.compute(get)
+        bins = min(INTERVALS, T)
+        interval = bin_of(torch.from_numpy(single.timestep), bins, T).numpy().ravel()
+        total, count = np.bincount(interval, single.norms.ravel(), bins), np.bincount(interval, minlength=bins)
         return NormTable((total / count)[np.arange(T) * bins // T])
 
     @property
     def _norms(self) -> GradientNorms:
-        """Of every draw; not stored, its shards are."""
+        """The norm of every draw. Only its shards are stored."""
         scheme = Uniform(self.draws, self.seed)
         settings = {"images": self.train, "record": self.record, "execution": self.execution}
         return GradientNorms(GradientsAtScheme(step=None, scheme=scheme, role="norms", **settings))

@@ -1,4 +1,4 @@
-"""What an estimator is: a recipe for a node of scores."""
+"""The interface of estimators: settings that define a node of scores."""
 
 import itertools
 import math
@@ -15,20 +15,20 @@ from attribution.nodes import Get, Node, execution
 from attribution.training import Recorded
 
 
-def as_list(damping: float | Sequence[float]) -> tuple[float, ...]:
-    """One damping or several, each once."""
-    return tuple(dict.fromkeys(damping)) if isinstance(damping, Sequence) and not isinstance(damping, str) else (damping,)  # pyright: ignore[reportReturnType]
+def as_list(values: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one value or several as a tuple without repetitions."""
+    return tuple(dict.fromkeys(values)) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)  # pyright: ignore[reportReturnType]
 
 
 def check_dampings(damping: Any) -> None:
-    """Raises ValueError: no number of at least 0, nor a list of such. An empty list is for nodes, which ask for none."""
+    """Raises ValueError: not a number of at least 0, or a list of such. An empty list is allowed: some nodes need no damping."""
     values = as_list(damping)
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in values):
         raise ValueError(f"estimator.damping={damping}: give a number of at least 0, or a list of such")
 
 
 SETTINGS = {"damping": "estimator.damping", "draws": "estimator.draws.n"}
-"""The settings that an axis of scores sweeps, by the axis."""
+"""The setting that each axis of scores sweeps, by the name of the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,37 +36,43 @@ class Estimator(ABC):
     """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost."""
 
     VERSION: ClassVar[int] = 1
-    """Raised when the same settings come to mean other scores; stored ones are then not found any more."""
+    """Raised when the same settings come to mean other scores. Stored scores of the old version are then computed again."""
 
     DRAW_LISTS: ClassVar[bool] = False
-    """Whether it answers for several numbers of draws at once (``draws.n=[16,64]``)."""
+    """Whether ``draws`` may list several numbers of draws (``draws.n=[16,64]``)."""
     DRAW_BINS: ClassVar[bool] = False
-    """Whether it gives scores by pair of bins of timesteps (``draws.bins``)."""
+    """Whether ``draws`` may ask for scores by pair of bins of timesteps (``draws.bins``)."""
 
     execution: Execution = execution(default=Execution())
 
     @abstractmethod
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        """The node whose artifact is the scores ``[.., Q, N]``."""
+        """Return the node that computes the scores ``[.., Q, N]``.
+
+        Raises:
+            ValueError: these settings cannot score this model, training set or queries.
+            TypeError: the estimator needs a training record and the model has none.
+        """
 
     def measuring(self, measure: Measure) -> Self:
-        """This estimator of another measurement of the queries: its field ``measurement``; itself where it has none."""
+        """Return this estimator with another measurement of the queries, or unchanged if it has no field ``measurement``."""
         return replace(self, measurement=measure) if any(field.name == "measurement" for field in fields(self)) else self
 
-    def asked(self) -> Mapping[str, Sequence[Any]]:
-        """Of which values of the scores' axes the user asked for; of an axis not named here, all."""
+    def requested(self) -> Mapping[str, Sequence[Any]]:
+        """The requested values of the scores' axes. All values of an axis that is not named here count as requested."""
         return {}
 
     def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
-        """The scores ``[Q, N]`` for each of the swept values that were asked for, with the settings that tell them apart."""
-        axes = {name: self.asked().get(name, values) for name, values in scores.axes.items()}
-        found = []
+        """Return the scores ``[Q, N]`` at each combination of requested values, with the settings that distinguish them."""
+        requested = self.requested()
+        axes = {name: requested.get(name, values) for name, values in scores.axes.items()}
+        variants = []
         for values in itertools.product(*axes.values()):
-            at = dict(zip(axes, values, strict=True))
-            shown = {SETTINGS.get(name, name): value for name, value in at.items() if len(axes[name]) > 1}
-            found.append((shown, scores.at(**at)))
-        return found
+            point = dict(zip(axes, values, strict=True))
+            settings = {SETTINGS.get(name, name): value for name, value in point.items() if len(axes[name]) > 1}
+            variants.append((settings, scores.at(**point)))
+        return variants
 
     def score(self, record: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
-        """The scores themselves."""
+        """Compute the scores."""
         return get(self.scores(record, train, queries))

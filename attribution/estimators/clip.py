@@ -1,4 +1,4 @@
-"""CLIP image embeddings (Radford et al. 2021), by Hugging Face transformers, which is an extra (``pip install -e '.[clip]'``)."""
+"""CLIP image embeddings (Radford et al. 2021) with Hugging Face transformers, an optional extra (``pip install -e '.[clip]'``)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,15 @@ from attribution.nodes import class_identity, describe, digest
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training images, by channel."""
+"""Mean and standard deviation of the channels of CLIP's training images."""
 
 
 @dataclass(frozen=True)
 class CLIP(Embedding):
-    """``weights``: a folder with a CLIP model as transformers saves it, or a name in the user's cache of downloads.
+    """The projected image embeddings of a CLIP model.
 
-    Images are resized to the encoder's size (bicubic), grey ones get three channels. Nothing is downloaded.
+    ``weights``: a folder with a CLIP model as transformers saves it, or the name of a model in the local cache of downloads. Images
+    are resized to the encoder's size (bicubic), and grey images get three channels. Nothing is downloaded.
     """
 
     NAME = "CLIP"
@@ -32,30 +33,30 @@ class CLIP(Embedding):
     batch_size: int = 64
 
     def description(self) -> dict[str, Any]:
-        """The content of a folder, or the name; how many images go in at a time is no part of it."""
+        """The identity: the content of the folder, or the name. ``batch_size`` is no part of it."""
         path = Path(self.weights)
         files = sorted(p for p in path.glob("*") if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
         content = {p.name: digest(np.frombuffer(p.read_bytes(), np.uint8)) for p in files}
         return {**class_identity(type(self)), "weights": describe(content) if content else self.weights}
 
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
-        """``[n, d]`` float32, as the projection head leaves them.
+        """Return the output of the projection head, ``[n, d]`` float32.
 
         Raises:
-            ValueError: transformers is not installed, or the weights are not to be had.
+            ValueError: transformers is not installed, or the weights cannot be found.
         """
         model = self._model().to(device).eval()
         size = model.config.vision_config.image_size
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-        found = []
+        embeddings = []
         with torch.inference_mode():
             for start, stop in ranges(0, len(images), self.batch_size):
                 x = (images.x0(slice(start, stop)).to(device) + 1) / 2
                 x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
                 x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
                 pooled = model.vision_model(pixel_values=(x - mean) / std).pooler_output
-                found.append(model.visual_projection(pooled).float().cpu().numpy())
-        return np.concatenate(found)
+                embeddings.append(model.visual_projection(pooled).float().cpu().numpy())
+        return np.concatenate(embeddings)
 
     def _model(self) -> Any:
         try:
@@ -66,6 +67,6 @@ class CLIP(Embedding):
             return CLIPModel.from_pretrained(self.weights, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"estimator.embedding.weights={self.weights}: no CLIP model there; give a folder with config.json and "
+                f"estimator.embedding.weights={self.weights}: no CLIP model found; give a folder with config.json and "
                 f"model.safetensors, or fetch it once (hf download {self.weights})"
             ) from error

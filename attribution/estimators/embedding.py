@@ -1,4 +1,4 @@
-"""Similarity of the images themselves: raw pixels, or what an encoder makes of them; and scores at random."""
+"""Baselines that use no model: similarities of pixels or of the embeddings of an encoder, and random scores."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import torch
 
 from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
+from attribution.estimators.sharded import ShardedScores
+from attribution.execution import FLOAT32_BYTES
 from attribution.images import Images, ImageSet, philox
 from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
@@ -16,11 +18,11 @@ SHARED = ("attribution.images.philox",)
 
 
 class Embedding(ABC):
-    """Vectors of images; frozen dataclasses, whose fields are their identity."""
+    """Maps images to vectors. Subclasses are frozen dataclasses; their fields are their identity."""
 
     @abstractmethod
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
-        """``[n, d]`` float32."""
+        """Return one vector per image, ``[n, d]`` float32."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Pixels(Embedding):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSimilarity(Estimator):
-    """``⟨e(q), e(z)⟩``, or the cosine; no model is asked."""
+    """``⟨e(q), e(z)⟩``, or the cosine, of embeddings e."""
 
     NAME = "EmbeddingSimilarity"
     VERSION = 1
@@ -49,33 +51,29 @@ class EmbeddingSimilarity(Estimator):
 
 
 @dataclass(frozen=True)
-class EmbeddingScores(Node[Scores]):
-    """All queries and training images."""
+class EmbeddingScores(ShardedScores):
+    """The scores ``[Q, N]``."""
 
     NAME = "EmbeddingScores"
     VERSION = 1
     TITLE = "embedding similarities"
-    ARTIFACT = Scores
 
     estimator: EmbeddingSimilarity
-    train: ImageSet
-    queries: ImageSet
 
     def cost(self) -> Cost:
-        return Cost(disk=4 * self.queries.count * self.train.count)
+        return Cost(disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:
-        how = self.estimator
-        images = get(self.queries), get(self.train)
-        q, z = (how.embedding.embed(side, how.execution.torch_device()).astype(np.float64) for side in images)
-        if how.cosine:
+        embedding, device = self.estimator.embedding, self.estimator.execution.torch_device()
+        q, z = (embedding.embed(get(images), device).astype(np.float64) for images in (self.queries, self.train))
+        if self.estimator.cosine:
             q, z = (e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), np.finfo(np.float64).tiny) for e in (q, z))
-        return Scores((q @ z.T).astype(np.float32), np.array(images[0].index), np.array(images[1].index))
+        return self.assembled(q @ z.T, get)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Estimator):
-    """Independent scores, uniform in [-1, 1), a function of (seed, query id, training id): the floor of every benchmark."""
+    """Independent scores, uniform in [-1, 1): the lower reference of benchmarks. A function of (seed, query id, training id)."""
 
     NAME = "Random"
     VERSION = 1
@@ -87,21 +85,17 @@ class Random(Estimator):
 
 
 @dataclass(frozen=True)
-class RandomScores(Node[Scores]):
-    """All queries and training images."""
+class RandomScores(ShardedScores):
+    """The scores ``[Q, N]``."""
 
     NAME = "RandomScores"
     VERSION = 1
     TITLE = "random scores"
-    ARTIFACT = Scores
 
     estimator: Random
-    train: ImageSet
-    queries: ImageSet
 
     def compute(self, get: Get) -> Scores:
-        queries, train = get(self.queries), get(self.train)
-        ids = [torch.from_numpy(np.array(side.index)) for side in (queries, train)]
+        query, example = (torch.from_numpy(np.array(get(images).index)) for images in (self.queries, self.train))
         zero = torch.zeros(1, dtype=torch.int64)
-        words, *_ = philox.philox(*philox.key(self.estimator.seed, "random scores"), (ids[0][:, None], ids[1], zero, zero))
-        return Scores((words.double() / 2**31 - 1).float().numpy(), np.array(queries.index), np.array(train.index))
+        words, *_ = philox.philox(*philox.key(self.estimator.seed, "random scores"), (query[:, None], example, zero, zero))
+        return self.assembled((words.double() / 2**31 - 1).float().numpy(), get)

@@ -1,14 +1,14 @@
-"""Guided normalization (Xie et al. 2024, "Data Attribution for Diffusion Models", appendix B, which has no equation).
+"""Guided normalization (Xie et al. 2024, "Data Attribution for Diffusion Models", appendix B, which gives no equation).
 
-ReTrac makes every training gradient equally long: with the length that the timestep gave it goes the one that the image gave it.
-Here the direction G/‖G‖ gets a length that depends on the image alone, by its gradient norm n_z at a timestep t* that is the same
-for all images:
+ReTrac divides every training gradient by its length. This removes the effect of the timestep on the length, but also the effect of
+the image. Guided normalization gives the direction G/‖G‖ a length that depends on the image alone: on its gradient norm n_z at a
+timestep t* that is the same for all images:
 
     τ[q, z] = Σ_k η_k n_max s_z ⟨Q_k(q), G_k(z)/‖G_k(z)‖⟩,      s_z = λ + (1 - λ) (n_z - n_min) / (n_max - n_min)
 
-with Q_k as in ReTrac. The image of the largest norm keeps it, that of the smallest gets λ n_max; λ = 1 is ReTrac, but for n_max,
-which weighs the checkpoints. τ is affine in λ: what is stored are the scores at 0 and at 1, and any other λ lies between them. They
-come from ReTrac's own products.
+with Q_k as in ReTrac. The image with the largest norm keeps it, and the image with the smallest gets λ n_max. λ = 1 is ReTrac with
+checkpoints weighted by n_max. τ is affine in λ, so the scores at λ = 0 and λ = 1 are stored and the others are interpolated. The
+inner products are ReTrac's own.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ from attribution.estimators.base import Estimator, as_list
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
-from attribution.estimators.trajectory import TrajectoryScores, refuse_zero_rates
-from attribution.estimators.trajectory_nodes import FLOAT, CheckpointScores, step_of
+from attribution.estimators.sharded import ShardedScores, concatenated
+from attribution.estimators.trajectory import TrajectoryScores, half_shares, refuse_zero_rates
+from attribution.execution import FLOAT32_BYTES
 from attribution.gradients.gradient_sets import GradientsAtScheme
 from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
@@ -32,7 +33,7 @@ from attribution.images.draws import DrawScheme, Fixed
 from attribution.measurements import Measure
 from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
-from attribution.training.checkpoints import at_least, select
+from attribution.training.checkpoints import at_least
 
 SETTING = "estimator.strength"
 ENDS = (0.0, 1.0)
@@ -41,11 +42,11 @@ ENDS = (0.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Guided(Estimator):
-    """ReTrac with training gradients as long as their images' norms at one timestep say.
+    """ReTrac with the lengths of training gradients set by their images' gradient norms at one timestep.
 
-    ``strength``: λ in 0..1, one value or a list. ``timestep``: t*; None is, at each checkpoint, the one of 50 evenly spaced
+    ``strength``: λ in 0..1, one value or a list. ``timestep``: t*; by default, at each checkpoint, the one of 50 evenly spaced
     timesteps at which 32 training examples have the highest mean gradient norm. ``measurement``, ``draws``, ``checkpoints``: as in
-    ReTrac. Scores have the axis "strength" with its ENDS; ``at_strength`` and ``variants`` give those at other strengths.
+    ReTrac. Scores have the axis "strength" with the values ENDS; ``at_strength`` and ``variants`` interpolate to other strengths.
     """
 
     NAME = "Guided"
@@ -67,26 +68,26 @@ class Guided(Estimator):
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The strengths asked for."""
+        """The requested strengths."""
         return as_list(self.strength)
 
     @property
     def retrac(self) -> ReTrac:
-        """Whose products with the training set are used."""
+        """The ReTrac estimator that computes the inner products."""
         shared = {field.name: getattr(self, field.name) for field in fields(ReTrac)}
         return ReTrac(**shared)
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        self.retrac.scores(record, train, queries)  # refuses what it cannot work with
-        if self.timestep is not None:  # null is for the one of highest norm
+        self.retrac.scores(record, train, queries)  # raises if ReTrac cannot score these
+        if self.timestep is not None:
             whole("estimator.timestep", self.timestep, 1, record.process.T)
-        return GuidedScores(replace(self, strength=ENDS), record, train, queries)
+        return GuidedScores(replace(self, strength=ENDS), train, queries, record)
 
     def at_strength(self, scores: Scores, strength: float) -> Scores:
-        """The scores ``[Q, N]`` at any λ: ``λ τ_1 + (1 - λ) τ_0``."""
-        none, full = (scores.at(strength=end) for end in ENDS)
-        values = strength * full.values.astype(np.float64) + (1 - strength) * none.values
-        return replace(full, values=values.astype(np.float32))
+        """Return the scores ``[Q, N]`` at any λ: ``λ τ_1 + (1 - λ) τ_0``."""
+        zero, one = (scores.at(strength=end) for end in ENDS)
+        values = strength * one.values.astype(np.float64) + (1 - strength) * zero.values
+        return replace(one, values=values.astype(np.float32))
 
     def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
         return [
@@ -96,58 +97,47 @@ class Guided(Estimator):
 
 
 @dataclass(frozen=True)
-class GuidedScores(Node[Scores]):
-    """All queries and training examples, at the strengths 0 and 1: ``[2, Q, N]``."""
+class GuidedScores(ShardedScores):
+    """The scores at the strengths 0 and 1: ``[2, Q, N]``."""
 
     NAME = "GuidedScores"
     VERSION = 1
     TITLE = "guided scores"
-    ARTIFACT = Scores
 
-    estimator: Guided  # at the strengths ENDS, whatever was asked for
+    estimator: Guided  # at the strengths ENDS, whichever were requested
     record: Recorded
-    train: ImageSet
-    queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        return [*self._products.parts(get), *self._curves(get), *self._norms(get).values()]
+        return [*self._retrac.parts(get), *self._curves(self._retrac.steps(get)), *self._norms(get).values()]
 
     def cost(self) -> Cost:
-        below, pairs = self._products.cost(), self.queries.count * self.train.count
-        size, steps = FLOAT * len(ENDS) * pairs, at_least(self.estimator.checkpoints)
-        norms = steps * self.train.count + sum(curve.cost().passes for curve in self._curves_at([0] * steps))
-        return Cost(passes=below.passes + norms, memory=below.memory + 4 * size, disk=size)
+        products, steps = self._retrac.cost(), at_least(self.estimator.checkpoints)
+        size = FLOAT32_BYTES * len(ENDS) * self.pairs
+        norms = steps * self.train.count + sum(curve.cost().passes for curve in self._curves([0] * steps))
+        return Cost(passes=products.passes + norms, memory=products.memory + 4 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        record, steps, norms_at = get(self.record), self._steps(get), self._norms(get)
-        refuse_zero_rates({step: record.learning_rate(step) for step in steps})
-        shards = [part for part in self._products.parts(get) if isinstance(part, CheckpointScores)]
+        record, norms_at = get(self.record), self._norms(get)
+        refuse_zero_rates({step: record.learning_rate(step) for step in norms_at})
+        shares = half_shares(self.estimator.retrac)
         total: Any = 0
-        for step in steps:
-            products = get.many([shard for shard in shards if step_of(shard.estimator) == step])
-            values = np.concatenate([p.values[0].astype(np.float64) for p in products], axis=2)  # [half, Q, N]
-            retrac = record.learning_rate(step) * np.tensordot(products[0].weights, values, axes=1)
-            norms = get(norms_at[step]).norms[0, :, 0]
-            total = total + np.stack([lengths(norms, strength) * retrac for strength in ENDS])
-        return Scores(
-            values=total.astype(np.float32),
-            query_index=np.array(get(self.queries).index),
-            train_index=np.array(get(self.train).index),
-            axes={"strength": list(ENDS)},
-        )
+        for step, norms in norms_at.items():
+            products = concatenated(get.many(self._retrac.training_blocks(step)))[0].astype(np.float64)  # [half, Q, N]
+            retrac = record.learning_rate(step) * np.tensordot(shares, products, axes=1)
+            total = total + np.stack([lengths(get(norms).norms[0, :, 0], strength) * retrac for strength in ENDS])
+        return self.assembled(total, get, axes={"strength": list(ENDS)})
 
     @property
-    def _products(self) -> TrajectoryScores:
-        how = self.estimator
-        return TrajectoryScores(how.retrac, self.record, self.train, self.queries)
+    def _retrac(self) -> TrajectoryScores:
+        return TrajectoryScores(self.estimator.retrac, self.train, self.queries, self.record)
 
     def _norms(self, get: Get) -> dict[int, GradientNorms]:
-        """n_z of every training example, by checkpoint: unmirrored, one ε each."""
-        steps, how = self._steps(get), self.estimator
-        if how.timestep is None:
-            timesteps = [curve.highest for curve in get.many(self._curves(get))]
+        """The norms n_z of all training examples by checkpoint, without flips and with one noise per example."""
+        steps = self._retrac.steps(get)
+        if self.estimator.timestep is None:
+            timesteps = [curve.highest for curve in get.many(self._curves(steps))]
         else:
-            timesteps = [how.timestep] * len(steps)
+            timesteps = [self.estimator.timestep] * len(steps)
         return {step: self._norms_at(step, timestep) for step, timestep in zip(steps, timesteps, strict=True)}
 
     def _norms_at(self, step: int, timestep: int) -> GradientNorms:
@@ -155,25 +145,19 @@ class GuidedScores(Node[Scores]):
         settings = {"images": self.train, "record": self.record, "execution": self.estimator.execution}
         return GradientNorms(GradientsAtScheme(step=step, scheme=scheme, role="reference norms", **settings))
 
-    def _curves(self, get: Get) -> list[NormCurve]:
-        """What t* is read from, of each checkpoint. Parts, not parents: which checkpoints there are is in the record."""
-        return self._curves_at(self._steps(get))
-
-    def _curves_at(self, steps: Sequence[int]) -> list[NormCurve]:
-        how = self.estimator
-        if how.timestep is not None:
+    def _curves(self, steps: Sequence[int]) -> list[NormCurve]:
+        """The curves that t* is read from, one for each checkpoint; none if t* is given."""
+        # These are parts, not parents, because the record decides which checkpoints there are.
+        if self.estimator.timestep is not None:
             return []
-        return [NormCurve(self.record, self.train, step, how.draws.seed, how.execution) for step in steps]
-
-    def _steps(self, get: Get) -> list[int]:
-        record = get(self.record)
-        return select(self.estimator.checkpoints, record.steps, record.losses)
+        seed, execution = self.estimator.draws.seed, self.estimator.execution
+        return [NormCurve(self.record, self.train, step, seed, execution) for step in steps]
 
 
 def lengths(norms: np.ndarray, strength: float) -> np.ndarray:
-    """``s_z n_max`` for the norms n_z ``[N]``: from λ n_max for the smallest to n_max for the largest, in proportion between.
+    """Return ``s_z n_max`` for the norms n_z ``[N]``: from λ n_max for the smallest to n_max for the largest, linear in between.
 
-    n_max for all where all norms are equal: each is then the largest.
+    If all norms are equal, every one of them counts as the largest.
     """
     spread = norms.max() - norms.min()
     place = (norms - norms.min()) / spread if spread > 0 else np.ones_like(norms)

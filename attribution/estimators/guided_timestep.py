@@ -1,4 +1,4 @@
-"""At which timestep guided normalization compares images, where nobody says: the one with the highest mean gradient norm."""
+"""The default reference timestep t* of guided normalization: the one with the highest mean gradient norm."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
 TIMESTEPS = 50
-"""Evenly spaced ones, of which the one with the highest mean norm is found."""
+"""The number of evenly spaced timesteps that are compared."""
 SAMPLE = 32
-"""Training examples over which that mean is taken."""
+"""The number of training examples over which norms are averaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +27,16 @@ class NormsByTimestep(Arrays):
 
     @property
     def highest(self) -> int:
-        """The timestep with the highest mean norm; of equal ones the first."""
+        """The timestep with the highest mean norm; the first one if several are equal."""
         return int(self.timesteps[self.norms.argmax()])
 
 
 @dataclass(frozen=True)
 class NormCurve(Node[NormsByTimestep]):
-    """``1/|S| Σ_{z∈S} ‖∇ℓ_t(θ_k, ε, z)‖`` at 50 evenly spaced t (or every t, where there are fewer), one ε for each t and z.
+    """``1/|S| Σ_{z∈S} ‖∇ℓ_t(θ_k, ε, z)‖`` at 50 evenly spaced t (or every t if T < 50), with one ε for each t and z.
 
-    S: 32 training examples, evenly spaced among their sorted ids, whatever their order (or all, where there are fewer).
+    S are 32 training examples, evenly spaced among the sorted ids (or all examples if there are fewer). It does not depend on their
+    order.
     """
 
     NAME = "NormCurve"
@@ -55,8 +56,8 @@ class NormCurve(Node[NormsByTimestep]):
     def compute(self, get: Get) -> NormsByTimestep:
         images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.process.T), seed=self.seed)
         sample = np.argsort(images.index)[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)]
-        of = GradientsAtScheme(
+        gradients = GradientsAtScheme(
             images=self.train, record=self.record, step=self.step, scheme=scheme, role="norm curve", execution=self.execution
         )
-        found = compute_norms(of, images.take(sample), get)
-        return NormsByTimestep(found.timestep[0, 0], found.norms[0].mean(0))
+        single = compute_norms(gradients, images.take(sample), get)
+        return NormsByTimestep(single.timestep[0, 0], single.norms[0].mean(0))

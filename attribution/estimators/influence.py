@@ -1,34 +1,54 @@
 """Influence functions with an eigendecomposed curvature (Mlodozeniec et al. 2024, K-FAC influence for diffusion models).
 
-``τ[q, z] = ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z)`` at the trained model, with H block diagonal over layers and given by a basis in which it is
-diagonal: every layer's gradient is rotated into it once, g̃ = Q_Bᵀ g Q_A, and
+``τ[q, z] = ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z)`` at the trained model. H is block diagonal over layers, and its eigenbasis is known. The
+gradients of each layer are rotated into it once, g̃ = Q_Bᵀ g Q_A, and
 
     τ[q, z] = Σ_layers Σ_{o,i} q̃_{o,i} z̃_{o,i} / (Λ_{o,i} + λ)        (exact damping; one eigendecomposition serves every λ)
 
-Both sides are means over K draws. A list of draws (``draws.n=[16,64]``) takes prefixes of the same draws; a list of dampings, and
-the ``GRID`` that scores always hold, share all but the last product. The work is cut into nodes (``influence_nodes``).
+Both sides are means over K draws. A list of numbers of draws (``draws.n=[16,64]``) takes prefixes of the same draws. All dampings,
+the requested ones and those of ``GRID``, share everything but the last product.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 
 from attribution.checks import whole
 from attribution.curvature import Basis
 from attribution.estimators.balance import Balance, TimestepNorms
-from attribution.estimators.base import Estimator, as_list, check_dampings
-from attribution.estimators.influence_nodes import FLOAT, GRID, InfluenceShard, query_nodes, unstable_layer
+from attribution.estimators.base import as_list, check_dampings
+from attribution.estimators.draw_means import Mean, prefix_means
+from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, refuse_unstable, unstable_layer
 from attribution.estimators.scores import Scores
-from attribution.execution import ranges
+from attribution.estimators.sharded import (
+    BlockProducts,
+    QueryBlock,
+    ShardedEstimator,
+    ShardedScores,
+    TrainingBlock,
+    with_query_blocks,
+)
+from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.compression import Compression, Uncompressed
-from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.gradients.engine import engine
+from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet, bins
-from attribution.images.draws import Draws, DrawScheme
-from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, Node, execution
+from attribution.nodes import Cost, Get, Node, execution, key
 from attribution.training import Recorded
+
+SHARED = (
+    "attribution.estimators.draw_means",
+    "attribution.estimators.held_queries",
+    "attribution.estimators.sharded",
+    "attribution.gradients.engine",
+    "attribution.images.bins",
+)
+
+GRID = tuple(10.0**e for e in range(-12, 0))
+"""Dampings that every score artifact holds. A sweep over these costs one pass."""
 
 
 class Curvature(Protocol):
@@ -38,13 +58,13 @@ class Curvature(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KFACInfluence(Estimator):
-    """K-FAC or EK-FAC influence, as ``curvature`` says.
+class KFACInfluence(ShardedEstimator):
+    """Influence with the curvature that ``curvature`` defines, such as K-FAC or EK-FAC.
 
-    ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: of either side, independent of each
-    other; ``balance``: how single draws are weighed; ``flips``: mirror training images at random, as training did (never the
-    queries). ``compression``: of what is held of the queries; ``query_batch``: the most queries held during a pass over the
-    training set, more take another pass.
+    ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: the draws of either side, which are
+    independent of each other. ``balance``: how single draws are weighted. ``flips``: mirror training images at random, as training
+    did (queries are never mirrored). ``compression``: how the queries' coefficients are stored. ``query_batch``: the largest number
+    of queries held during a pass over the training set; more queries take another pass.
     """
 
     NAME = "KFACInfluence"
@@ -52,8 +72,6 @@ class KFACInfluence(Estimator):
     DRAW_LISTS = True
     DRAW_BINS = True
 
-    measurement: Measure
-    draws: DrawScheme
     curvature: Curvature
     damping: float | Sequence[float] = 1e-8
     balance: Balance | None = None
@@ -67,76 +85,202 @@ class KFACInfluence(Estimator):
 
     @property
     def dampings(self) -> tuple[float, ...]:
-        """The dampings asked for."""
+        """The dampings as a tuple."""
         return as_list(self.damping)
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         self.draws.check_bins(record.process.T)
-        # What is computed does not depend on which of the stored dampings was asked for.
-        return InfluenceScores(replace(self, damping=()), tuple(sorted({*GRID, *self.dampings})), record, train, queries)
+        # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
+        return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, record)
 
-    def asked(self) -> Mapping[str, Sequence[Any]]:
+    def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}
+
+    def basis(self, record: Recorded, train: ImageSet) -> Node[Basis]:
+        """The eigenbasis of the curvature."""
+        return self.curvature.basis(record, train, self.flips)
+
+    def norms(self, record: Recorded, train: ImageSet) -> TimestepNorms:
+        """The mean gradient norms that balance timesteps."""
+        return TimestepNorms(record, train, self.draws.seed, execution=self.execution)
 
     def balance_of(self, side: str) -> Balance | None:
         """How the gradients of ``side`` ("query" or "train") are balanced."""
         return self.balance if self.balance is not None and self.balance.side == side else None
 
-    def mean_of(self, side: str, record: Recorded, train: ImageSet, get: Get) -> Callable[[Captured, Draws], LayerGradients]:
-        """The mean that this side takes over draws."""
+    def mean_of(self, side: str, record: Recorded, train: ImageSet, get: Get) -> Mean:
+        """The mean over draws on ``side``."""
         balance = self.balance_of(side)
         if balance is None:
             return lambda captured, draws: captured.mean()
         norms, measure = self.norms(record, train), self.measurement if side == "query" else record.objective
         return lambda captured, draws: captured.mean(balance.weights(measure.timesteps(draws), norms, get))
 
-    def norms(self, record: Recorded, train: ImageSet) -> TimestepNorms:
-        """What balances by timestep."""
-        return TimestepNorms(record, train, self.draws.seed, execution=self.execution)
-
-    def query_bytes(self, record: Recorded) -> float:
-        """What is held of one query during a pass, uncompressed."""
-        return FLOAT * len(self.draws.prefixes) * self.draws.bins * record.parameter_count
+    def gradient_bytes(self, record: Recorded) -> float:
+        """The size of all prefixes and bins of one image's gradient, uncompressed."""
+        return FLOAT32_BYTES * len(self.draws.prefixes) * self.draws.bins * record.parameter_count
 
 
 @dataclass(frozen=True)
-class InfluenceScores(Node[Scores]):
-    """All queries and training examples, under all stored dampings."""
+class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
+    """Coefficients of some queries in the basis. Estimators with other curvatures or compressions share the gradients."""
+
+    NAME = "InfluenceQueryBlock"
+    VERSION = 1
+    TITLE = "gradients of the queries"
+    ARTIFACT = QueryCoefficients
+
+    estimator: KFACInfluence  # without dampings
+    train: ImageSet
+
+    def together(self) -> Hashable:
+        estimator = self.estimator
+        shared = (estimator.measurement, estimator.draws, estimator.balance_of("query"))
+        return key(self.record, self.train, self.queries, self.rows, *shared)
+
+    def cost(self) -> Cost:
+        size = self.count * self.estimator.gradient_bytes(self.record)
+        return Cost(passes=self.count * self.estimator.draws.count, memory=3 * size, disk=size)
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, estimator = nodes[0], nodes[0].estimator
+        x0, draws, condition = first.inputs(get)
+        per_example = engine(first.record, None, estimator.execution, get)
+        mean = estimator.mean_of("query", first.record, first.train, get)
+        means = prefix_means(per_example, estimator.measurement, x0, draws, condition, estimator.draws, mean)
+        return [node._coefficients(means, get, x0.device) for node in nodes]
+
+    def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
+        basis = get(self.estimator.basis(self.record, self.train)).to(device)
+        return QueryCoefficients.of(means, basis, self.estimator.compression)
+
+
+@dataclass(frozen=True)
+class InfluenceTrainingBlock(TrainingBlock):
+    """τ of some training examples under all queries: ``[D, P, query bins, training bins, Q, n]`` for D dampings and P prefixes."""
+
+    NAME = "InfluenceTrainingBlock"
+    VERSION = 1
+    TITLE = "influence of the training images"
+
+    estimator: KFACInfluence
+
+    def together(self) -> Hashable:
+        estimator = self.estimator
+        shared = (estimator.draws, estimator.flips, estimator.balance_of("train"), estimator.query_batch)
+        return key(self.record, self.train, self.rows, *shared)
+
+    def cost(self) -> Cost:
+        estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
+        gradient = estimator.gradient_bytes(self.record)
+        held = min(self.queries.count, estimator.query_batch) * gradient
+        axes = len(estimator.dampings) * len(estimator.draws.prefixes) * estimator.draws.bins**2
+        products = FLOAT32_BYTES * axes * self.queries.count * self.count
+        return Cost(
+            passes=batches * self.count * estimator.draws.count,
+            memory=held + 3 * self._examples_at_once * gradient + 2 * products,
+        )
+
+    def query_blocks(self) -> list[InfluenceQueryBlock]:
+        estimator = replace(self.estimator, damping=())  # no damping enters the coefficients
+        subject = estimator.measurement.subject(self.queries)
+        return [
+            InfluenceQueryBlock(estimator, self.record, subject, rows, self.train)
+            for rows in ranges(0, self.queries.count, min(estimator.execution.query_shard, estimator.query_batch))
+        ]
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, estimator = nodes[0], nodes[0].estimator
+        device, images = estimator.execution.torch_device(), get(first.train)
+        for node in nodes:
+            refuse_unstable(get(node.basis), set(node.estimator.dampings) - set(GRID))
+        per_example = engine(first.record, None, estimator.execution, get)
+        mean_over_draws = estimator.mean_of("train", first.record, first.train, get)
+        products: list[list[np.ndarray]] = [[] for _ in nodes]
+        for batch in _batches(nodes, estimator.query_batch):
+            held = [_held(nodes[number], blocks, get, device) for number, blocks in batch]
+            bases = [nodes[number].basis.fingerprint for number, _ in batch]
+            for start, stop in ranges(*first.rows, first._examples_at_once):
+                rows = slice(start, stop)
+                draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.record.process.T, estimator.flips)
+                x0, condition = images.x0(rows).to(device), images.conditions(rows)
+                means = prefix_means(per_example, first.record.objective, x0, draws, condition, estimator.draws, mean_over_draws)
+                for prefix, mean in enumerate(means):
+                    rotated: dict[str, LayerGradients] = {}
+                    for queries, basis in zip(held, bases, strict=True):
+                        if basis not in rotated:
+                            rotated[basis] = queries.basis.rotate(mean)
+                        queries.add(prefix, rotated[basis])
+            for (number, _), queries in zip(batch, held, strict=True):
+                products[number].append(queries.products())
+        return [BlockProducts(np.concatenate(batches, axis=-2)) for batches in products]
+
+    @property
+    def basis(self) -> Node[Basis]:
+        """The eigenbasis of the curvature."""
+        return self.estimator.basis(self.record, self.train)
+
+    @property
+    def _examples_at_once(self) -> int:
+        """The number of training examples whose gradients are held at a time."""
+        draws = self.estimator.draws
+        return self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.record.parameter_count)
+
+
+def _batches(nodes: Sequence[InfluenceTrainingBlock], most: int) -> Iterator[list[tuple[int, list[InfluenceQueryBlock]]]]:
+    """Yield the query blocks of all nodes in batches of at most ``most`` queries: pairs of a node's number and its blocks."""
+    batch: dict[int, list[InfluenceQueryBlock]] = {}
+    held = 0
+    for number, node in enumerate(nodes):
+        for block in node.query_blocks():
+            if held + block.count > most:
+                yield list(batch.items())
+                batch, held = {}, 0
+            batch.setdefault(number, []).append(block)
+            held += block.count
+    yield list(batch.items())
+
+
+def _held(node: InfluenceTrainingBlock, queries: Sequence[InfluenceQueryBlock], get: Get, device: torch.device) -> HeldQueries:
+    basis = get(node.basis).to(device)
+    return HeldQueries.joined(basis, get.many(queries), node.estimator.dampings, node.estimator.compression)
+
+
+@dataclass(frozen=True)
+class InfluenceScores(ShardedScores):
+    """The scores under all stored dampings, except those that are too small for the curvature."""
 
     NAME = "InfluenceScores"
     VERSION = 2
     TITLE = "influence scores"
-    ARTIFACT = Scores
 
     estimator: KFACInfluence
-    dampings: tuple[float, ...]
     record: Recorded
-    train: ImageSet
-    queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        return [*query_nodes(self.estimator, self.record, self.train, self.queries), *self._shards()]
+        return with_query_blocks(self.training_blocks)
 
     def parents(self) -> list[Node]:
-        how = self.estimator
-        needed: list[Node] = [how.curvature.basis(self.record, self.train, how.flips)]
-        if how.balance is not None and how.balance.by == "timestep":
-            needed.append(how.norms(self.record, self.train))
-        return [*super().parents(), *needed]
+        estimator = self.estimator
+        balanced = estimator.balance is not None and estimator.balance.by == "timestep"
+        norms = [estimator.norms(self.record, self.train)] if balanced else []
+        return [*super().parents(), estimator.basis(self.record, self.train), *norms]
 
     def cost(self) -> Cost:
-        how, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
-        pairs = self.queries.count * self.train.count * (how.draws.bins + (how.draws.bins > 1)) ** 2
-        size = FLOAT * len(self.dampings) * len(how.draws.prefixes) * pairs
-        return Cost(passes=(self.queries.count + batches * self.train.count) * how.draws.count, memory=2 * size, disk=size)
+        estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
+        draws = estimator.draws
+        bin_pairs = (draws.bins + (draws.bins > 1)) ** 2
+        size = FLOAT32_BYTES * len(estimator.dampings) * len(draws.prefixes) * bin_pairs * self.pairs
+        return Cost(passes=(self.queries.count + batches * self.train.count) * draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        draws, how = self.estimator.draws, self.estimator
-        basis = get(how.curvature.basis(self.record, self.train, how.flips))
-        stable = [unstable_layer(basis, damping) is None for damping in self.dampings]
-        values = np.concatenate([shard.values[stable] for shard in get.many(self._shards())], axis=5)
-        dampings = [damping for damping, kept in zip(self.dampings, stable, strict=True) if kept]
+        draws, basis = self.estimator.draws, get(self.estimator.basis(self.record, self.train))
+        stable = [unstable_layer(basis, damping) is None for damping in self.estimator.dampings]
+        values = np.concatenate([block.values[stable] for block in get.many(self.training_blocks)], axis=-1)
+        dampings = [damping for damping, kept in zip(self.estimator.dampings, stable, strict=True) if kept]
         axes: dict[str, Sequence[Any]] = {"damping": dampings, "draws": draws.prefixes}
         if draws.bins > 1:
             values = bins.with_sums(values, (2, 3))
@@ -144,15 +288,12 @@ class InfluenceScores(Node[Scores]):
             axes |= {"query_bin": names, "train_bin": names}
         else:
             values = values[:, :, 0, 0]
-        return Scores(
-            values=values,
-            query_index=np.array(get(self.queries).index),
-            train_index=np.array(get(self.train).index),
-            axes=axes,
-        )
+        return self.assembled(values, get, axes)
 
-    def _shards(self) -> list[InfluenceShard]:
+    @property
+    def training_blocks(self) -> list[InfluenceTrainingBlock]:
+        """The products with all training examples."""
         return [
-            InfluenceShard(self.estimator, self.dampings, self.record, self.train, self.queries, rows)
+            InfluenceTrainingBlock(self.estimator, self.record, self.train, self.queries, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]

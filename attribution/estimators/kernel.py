@@ -1,6 +1,6 @@
 """Estimators of the form ``τ[q, z] = φ(q)ᵀ (ΦᵀΦ/N + λI)⁻¹ φ(z) · scale(z)``: TRAK and its relatives.
 
-Features and their eigendecomposition are shared by all of them, by all dampings, and by all pools of queries.
+All of these methods share the features and their eigendecomposition, for all dampings and all pools of queries.
 """
 
 from abc import abstractmethod
@@ -12,7 +12,10 @@ import numpy as np
 
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.estimators.scores import Scores
-from attribution.features.features import Features, InnerProducts
+from attribution.estimators.sharded import ShardedScores
+from attribution.execution import FLOAT32_BYTES
+from attribution.features.features import Features
+from attribution.features.gram import InnerProducts
 from attribution.features.spectrum import RESOLUTION, Spectrum, sides
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -21,22 +24,22 @@ from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
 from attribution.training import Recorded
 
-FLOAT = 4
 GRID = tuple(10.0**e for e in range(-12, 3))
 """Dampings that every score artifact holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelEstimator(Estimator):
-    """Features are projected gradients of two measures under the final model, means over ``draws``.
+    """Features are projected gradients of two measures at the final model, averaged over ``draws``.
 
-    The feature of a query is the gradient of ``measurement`` or, in methods whose query feature measures nothing (D-TRAK,
+    The feature of a query is the gradient of ``measurement`` or, in methods whose query feature is not a measurement (D-TRAK,
     Journey-TRAK), of ``query_feature``; exactly one of the two is given. The feature of a training image is the gradient of
-    ``train_feature``; None means the model's objective.
+    ``train_feature``, by default of the model's objective.
 
-    ``damping``: λ, one value or a list, in this project's one convention: added to the curvature of the *mean* (1/N). The λ that
-    D-TRAK's code adds to ΦᵀΦ, of projections without a factor of 1/√k, is ``k N`` times ours (``from_dtrak``). ``flips``: mirror
-    training images at random, as training did. ``models``: mean over so many models that differ in their training seed.
+    ``damping``: λ, one value or a list. As everywhere in this project it is added to the curvature of the *mean* (1/N). D-TRAK's
+    code adds its λ to ΦᵀΦ, with projections without a factor of 1/√k; it is ``k N`` times ours (``from_dtrak``). ``flips``: mirror
+    training images at random, as training did. ``models``: the number of models, with different training seeds, whose scores are
+    averaged.
     """
 
     measurement: Measure | None = None
@@ -58,11 +61,11 @@ class KernelEstimator(Estimator):
 
     @abstractmethod
     def scale(self, eigen: "Solved", damping: float) -> np.ndarray | float:
-        """What the scores of each training image are multiplied by, ``[N]`` or one number."""
+        """Return the factor on the scores of each training image, ``[N]`` or one number."""
 
     @property
     def dampings(self) -> tuple[float, ...]:
-        """The dampings asked for."""
+        """The dampings as a tuple."""
         return as_list(self.damping)
 
     def measuring(self, measure: Measure) -> Self:
@@ -75,27 +78,27 @@ class KernelEstimator(Estimator):
         assert measure is not None
         return measure
 
-    def asked(self) -> Mapping[str, Sequence[Any]]:
+    def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
-        dampings = tuple(sorted({*GRID, *self.dampings}))
-        how = replace(self, damping=(), models=1)
-        members = [KernelScores(how, dampings, record.member(i), train, queries) for i in range(self.models)]
+        # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
+        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
+        members = [KernelScores(stored, train, queries, record.member(i)) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
 
     def features(self, record: Recorded, images: ImageSet, role: str) -> Features:
-        """Those of "query" or "attribution" (training) images."""
+        """The features of queries (role "query") or training images (role "attribution")."""
         measure = self.query_measure if role == "query" else self.train_feature or record.objective
         return Features.of(self, record, images, measure, role)
 
 
 @dataclass(frozen=True)
 class Solved:
-    """Training images in the eigenbasis: Λ ``values [r]``, coordinates ``right [N, r]``, ‖φ(z)‖² ``squares [N]``.
+    """The training images in the eigenbasis: Λ ``values [r]``, coordinates ``right [N, r]``, ‖φ(z)‖² ``squares [N]``.
 
-    ``metric [r]``: Σ_j metric_j right_zj² f(Λ_j)² is the square norm of f(C) φ(z).
+    ``metric [r]`` gives norms: ‖f(C) φ(z)‖² = Σ_j metric_j right_zj² f(Λ_j)².
     """
 
     values: np.ndarray
@@ -105,22 +108,18 @@ class Solved:
 
 
 @dataclass(frozen=True)
-class KernelScores(Node[Scores]):
-    """The scores under every stored damping that float64 can tell from none."""
+class KernelScores(ShardedScores):
+    """The scores under all stored dampings, except those that are too small for float64."""
 
     NAME = "KernelScores"
     VERSION = 1
     TITLE = "kernel scores"
-    ARTIFACT = Scores
 
     estimator: KernelEstimator
-    dampings: tuple[float, ...]
     record: Recorded
-    train: ImageSet
-    queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        # Asked for together: several estimators' and pools' inner products then share their passes.
+        # As parts of one list, the inner products of several estimators and pools share their passes.
         queries, spectrum = self._features()
         return [*spectrum.parts(get), *([InnerProducts(queries, spectrum.train)] if spectrum.form_is_gram else queries.shards)]
 
@@ -128,7 +127,7 @@ class KernelScores(Node[Scores]):
         return [*super().parents(), self._features()[1]]
 
     def cost(self) -> Cost:
-        return Cost(disk=FLOAT * len(self.dampings) * self.queries.count * self.train.count)
+        return Cost(disk=FLOAT32_BYTES * len(self.estimator.dampings) * self.pairs)
 
     def compute(self, get: Get) -> Scores:
         queries, spectrum = self._features()
@@ -136,23 +135,18 @@ class KernelScores(Node[Scores]):
         left, right = sides(get, queries, spectrum.train, eigen)
         metric = len(right) * eigen.values if eigen.gram else np.ones(len(eigen.values))
         solved = Solved(eigen.values, right, metric, eigen.squares)
-        dampings = [damping for damping in self.dampings if self._stable(damping, eigen.values)]
-        found = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(solved, damping) for damping in dampings]
-        return Scores(
-            values=np.stack(found).astype(np.float32),
-            query_index=np.array(get(self.queries).index),
-            train_index=np.array(get(self.train).index),
-            axes={"damping": dampings},
-        )
+        dampings = [damping for damping in self.estimator.dampings if self._stable(damping, eigen.values)]
+        values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(solved, damping) for damping in dampings]
+        return self.assembled(np.stack(values), get, axes={"damping": dampings})
 
     def _features(self) -> tuple[Features, Spectrum]:
-        how = self.estimator
-        return how.features(self.record, self.queries, "query"), Spectrum(how.features(self.record, self.train, "attribution"))
+        features = self.estimator.features
+        return features(self.record, self.queries, "query"), Spectrum(features(self.record, self.train, "attribution"))
 
     def _stable(self, damping: float, values: np.ndarray) -> bool:
         if values.min() + damping > RESOLUTION * values.max():
             return True
-        if damping in GRID:  # nobody may have asked for it
+        if damping in GRID:  # it may not have been requested
             return False
         raise FloatingPointError(
             f"estimator.damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
@@ -172,16 +166,13 @@ class EnsembleScores(Node[Scores]):
     members: tuple[Node[Scores], ...]
 
     def compute(self, get: Get) -> Scores:
-        total: dict[float, Any] = {}
-        found = get.many(self.members)
-        for damping in set.intersection(*(set(scores.axes["damping"]) for scores in found)):
-            total[damping] = sum(scores.at(damping=damping).values.astype(np.float64) for scores in found) / len(found)
-        dampings = sorted(total)
-        first = found[0]
-        values = np.stack([total[damping] for damping in dampings]).astype(np.float32)
-        return Scores(values, np.array(first.query_index), np.array(first.train_index), {"damping": dampings})
+        members = get.many(self.members)
+        dampings = sorted(set.intersection(*(set(scores.axes["damping"]) for scores in members)))
+        totals = [sum(scores.at(damping=damping).values.astype(np.float64) for scores in members) for damping in dampings]
+        values = np.stack([total / len(members) for total in totals]).astype(np.float32)
+        return Scores(values, np.array(members[0].query_index), np.array(members[0].train_index), {"damping": dampings})
 
 
 def from_dtrak(damping: float, k: int, N: int) -> float:
-    """This project's λ for one of D-TRAK's code, which adds it to ΦᵀΦ of features without a factor of 1/√k: λ / (k N)."""
+    """Convert a λ of D-TRAK's code, which adds it to ΦᵀΦ of features without a factor of 1/√k, to this project's: λ / (k N)."""
     return damping / (k * N)

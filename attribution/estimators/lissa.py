@@ -2,45 +2,65 @@
 
     τ[q, z] = ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),      (H + λI)⁻¹ v ≈ r_J/σ,      r_j = v + (I - (H_batch + λI)/σ) r_{j-1}
 
-H is the curvature of the mean training loss over *all* parameters in one block. Nothing is approximated but by mini-batches and by
-ending after J steps, after which directions of a curvature below about σ/J still wait: J acts like a damping of that size.
+H is the curvature of the mean training loss over *all* parameters in one block. The only approximations are mini-batches and the
+end of the recursion after J steps, when directions with a curvature below about σ/J have not converged: J acts like a damping of
+that size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Self
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from attribution.checks import number, whole
 from attribution.curvature.products import CurvatureProduct, GaussNewton
-from attribution.estimators.base import Estimator
-from attribution.estimators.lissa_nodes import FLOAT, LissaShard, query_nodes
+from attribution.estimators.lissa_recursion import Recursion
 from attribution.estimators.scores import Scores
-from attribution.execution import ranges
+from attribution.estimators.sharded import (
+    BlockProducts,
+    QueryBlock,
+    QueryVectors,
+    ShardedEstimator,
+    ShardedScores,
+    TrainingBlock,
+    concatenated,
+    with_query_blocks,
+)
+from attribution.execution import FLOAT32_BYTES, ranges
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import dot
+from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
-from attribution.images.draws import DrawScheme
-from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, Node, execution
+from attribution.nodes import Cost, Get, Node, execution, key
 from attribution.training import Recorded
+
+SHARED = (
+    "attribution.estimators.lissa_recursion",
+    "attribution.estimators.sharded",
+    "attribution.gradients.engine",
+    "attribution.gradients.inner_products",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiSSA(Estimator):
+class LiSSA(ShardedEstimator):
     """Inverse-curvature products by the recursion above, for all queries at once.
 
     ``product``: ``Hessian``, of the training loss by double backward as in the paper, or ``GaussNewton``, which has no negative
     eigenvalues and costs the same for any number of queries. ``scale``: σ, at least half of the largest eigenvalue of H_batch + λI.
-    ``depth``: J; ``repeats``: recursions with other batches, averaged; ``batch_size``: draws (an image at a timestep with a noise)
-    in a batch, of the ``draws`` of every training image. ``draws`` are those of either side too, independent of each other;
-    ``flips``: mirror training images at random, as training did. ``query_batch``: the most queries of a pool that
-    share a recursion; all of them are held, as whole gradients, for the pass over the training set.
+    ``depth``: J; ``repeats``: recursions with different batches, which are averaged; ``batch_size``: draws (an image at a timestep
+    with a noise) in a batch, taken from the ``draws`` of every training image. ``draws`` also define the draws of either side,
+    which are independent of each other. ``flips``: mirror training images at random, as training did. ``query_batch``: the largest
+    number of queries of a pool that share a recursion; all queries are held as whole gradients during the pass over the training
+    set.
     """
 
     NAME = "LiSSA"
     VERSION = 1
 
-    measurement: Measure
-    draws: DrawScheme
     product: CurvatureProduct = field(default_factory=GaussNewton)
     damping: float = 1e-3
     scale: float = 100.0
@@ -65,45 +85,122 @@ class LiSSA(Estimator):
         self.measurement.subject(queries)
         if self.batch_size > train.count * self.draws.count:
             raise ValueError(
-                f"estimator.batch_size={self.batch_size}: there are {train.count} training images × {self.draws.count} draws; "
-                "ask for at most so many, or raise estimator.draws.n"
+                f"estimator.batch_size={self.batch_size}: there are only {train.count} training images × {self.draws.count} draws; "
+                "lower it, or raise estimator.draws.n"
             )
-        return LissaScores(self, record, train, queries)
+        return LissaScores(self, train, queries, record)
+
+    @property
+    def recursion(self) -> Recursion:
+        """The recursion that multiplies with the inverse curvature."""
+        return Recursion(**{setting.name: getattr(self, setting.name) for setting in fields(Recursion)})
 
 
 @dataclass(frozen=True)
-class LissaScores(Node[Scores]):
-    """All queries and training examples, ``[Q, N]``."""
+class LissaQueryBlock(QueryBlock[QueryVectors]):
+    """``(H + λI)⁻¹ ∇m(q)`` of some queries. Up to ``query_batch`` queries of each pool share the mini-batches and their passes."""
+
+    NAME = "LissaQueryBlock"
+    VERSION = 1
+    TITLE = "inverse-curvature products of the queries"
+    ARTIFACT = QueryVectors
+
+    estimator: LiSSA
+    train: ImageSet
+
+    def together(self) -> Hashable:
+        return key(self.record, self.train, self.estimator.recursion, self.rows[0] // self.estimator.query_batch)
+
+    def cost(self) -> Cost:
+        passes = self.count * self.estimator.draws.count + self.estimator.recursion.passes(self.count)
+        size = FLOAT32_BYTES * self.count * self.record.parameter_count
+        return Cost(passes=passes, memory=5 * size, disk=size)
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first = nodes[0]
+        per_example = engine(first.record, None, first.estimator.execution, get)
+        gradients = [node._gradients(per_example, get) for node in nodes]
+        v = {layer: torch.cat([block[layer] for block in gradients]) for layer in gradients[0]}
+        products = first.estimator.recursion(per_example, first.record, get(first.train), v)
+        blocks = {layer: vectors.cpu().split([node.count for node in nodes]) for layer, vectors in products.items()}
+        return [QueryVectors({layer: vectors[i] for layer, vectors in blocks.items()}) for i in range(len(nodes))]
+
+    def _gradients(self, per_example: PerExampleGradients, get: Get) -> LayerGradients:
+        """∇m(q), the mean over the query's draws."""
+        return per_example.capture(self.estimator.measurement, *self.inputs(get)).mean()
+
+
+@dataclass(frozen=True)
+class LissaTrainingBlock(TrainingBlock):
+    """τ of some training examples for all queries, ``[Q, n]``. Estimators with other settings of the recursion share the pass."""
+
+    NAME = "LissaTrainingBlock"
+    VERSION = 1
+    TITLE = "LiSSA scores of the training images"
+
+    estimator: LiSSA
+
+    def together(self) -> Hashable:
+        return key(self.record, self.train, self.rows, self.estimator.draws, self.estimator.flips)
+
+    def cost(self) -> Cost:
+        held = self.queries.count + 2 * self.estimator.execution.examples_at_once(self.record.parameter_count)
+        return Cost(passes=self.count * self.estimator.draws.count, memory=FLOAT32_BYTES * held * self.record.parameter_count)
+
+    def query_blocks(self) -> list[LissaQueryBlock]:
+        batch = self.estimator.query_batch
+        size = math.gcd(batch, min(self.estimator.execution.query_shard, batch))  # no block lies in two batches of queries
+        subject = self.estimator.measurement.subject(self.queries)
+        return [
+            LissaQueryBlock(self.estimator, self.record, subject, rows, self.train) for rows in ranges(0, self.queries.count, size)
+        ]
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, estimator = nodes[0], nodes[0].estimator
+        device, images = estimator.execution.torch_device(), get(first.train)
+        per_example = engine(first.record, None, estimator.execution, get)
+        queries = [get.many(node.query_blocks()) for node in nodes]
+        products: list[list[Tensor]] = [[] for _ in nodes]
+        for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.record.parameter_count)):
+            rows = slice(start, stop)
+            draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.record.process.T, estimator.flips)
+            x0, condition = images.x0(rows).to(device), images.conditions(rows)
+            gradients = per_example.capture(first.record.objective, x0, draws, condition).mean()
+            for blocks, vectors in zip(products, queries, strict=True):
+                blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors]).cpu())
+        return [BlockProducts(torch.cat(blocks, 1).float().numpy()) for blocks in products]
+
+
+@dataclass(frozen=True)
+class LissaScores(ShardedScores):
+    """The scores ``[Q, N]``."""
 
     NAME = "LissaScores"
     VERSION = 1
     TITLE = "LiSSA scores"
-    ARTIFACT = Scores
 
     estimator: LiSSA
     record: Recorded
-    train: ImageSet
-    queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
-        return [*query_nodes(self.estimator, self.record, self.train, self.queries), *self._shards()]
+        return with_query_blocks(self.training_blocks)
 
     def cost(self) -> Cost:
-        how, size = self.estimator, FLOAT * self.queries.count * self.train.count
-        pools = -(-self.queries.count // how.query_batch)
-        passes = (self.queries.count + self.train.count) * how.draws.count
-        passes += pools * how.repeats * how.depth * how.batch_size * how.product.passes(min(self.queries.count, how.query_batch))
+        estimator, size = self.estimator, FLOAT32_BYTES * self.pairs
+        batches = -(-self.queries.count // estimator.query_batch)
+        passes = (self.queries.count + self.train.count) * estimator.draws.count
+        passes += batches * estimator.recursion.passes(min(self.queries.count, estimator.query_batch))
         return Cost(passes=passes, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        return Scores(
-            values=np.concatenate([shard.values for shard in get.many(self._shards())], axis=1),
-            query_index=np.array(get(self.queries).index),
-            train_index=np.array(get(self.train).index),
-        )
+        return self.assembled(concatenated(get.many(self.training_blocks)), get)
 
-    def _shards(self) -> list[LissaShard]:
+    @property
+    def training_blocks(self) -> list[LissaTrainingBlock]:
+        """The products with all training examples."""
         return [
-            LissaShard(self.estimator, self.record, self.train, self.queries, rows)
+            LissaTrainingBlock(self.estimator, self.record, self.train, self.queries, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]

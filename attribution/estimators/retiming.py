@@ -1,6 +1,6 @@
-"""Training as it was, but for the timesteps: what scores would be had each example met another one (ReTrac §4.2).
+"""Training records with other timesteps: what the scores would be if examples had been trained at them (ReTrac §4.2).
 
-A record with other timesteps is a record: an estimator that replays training is given it in place of the true one.
+``Retimed`` is a record like any other. An estimator that replays training takes it in place of the true record.
 """
 
 from abc import ABC, abstractmethod
@@ -22,16 +22,16 @@ from attribution.training.checkpoints import select
 
 
 class Timing(ABC):
-    """Which timesteps instead; frozen dataclasses, whose fields are their identity."""
+    """Chooses the timesteps. Subclasses are frozen dataclasses; their fields are their identity."""
 
     @abstractmethod
     def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
-        """Of each image at each checkpoint, int64 ``[S, n]``."""
+        """Return the timestep of each of n images at each of S checkpoints, int64 ``[S, n]``."""
 
 
 @dataclass(frozen=True)
 class AtLargestNorm(Timing):
-    """t_max(z) = argmax over ``grid`` of ‖∇ℓ_t(θ_k, ε_train, z)‖ (ReTrac, definition 1); of equal norms the first."""
+    """t_max(z) = argmax over ``grid`` of ‖∇ℓ_t(θ_k, ε_train, z)‖ (ReTrac, definition 1); the first one if several are equal."""
 
     NAME = "AtLargestNorm"
     VERSION = 1
@@ -40,11 +40,11 @@ class AtLargestNorm(Timing):
     execution: Execution = execution(default=Execution())
 
     def norms(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int]) -> GradientNorms:
-        """Those that are compared."""
-        of = GradientsAtRecordedDraws(
+        """The norms that are compared."""
+        gradients = GradientsAtRecordedDraws(
             images=images, record=record, checkpoints=checkpoints, timesteps=self.grid, execution=self.execution
         )
-        return GradientNorms(of)
+        return GradientNorms(gradients)
 
     def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
         return np.array(self.grid)[get(self.norms(record, images, checkpoints)).norms.argmax(2)]
@@ -69,12 +69,16 @@ class AtRandom(Timing):
 
 @dataclass(frozen=True, eq=False)
 class RetimedTraining(TrainingRecord):
-    """``timesteps``: those of each checkpoint by the example's id. Noise and flips are the recorded ones."""
+    """A record with other timesteps: ``timesteps`` maps checkpoint → example id → timestep. Noise and flips are as recorded."""
 
     timesteps: Mapping[int, Mapping[int, int]]
 
     def latest_draws(self, step: int, examples: np.ndarray) -> Draws:
-        """As of the true record, with the other timesteps. Raises KeyError: a checkpoint or an example that has none."""
+        """Return the draws of the true record with the other timesteps.
+
+        Raises:
+            KeyError: there is no timestep for a checkpoint or an example.
+        """
         draws = super().latest_draws(step, examples)
         timestep = torch.tensor([self.timesteps[step][example] for example in examples.tolist()])
         return replace(draws, timestep=timestep[:, None])
@@ -82,7 +86,7 @@ class RetimedTraining(TrainingRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Retimed(Recorded):
-    """``record`` with the timesteps of ``images`` at ``checkpoints`` chosen by ``timing``: for scores of these images there."""
+    """``record`` with timesteps chosen by ``timing``, for scores of ``images`` at ``checkpoints``."""
 
     NAME = "Retimed"
     VERSION = 1

@@ -11,12 +11,12 @@ from attribution.gradients.per_example import Captured, LayerGradients
 
 @dataclass(frozen=True, kw_only=True)
 class ReTrac(TrajectoryEstimator):
-    """TracIn with every single gradient, of either side, divided by its own norm:
+    """TracIn with every single gradient on either side divided by its norm:
 
     ``τ[q, z] = Σ_k η_k ⟨ 1/(n_t m) Σ_t Σ_i g_{t,i}/‖g_{t,i}‖, G/‖G‖ ⟩``, g = ∇ℓ_t(θ_k, ε_i, q), G = ∇ℓ_{t_train}(θ_k, ε_train, z).
 
-    The query side is normalised before it is averaged and the average is not normalised again: this is no cosine. A zero
-    gradient stays zero.
+    The gradients of a query are normalized before they are averaged, and the average is not normalized again, so this is no cosine.
+    A zero gradient stays zero.
     """
 
     NAME = "ReTrac"
@@ -30,5 +30,5 @@ class ReTrac(TrajectoryEstimator):
 
 
 def inverse(norms: Tensor) -> Tensor:
-    """1/‖g‖, finite for a zero gradient, which stays zero."""
+    """Return 1/‖g‖, or a finite number for a zero gradient."""
     return 1 / norms.clamp(min=torch.finfo(norms.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Scores: what an estimator leaves, and its small reader."""
+"""The scores that an estimator computes, and how they are stored."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from attribution.nodes import Artifact
 
 @dataclass(frozen=True, eq=False)
 class Scores(Artifact):
-    """τ[.., q, i]: how much training on example i lowers the cost of query q (docs/methods.md, Sign; positive = proponent).
+    """τ[.., q, i]: how much training on example i lowers the cost of query q. Positive scores are proponents.
 
-    ``values`` float32 ``[.., Q, N]``; its leading axes are the swept values named in ``axes``, in order (damping, draws).
-    ``query_index`` ``[Q]`` and ``train_index`` ``[N]`` are the ids of rows and columns in their sources. ``halves`` float32
-    ``[2, Q, N]``, where an estimator provides them, are the scores from either half of the query draws: their agreement is the
-    reliability of ``values`` (over all bins of timesteps, where there are several).
+    ``values`` float32 ``[.., Q, N]``: the leading axes are the swept values that ``axes`` names, in order (damping, draws).
+    ``query_index [Q]`` and ``train_index [N]``: the ids of rows and columns in their sources. ``halves`` float32 ``[2, Q, N]``: the
+    scores from either half of the query draws, over all bins of timesteps. Their agreement is the reliability of ``values``. Only
+    some estimators provide them.
     """
 
     values: np.ndarray
@@ -29,16 +29,16 @@ class Scores(Artifact):
     halves: np.ndarray | None = None
 
     def at(self, **axes: Any) -> "Scores":
-        """The scores at one value of each swept axis, ``[Q, N]``.
+        """Return the scores at one value of each swept axis, ``[Q, N]``.
 
         Raises:
-            ValueError: an axis without a value, or one that was not computed.
+            ValueError: the value of an axis is missing, or was not computed.
         """
         position = []
         for name, values in self.axes.items():
             if axes.get(name) not in list(values):
                 raise ValueError(
-                    f"scores at {name}={axes.get(name)} were not computed, or cannot be (a damping too small for the curvature): "
+                    f"there are no scores at {name}={axes.get(name)} (a damping may be too small for the curvature): "
                     f"choose one of {list(values)}"
                 )
             position.append(list(values).index(axes[name]))
@@ -55,7 +55,7 @@ class Scores(Artifact):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The scores in a folder that a store or ``task=attribute`` left; arrays are memory-mapped."""
+        """Read the scores in a folder of the store, or of ``task=attribute``. Arrays are memory-mapped."""
         folder = Path(folder)
 
         def read(name: str) -> np.ndarray:

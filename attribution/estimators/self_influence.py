@@ -1,14 +1,14 @@
-"""Self-influence A(z, z): how much an example's own training lowered its own loss (ReTrac §6, §6.3)."""
+"""Self-influence A(z, z): how much training on an example lowered the loss of the same example (ReTrac §6, §6.3)."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 
 from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
-from attribution.estimators.trajectory_nodes import step_of
+from attribution.estimators.trajectory_blocks import CheckpointEstimator
 from attribution.execution import ranges
 from attribution.gradients.engine import engine
 from attribution.gradients.inner_products import rowwise_dot
@@ -17,15 +17,12 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
-SHARED = (
-    "attribution.gradients.engine",
-    "attribution.gradients.inner_products",
-)
+SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products")
 
 
 @dataclass(frozen=True, eq=False)
 class Influence(Arrays):
-    """One number for each training example: ``values`` float32 ``[N]`` and the examples' ids ``train_index [N]``."""
+    """The self-influence of each training example, ``values`` float32 ``[N]``, and the ids of the examples, ``train_index [N]``."""
 
     values: np.ndarray
     train_index: np.ndarray
@@ -41,44 +38,44 @@ class SelfInfluenceShard(JointNode[Influence]):
     ARTIFACT = Influence
     TRANSIENT = True
 
-    estimator: TrajectoryEstimator  # at one checkpoint
+    estimator: CheckpointEstimator
     record: Recorded
     train: ImageSet
     rows: tuple[int, int]
+    step: int
 
     def together(self) -> Hashable:
-        e = self.estimator
-        return key(self.record, self.train, self.rows, e.checkpoints, e.measurement, e.draws)
+        return key(self.record, self.train, self.rows, self.step, self.estimator.measurement, self.estimator.draws)
 
     def cost(self) -> Cost:
         return Cost(passes=(self.rows[1] - self.rows[0]) * (1 + self.estimator.draws.count))
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        first = nodes[0]
-        estimator, device = first.estimator, first.estimator.execution.torch_device()
-        per_example = engine(first.record, step_of(estimator), first.estimator.execution, get)
+        first, estimator = nodes[0], nodes[0].estimator
+        device, execution = estimator.execution.torch_device(), estimator.execution
+        per_example = engine(first.record, first.step, execution, get)
         record, train = get(first.record), get(first.train)
-        values: list[list[torch.Tensor]] = [[] for _ in nodes]
+        products: list[list[torch.Tensor]] = [[] for _ in nodes]
+        estimator.measurement.subject(first.train)  # raises if the training images cannot be measured
         # A block holds both sides of its examples, and its query draws should fill a pass.
-        estimator.measurement.subject(first.train)  # not the training images themselves: an error
-        block = first.estimator.execution.examples_at_once(2 * first.record.parameter_count)
-        for start, stop in ranges(*first.rows, max(1, min(block, first.estimator.execution.batch_size // estimator.draws.count))):
+        block = min(execution.examples_at_once(2 * first.record.parameter_count), execution.batch_size // estimator.draws.count)
+        for start, stop in ranges(*first.rows, max(1, block)):
             rows = slice(start, stop)
             x0, ids, condition = train.x0(rows).to(device), train.ids(rows).to(device), train.conditions(rows)
             draws = estimator.draws.draw("query", ids, first.record.process.T)
             query = per_example.capture(estimator.measurement, x0, draws, condition)
-            visited = record.latest_draws(step_of(estimator), train.index[rows]).to(device)
+            visited = record.latest_draws(first.step, train.index[rows]).to(device)
             trained = per_example.capture(first.record.objective, x0, visited, condition)
-            for products, node in zip(values, nodes, strict=True):
-                products.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)).cpu())
+            for blocks, node in zip(products, nodes, strict=True):
+                blocks.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)).cpu())
         index = np.array(train.index[slice(*first.rows)])
-        return [Influence(torch.cat(products).float().numpy(), index) for products in values]
+        return [Influence(torch.cat(blocks).float().numpy(), index) for blocks in products]
 
 
 @dataclass(frozen=True)
 class SelfInfluence(Node[Influence]):
-    """``A(z, z) = Σ_k η_k ⟨Q_k(z), G_k(z)⟩``: query side over the estimator's draws, training side at z's own recorded draw."""
+    """``A(z, z) = Σ_k η_k ⟨Q_k(z), G_k(z)⟩``: the query side over the estimator's draws, the training side at z's recorded draw."""
 
     NAME = "SelfInfluence"
     VERSION = 2
@@ -94,9 +91,9 @@ class SelfInfluence(Node[Influence]):
         return Cost(passes=steps * self.train.count * (1 + self.estimator.draws.count), disk=12 * self.train.count)
 
     def parts(self, get: Get) -> list[SelfInfluenceShard]:
-        record = get(self.record)
+        record, at_step = get(self.record), replace(self.estimator, checkpoints=())  # the step is a field of the shard
         return [
-            SelfInfluenceShard(self.estimator.at(step), self.record, self.train, rows)
+            SelfInfluenceShard(at_step, self.record, self.train, rows, step)
             for step in select(self.estimator.checkpoints, record.steps, record.losses)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]
@@ -104,9 +101,9 @@ class SelfInfluence(Node[Influence]):
     def compute(self, get: Get) -> Influence:
         record, train = get(self.record), get(self.train)
         shards = self.parts(get)
-        refuse_zero_rates({step_of(shard.estimator): record.learning_rate(step_of(shard.estimator)) for shard in shards})
+        refuse_zero_rates({shard.step: record.learning_rate(shard.step) for shard in shards})
         total: dict[tuple[int, int], Any] = {}
         for shard, influence in zip(shards, get.many(shards), strict=True):
-            rate = record.learning_rate(step_of(shard.estimator))
+            rate = record.learning_rate(shard.step)
             total[shard.rows] = total.get(shard.rows, 0) + rate * influence.values.astype(np.float64)
         return Influence(np.concatenate(list(total.values())).astype(np.float32), np.array(train.index))

@@ -8,7 +8,10 @@ import numpy as np
 
 from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
-from attribution.features.features import Features, InnerProducts
+from attribution.estimators.sharded import ShardedScores
+from attribution.execution import FLOAT32_BYTES
+from attribution.features.features import Features
+from attribution.features.gram import InnerProducts
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -22,7 +25,7 @@ from attribution.training.checkpoints import select
 class GradientSimilarity(Estimator):
     """Unweighted mean over checkpoints of ``⟨∇m(q), ∇ℓ(z)⟩``, or of their cosines; both gradients are means over ``draws``.
 
-    ``checkpoints``: None is the final model (gradient dot and cos); else as for TracIn (TracInCP, and with cosines GAS).
+    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines).
     """
 
     NAME = "GradientSimilarity"
@@ -40,56 +43,49 @@ class GradientSimilarity(Estimator):
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        return SimilarityScores(self, record, train, queries)
+        return SimilarityScores(self, train, queries, record)
 
     def features(self, record: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
-        """Gradients of "query" or "attribution" (training) images at a checkpoint."""
+        """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""
         return Features.of(self, record, images, self.measurement if role == "query" else record.objective, role, step)
 
 
 @dataclass(frozen=True)
-class SimilarityScores(Node[Scores]):
-    """All queries and training images."""
+class SimilarityScores(ShardedScores):
+    """The scores ``[Q, N]``."""
 
     NAME = "SimilarityScores"
     VERSION = 1
     TITLE = "gradient similarities"
-    ARTIFACT = Scores
 
     estimator: GradientSimilarity
     record: Recorded
-    train: ImageSet
-    queries: ImageSet
 
-    def parts(self, get: Get) -> list[Node]:
-        how, steps = self.estimator, self._steps(get)
+    def parts(self, get: Get) -> list[InnerProducts]:
+        features = self.estimator.features
         return [
             InnerProducts(
-                how.features(self.record, self.queries, "query", step), how.features(self.record, self.train, "attribution", step)
+                features(self.record, self.queries, "query", step), features(self.record, self.train, "attribution", step)
             )
-            for step in steps
+            for step in self._steps(get)
         ]
 
     def cost(self) -> Cost:
-        return Cost(
-            passes=(self.queries.count + self.train.count) * self.estimator.draws.count,
-            disk=4 * self.queries.count * self.train.count,
-        )
+        images = self.queries.count + self.train.count
+        return Cost(passes=images * self.estimator.draws.count, disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:
         total: Any = 0
         parts = self.parts(get)
         for part in parts:
-            found = get(part)
-            norms = (
-                np.sqrt(np.maximum(np.outer(found.left, found.right), np.finfo(np.float64).tiny)) if self.estimator.cosine else 1
-            )
-            total = total + found.values / norms
-        return Scores((total / len(parts)).astype(np.float32), np.array(get(self.queries).index), np.array(get(self.train).index))
+            gram = get(part)
+            squares = np.outer(gram.left_squares, gram.right_squares)
+            norms = np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny)) if self.estimator.cosine else 1
+            total = total + gram.values / norms
+        return self.assembled(total / len(parts), get)
 
     def _steps(self, get: Get) -> Sequence[int | None]:
-        wanted = self.estimator.checkpoints
-        if wanted is None:
+        if self.estimator.checkpoints is None:
             return [None]
         record = get(self.record)
-        return select(wanted, record.steps, record.losses)
+        return select(self.estimator.checkpoints, record.steps, record.losses)

@@ -10,8 +10,8 @@ from attribution.gradients.per_example import Captured, LayerGradients
 class TracIn(TrajectoryEstimator):
     """``τ[q, z] = Σ_k η_k ⟨ 1/(n_t m) Σ_t Σ_i ∇ℓ_t(θ_k, ε_i, q), ∇ℓ_{t_train}(θ_k, ε_train, z) ⟩``.
 
-    The training side is taken at the draw that z was last trained on before checkpoint k; the query side is the mean over
-    its draws (``Even(n=T)``: eq. 7, ``Even(n=50)``: eq. 8 as in the paper).
+    The training side is taken at the draw that z was last trained at before checkpoint k. The query side is the mean over the
+    query's draws (``Even(n=T)``: eq. 7, ``Even(n=50)``: eq. 8 as in the paper).
     """
 
     NAME = "TracIn"

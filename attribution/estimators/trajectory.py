@@ -1,55 +1,37 @@
-"""Estimators of the form ``τ[q, z] = Σ_k η_k ⟨Q_k(q), G_k(z)⟩``, summed over recorded checkpoints, and the pass that they share.
+"""Estimators of the form ``τ[q, z] = Σ_k η_k ⟨Q_k(q), G_k(z)⟩``, summed over recorded checkpoints k with learning rates η_k.
 
-The work is cut into nodes (``trajectory_nodes``): a ``QuerySide`` holds Q_k of a few queries at one checkpoint, a
-``CheckpointScores`` the products of all queries with a range of training examples there, and ``TrajectoryScores`` sums over
-checkpoints. Estimators that differ only in how they weigh the draws of the same passes are computed together (``Node.together``).
+A method (``tracin``, ``retrac``) defines Q and G. The products at one checkpoint are computed in blocks (``trajectory_blocks``).
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
-from attribution.estimators.trajectory_nodes import FLOAT, HALVES, CheckpointScores, query_sides, step_of
-from attribution.execution import ranges
-from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.estimators.sharded import ShardedScores, concatenated, with_query_blocks
+from attribution.estimators.trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryTrainingBlock, half_columns
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
 from attribution.images import ImageSet, bins
-from attribution.images.draws import DrawScheme
-from attribution.measurements import Measure
 from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
+SHARED = ("attribution.estimators.sharded", "attribution.images.bins")
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryEstimator(Estimator):
+class TrajectoryEstimator(CheckpointEstimator):
     """An estimator that replays training at some of its checkpoints.
 
     ``checkpoints``: "all", "last", a number (spread over the steady decline of the loss) or a list of recorded steps.
-    ``draws`` and ``measurement`` are the query side's; the training side's draw is the recorded one and its measure the loss.
+    ``measurement`` and ``draws`` apply to the queries. Training examples are taken at their recorded draw, with the training loss.
     """
 
     DRAW_BINS = True
 
-    measurement: Measure
-    draws: DrawScheme
     checkpoints: int | str | Sequence[int] = 4
-
-    @abstractmethod
-    def query_side(self, captured: Captured) -> LayerGradients:
-        """Q(q) of each query from the gradients at its draws; linear in them up to weights of single draws."""
-
-    @abstractmethod
-    def train_side(self, captured: Captured) -> LayerGradients:
-        """G(z) of each training example from the gradient at its recorded draw."""
-
-    def at(self, step: int) -> Self:
-        """This estimator with one checkpoint only."""
-        return replace(self, checkpoints=(step,))
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         if not isinstance(record, Recorded):
@@ -59,78 +41,75 @@ class TrajectoryEstimator(Estimator):
             )
         self.measurement.subject(queries)
         self.draws.check_bins(record.process.T)
-        return TrajectoryScores(self, record, train, queries)
+        return TrajectoryScores(self, train, queries, record)
 
 
 @dataclass(frozen=True)
-class TrajectoryScores(Node[Scores]):
-    """``Σ_k η_k ⟨Q_k, G_k⟩`` for all queries and training examples, by bins of their timesteps if there are several."""
+class TrajectoryScores(ShardedScores):
+    """``Σ_k η_k ⟨Q_k, G_k⟩``, by pair of bins of the query's and the training example's timesteps if there are several bins."""
 
     NAME = "TrajectoryScores"
     VERSION = 2
     TITLE = "scores over the checkpoints"
-    ARTIFACT = Scores
 
     estimator: TrajectoryEstimator
     record: Recorded
-    train: ImageSet
-    queries: ImageSet
 
     def parts(self, get: Get) -> list[Node]:
         # Checkpoint by checkpoint: a worker then loads each network once.
-        found: list[Node] = []
-        for step in self._steps(get):
-            at_step = self.estimator.at(step)
-            found += query_sides(at_step, self.record, self.queries)
-            found += [
-                CheckpointScores(at_step, self.record, self.train, self.queries, rows)
-                for rows in ranges(0, self.train.count, self.estimator.execution.shard)
-            ]
-        return found
-
-    def compute(self, get: Get) -> Scores:
-        record, draws = get(self.record), self.estimator.draws
-        shards = [part for part in self.parts(get) if isinstance(part, CheckpointScores)]
-        refuse_zero_rates({step: record.learning_rate(step) for step in self._steps(get)})
-        total: Any = 0
-        weights = np.ones(1)
-        for step in self._steps(get):
-            products = get.many([shard for shard in shards if step_of(shard.estimator) == step])
-            weights = products[0].weights
-            values = np.concatenate([p.values.astype(np.float64) for p in products], axis=3)
-            inside = np.concatenate([p.train_bin for p in products]) == np.arange(draws.bins)[:, None]
-            # [query bin, training bin, half, Q, N]
-            total = total + record.learning_rate(step) * values[:, None] * inside[None, :, None, None]
-        halves = total.sum((0, 1))
-        values = np.tensordot(weights, total, axes=(0, 2))
-        names = bins.labels(draws.bins, self.record.process.T)
-        several = draws.bins > 1
-        return Scores(
-            values=(bins.with_sums(values, (0, 1)) if several else values[0, 0]).astype(np.float32),
-            query_index=np.array(get(self.queries).index),
-            train_index=np.array(get(self.train).index),
-            axes={"query_bin": names, "train_bin": names} if several else {},
-            halves=halves.astype(np.float32) if len(weights) == HALVES else None,
-        )
+        return [part for step in self.steps(get) for part in with_query_blocks(self.training_blocks(step))]
 
     def cost(self) -> Cost:
-        steps = at_least(self.estimator.checkpoints)
+        steps, bins = at_least(self.estimator.checkpoints), self.estimator.draws.bins
         passes = self.queries.count * self.estimator.draws.count + self.train.count
-        # All query sides lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
-        sides = FLOAT * HALVES * self.estimator.draws.bins * self.queries.count * self.record.parameter_count
-        bins = self.estimator.draws.bins
-        pairs = self.queries.count * self.train.count
-        scores = FLOAT * pairs * ((bins + (bins > 1)) ** 2 + HALVES)
-        summed = 3 * 8 * pairs * HALVES * bins**2
+        # All query blocks lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
+        sides = FLOAT32_BYTES * HALVES * bins * self.queries.count * self.record.parameter_count
+        scores = FLOAT32_BYTES * self.pairs * ((bins + (bins > 1)) ** 2 + HALVES)
+        summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
         return Cost(passes=steps * passes, memory=sides + summed, disk=steps * sides + scores)
 
-    def _steps(self, get: Get) -> list[int]:
+    def compute(self, get: Get) -> Scores:
+        record, train, scheme, T = get(self.record), get(self.train), self.estimator.draws, self.record.process.T
+        refuse_zero_rates({step: record.learning_rate(step) for step in self.steps(get)})
+        total: Any = 0
+        for step in self.steps(get):
+            products = concatenated(get.many(self.training_blocks(step))).astype(np.float64)  # [query bin, half, Q, N]
+            trained_in = bins.bin_of(record.latest_draws(step, train.index).timestep[:, 0], scheme.bins, T).numpy()
+            inside = trained_in == np.arange(scheme.bins)[:, None]
+            # [query bin, training bin, half, Q, N]
+            total = total + record.learning_rate(step) * products[:, None] * inside[None, :, None, None]
+        halves, shares = total.sum((0, 1)), half_shares(self.estimator)
+        values = np.tensordot(shares, total, axes=(0, 2))
+        names = bins.labels(scheme.bins, T)
+        several = scheme.bins > 1
+        return self.assembled(
+            bins.with_sums(values, (0, 1)) if several else values[0, 0],
+            get,
+            axes={"query_bin": names, "train_bin": names} if several else {},
+            halves=halves.astype(np.float32) if len(shares) == HALVES else None,
+        )
+
+    def training_blocks(self, step: int) -> list[TrajectoryTrainingBlock]:
+        """The products with all training examples at one checkpoint."""
+        at_step = replace(self.estimator, checkpoints=())  # the step is a field of the block
+        return [
+            TrajectoryTrainingBlock(at_step, self.record, self.train, self.queries, rows, step)
+            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
+        ]
+
+    def steps(self, get: Get) -> list[int]:
+        """The steps of the chosen checkpoints."""
         record = get(self.record)
         return select(self.estimator.checkpoints, record.steps, record.losses)
 
 
+def half_shares(estimator: CheckpointEstimator) -> np.ndarray:
+    """The share of all draws that lies in each half: ``[2]``, or ``[1]`` if there is one draw only."""
+    return np.array([len(columns) / estimator.draws.count for columns in half_columns(estimator.draws)])
+
+
 def refuse_zero_rates(rates: Mapping[int, float]) -> None:
-    """Raises ValueError: every checkpoint has learning rate 0, so that all scores would be 0."""
+    """Raises ValueError: every checkpoint has learning rate 0, so all scores would be 0."""
     if not any(rates.values()):
         raise ValueError(
             f"the learning rate is 0 at checkpoint {', '.join(map(str, rates))}: all scores would be 0; choose other "

@@ -1,4 +1,4 @@
-"""TRAK (Park et al. 2023) and D-TRAK (Zheng et al. 2024): the features decide which."""
+"""TRAK (Park et al. 2023), D-TRAK (Zheng et al. 2024) and Journey-TRAK, which differ in their features."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from attribution.estimators.kernel import KernelEstimator, Solved
 class TRAK(KernelEstimator):
     """``τ = φ(q)ᵀ (ΦᵀΦ/N + λI)⁻¹ φ(z)``.
 
-    TRAK: features are gradients of the loss; D-TRAK: of another function of the network's output, on both sides; Journey-TRAK: the
-    queries' are gradients of the loss along their sampling trajectories.
+    TRAK takes gradients of the loss on both sides, and D-TRAK gradients of another function of the network's output. Journey-TRAK
+    takes gradients of the loss along the sampling trajectories of the queries.
     """
 
     NAME = "TRAK"

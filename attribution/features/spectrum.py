@@ -1,7 +1,7 @@
-"""The eigendecomposition of training features that a whole list of dampings shares.
+"""The eigendecomposition of the features of a training set, which serves any number of dampings.
 
-With features Φ ``[N, k]`` of N training images, ``C = ΦᵀΦ/N = V Λ Vᵀ`` (TRAK, Park et al. 2023). Where N ≤ k, or features are whole
-gradients, that of the Gram matrix ``K = ΦΦᵀ = U (NΛ) Uᵀ`` gives the same numbers:
+With features Φ ``[N, k]`` of N training images, ``C = ΦᵀΦ/N = V Λ Vᵀ`` (TRAK, Park et al. 2023). If N ≤ k, or if features are whole
+gradients, the Gram matrix ``K = ΦΦᵀ = U (NΛ) Uᵀ`` is decomposed instead, with the same result:
 
     φ(x)ᵀ (C + λI)⁻¹ φ(z) = Σ_j (Vᵀφ(x))_j (Vᵀφ(z))_j / (Λ_j + λ) = N k_xᵀ (K + NλI)⁻¹ e_z = Σ_j (Uᵀk_x)_j U_zj / (Λ_j + λ)
 """
@@ -13,21 +13,22 @@ import numpy as np
 import torch
 
 from attribution.curvature.basis import eigh
-from attribution.features.features import Features, InnerProducts
+from attribution.execution import FLOAT64_BYTES
+from attribution.features.features import Features
+from attribution.features.gram import InnerProducts
 from attribution.nodes import Arrays, Cost, Get, Node
 
-SHARED = ("attribution.curvature.basis",)
+SHARED = ("attribution.curvature.basis", "attribution.features.gram")
 
-DOUBLE = 8
 RESOLUTION = 1e-13
-"""What float64 leaves of an eigenvalue, as a share of the largest one."""
+"""The precision of an eigenvalue in float64, relative to the largest one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Eigenfeatures(Arrays):
     """``values [r]`` Λ; ``vectors``: V ``[k, r]`` or, in the Gram form, U ``[N, r]``; ``squares [N]``: ‖φ(z)‖²; all float64.
 
-    ``gram`` (a bool) says which form it is.
+    ``gram`` is True for the Gram form.
     """
 
     values: np.ndarray
@@ -52,7 +53,7 @@ class Spectrum(Node[Eigenfeatures]):
 
     def cost(self) -> Cost:
         N = self.train.count
-        return Cost(memory=4 * DOUBLE * N**2, disk=DOUBLE * N**2)
+        return Cost(memory=4 * FLOAT64_BYTES * N**2, disk=FLOAT64_BYTES * N**2)
 
     def compute(self, get: Get) -> Eigenfeatures:
         device = self.train.execution.torch_device()
@@ -61,7 +62,7 @@ class Spectrum(Node[Eigenfeatures]):
             values, vectors = eigh(
                 torch.from_numpy(np.array(gram.values) / len(gram.values)).to(device), "the Gram matrix of features"
             )
-            return Eigenfeatures(values.cpu().numpy(), vectors.cpu().numpy(), np.array(gram.right), np.array(True))
+            return Eigenfeatures(values.cpu().numpy(), vectors.cpu().numpy(), np.array(gram.right_squares), np.array(True))
         covariance, squares = 0, []
         for block in self.train.blocks(get):
             rows = torch.from_numpy(np.array(block)).double().to(device)
@@ -72,12 +73,15 @@ class Spectrum(Node[Eigenfeatures]):
 
     @property
     def form_is_gram(self) -> bool:
-        """N ≤ k, or nothing is projected."""
+        """Whether the Gram matrix is decomposed: N ≤ k, or there is no projection."""
         return not self.train.stored or self.train.count <= self.train.size
 
 
 def sides(get: Get, queries: Features, train: Features, eigen: Eigenfeatures) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in the eigenbasis, whose products over Λ + λ are scores: queries' ``[Q, r]`` and training images' ``[N, r]``."""
+    """Return the coordinates of the queries ``[Q, r]`` and of the training images ``[N, r]`` in the eigenbasis.
+
+    Scores are the sums over r of their products, divided by Λ + λ.
+    """
     if eigen.gram:
         return get(InnerProducts(queries, train)).values @ eigen.vectors, np.asarray(eigen.vectors)
     left, right = (np.concatenate([block @ eigen.vectors for block in side.blocks(get)]) for side in (queries, train))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.checks import whole
-
-FLOAT = torch.float32.itemsize
+from attribution.execution import FLOAT32_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class Compression(ABC):
     """A lossy or lossless encoding of matrices.
 
     ``preconditioned=True`` compresses the gradient divided by Λ + λ, as the paper does. ``False`` compresses whitened coordinates
-    (``estimators.influence_nodes``), in which the error of a coefficient has the same weight for every eigenvalue in Λ.
+    (``estimators.held_queries``), in which the error of a coefficient has the same weight for every eigenvalue in Λ.
     """
 
     VERSION: ClassVar[int] = 1
@@ -75,7 +74,7 @@ class Uncompressed(Compression):
         return parts["x"]
 
     def size(self, shape: Sequence[int]) -> int:
-        return FLOAT * math.prod(shape)
+        return FLOAT32_BYTES * math.prod(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ class Quantized(Compression):
         return torch.addcmul(parts["low"], code, parts["step"]).unflatten(-1, shape)
 
     def size(self, shape: Sequence[int]) -> int:
-        return -(-math.prod(shape) * self.bits // 8) + 2 * FLOAT
+        return -(-math.prod(shape) * self.bits // 8) + 2 * FLOAT32_BYTES
 
     def _pack(self, code: Tensor) -> Tensor:
         if self.bits == 16:
@@ -159,7 +158,7 @@ class TruncatedSVD(Compression):
         return parts["US"] @ parts["Vh"] if self._is_smaller(shape) else parts["x"]
 
     def size(self, shape: Sequence[int]) -> int:
-        return FLOAT * (self.rank * sum(shape) if self._is_smaller(shape) else math.prod(shape))
+        return FLOAT32_BYTES * (self.rank * sum(shape) if self._is_smaller(shape) else math.prod(shape))
 
     def _is_smaller(self, shape: Sequence[int]) -> bool:
         """Whether the two factors have fewer numbers than a matrix of this shape."""

@@ -1,6 +1,11 @@
-"""The network of a trained model at a checkpoint, ready for per-example gradients; the latest one is cached."""
+"""The network of a trained model at a checkpoint, ready for per-example gradients, and the shapes of its gradients."""
+
+from collections.abc import Mapping
+
+import torch
 
 from attribution.execution import Execution
+from attribution.gradients.coverage import find_layers
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.nodes import Get, key
 from attribution.training import Recorded
@@ -21,3 +26,15 @@ def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) 
 
 
 _engines: dict[str, PerExampleGradients] = {}
+
+
+def gradient_shapes(trained: Recorded) -> Mapping[str, tuple[int, int]]:
+    """Return layer name → the shape ``[rows, columns]`` of its gradient, without loading any parameters."""
+    if trained.fingerprint not in _shapes:
+        with torch.device("meta"):
+            layers = find_layers(trained.model()).values()
+        _shapes[trained.fingerprint] = {name: layer.block for name, layer in layers if name == layer.name}
+    return _shapes[trained.fingerprint]
+
+
+_shapes: dict[str, dict[str, tuple[int, int]]] = {}

@@ -24,7 +24,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attribution.gradients import coverage
 from attribution.images.draws import Draws
 from attribution.models.trained import Trained, Trainee, with_parameters
 from attribution.nodes import Get
@@ -173,13 +172,6 @@ class Recorded(Trained[TrainingRecord], ABC):
         if i == 0:
             return self
         raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: set estimator.models=1")
-
-    @cached_property
-    def blocks(self) -> dict[str, tuple[int, int]]:
-        """Layer name → the shape ``[rows, columns]`` of its gradient (``attribution.gradients.layers``)."""
-        with torch.device("meta"):
-            layers = coverage.find_layers(self.model()).values()
-        return {name: layer.block for name, layer in layers if name == layer.name}
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         """The network in eval mode with the parameters after ``step`` steps; None: with the final parameters."""

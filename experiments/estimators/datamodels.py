@@ -22,6 +22,8 @@ import numpy as np
 from attribution.checks import whole
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.estimators.scores import Scores
+from attribution.estimators.sharded import ShardedScores
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -34,8 +36,6 @@ from experiments.models.subsets import Subsets
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
-FLOAT = 4
-DOUBLE = 8
 GRID = (0.0, *(10.0**e for e in range(-6, 5)))
 """Dampings that every score artifact holds."""
 
@@ -71,10 +71,10 @@ class Datamodels(Estimator):
 
     @property
     def dampings(self) -> tuple[float, ...]:
-        """The dampings asked for."""
+        """The dampings as a tuple."""
         return as_list(self.damping)
 
-    def asked(self) -> Mapping[str, Sequence[Any]]:
+    def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
@@ -89,10 +89,9 @@ class Datamodels(Estimator):
         selections = tuple(self.subsets.selections(InMemory()(train)))
         if np.ptp(removed(selections, train.count), axis=0).max() == 0:
             raise ValueError(f"estimator.subsets: all {len(selections)} leave out the same, and a regression needs differences")
-        # What is computed does not depend on which of the stored dampings was asked for.
-        return DatamodelScores(
-            replace(self, damping=()), tuple(sorted({*GRID, *self.dampings})), selections, record, train, queries
-        )
+        # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
+        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
+        return DatamodelScores(stored, train, queries, record, selections)
 
     def truth(self, record: TrainedModel, selections: Sequence[Selection]) -> Truth:
         """The models that are trained."""
@@ -109,38 +108,30 @@ class Datamodels(Estimator):
 
 
 @dataclass(frozen=True)
-class DatamodelScores(Node[Scores]):
-    """The scores under every stored damping. ``selections``: what the subsets are of these training images."""
+class DatamodelScores(ShardedScores):
+    """The scores under all stored dampings. ``selections``: the training images of each subset."""
 
     NAME = "DatamodelScores"
     VERSION = 1
     TITLE = "datamodels"
-    ARTIFACT = Scores
 
     estimator: Datamodels
-    dampings: tuple[float, ...]
-    selections: tuple[Selection, ...]
     record: TrainedModel
-    train: ImageSet
-    queries: ImageSet
+    selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
         return [*self._truth.models(), *self._measured]
 
     def cost(self) -> Cost:
         """Its passes are its parts', which are always known."""
-        M, Q, N = len(self.selections), self.queries.count, self.train.count
-        size = FLOAT * len(self.dampings) * Q * N
-        return Cost(memory=4 * DOUBLE * M * N + 2 * size, disk=size)
+        size = FLOAT32_BYTES * len(self.estimator.dampings) * self.pairs
+        return Cost(memory=4 * FLOAT64_BYTES * len(self.selections) * self.train.count + 2 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
         measured = self._truth.measured(self._measured, get).mean(0)
-        return Scores(
-            values=fit(measured, removed(self.selections, self.train.count), self.dampings),
-            query_index=np.array(get(self.queries).index),
-            train_index=np.array(get(self.train).index),
-            axes={"damping": list(self.dampings)},
-        )
+        dampings = self.estimator.dampings
+        values = fit(measured, removed(self.selections, self.train.count), dampings)
+        return self.assembled(values, get, axes={"damping": list(dampings)})
 
     @cached_property
     def _truth(self) -> Truth:

@@ -16,11 +16,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.diffusion import denoiser
+from attribution.execution import FLOAT32_BYTES
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
 from experiments.speed.timing import Run
-
-FLOAT = torch.float32.itemsize
 
 Features = Callable[[], Any]
 """A ``Run`` that returns features ``[B, k]``."""
@@ -96,7 +95,7 @@ def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
         return run
 
     runs, parameters = {"traker": features(None)}, sum(p.numel() for p in model.parameters())
-    if FLOAT * k * parameters <= memory:
+    if FLOAT32_BYTES * k * parameters <= memory:
         kept = import_module("trak.projectors").BasicProjector(
             parameters, k, seed=0, proj_type="normal", device=device, block_size=k
         )
@@ -129,7 +128,7 @@ def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
 
     like = torch.empty(len(x0), parameters, dtype=weights.dtype, device=x0.device)
     runs = {"dattri": features(projection.random_project(like, len(x0), k, 32, device=x0.device))}
-    if FLOAT * k * parameters <= memory:
+    if FLOAT32_BYTES * k * parameters <= memory:
         kind = projection.ProjectionType.normal
         kept = projection.BasicProjector(parameters, k, seed=0, proj_type=kind, device=x0.device, block_size=k)
         runs["dattri, P kept"] = features(kept.project)

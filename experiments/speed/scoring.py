@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from attribution.curvature import KroneckerBasis
 from attribution.curvature.pseudo import kronecker_homes
 from attribution.diffusion import eval_mode
+from attribution.estimators.draw_means import prefix_means
+from attribution.estimators.held_queries import HeldQueries
 from attribution.estimators.influence import GRID
-from attribution.estimators.influence_nodes import HeldQueries, prefix_means
 from attribution.gradients.compression import Uncompressed
 from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import PerExampleGradients
@@ -79,8 +80,8 @@ class _Scoring:
 
         def score() -> None:
             held = HeldQueries(self.basis, self.coefficients, dampings, Uncompressed())
-            scheme = Uniform(self.draws.count)
-            (mean,) = prefix_means(self.per_example, self.measure, self.x0, self.draws, scheme, lambda captured, _: captured.mean())
+            plain_mean = Uniform(self.draws.count), lambda captured, _: captured.mean()
+            (mean,) = prefix_means(self.per_example, self.measure, self.x0, self.draws, None, *plain_mean)
             held.add(0, self.basis.rotate(mean))
             held.products()
 

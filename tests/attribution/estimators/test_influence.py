@@ -9,10 +9,10 @@ import torch
 
 from attribution.curvature import KFAC, KroneckerBasis
 from attribution.curvature.factors import FactorShard
-from attribution.estimators import influence_nodes
+from attribution.estimators import influence
 from attribution.estimators.balance import Balance, TimestepNorms
-from attribution.estimators.influence import GRID, KFACInfluence
-from attribution.estimators.influence_nodes import InfluenceShard
+from attribution.estimators.held_queries import unstable_layer
+from attribution.estimators.influence import GRID, InfluenceTrainingBlock, KFACInfluence
 from attribution.execution import Execution
 from attribution.gradients.compression import Quantized, TruncatedSVD
 from attribution.gradients.per_example import PerExampleGradients
@@ -137,21 +137,21 @@ def test_execution_changes_no_score(get):
 def test_a_bound_on_queries_changes_no_score(get, monkeypatch, query_batch):
     """Claim: no more than query_batch queries are held at a time, of all estimators together; the scores are the same."""
     held = []
-    hold = influence_nodes._held
+    hold = influence._held
 
     def counting(node, queries, *rest):
-        held[-1] += sum(side.rows[1] - side.rows[0] for side in queries)
+        held[-1] += sum(block.count for block in queries)
         return hold(node, queries, *rest)
 
-    batches = influence_nodes._batches
+    batches = influence._batches
 
     def batch_by_batch(*args):
         for batch in batches(*args):
             held.append(0)
             yield batch
 
-    monkeypatch.setattr(influence_nodes, "_held", counting)
-    monkeypatch.setattr(influence_nodes, "_batches", batch_by_batch)
+    monkeypatch.setattr(influence, "_held", counting)
+    monkeypatch.setattr(influence, "_batches", batch_by_batch)
     whole, bounded = estimator(), estimator(query_batch=query_batch)
     pools = [QUERIES, Blobs(n=2, first=700)]
     nodes = [bounded.scores(RECORD, RECORD.data, pool) for pool in pools]
@@ -196,7 +196,7 @@ def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatc
     factors = whole(how.curvature.basis(RECORD, RECORD.data))
 
     done, calls = [], 0
-    together, compute = InfluenceShard.compute_together.__func__, FactorShard.compute
+    together, compute = InfluenceTrainingBlock.compute_together.__func__, FactorShard.compute
 
     def fails_often(work):
         nonlocal calls
@@ -215,7 +215,7 @@ def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatc
         done.append(self.fingerprint)
         return found
 
-    monkeypatch.setattr(InfluenceShard, "compute_together", classmethod(scores))
+    monkeypatch.setattr(InfluenceTrainingBlock, "compute_together", classmethod(scores))
     monkeypatch.setattr(FactorShard, "compute", sums)
     for _ in range(20):
         store = Store(tmp_path / "killed")
@@ -247,8 +247,8 @@ def test_a_damping_too_small_is_named(get):
         estimator(damping=1e-40).score(RECORD, RECORD.data, QUERIES, get)
     values = {"a": torch.tensor([[1e3, 0.0]], dtype=torch.float64), "b": torch.ones(1, 2, dtype=torch.float64)}
     basis = KroneckerBasis({}, {}, values)
-    assert influence_nodes.unstable_layer(basis, 1e-12) == "a"
-    assert influence_nodes.unstable_layer(basis, 1e-10) is None
+    assert unstable_layer(basis, 1e-12) == "a"
+    assert unstable_layer(basis, 1e-10) is None
 
 
 def test_norms_by_timestep_are_means_over_their_stretch(get):

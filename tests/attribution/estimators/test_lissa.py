@@ -12,8 +12,8 @@ from attribution.curvature.exact import flat
 from attribution.curvature.products import GaussNewton, Hessian
 from attribution.curvature.pseudo import OutputProbe
 from attribution.diffusion import denoiser
-from attribution.estimators import LiSSA, lissa_nodes
-from attribution.estimators.lissa_nodes import batches, inverse_products
+from attribution.estimators import LiSSA
+from attribution.estimators.lissa_recursion import Recursion
 from attribution.execution import Execution
 from attribution.gradients.per_example import PerExampleGradients, per_example_gradients
 from attribution.images.draws import Draws, Uniform
@@ -161,18 +161,21 @@ def test_mini_batches_are_nearly_unbiased(get, monkeypatch):
     v = per_example_gradients(LOSS, model, queries.x0().double(), DRAWS.draw("query", queries.ids(), PROCESS.T))
     z = flat(per_example_gradients(LOSS, model, train.x0().double(), DRAWS.draw("attribution", train.ids(), PROCESS.T)))
     # Each recursion on its own.
+    batches = Recursion.batches
     found = []
     for number in range(10):
         monkeypatch.setattr(
-            lissa_nodes, "batches", lambda how, record, train, repeat, number=number: batches(how, record, train, number)
+            Recursion,
+            "batches",
+            lambda self, record, train, repeat, device, number=number: batches(self, record, train, number, device),
         )
-        found.append((flat(inverse_products(how, engine, RECORD, train, v)) @ z.T).numpy())
+        found.append((flat(how.recursion(engine, RECORD, train, v)) @ z.T).numpy())
     single = np.stack(found)
     size = np.abs(expected).max()
     assert np.abs(single.mean(0) - expected).max() < 0.04 * size
     assert 0.005 * size < single.std(0).mean() < 0.05 * size
     monkeypatch.undo()
-    repeated = (flat(inverse_products(replace(how, repeats=3), engine, RECORD, train, v)) @ z.T).numpy()
+    repeated = (flat(replace(how, repeats=3).recursion(engine, RECORD, train, v)) @ z.T).numpy()
     np.testing.assert_allclose(repeated, single[:3].mean(0), rtol=1e-10)
 
 

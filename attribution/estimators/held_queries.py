@@ -1,0 +1,157 @@
+"""The queries' coefficients in the eigenbasis of the curvature, as they are held during a pass over the training set.
+
+Coefficients q̃ are divided by s (whitened) and compressed before any damping is applied:
+
+    s = √(Λ + REFERENCE),        τ = Σ (q̃ / s) · z̃ · s / (Λ + λ)
+
+The coefficients themselves differ by orders of magnitude. Whitened they have similar sizes, so a compression error in any of them
+has a similar effect on the scores [ours]. The K-FAC influence paper compresses the preconditioned gradient instead: s = Λ +
+REFERENCE (``compression.preconditioned``).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attribution.curvature.basis import Basis, by_kind, named
+from attribution.gradients.compression import Compression
+from attribution.gradients.inner_products import finite
+from attribution.gradients.layers import STEP, pieces
+from attribution.gradients.per_example import LayerGradients
+from attribution.nodes import Artifact
+
+SHARED = ("attribution.gradients.inner_products",)
+
+REFERENCE = 1e-8
+"""The default damping. Compressed coefficients do not distinguish eigenvalues that are much smaller."""
+
+
+@dataclass(frozen=True, eq=False)
+class QueryCoefficients(Artifact):
+    """Whitened and compressed coefficients: ``parts`` maps part → layer → tensor ``[P, bins, Q, ..]``, for P prefixes of the draws.
+
+    ``Compression`` decides what the parts are.
+    """
+
+    parts: dict[str, dict[str, Tensor]]
+
+    def save(self, folder: Path) -> None:
+        save_file(named(**self.parts), folder / "coefficients.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(by_kind(load_file(folder / "coefficients.safetensors")))
+
+    @classmethod
+    def of(cls, means: Sequence[LayerGradients], basis: Basis, compression: Compression) -> Self:
+        """Return the coefficients of gradients, given for each prefix of the draws as ``[bins, Q, out, in]`` per layer."""
+        rotated = [basis.rotate(mean) for mean in means]
+        parts: dict[str, dict[str, Tensor]] = {}
+        for layer, eigenvalues in basis.values.items():
+            whitened = torch.stack([mean[layer].double() for mean in rotated]) / scaling(eigenvalues, compression)
+            for part, tensor in compression.compress(whitened).items():
+                parts.setdefault(part, {})[layer] = tensor.cpu()
+        return cls(parts)
+
+    def at(self, layer: str) -> dict[str, Tensor]:
+        """The parts of one layer."""
+        return {part: tensors[layer] for part, tensors in self.parts.items() if layer in tensors}
+
+
+class HeldQueries:
+    """A batch of queries that is multiplied with one block of training gradients after another.
+
+    ``coefficients``: layer → part → tensor ``[P, bins, Q, ..]``, whitened and compressed.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        coefficients: Mapping[str, Mapping[str, Tensor]],
+        dampings: Sequence[float],
+        compression: Compression,
+    ):
+        self.basis, self.coefficients, self.compression = basis, coefficients, compression
+        first = next(iter(next(iter(coefficients.values())).values()))
+        self.dampings = torch.tensor(dampings, dtype=torch.float64, device=first.device).unsqueeze(1)
+        self._blocks: list[list[Tensor]] = [[] for _ in first]
+
+    @classmethod
+    def joined(
+        cls, basis: Basis, sides: Sequence[QueryCoefficients], dampings: Sequence[float], compression: Compression
+    ) -> "HeldQueries":
+        """Return the queries of several blocks, on the device of ``basis``."""
+        coefficients = {
+            layer: {
+                part: torch.cat([side.at(layer)[part] for side in sides], 2).to(eigenvalues.device) for part in sides[0].at(layer)
+            }
+            for layer, eigenvalues in basis.values.items()
+        }
+        return cls(basis, coefficients, dampings, compression)
+
+    def add(self, prefix: int, rotated: LayerGradients) -> None:
+        """Multiply with gradients in the basis, ``[bins, B, out, in]`` per layer, under every damping: one GEMM per layer.
+
+        Raises:
+            FloatingPointError: a product is not finite. The message names the layers.
+        """
+        total: Any = 0
+        for layer, eigenvalues in self.basis.values.items():
+            q, z = self._restored(prefix, layer).to(rotated[layer]), rotated[layer]
+            total = total + self._products(eigenvalues.flatten(), q.flatten(-2).flatten(0, 1), z.flatten(-2).flatten(0, 1))
+        if not torch.isfinite(total).all():  # only in this case are all coefficients restored at once
+            finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, rotated)
+        bins, B = next(iter(rotated.values())).shape[:2]
+        # [D, query bin, Q, train bin, B] to [D, query bin, train bin, Q, B]
+        self._blocks[prefix].append(total.view(len(self.dampings), bins, -1, bins, B).transpose(2, 3).cpu())
+
+    def products(self) -> np.ndarray:
+        """The products with all blocks so far, float32 ``[D, P, query bins, training bins, Q, n]``."""
+        return torch.stack([torch.cat(blocks, 4) for blocks in self._blocks], 1).float().numpy()
+
+    def _restored(self, prefix: int, layer: str) -> Tensor:
+        parts = {part: tensor[prefix] for part, tensor in self.coefficients[layer].items()}
+        return self.compression.restore(parts, self.basis.values[layer].shape)
+
+    def _products(self, eigenvalues: Tensor, q: Tensor, z: Tensor) -> Tensor:
+        """``Σ q z s / (Λ + λ)`` for q ``[Q, n]``, z ``[B, n]`` and Λ ``[n]``: ``[D · Q, B]``."""
+        total: Any = 0
+        for columns in pieces(len(eigenvalues), max(1, 8 * STEP // (len(self.dampings) * len(q)))):
+            scale = scaling(eigenvalues[columns], self.compression) / (eigenvalues[columns] + self.dampings)
+            total = total + (q[:, columns] * scale.to(q).unsqueeze(1)).flatten(0, 1) @ z[:, columns].T
+        return total
+
+
+def scaling(eigenvalues: Tensor, compression: Compression) -> Tensor:
+    """s, by which coefficients are divided before they are compressed."""
+    return (eigenvalues + REFERENCE) if compression.preconditioned else (eigenvalues + REFERENCE).sqrt()
+
+
+def unstable_layer(basis: Basis, damping: float) -> str | None:
+    """Return the first layer in which ``1/(Λ + damping)`` amplifies rounding errors to the size of the scores, or None.
+
+    Both gradients are known up to float32's rounding ε of their norms. A direction with Λ = 0 then has an error of about
+    ε² ‖q‖ ‖z‖ / λ, compared with scores of about ‖q‖ ‖z‖ / Λ_max.
+    """
+    epsilon = torch.finfo(torch.float32).eps
+    for layer, eigenvalues in basis.values.items():
+        if eigenvalues.min() + damping <= epsilon**2 * eigenvalues.max():
+            return layer
+    return None
+
+
+def refuse_unstable(basis: Basis, dampings: Iterable[float]) -> None:
+    """Raises FloatingPointError: one of ``dampings`` is too small for a layer. The message names both."""
+    for damping in dampings:
+        if (layer := unstable_layer(basis, damping)) is not None:
+            low, high = float(basis.values[layer].min()), float(basis.values[layer].max())
+            raise FloatingPointError(
+                f"estimator.damping={damping:g} is too small for layer {layer}, whose eigenvalues go from {low:.2g} to {high:.2g}: "
+                "raise it"
+            )

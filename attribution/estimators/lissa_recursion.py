@@ -1,0 +1,90 @@
+"""The recursion of LiSSA (Agarwal et al. 2017): inverse-curvature products from mini-batches.
+
+(H + λI)⁻¹ v ≈ r_J/σ,      r_j = v + (I - (H_batch + λI)/σ) r_{j-1},      r_0 = v
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attribution.curvature.products import CurvatureProduct
+from attribution.gradients.per_example import LayerGradients, PerExampleGradients
+from attribution.images import Images
+from attribution.images.draws import Draws, DrawScheme
+from attribution.training import Recorded
+
+SLACK = 1e-3
+"""Tolerance for rounding in the bound on the growth of r."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recursion:
+    """The settings of a recursion, as in ``LiSSA``; ``draws`` are those of every training image."""
+
+    NAME = "Recursion"
+    VERSION = 1
+
+    product: CurvatureProduct
+    damping: float
+    scale: float
+    depth: int
+    repeats: int
+    batch_size: int
+    draws: DrawScheme
+    flips: bool
+
+    def passes(self, queries: int) -> float:
+        """The number of passes for ``queries`` vectors."""
+        return self.repeats * self.depth * self.batch_size * self.product.passes(queries)
+
+    def __call__(self, per_example: PerExampleGradients, record: Recorded, train: Images, v: LayerGradients) -> LayerGradients:
+        """Return the mean of r_J/σ over the repeats, for all vectors ``[Q, ..]`` in ``v`` at once.
+
+        Raises:
+            FloatingPointError: r grows beyond (j + 1) ‖v‖, which it cannot if every step shrinks it.
+        """
+        total = {layer: torch.zeros_like(block) for layer, block in v.items()}
+        length = norms(v)
+        for repeat in range(self.repeats):
+            r = v
+            for j, (x0, draws, condition) in enumerate(self.batches(record, train, repeat, length.device), 1):
+                Hr = self.product(per_example, record.objective, x0, draws, r, condition)
+                r = {layer: v[layer] + r[layer] - (Hr[layer] + self.damping * r[layer]) / self.scale for layer in v}
+                if not (norms(r) <= (1 + SLACK) * (j + 1) * length).all():
+                    raise FloatingPointError(
+                        f"LiSSA grows without bound (step {j} of repeat {repeat + 1}): a batch's curvature has eigenvalues above "
+                        f"2 estimator.scale = {2 * self.scale:g} or below -estimator.damping = {-self.damping:g}; "
+                        "raise estimator.scale, estimator.damping or estimator.batch_size"
+                    )
+            for layer, block in r.items():
+                total[layer] += block / (self.scale * self.repeats)
+        return total
+
+    def batches(
+        self, record: Recorded, train: Images, repeat: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Draws, Tensor | None]]:
+        """Yield ``depth`` mini-batches (images, draws, conditions) of the N·K draws of the training set, shuffled in every round.
+
+        The batches do not depend on the order of the training images.
+        """
+        K = self.draws.count
+        by_id = np.argsort(train.index)
+        random = np.random.default_rng([self.draws.seed, repeat, 0x11554])
+        left = np.empty(0, np.int64)
+        for _ in range(self.depth):
+            if len(left) < self.batch_size:
+                left = np.concatenate([left, random.permutation(len(train) * K)])
+            taken, left = left[: self.batch_size], left[self.batch_size :]
+            example, number = by_id[taken // K], torch.from_numpy(taken % K).to(device)
+            draws = self.draws.draw("curvature", train.ids(example).to(device), record.process.T, self.flips)
+            column, condition = number.unsqueeze(1), train.conditions(example)
+            condition = None if condition is None else condition.to(device)
+            yield train.x0(example).to(device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition
+
+
+def norms(vectors: LayerGradients) -> Tensor:
+    """Return ‖v_q‖ over all layers, ``[Q]``."""
+    return torch.stack([block.flatten(1).norm(dim=1) for block in vectors.values()]).norm(dim=0)

@@ -1,0 +1,142 @@
+"""The shape of scores that are computed in blocks.
+
+``ShardedScores`` are the scores of all queries and all training examples. Gradient methods cut them into two kinds of parts, which
+are computed by any number of workers and deleted once the scores are stored:
+
+- a ``QueryBlock`` holds one side of the inner products, for a range of the queries;
+- a ``TrainingBlock`` holds the products of all queries with a range of the training examples.
+
+Each method defines its own subclasses. The classes here know of an estimator only what ``ShardedEstimator`` declares.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attribution.estimators.base import Estimator
+from attribution.estimators.scores import Scores
+from attribution.gradients.per_example import LayerGradients
+from attribution.images import ImageSet
+from attribution.images.draws import Draws, DrawScheme
+from attribution.measurements import Measure
+from attribution.nodes import Arrays, Artifact, Get, JointNode, Node
+from attribution.training import Recorded
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedEstimator(Estimator, ABC):
+    """An estimator whose scores are inner products of the queries' gradients with the training examples'.
+
+    ``measurement``: what the queries' gradients are of. ``draws``: the draws of every query.
+    """
+
+    measurement: Measure
+    draws: DrawScheme
+
+
+@dataclass(frozen=True, eq=False)
+class QueryVectors(Artifact):
+    """One vector per query, cut into layers: ``layers`` maps layer name → ``[.., Q, out, in]``."""
+
+    layers: LayerGradients
+
+    def save(self, folder: Path) -> None:
+        save_file({layer: tensor.contiguous() for layer, tensor in self.layers.items()}, folder / "vectors.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(load_file(folder / "vectors.safetensors"))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProducts(Arrays):
+    """Products of all queries with a block of n training examples: ``values`` float32 ``[.., Q, n]``."""
+
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class QueryBlock(JointNode[A]):
+    """The side of the queries ``rows[0]..rows[1]-1``. ``queries`` is the node that the measurement is evaluated on."""
+
+    TRANSIENT = True
+
+    estimator: ShardedEstimator
+    record: Recorded
+    queries: Node
+    rows: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """The number of queries in this block."""
+        return self.rows[1] - self.rows[0]
+
+    def inputs(self, get: Get) -> tuple[Tensor, Draws, Tensor | None]:
+        """The queries ``[Q, C, H, W]``, their draws ``[Q, K]``, both on the device, and their conditions."""
+        device, images, rows = self.estimator.execution.torch_device(), get(self.queries), slice(*self.rows)
+        draws = self.estimator.draws.draw("query", images.ids(rows).to(device), self.record.process.T)
+        return images.x0(rows).to(device), draws, images.conditions(rows)
+
+
+@dataclass(frozen=True)
+class TrainingBlock(JointNode[BlockProducts]):
+    """The products of all queries with the training examples ``rows[0]..rows[1]-1``."""
+
+    ARTIFACT = BlockProducts
+    TRANSIENT = True
+
+    estimator: ShardedEstimator
+    record: Recorded
+    train: ImageSet
+    queries: ImageSet
+    rows: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """The number of training examples in this block."""
+        return self.rows[1] - self.rows[0]
+
+    @abstractmethod
+    def query_blocks(self) -> Sequence[QueryBlock]:
+        """The blocks that hold the queries' side, in the order of the queries. They are the same for all training blocks."""
+
+
+@dataclass(frozen=True)
+class ShardedScores(Node[Scores]):
+    """The scores of all queries and all training examples, ``[.., Q, N]``."""
+
+    ARTIFACT = Scores
+
+    estimator: Estimator
+    train: ImageSet
+    queries: ImageSet
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of a query and a training example, Q·N."""
+        return self.queries.count * self.train.count
+
+    def assembled(
+        self, values: np.ndarray, get: Get, axes: Mapping[str, Sequence[Any]] | None = None, halves: np.ndarray | None = None
+    ) -> Scores:
+        """Return ``values [.., Q, N]`` as scores, with the ids of the queries and of the training examples."""
+        query_index, train_index = (np.array(get(images).index) for images in (self.queries, self.train))
+        return Scores(values.astype(np.float32, copy=False), query_index, train_index, axes or {}, halves)
+
+
+def with_query_blocks(blocks: Sequence[TrainingBlock]) -> list[Node]:
+    """Return the query blocks that ``blocks`` share, followed by ``blocks``."""
+    return [*(blocks[0].query_blocks() if blocks else ()), *blocks]
+
+
+def concatenated(products: Iterable[BlockProducts]) -> np.ndarray:
+    """Return the products of consecutive training blocks as one array ``[.., Q, N]``."""
+    return np.concatenate([block.values for block in products], axis=-1)

@@ -1,0 +1,149 @@
+"""The blocks of a trajectory estimator's scores at one checkpoint: Q_k of some queries, and ⟨Q_k, G_k⟩ with some training examples.
+
+Both come as sums over the bins of timesteps (``draws.bins``; one bin by default). Estimators that differ only in how they weight
+the draws of the same passes are computed together (``Node.together``).
+"""
+
+from abc import abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from attribution.estimators.sharded import BlockProducts, QueryBlock, QueryVectors, ShardedEstimator, TrainingBlock
+from attribution.execution import FLOAT32_BYTES, ranges
+from attribution.gradients.engine import engine
+from attribution.gradients.inner_products import dot
+from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.images.bins import bin_of
+from attribution.images.draws import DrawScheme
+from attribution.nodes import Cost, Get, key
+
+SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products", "attribution.images.bins")
+
+HALVES = 2
+"""The query draws are split into two interleaved halves. The agreement of the halves is the reliability of the scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEstimator(ShardedEstimator):
+    """An estimator that compares a query and a training example at a checkpoint k: ``⟨Q_k(q), G_k(z)⟩``."""
+
+    @abstractmethod
+    def query_side(self, captured: Captured) -> LayerGradients:
+        """Return Q(q) of each query from the gradients at its draws. Must be linear in them, up to weights of single draws."""
+
+    @abstractmethod
+    def train_side(self, captured: Captured) -> LayerGradients:
+        """Return G(z) of each training example from the gradient at its recorded draw."""
+
+
+@dataclass(frozen=True)
+class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
+    """Q_k of some queries at checkpoint ``step``, as the mean over either half of the draws: ``[bins, 2, Q, out, in]``."""
+
+    NAME = "TrajectoryQueryBlock"
+    VERSION = 1
+    TITLE = "gradients of the queries"
+    ARTIFACT = QueryVectors
+
+    estimator: CheckpointEstimator
+    step: int
+
+    def together(self) -> Hashable:
+        estimator = self.estimator
+        return key(self.record, self.queries, self.rows, self.step, estimator.measurement, estimator.draws)
+
+    def cost(self) -> Cost:
+        draws = self.estimator.draws
+        size = draws.bins * HALVES * self.count * self.record.parameter_count * FLOAT32_BYTES
+        return Cost(passes=self.count * draws.count, memory=2 * size, disk=size)
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first = nodes[0]
+        measurement, scheme, T = first.estimator.measurement, first.estimator.draws, first.record.process.T
+        per_example = engine(first.record, first.step, first.estimator.execution, get)
+        x0, draws, condition = first.inputs(get)
+        halves: list[list[LayerGradients]] = [[] for _ in nodes]
+        for columns in half_columns(scheme):
+            # As many queries at a time as one pass holds, so that estimators and bins share it.
+            batches: list[list[LayerGradients]] = [[] for _ in nodes]
+            for start, stop in ranges(0, len(x0), max(1, first.estimator.execution.batch_size // len(columns))):
+                batch = draws.rows(slice(start, stop)).columns(columns.to(x0.device))
+                given = None if condition is None else condition[start:stop]
+                captured = per_example.capture(measurement, x0[start:stop], batch, given)
+                if len(nodes) > 1 or scheme.bins > 1:
+                    captured.hold()
+                bins = bin_of(measurement.timesteps(batch), scheme.bins, T)
+                for sides, node in zip(batches, nodes, strict=True):
+                    sides.append(_by_bin(node.estimator, captured, bins, scheme.bins))
+            for sides, batch in zip(halves, batches, strict=True):
+                sides.append({layer: torch.cat([side[layer] for side in batch], 1) for layer in batch[0]})
+        return [
+            QueryVectors({layer: torch.stack([half[layer] for half in sides], 1).float().cpu() for layer in sides[0]})
+            for sides in halves
+        ]
+
+
+def _by_bin(estimator: CheckpointEstimator, captured: Captured, bin_of_draw: Tensor, bins: int) -> LayerGradients:
+    """Q restricted to the draws of each bin, ``[bins, Q, out, in]``."""
+    if bins == 1:
+        sides = [estimator.query_side(captured)]
+    else:
+        sides = [estimator.query_side(captured.where(bin_of_draw == b)) for b in range(bins)]
+    return {layer: torch.stack([side[layer] for side in sides]) for layer in sides[0]}
+
+
+@dataclass(frozen=True)
+class TrajectoryTrainingBlock(TrainingBlock):
+    """``⟨Q_k, G_k⟩`` of all queries with some training examples at checkpoint ``step``: ``[bins, 2, Q, n]``.
+
+    The leading axes are the bins of the query draws' timesteps, and the halves of the query draws.
+    """
+
+    NAME = "TrajectoryTrainingBlock"
+    VERSION = 1
+    TITLE = "scores at each checkpoint"
+
+    estimator: CheckpointEstimator
+    step: int
+
+    def together(self) -> Hashable:
+        return key(self.record, self.train, self.rows, self.step)
+
+    def cost(self) -> Cost:
+        examples = self.estimator.execution.examples_at_once(self.record.parameter_count)
+        held = 2 * examples + self.estimator.draws.bins * HALVES * self.queries.count
+        return Cost(passes=self.count, memory=held * self.record.parameter_count * FLOAT32_BYTES)
+
+    def query_blocks(self) -> list[TrajectoryQueryBlock]:
+        subject = self.estimator.measurement.subject(self.queries)
+        return [
+            TrajectoryQueryBlock(self.estimator, self.record, subject, rows, self.step)
+            for rows in ranges(0, self.queries.count, self.estimator.execution.query_shard)
+        ]
+
+    @classmethod
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, execution = nodes[0], nodes[0].estimator.execution
+        device = execution.torch_device()
+        per_example = engine(first.record, first.step, execution, get)
+        record, train = get(first.record), get(first.train)
+        queries = [get.many(node.query_blocks()) for node in nodes]
+        products: list[list[Tensor]] = [[] for _ in nodes]
+        for start, stop in ranges(*first.rows, execution.examples_at_once(first.record.parameter_count)):
+            rows = slice(start, stop)
+            draws = record.latest_draws(first.step, train.index[rows]).to(device)
+            captured = per_example.capture(first.record.objective, train.x0(rows).to(device), draws, train.conditions(rows))
+            for blocks, node, vectors in zip(products, nodes, queries, strict=True):
+                gradients = node.estimator.train_side(captured)
+                blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors], dim=-2).cpu())
+        return [BlockProducts(torch.cat(blocks, dim=-1).float().numpy()) for blocks in products]
+
+
+def half_columns(scheme: DrawScheme) -> list[Tensor]:
+    """The numbers of the draws in each half: every other draw, or all of them if there is only one."""
+    return [torch.arange(first, scheme.count, HALVES) for first in range(min(HALVES, scheme.count))]
