@@ -1,4 +1,4 @@
-"""The command line: python run.py [group=choice ...] [setting=value ...]."""
+"""The command line: python run.py [-m] [group=choice ...] [setting=value ...]."""
 
 import os
 import sys
@@ -6,19 +6,32 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads must not take the cores of others
 
 import hydra
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from experiments.tasks.errors import EXPECTED
+from experiments.tasks.command_line import sweepable
+from experiments.tasks.errors import EXPECTED, exit_with, sentences
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
+def task(config: DictConfig) -> None:
+    """Run the task of one composed config."""
+    from experiments.tasks.settings import build, by_setting, check_run  # after --help and errors of composition, which need no torch
+
     try:
-        hydra.utils.instantiate(config.task)(config)
+        check_run(config)
+        build(config, "task")(config)
     except EXPECTED as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        sys.exit(f"error: {cause or error}")
+        error = by_setting(config, error)
+        if hydra.core.hydra_config.HydraConfig.get().mode == hydra.types.RunMode.RUN:
+            exit_with(error)
+        raise error
+
+
+def main() -> None:
+    """Run what the command line says."""
+    sys.argv[1:] = sweepable(sys.argv[1:])
+    with sentences():
+        task()
 
 
 if __name__ == "__main__":

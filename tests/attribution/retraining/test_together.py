@@ -296,7 +296,7 @@ class Momentumless(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("mode", "changes", "message"),
     [
-        (Together(), {"model": UNET}, "retraining@benchmark.mode=alone"),
+        (Together(), {"model": UNET}, "mode@benchmark.mode=alone"),
         (Together(), {"optimizer": functools.partial(Momentumless, lr=0.1)}, "sgd, adam, adamw"),
         (Alone(), {"optimizer": torch.optim.LBFGS}, "sgd, adam, adamw"),
         (Together(), {"recipe": dataclasses.replace(RECIPE, precision="bf16-mixed")}, r"trainer\.precision=bf16-mixed"),
