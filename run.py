@@ -1,11 +1,15 @@
 """The command line: python run.py [-m] [group=choice ...] [setting=value ...]."""
 
+import atexit
+import gc
 import os
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads must not take the cores of others
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.tasks.command_line import sweepable
@@ -15,24 +19,27 @@ from experiments.tasks.errors import EXPECTED, exit_with, sentences
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def task(config: DictConfig) -> None:
     """Run the task of one composed config."""
-    from experiments.tasks.settings import build, by_setting, check_run  # after --help and errors of composition, which need no torch
+    from experiments.tasks.settings import build, by_setting, check_run  # not before: --help needs none of it
 
     try:
         check_run(config)
         build(config, "task")(config)
     except EXPECTED as error:
-        error = by_setting(config, error)
-        if hydra.core.hydra_config.HydraConfig.get().mode == hydra.types.RunMode.RUN:
-            exit_with(error)
-        raise error
+        named = by_setting(config, error)
+        if HydraConfig.get().mode == RunMode.RUN:
+            exit_with(named)
+        raise named from error
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Run the command line: one job, or all jobs of a sweep."""
     sys.argv[1:] = sweepable(sys.argv[1:])
     with sentences():
         task()
 
 
 if __name__ == "__main__":
+    # Imports make a million objects that stay. Searching them for garbage would take a second, and another at the end.
+    gc.set_threshold(50_000, 20, 20)
+    atexit.register(gc.freeze)
     main()

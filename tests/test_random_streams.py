@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments.datasets.choice import shuffled
 
 from attribution.curvature.pseudo import _other_seed
 from attribution.diffusion.samplers import _noise
@@ -22,7 +23,6 @@ from attribution.images import philox
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
-from experiments.datasets.choice import shuffled
 from experiments.models.samples import _seed
 from experiments.models.subsets import RandomSubsets
 from tests.worlds import UNET, Blobs, trained

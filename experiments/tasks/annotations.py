@@ -5,8 +5,8 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import lru_cache
-from os import PathLike
+from functools import cache
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter
@@ -19,7 +19,7 @@ class Choice:
     """Stands for a node with a ``_target_``, which becomes an object: a choice of a group."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """The type of each parameter of a class or function by name, and whether it takes others as well (``**kwargs``).
 
@@ -56,7 +56,7 @@ def fits(value: Any, annotation: Any) -> bool:
     return _adapter(plain(annotation)).validator.isinstance_python(value)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(annotation: Any) -> TypeAdapter:
     return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
@@ -82,13 +82,13 @@ def plain(annotation: Any) -> Any:
         return dict[key, value]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return Literal[tuple(member.value for member in kind)]
-    if isinstance(kind, type) and issubclass(kind, PathLike):
+    if isinstance(kind, type) and issubclass(kind, PurePath):
         return str
     return Choice
 
 
 def words(annotation: Any, many: bool = False) -> str:
-    """What a value of a type that :func:`plain` returned is, to follow "must be"; ``many``: what the values in a list of them are."""
+    """What a value of the type is, to follow "must be"; ``many``: what several values are. The type is one from :func:`plain`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _WORDS:
         return _WORDS[annotation][many]

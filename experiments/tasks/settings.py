@@ -155,7 +155,9 @@ def settings_of(config: DictConfig, error: FieldError) -> list[str]:
     found: dict[str, Any] = {}
     for node in _objects(config):
         if field in node and _is_of(node._target_, type(error.owner)):
-            found[name_of(node, field) + bracket + index] = OmegaConf.to_object(node[field]) if _is_config(node[field]) else node[field]
+            found[name_of(node, field) + bracket + index] = (
+                OmegaConf.to_object(node[field]) if _is_config(node[field]) else node[field]
+            )
     whole = _plain(getattr(error.owner, field, error.value))
     return [name for name, value in found.items() if _plain(value) == whole] or list(found)
 

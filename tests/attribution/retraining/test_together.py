@@ -21,8 +21,9 @@ from attribution.retraining.selection import Selection
 from attribution.retraining.stacking import stacked_losses
 from attribution.retraining.together import Member, fit_together
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import fit
 from attribution.training.order import batch_rows
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from tests.worlds import PROCESS, UNET, Blobs
 

@@ -20,7 +20,8 @@ from attribution.models.trained import with_parameters
 from attribution.nodes import InMemory
 from attribution.retraining.modes import Together
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import fit
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from experiments import figures
 from experiments.benchmarks.regenerated import Regenerated

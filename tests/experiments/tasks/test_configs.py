@@ -21,7 +21,7 @@ from experiments.benchmarks.base import Benchmark
 from experiments.models.subsets import PublishedSubsets, RandomSubsets
 from experiments.queries import HeldOutOfEach, Validation
 from experiments.tasks.composition import estimators_of, experiment_of
-from experiments.tasks.tasks import plan
+from experiments.tasks.plan import plan
 
 CONF = Path(__file__).parents[3] / "conf"
 TINY = [
