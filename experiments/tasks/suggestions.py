@@ -50,7 +50,8 @@ def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]
 def _nearest_setting(name: str, parent: DictConfig) -> str:
     """Similar settings of the whole config; without one, those beside the missing one."""
     root: Any = parent._get_root()
-    suggestion = nearest(name, (key for key in _settings(root) if not key.startswith("hydra") or name.startswith("hydra")))
+    others = (key for key in _settings(root) if not name.startswith(f"{key}."))
+    suggestion = nearest(name, (key for key in others if not key.startswith("hydra") or name.startswith("hydra")))
     if suggestion.startswith("; did"):
         return suggestion
     prefix = parent._get_full_key(None)
