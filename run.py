@@ -1,25 +1,45 @@
-"""The command line: python run.py [group=choice ...] [setting=value ...]."""
+"""The command line: python run.py [-m] [group=choice ...] [setting=value ...]."""
 
+import atexit
+import gc
 import os
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads must not take the cores of others
 
 import hydra
-from hydra.errors import InstantiationException
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.tasks.errors import EXPECTED
+from experiments.tasks.command_line import sweepable
+from experiments.tasks.errors import EXPECTED, exit_with, sentences
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
+def task(config: DictConfig) -> None:
+    """Run the task of one composed config."""
+    from experiments.tasks.settings import build, by_setting, check_run  # not before: --help needs none of it
+
     try:
-        hydra.utils.instantiate(config.task)(config)
+        check_run(config)
+        build(config, "task")(config)
     except EXPECTED as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        sys.exit(f"error: {cause or error}")
+        named = by_setting(config, error)
+        if HydraConfig.get().mode == RunMode.RUN:
+            exit_with(named)
+        raise named from error
+
+
+def main() -> None:
+    """Run the command line: one job, or all jobs of a sweep."""
+    sys.argv[1:] = sweepable(sys.argv[1:])
+    with sentences():
+        task()
 
 
 if __name__ == "__main__":
+    # Imports make a million objects that stay. Searching them for garbage would take a second, and another at the end.
+    gc.set_threshold(50_000, 20, 20)
+    atexit.register(gc.freeze)
     main()

@@ -1,29 +1,65 @@
-"""Checks of settings: a ValueError names the setting as the command line has it. True is no number."""
+"""Checks of the fields of a class: errors name the class and the field, and keep the object."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_UNSET = object()
 
-def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises ValueError: no whole number of at least ``least`` (and at most ``most``)."""
+
+class FieldError(ValueError):
+    """A value that a field of an object cannot have.
+
+    Args:
+        owner: The object, with its fields as far as they are set.
+        field: The field's name; ``k[2]`` for an element of a list.
+        message: What is wrong and how to fix it, in a form that continues "depth=0: ".
+        value: The refused value, for what ``owner`` holds under another name; by default it is read from ``owner``.
+    """
+
+    def __init__(self, owner: Any, field: str, message: str, value: Any = _UNSET) -> None:
+        self.owner, self.field, self.message = owner, field, message
+        self.value = _read(owner, field) if value is _UNSET else value
+        super().__init__(owner, field, message, self.value)
+
+    def __str__(self) -> str:
+        return f"{type(self.owner).__name__}.{self.field}={self.value}: {self.message}"
+
+
+def whole(owner: Any, field: Any, least: int, most: int | None = None) -> None:
+    """Raise :class:`FieldError` unless the field is a whole number of at least ``least`` (and at most ``most``)."""
+    value = _read(owner, field)
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"within {least}..{most}"
-        raise ValueError(f"{name}={value}: must be a whole number, {allowed}")
+        raise _refused(owner, field, f"must be a whole number, {allowed}")
 
 
-def number(name: str, value: Any, least: float, below: float = math.inf, most: float | None = None) -> None:
-    """Raises ValueError: no number of at least ``least`` and below ``below`` (and at most ``most``)."""
+def number(owner: Any, field: Any, least: float, below: float = math.inf, most: float | None = None) -> None:
+    """Raise :class:`FieldError` unless the field is a number of at least ``least``, below ``below`` (and at most ``most``)."""
+    value = _read(owner, field)
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not least <= value < below or (most is not None and value > most):
         end = f" and below {below:g}" if below < math.inf else ""
         allowed = f"at least {least:g}{end}" if most is None else f"within {least:g}..{most:g}"
-        raise ValueError(f"{name}={value}: must be a number, {allowed}")
+        raise _refused(owner, field, f"must be a number, {allowed}")
 
 
-def listed(name: str, values: Any, check: Callable[[str, Any], None]) -> None:
-    """``check(name[i], value)`` of each of ``values``. Raises ValueError: no list, an empty one, or what ``check`` refuses."""
+def listed(owner: Any, field: Any, check: Callable[[Any, Any], None]) -> None:
+    """Raise :class:`FieldError` unless the field is a list of at least one value and ``check(owner, "field[i]")`` takes each."""
+    values = _read(owner, field)
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{name}={values}: must be a list of at least one value")
+        raise _refused(owner, field, "must be a list of at least one value")
     for i, value in enumerate(values):
-        check(f"{name}[{i}]", value)
+        check(*((f"{owner}[{i}]", value) if isinstance(owner, str) else (owner, f"{field}[{i}]")))
+
+
+def _refused(owner: Any, field: Any, message: str) -> ValueError:
+    return ValueError(f"{owner}={field}: {message}") if isinstance(owner, str) else FieldError(owner, field, message)
+
+
+def _read(owner: Any, field: Any) -> Any:
+    if isinstance(owner, str):  # until all callers give an object: the name of a setting, and its value
+        return field
+    name, _, index = field.removesuffix("]").partition("[")
+    value = getattr(owner, name)
+    return value[int(index)] if index else value

@@ -13,7 +13,7 @@ from attribution.images import Images, ImageSet
 from attribution.measurements import Loss
 from attribution.nodes import Get, digest
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe
+from attribution.training.recipe import Hardware, Recipe
 from experiments.models.trained import TrainedModel
 
 UNET = functools.partial(

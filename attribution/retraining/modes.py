@@ -82,8 +82,8 @@ class Together(Mode):
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 if module.p > 0:
                     raise ValueError(
-                        f"retraining@benchmark.mode=together cannot train with dropout ({name} has {module.p}): choose "
-                        "retraining@benchmark.mode=alone, or set model.dropout=0"
+                        f"mode@benchmark.mode=together cannot train with dropout ({name} has {module.p}): choose "
+                        "mode@benchmark.mode=alone, or set model.dropout=0"
                     )
                 module.eval()  # vmap refuses dropout as random even if its probability is 0
 

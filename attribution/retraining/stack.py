@@ -10,7 +10,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
-from attribution.training.fit import Recipe
+from attribution.training.recipe import Recipe
 
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

@@ -128,8 +128,7 @@ def _attention(
     """``F.scaled_dot_product_attention`` for all models, as one batch."""
     if dropout_p:
         raise ValueError(
-            "retraining@benchmark.mode=together cannot train with dropout in attention: choose "
-            "retraining@benchmark.mode=alone, or turn it off"
+            "mode@benchmark.mode=together cannot train with dropout in attention: choose mode@benchmark.mode=alone, or turn it off"
         )
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

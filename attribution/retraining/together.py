@@ -22,8 +22,8 @@ from attribution.models.trained import PARAMETERS
 from attribution.retraining.modes import Mode, StackedBatch
 from attribution.retraining.selection import Selection
 from attribution.retraining.stack import BuildOptimizer, Stack
-from attribution.training.fit import Recipe
 from attribution.training.order import batch_rows
+from attribution.training.recipe import Recipe
 
 SHARED = ("attribution.images.draws", "attribution.retraining.modes", "attribution.retraining.stack", "attribution.training.order")
 

@@ -11,7 +11,7 @@ from attribution.diffusion.samplers import Sampler
 from attribution.execution import Execution
 from attribution.measurements import Measure
 from attribution.training.checkpoints import CheckpointRule
-from attribution.training.fit import Hardware, Recipe
+from attribution.training.recipe import Hardware, Recipe
 from experiments.datasets import Source, Split
 from experiments.models.samples import Samples
 from experiments.models.trained import LoggerFor, TrainedModel

@@ -17,7 +17,7 @@ from attribution.nodes import Cost, Get, JointNode, execution
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from attribution.retraining.together import Member, fit_together
-from attribution.training.fit import Recipe
+from attribution.training.recipe import Recipe
 from experiments.models.trained import TrainedModel
 from experiments.store.progress import track
 

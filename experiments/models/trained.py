@@ -1,10 +1,9 @@
 """A trained model as a store node."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning as L
 import torch
 from torch import nn
 
@@ -12,9 +11,8 @@ from attribution.images import ImageSet
 from attribution.nodes import Cost, Get, execution
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import CheckpointRule
-from attribution.training.fit import Hardware, Recipe, fit
 from attribution.training.order import steps_per_epoch
-from experiments.store.progress import track
+from attribution.training.recipe import Hardware, Recipe
 
 SHARED = ("attribution.training.fit",)
 
@@ -53,6 +51,10 @@ class TrainedModel(Recorded):
         )
 
     def compute(self, get: Get) -> TrainingRecord:
+        # Lightning takes seconds to import, and a run with a stored model does without it.
+        from attribution.training.fit import fit
+        from experiments.models.training_bar import TrainingBar
+
         folder = get.workspace(self)
         fit(
             folder,
@@ -69,22 +71,3 @@ class TrainedModel(Recorded):
             logger=(self.logger and self.logger(self.fingerprint)) or False,
         )
         return TrainingRecord(folder)
-
-
-class TrainingBar(L.Callback):
-    """Shows the progress of a training and the time left."""
-
-    bar: Iterator[int]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        left = trainer.max_steps - trainer.global_step
-        steps = range(left + 1)
-        self.bar = iter(track(steps, "training", left) if trainer.is_global_zero else steps)
-        next(self.bar)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
-        next(self.bar)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for _ in self.bar:  # the bar disappears at its end
-            pass

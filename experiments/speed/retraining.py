@@ -17,7 +17,8 @@ from attribution.retraining.selection import Selection
 from attribution.retraining.stack import BuildOptimizer
 from attribution.retraining.together import Member, fit_together
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import fit
+from attribution.training.recipe import Hardware, Recipe
 from experiments.speed.timing import Row, quotient
 
 

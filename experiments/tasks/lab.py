@@ -1,29 +1,31 @@
-"""What every task works with: store, experiment, report and tracker of one run."""
+"""What the tasks share: the experiment, store, report and tracker of one run."""
 
 import logging
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from attribution.nodes import Node
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
 from experiments.report.trackers import Tracker
+from experiments.store.plan import announcement
 from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import experiment_of, settings_of_run
+from experiments.tasks.settings import SettingError, build
 
 
 @dataclass(frozen=True)
 class Lab:
-    """One run's surroundings."""
+    """The surroundings of one run."""
 
     config: DictConfig
     experiment: Experiment
@@ -33,30 +35,34 @@ class Lab:
 
     @property
     def folder(self) -> Path:
-        """Where the run leaves its results."""
+        """Where the run writes its results."""
         return self.report.folder
 
 
 _THREADS = torch.get_num_threads()
-"""Torch's own choice, for the next job of a process in which a job before had another."""
+"""Torch's own choice, for jobs that follow, in the same process, one with another number of threads."""
 
 
 def set_threads(config: DictConfig) -> None:
-    """Applies ``threads``. OMP_NUM_THREADS in the environment comes before "auto"."""
+    """Apply ``threads``. With "auto", OMP_NUM_THREADS in the environment decides.
+
+    Raises:
+        SettingError: less than one thread.
+    """
     small = config.data.size <= 16 and "OMP_NUM_THREADS" not in os.environ
     threads = (1 if small else _THREADS) if config.threads == "auto" else config.threads
-    if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads={threads}: auto, or a whole number of at least 1")
+    if threads < 1:
+        raise SettingError(f"threads={threads}: must be auto, or a whole number of at least 1")
     torch.set_num_threads(threads)
 
 
 @contextmanager
 def lab(config: DictConfig) -> Iterator[Lab]:
-    """Opens the lab; when the task has succeeded, writes the report and hands rows and figures to the tracker."""
+    """Yield the lab; when the task has succeeded, write the report and hand its rows and figures to the tracker."""
     hydra = HydraConfig.get()
     set_threads(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    tracker = instantiate(config.tracker)
+    tracker = build(config, "tracker")
     tracker.start(OmegaConf.to_container(config, resolve=True))
     report = Report(
         Path(hydra.runtime.output_dir),
@@ -70,5 +76,12 @@ def lab(config: DictConfig) -> Iterator[Lab]:
     tracker.rows(report.rows)
     for path in report.figures:
         tracker.figure(path.stem, path)
-    if where := tracker.finish():
-        print(where)
+    if message := tracker.finish():
+        print(message)
+
+
+def announce(nodes: Sequence[Node], store: Store) -> bool:
+    """Print what is missing in the store and about to be computed; return whether anything is."""
+    if (line := announcement(nodes, store)) is not None:
+        print(line)
+    return line is not None

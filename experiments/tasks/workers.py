@@ -14,6 +14,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from experiments.tasks.settings import SettingError
+
 PROGRAM = Path(__file__).parents[2] / "run.py"
 MOST = 8
 """Workers that ``auto`` starts at most: memory grows with each."""
@@ -31,8 +33,8 @@ def count(config: DictConfig) -> int:
         ValueError: neither auto nor a whole number of at least 1.
     """
     if config.workers != "auto":
-        if not isinstance(config.workers, int) or config.workers < 1:
-            raise ValueError(f"workers={config.workers}: auto, or a whole number of at least 1")
+        if config.workers < 1:
+            raise SettingError(f"workers={config.workers}: must be auto, or a whole number of at least 1")
         return config.workers
     crowded = "OMP_NUM_THREADS" in os.environ or not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
     on_cpu = config.execution.device == "cpu" or (config.execution.device == "auto" and not torch.cuda.is_available())

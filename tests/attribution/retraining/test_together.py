@@ -21,8 +21,9 @@ from attribution.retraining.selection import Selection
 from attribution.retraining.stacking import stacked_losses
 from attribution.retraining.together import Member, fit_together
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import fit
 from attribution.training.order import batch_rows
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from tests.worlds import PROCESS, UNET, Blobs
 
@@ -296,7 +297,7 @@ class Momentumless(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("mode", "changes", "message"),
     [
-        (Together(), {"model": UNET}, "retraining@benchmark.mode=alone"),
+        (Together(), {"model": UNET}, "mode@benchmark.mode=alone"),
         (Together(), {"optimizer": functools.partial(Momentumless, lr=0.1)}, "sgd, adam, adamw"),
         (Alone(), {"optimizer": torch.optim.LBFGS}, "sgd, adam, adamw"),
         (Together(), {"recipe": dataclasses.replace(RECIPE, precision="bf16-mixed")}, r"trainer\.precision=bf16-mixed"),

@@ -13,8 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from attribution.images import Images
 from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps, EveryEpochs, EverySteps, SteadyDecline, select, steady_decline
-from attribution.training.fit import Hardware, fit
+from attribution.training.fit import fit
 from attribution.training.order import batch_rows
+from attribution.training.recipe import Hardware
 from attribution.training.record import TrainingRecord
 from attribution.training.replay import replay_gradient
 from tests.worlds import UNET, Blobs, Conditioned, trained

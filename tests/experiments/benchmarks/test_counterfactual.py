@@ -20,7 +20,8 @@ from attribution.models.trained import with_parameters
 from attribution.nodes import InMemory
 from attribution.retraining.modes import Together
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import fit
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from experiments import figures
 from experiments.benchmarks.regenerated import Regenerated
@@ -330,7 +331,7 @@ def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
         (["benchmark.steps=1.5"], "benchmark.steps=1.5"),
         (["benchmark.shown=0"], "benchmark.shown=0"),
         (["~benchmark.queries.validation", "~benchmark.queries.generated"], "benchmark.queries"),
-        (["model.dropout=0.1"], "retraining@benchmark.mode=alone"),
+        (["model.dropout=0.1"], "mode@benchmark.mode=alone"),
         (["measurement=trajectory", "diffusion.sampler.eta=1"], "benchmark.queries.validation"),
         (["benchmark.embedding={_target_:attribution.estimators.clip.CLIP,weights:nowhere}"], "weights=nowhere"),
     ],

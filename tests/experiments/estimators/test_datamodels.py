@@ -211,7 +211,7 @@ def what_defines(nodes: list[Measured]) -> tuple[set, set, set]:
 
 def test_retraining_follows_the_benchmark_or_stands_alone():
     """Claim: settings of benchmark=lds are its own too; beside a benchmark without subsets it has some of its own."""
-    follows = ["benchmark=lds", "benchmark.subsets.count=5", "benchmark.steps=9", "retraining@benchmark.mode=alone"]
+    follows = ["benchmark=lds", "benchmark.subsets.count=5", "benchmark.steps=9", "mode@benchmark.mode=alone"]
     estimator = instantiate(composed("estimator=retraining", *follows).estimator, _convert_="all")
     assert (estimator.subsets.count, estimator.steps, type(estimator.mode).__name__) == (5, 9, "Alone")
     alone = instantiate(composed("estimator=retraining", "benchmark=targeted", "seed=3").estimator, _convert_="all")

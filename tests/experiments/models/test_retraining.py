@@ -19,7 +19,8 @@ from attribution.retraining.modes import Alone, Mode, Together
 from attribution.retraining.selection import Selection
 from attribution.retraining.together import fit_together
 from attribution.training.checkpoints import EverySteps
-from attribution.training.fit import Hardware, Recipe, fit
+from attribution.training.fit import fit
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from experiments.models import retrained as retraining
 from experiments.models.retrained import Retrained, in_blocks

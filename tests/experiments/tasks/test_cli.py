@@ -157,7 +157,7 @@ def test_targeted_attribution(tmp_path):
 def test_a_sweep_trains_once(tmp_path):
     """Claim: -m over estimators and draws is one training and four results, joined in one table and one file."""
     sweep = ["estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    run(tmp_path, "-m", *FINAL, "estimator.checkpoints=choice(2)", *SMALL_BENCHMARK, *sweep)
+    run(tmp_path, "-m", *FINAL, "estimator.checkpoints=2", *SMALL_BENCHMARK, *sweep)
     assert len([p for p in (tmp_path / "store" / "TrainedModel").iterdir() if p.is_dir()]) == 1
     joined = rows(tmp_path / "sweep")
     assert {(row["estimator"], row["swept"]["estimator.draws.n"]) for row in joined} == {
@@ -323,8 +323,7 @@ def test_plan_and_store(tmp_path):
 def test_a_sweep_over_estimators_compares_them_once(tmp_path):
     """Claim: an estimator that runs beside each of several others stands in the joint rows once, under its own name."""
     sweep = tmp_path / "sweep"
-    replay = [setting.replace("=", "=choice(") + ")" for setting in REPLAY]  # without choice(), Hydra looks for them in the default
-    run(tmp_path, "-m", *FINAL, *replay, *SMALL_BENCHMARK, "estimator=tracin,retrac", f"hydra.sweep.dir={sweep}")
+    run(tmp_path, "-m", *FINAL, *REPLAY, *SMALL_BENCHMARK, "estimator=tracin,retrac", f"hydra.sweep.dir={sweep}")
     shares = [r for r in rows(sweep) if r["metric"] == "distinct_share@5" and r["queries"] == "validation"]
     assert sorted(r["estimator"] for r in shares) == ["retrac", "retrac − tracin", "tracin"]
 

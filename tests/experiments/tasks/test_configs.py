@@ -21,7 +21,7 @@ from experiments.benchmarks.base import Benchmark
 from experiments.models.subsets import PublishedSubsets, RandomSubsets
 from experiments.queries import HeldOutOfEach, Validation
 from experiments.tasks.composition import estimators_of, experiment_of
-from experiments.tasks.tasks import plan
+from experiments.tasks.plan import plan
 
 CONF = Path(__file__).parents[3] / "conf"
 TINY = [
@@ -37,7 +37,8 @@ TINY = [
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """The choices of a group, those in folders included."""
+    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
 
 
 def composed(*overrides: str):
@@ -47,7 +48,8 @@ def composed(*overrides: str):
 
 def test_every_folder_is_a_group_of_the_config():
     """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it."""
-    groups = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."}
+    files = [path.relative_to(CONF) for path in CONF.rglob("*/*.yaml")]
+    groups = {file.parts[0] for file in files} - {"hydra"}
     chosen = {
         key.split("@")[0].strip("/")
         for entry in OmegaConf.load(CONF / "config.yaml").defaults
@@ -63,6 +65,7 @@ def test_every_folder_is_a_group_of_the_config():
         if key.startswith("/")
     }
     assert groups <= chosen | inside
+    assert {str(file.parent) for file in files if file.parts[0] == "hydra"} == {"hydra/launcher", "hydra/help"}
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -78,6 +81,17 @@ def test_every_experiment_composes(name):
         assert instantiate(config.task).func is plan
         experiment = experiment_of(config)
     assert experiment.checkpoints.candidates(experiment.trainer.steps, 40)[-1] == experiment.trainer.steps
+
+
+@pytest.mark.parametrize(("preset", "plugin"), [("local", "hydra_joblib_launcher"), ("slurm", "hydra_submitit_launcher")])
+def test_launcher_presets_extend_the_plugins(preset, plugin):
+    """Claim: where its plugin is installed, each preset composes; the plugin's structured config refuses settings that it lacks."""
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launcher = compose("config", [f"hydra/launcher={preset}"], return_hydra_config=True).hydra.launcher
+    changed = OmegaConf.load(CONF / "hydra" / "launcher" / f"{preset}.yaml")
+    assert launcher._target_.startswith(f"hydra_plugins.{plugin}")
+    assert all(launcher[key] == changed[key] for key in changed if key != "defaults")
 
 
 def test_an_experiment_with_another_benchmark():

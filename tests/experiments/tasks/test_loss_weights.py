@@ -53,7 +53,7 @@ def test_shares_are_sums_of_weights(T, stretches):
     betas = [float(beta) for beta in schedule.betas]
     found = list(weight_shares(schedule))
     assert len(found) == 3 * len(stretches)
-    shares = {(row["swept"]["measurement"], row["metric"]): row["value"] for row in found}
+    shares = {(row.swept["measurement"], row.metric): row.estimate.value for row in found}
     for name, weight in {"loss": lambda t: 1.0, "elbo": lambda t: slow_weight(betas, t, True) if t > 1 else 0.0}.items():
         total = sum(weight(t) for t in range(1, T + 1))
         for first, last in stretches:

@@ -1,0 +1,61 @@
+"""How and on which devices a model is trained."""
+
+from dataclasses import dataclass
+
+LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training; all of them are part of the model's identity.
+
+    ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
+    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``precision``: as in
+    Lightning (32-true, 64-true, bf16-mixed, ...).
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    NAME = "Recipe"
+    VERSION = 1
+
+    steps: int
+    batch_size: int
+    lr_schedule: str = "constant"
+    warmup: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    precision: str = "32-true"
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be a whole number, at least 1")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"trainer.warmup={self.warmup}: a fraction of trainer.steps, between 0 and 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"trainer.clip={self.clip}: the largest gradient norm, above 0, or null")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"trainer.ema={self.ema}: a decay between 0 and 1, or null")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"trainer.lr_schedule={self.lr_schedule}: choose one of {', '.join(LR_SCHEDULES)}")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The devices of a training, and the steps between two savings of progress (``interval``); not part of the model's identity.
+
+    ``strategy="auto"`` means one process, or ``ddp_spawn`` for several devices. Strategies that start the program again on every
+    rank are errors, because these ranks would wait for the store's lock that rank 0 holds.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    interval: int = 200
+
+    def __post_init__(self):
+        if self.interval < 1:
+            raise ValueError(f"hardware.interval={self.interval}: steps between two savings of progress, at least 1")

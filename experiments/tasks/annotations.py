@@ -1,0 +1,128 @@
+"""The types of parameters, as far as a plain value from the command line or a YAML file can have them."""
+
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter
+
+PLAIN = (bool, int, float, str, type(None))
+LISTS = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
+
+
+class Choice:
+    """Stands for a node with a ``_target_``, which becomes an object: a choice of a group."""
+
+
+@cache
+def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """The type of each parameter of a class or function by name, and whether it takes others as well (``**kwargs``).
+
+    ``Any`` where the annotation says nothing, or nothing that can be resolved.
+    """
+    signature = inspect.signature(target).parameters
+    hints = _hints(target)
+    named = {}
+    for name, parameter in signature.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            annotation = hints.get(name, Any)
+            named[name] = Union[annotation, None] if parameter.default is None else annotation  # noqa: UP007
+    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    if is_dataclass(target):
+        names = {field.name for field in fields(target)}
+        source: Any = target
+    else:
+        source = inspect.unwrap(target.__init__ if isinstance(target, type) else target)
+        names = set(inspect.signature(source).parameters)
+    try:
+        return {name: hint for name, hint in get_type_hints(source, include_extras=True).items() if name in names}
+    except NameError:  # a name that is imported for type checkers only
+        return {}
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value, or one with :class:`Choice` in places of objects, has the annotated type.
+
+    Nothing is converted: text is no number, ``True`` is no number, 1000.0 is no whole number.
+    """
+    return _adapter(plain(annotation)).validator.isinstance_python(value)
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def plain(annotation: Any) -> Any:
+    """The annotation with lists for all sequences, text for paths, values for enumerations and :class:`Choice` for objects."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (Any, object, inspect.Parameter.empty) or isinstance(annotation, TypeVar | str):
+        return Any
+    if annotation is None or annotation in PLAIN or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return plain(arguments[0])
+    if origin in (Union, types.UnionType):
+        return Union[tuple(plain(argument) for argument in arguments)]  # noqa: UP007
+    kind = origin or annotation
+    if kind is tuple and Ellipsis not in arguments and arguments:
+        return list[Union[tuple(plain(argument) for argument in arguments)]]  # noqa: UP007
+    if kind in LISTS:
+        return list[plain(arguments[0]) if arguments else Any]
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        key, value = (plain(argument) for argument in arguments) if arguments else (Any, Any)
+        return dict[key, value]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return Literal[tuple(member.value for member in kind)]
+    if isinstance(kind, type) and issubclass(kind, PurePath):
+        return str
+    return Choice
+
+
+def words(annotation: Any, many: bool = False) -> str:
+    """What a value of the type is, to follow "must be"; ``many``: what several values are. The type is one from :func:`plain`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _WORDS:
+        return _WORDS[annotation][many]
+    if origin is Literal:
+        return _either([str(value) for value in arguments])
+    if origin is Union:
+        kinds = [argument for argument in arguments if not (argument is int and float in arguments)]
+        return _either([words(kind, many) for kind in sorted(kinds, key=lambda kind: kind is type(None))])
+    if origin is list:
+        items = "" if arguments[0] is Any else f" of {words(arguments[0], many=True)}"
+        return f"lists{items}" if many else f"a list{items}"
+    if origin is dict:
+        return "mappings {name: value, ...}" if many else "a mapping {name: value, ...}"
+    return "objects" if many else "an object: a choice of a group, or a mapping with _target_"
+
+
+_WORDS = {
+    bool: ("true or false", "true or false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    None: ("null", "null"),
+    type(None): ("null", "null"),
+    Any: ("anything", "values"),
+}
+"""One, and many."""
+
+
+def _either(alternatives: Sequence[str]) -> str:
+    return ", ".join(alternatives[:-1]) + " or " + alternatives[-1] if len(alternatives) > 1 else alternatives[0]
+
+
+def item(annotation: Any) -> Any:
+    """The type of a list's items, where a type that :func:`plain` returned has exactly one kind of list; None otherwise."""
+    kinds = get_args(annotation) if get_origin(annotation) is Union else (annotation,)
+    lists = [kind for kind in kinds if get_origin(kind) is list]
+    return get_args(lists[0])[0] if len(lists) == 1 else None

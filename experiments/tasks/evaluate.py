@@ -1,0 +1,25 @@
+"""``task=evaluate``: a benchmark of the chosen estimator and those of ``benchmark.compare``."""
+
+from contextlib import nullcontext
+
+from omegaconf import DictConfig
+
+from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.training.checkpoints import select
+from experiments.tasks.composition import evaluation_of
+from experiments.tasks.lab import announce, lab
+from experiments.tasks.train import show_training
+from experiments.tasks.workers import workers
+
+
+def evaluate(config: DictConfig) -> None:
+    """Compute what is missing in the store, alone or with more workers, and report the benchmark."""
+    with lab(config) as run:
+        evaluation = evaluation_of(config, run.experiment)
+        with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
+            run.store.many(evaluation.nodes)
+            evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
+        record = run.store(run.experiment.record)
+        chosen = next(iter(evaluation.estimators.values()))
+        used = select(chosen.checkpoints, record.steps, record.losses) if isinstance(chosen, TrajectoryEstimator) else ()
+        show_training(run, record, used)

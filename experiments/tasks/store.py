@@ -1,0 +1,36 @@
+"""``task=store``: what is in the store."""
+
+from typing import Literal
+
+from omegaconf import DictConfig
+
+from experiments.store import inventory, inventory_table
+from experiments.store.prune import prune
+from experiments.store.store import Store
+from experiments.tasks.settings import SettingError
+
+
+def store(
+    config: DictConfig,
+    action: Literal["list", "explain", "prune"],
+    node: str | None,
+    apply: bool,
+    unfinished: bool,
+    older_than_days: float | None,
+    node_class: str | None,
+) -> None:
+    """List, explain or prune the store.
+
+    Raises:
+        SettingError: ``explain`` without a node.
+    """
+    opened = Store(config.store.root)
+    if action == "list":
+        inventory_table.show(inventory.listing(opened.root), str(opened.root))
+    elif action == "prune":
+        rows = prune(opened, unfinished=unfinished, older_than_days=older_than_days, node_class=node_class, dry_run=not apply)
+        inventory_table.show(rows, "removed" if apply else "would be removed (task.apply=true does it)")
+    elif node is None:
+        raise SettingError("task.action=explain needs task.node=FINGERPRINT, or its beginning; task.action=list shows them")
+    else:
+        inventory_table.show_explanation(inventory.explain(opened.root, node))

@@ -1,0 +1,66 @@
+"""One sentence for an error of composing the config, with the nearest existing names for a misspelt setting, group or choice."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def nearest(name: str, existing: Iterable[str]) -> str:
+    """ "; did you mean a or b?" with at most two similar names; "; choose from ..." with all if none is similar."""
+    names = sorted(set(existing))
+    if similar := difflib.get_close_matches(name, names, n=2, cutoff=0.8):
+        return f"; did you mean {' or '.join(similar)}?"
+    return f"; choose from {', '.join(names)}" if names else ""
+
+
+def composition_error(error: HydraException) -> str:
+    """What is wrong with the arguments."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, name, choices = _choices(error.missing_cfg_file, error.options)
+        return f"{group}={name}: no such choice{nearest(name, choices)}"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
+        return f"{cause.full_key}: no such setting{_nearest_setting(str(cause.full_key), cause.parent_node)}"
+    sentence = " ".join(str(error).split("\nConfig search path:")[0].split())
+    if group := re.search(r"config group '([^']+)' does not exist", sentence):
+        return sentence.removesuffix(".") + nearest(group[1], (path.name for path in CONF.iterdir() if path.is_dir()))
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/"):
+        return f"{sentence} Launchers are plugins: pip install -e '.[launchers]'"
+    return f"{sentence} ({' '.join(str(cause).split())})" if cause else sentence
+
+
+def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]:
+    """The group, the misspelt choice and the group's choices, those in folders included."""
+    group, _, name = missing.partition("/")
+    choices = [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
+    if group != "hydra" and choices:
+        return group, name, choices
+    group, _, name = missing.rpartition("/")
+    return group, name, list(options)
+
+
+def _nearest_setting(name: str, parent: DictConfig) -> str:
+    """Similar settings of the whole config; without one, those beside the missing one."""
+    root: Any = parent._get_root()
+    others = (key for key in _settings(root) if not name.startswith(f"{key}."))
+    suggestion = nearest(name, (key for key in others if not key.startswith("hydra") or name.startswith("hydra")))
+    if suggestion.startswith("; did"):
+        return suggestion
+    prefix = parent._get_full_key(None)
+    return nearest("", (f"{prefix}.{key}" if prefix else str(key) for key in parent if key not in ("_target_", "hydra")))
+
+
+def _settings(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        raw = node._get_node(key)
+        yield f"{prefix}{key}"
+        if isinstance(raw, DictConfig) and not raw._is_interpolation() and not raw._is_none() and not raw._is_missing():
+            yield from _settings(raw, f"{prefix}{key}.")

@@ -1,0 +1,43 @@
+"""``task=train``: one training, its curve and samples of the model."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from attribution.training import TrainingRecord
+from experiments import figures
+from experiments.metrics.bootstrap import Bootstrap
+from experiments.report.row import Row, Subject
+from experiments.tasks.lab import Lab, lab
+
+
+def train(config: DictConfig) -> None:
+    """Train the model, unless the store has it; show its training curve and samples."""
+    with lab(config) as run:
+        record = run.store(run.experiment.record)
+        last_epoch = record.losses[-record.info["steps_per_epoch"] :]
+        row = Row(
+            benchmark="train",
+            metric="training_loss_of_last_epoch",
+            subject=Subject("none"),
+            estimate=Bootstrap().mean(last_epoch, ["steps"]).estimate(),
+            about={"model": run.experiment.record.fingerprint},
+        )
+        run.report.add([row])
+        show_training(run, record)
+        if config.samples.trajectory:
+            samples = run.experiment.samples(config.samples.n, config.samples.seed)
+            node = samples.trajectories
+            run.store(node)
+            print(f"sampling trajectories: {run.store.folder(node)}")
+
+
+def show_training(run: Lab, record: TrainingRecord, used: Sequence[int] = ()) -> None:
+    """Report the loss and the learning rate of every step, with the checkpoints ``used`` by an estimator, and samples."""
+    table = record.step_table[record.step_table["rank"] == 0]
+    rates = table["learning_rate"][:, 0]
+    steps = range(1, len(record.losses) + 1)
+    run.report.figure("training", figures.training_curve(steps, record.losses, rates, record.steps, used))
+    run.tracker.curve("training", steps, {"loss": record.losses.tolist(), "learning_rate": rates.tolist()})
+    samples = run.store(run.experiment.samples(run.config.samples.n, run.config.samples.seed))
+    run.report.figure("samples", figures.grid(samples))
