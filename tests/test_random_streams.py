@@ -139,7 +139,7 @@ def test_the_parts_of_every_key_are_these():
 
 def test_the_roles_are_these():
     """Claim: no draw or choice has a role that is not listed above."""
-    arguments = {"draw": 0, "random_draws": 1, "shuffled": 1, "features": 2}
+    arguments = {"draw": 0, "random_draws": 1, "random_order": 1, "features": 2}
     found = {part(call.args[at]) for name, call in calls() for end, at in arguments.items() if _is(name, end, call, at)}
     found |= {part(word.value) for _, call in calls() for word in call.keywords if word.arg == "role"}
     assert {role for role in found if role != "*"} == ROLES
