@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from attribution.curvature import EKFAC, KFAC, ExactGGN
-from attribution.diffusion.samplers import DDIM
+from attribution.diffusion.samplers import DDIMSampler
 from attribution.estimators import Guided, LiSSA, ReTrac, TracIn
 from attribution.estimators.balance import Balance
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
@@ -24,7 +24,6 @@ from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.images.draws import Even, Uniform
-from attribution.measurements import Loss
 from attribution.models.trained import Trainee
 from attribution.nodes import Artifact, InMemory, Node, short_name
 from attribution.projection import Gaussian, Identity
@@ -38,7 +37,7 @@ from experiments.models.samples import Samples
 from experiments.models.subsets import RandomSubsets
 from experiments.queries.by_source import OfEachSource
 from experiments.queries.folder import ImageFolder
-from tests.worlds import SCHEDULE, Blobs, trained
+from tests.worlds import OBJECTIVE, Blobs, trained
 
 
 class Tiny(nn.Module):
@@ -55,7 +54,7 @@ class Tiny(nn.Module):
 
 
 CPU = Execution(device="cpu", batch_size=64, shard=4, query_shard=2)
-LOSS = Loss(SCHEDULE)
+LOSS = OBJECTIVE
 RECORD = trained(
     model=Tiny,
     data=Blobs(n=8),
@@ -88,7 +87,7 @@ def nodes(folder: Path) -> list[Node]:
             measurement=LOSS, measurement_draws=Even(4, seed=1), subsets=subsets, mode=mode, damping=[0.1, 1.0], execution=CPU
         ),
     ]
-    samples = Samples(record=RECORD, sampler=DDIM(steps=5), shape=(1, 8, 8), n=3, seed=4, execution=CPU)
+    samples = Samples(record=RECORD, sampler=DDIMSampler(steps=5), shape=(1, 8, 8), n=3, seed=4, execution=CPU)
     scores = trac.scores(RECORD, RECORD.data, QUERIES)
     rng = np.random.default_rng(0)
     for number in range(2):

@@ -88,7 +88,7 @@ def shared(module: str) -> set[str]:
 
 
 def code(module: str) -> str:
-    """A module's code without comments, docstrings, imports and formatting."""
+    """A module's code without comments, docstrings, imports, errors and formatting."""
     tree = ast.parse(Path(sys.modules[module].__file__ or "").read_text())
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
@@ -98,7 +98,7 @@ def code(module: str) -> str:
 
 def _is_silent(line: ast.stmt) -> bool:
     text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
-    return text or isinstance(line, ast.Import | ast.ImportFrom)
+    return text or isinstance(line, ast.Import | ast.ImportFrom | ast.Raise)
 
 
 def digest(cls: type) -> str:

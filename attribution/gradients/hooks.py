@@ -20,6 +20,8 @@ from attribution.diffusion import denoiser, eval_mode
 from attribution.gradients.layers import Layer
 from attribution.measurements import Inputs, Measure
 
+SHARED = ("attribution.diffusion.network",)
+
 
 @dataclass(eq=False)
 class Call:

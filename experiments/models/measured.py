@@ -15,6 +15,8 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 
+SHARED = ("attribution.diffusion.network",)
+
 
 @dataclass(frozen=True, eq=False)
 class Costs(Arrays):

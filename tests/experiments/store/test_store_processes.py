@@ -164,14 +164,14 @@ def test_a_part_swept_by_another_process_is_not_computed_again(tmp_path, log, mo
     """One process is about to look at the shards of a table when another stores the table and sweeps them."""
     store, other = Store(tmp_path), Store(tmp_path)
     table = Table(shards=3, log=str(log))
-    look = Store._lacking
+    look = Store._missing
 
     def late(self, group, work):
         if self is store and not other.has(table):
             other(table)
         return look(self, group, work)
 
-    monkeypatch.setattr(Store, "_lacking", late)
+    monkeypatch.setattr(Store, "_missing", late)
     assert store(table).values.shape == (3, 5)
     assert set(computed(log).values()) == {1}
 
