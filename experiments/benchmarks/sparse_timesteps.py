@@ -21,7 +21,6 @@ from experiments.benchmarks.variants import Variant
 from experiments.figures.sparse import sparse_timesteps
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
-from experiments.metrics.estimate import Estimate
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report.report import Report
@@ -107,14 +106,14 @@ class SparseTimesteps(Benchmark):
         seconds = query_seconds(estimator, experiment.record, queries, schemes, self.repeats, get)
         for scheme in list(schemes)[1:]:
             ratio = quotient(seconds[ALL], seconds[scheme])
-            times = {"seconds": ratio["reference_seconds"], "seconds_with_all": ratio["seconds"]}
+            times = {"seconds": ratio.about["reference_seconds"], "seconds_with_all": ratio.about["seconds"]}
             yield Row(
                 benchmark=NAME,
                 metric=FASTER,
                 subject=Subject(name, {SETTING: scheme}),
-                estimate=Estimate(ratio["value"], ratio["low"], ratio["high"], level=0.5),
+                estimate=ratio.estimate,
                 levels=Levels(maximum=schemes[ALL].count / schemes[scheme].count),
-                about={**times, "repeats": ratio["repeats"]},
+                about={**times, "repeats": ratio.about["repeats"]},
             )
 
     def _schemes(self, T: int) -> dict[str, DrawScheme]:

@@ -1,4 +1,4 @@
-"""A matrix of numbers as colours, each number written in its cell."""
+"""A matrix of numbers as colours, with each number in its cell."""
 
 from collections.abc import Sequence
 
@@ -22,32 +22,35 @@ def matrix(
     row_name: str = "",
     column_name: str = "",
 ) -> Figure:
-    """Heat map of ``values [rows, columns]``, as of a score for each pair of (query, training) timesteps (K-FAC paper, fig. 11).
+    """Heat map of ``values [rows, columns]``, such as scores of pairs of (query, training) timesteps (K-FAC paper, fig. 11).
 
-    ``symmetric``: blue above and red below zero, equally strong at equal distance; otherwise one colour from the smallest value to
-    the largest. NaN is grey, with a dash. Numbers stand in the cells as long as these are large enough.
+    If ``symmetric``, values above zero are blue and values below zero red, equally strong at equal distance; otherwise one colour
+    goes from the smallest value to the largest. NaN is grey, with a dash. Cells that are large enough show their numbers.
 
     Raises:
-        ValueError: labels that do not fit the values.
+        ValueError: the numbers of labels and of values differ.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(row_labels), len(column_labels)):
-        raise ValueError(f"a matrix of {values.shape} with {len(row_labels)} row and {len(column_labels)} column labels")
+        raise ValueError(
+            f"a matrix of {values.shape} with {len(row_labels)} row and {len(column_labels)} column labels: give one label for each "
+            "row and each column"
+        )
     rows, columns = values.shape
     texts = np.vectorize(_text(values), otypes=[object])(values)
-    wanted = max(_CELL, 0.12 + max(text_width(text, 8) for text in texts.flat))
-    beside = 1.5 + max(text_width(label, 9) for label in row_labels)
-    cell = max(_SMALLEST, min(wanted, (WIDEST - beside) / max(rows, columns)))
+    preferred = max(_CELL, 0.12 + max(text_width(text, 8) for text in texts.flat))
+    margin = 1.5 + max(text_width(label, 9) for label in row_labels)
+    cell = max(_SMALLEST, min(preferred, (WIDEST - margin) / max(rows, columns)))
     slanted = max(text_width(label, 9) for label in column_labels) > 0.9 * cell
     below = (0.2 + 0.7 * max(text_width(label, 9) for label in column_labels)) if slanted else 0.3
-    width = max(4.0, beside + cell * columns)
+    width = max(4.0, margin + cell * columns)
     head = wrapped(title, width - 0.3, 11)
     figure = Figure((width, 0.5 + 0.2 * len(head) + below + max(1.6, cell * rows)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     norm, colors = _colors(values, symmetric)
     image = axes.imshow(np.ma.masked_invalid(values), norm=norm, cmap=colors, aspect="auto", interpolation="nearest")
     axes.set_facecolor("#dddddd")
-    if cell >= 0.95 * wanted:
+    if cell >= 0.95 * preferred:
         for (row, column), text in np.ndenumerate(texts):
             dark = np.isfinite(values[row, column]) and _luminance(tuple(colors(norm(values[row, column])))) < 0.22
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
@@ -65,7 +68,7 @@ def matrix(
 
 
 def _colors(values: np.ndarray, symmetric: bool):
-    """Red-blue is a pair that the colour-blind tell apart."""
+    """The scale and the colour map. Colour-blind readers can tell red from blue."""
     known = values[np.isfinite(values)]
     largest = float(np.abs(known).max(initial=0)) or 1.0
     if symmetric:
@@ -74,7 +77,7 @@ def _colors(values: np.ndarray, symmetric: bool):
 
 
 def _text(values: np.ndarray):
-    """One format for all: so many decimals that the largest has two digits after its first, powers of ten where these hide it."""
+    """A function that formats all numbers alike: the largest has three digits. Very large and small numbers get powers of ten."""
     largest = float(np.nanmax(np.abs(values), initial=0))
     decimals = 2 - int(np.floor(np.log10(largest))) if largest > 0 else 0
 
@@ -87,7 +90,7 @@ def _text(values: np.ndarray):
 
 
 def _ticks(labels: Sequence[str], cell: float) -> tuple[range, Sequence[str]]:
-    """All labels, or every so many where lines of text would lie on each other."""
+    """Positions and labels of the ticks; some are skipped where lines of text would overlap."""
     step = int(np.ceil(0.17 / cell))
     return range(0, len(labels), step), labels[::step]
 

@@ -1,4 +1,4 @@
-"""Queries with the training images that speak for them, for neither side, and against them (K-FAC paper, fig. 1)."""
+"""Queries with the training images of the largest, nearly zero and smallest scores (K-FAC paper, fig. 1)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from experiments.figures.thumbnails import canvas, foot, thumbnail
 from experiments.metrics.ranking import top_k
 
 SECTIONS = 3
-"""So many variants get a section each; more are listed below each other for every query."""
+"""The largest number of variants with a section each; more variants are lines in a section for each query."""
 _SIZE, _GAP, _TEXT, _LARGE = 0.62, 0.06, 0.33, 1.1
 _STEP, _LINE = _SIZE + _GAP, _SIZE + _TEXT
 _MARGIN, _BETWEEN, _HEADING, _NAMES, _NARROWEST = 0.1, 0.22, 0.28, 2.2, 6.5
@@ -25,7 +25,7 @@ _MEANING = (
 
 @dataclass(frozen=True)
 class _Group:
-    """Training images shown side by side: the ``count`` largest by ``rank`` of the scores, at ``x``."""
+    """Training images side by side from ``x`` on: the ``count`` with the largest ``rank`` of the scores."""
 
     title: str
     rank: Callable[[np.ndarray], np.ndarray]
@@ -39,7 +39,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Section:
-    """Lines under one heading: (row of the query, name of the variant) each."""
+    """Lines under one heading, each the row of a query and the name of a variant."""
 
     title: Sequence[str]
     lines: Sequence[tuple[int, str]]
@@ -59,20 +59,20 @@ def proponents(
     boxed: Mapping[str, Collection[int]] | None = None,
     boxed_means: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
-    """For each query the training images with the largest, the most nearly zero and the smallest scores (K-FAC paper, fig. 1).
+    """For each query, the training images with the largest scores, the scores nearest 0 and the smallest (K-FAC paper, fig. 1).
 
-    Up to three variants (estimators, or one at several settings) have a section each, with a line for each query. Of more variants
-    every query has a section with a line for each, without the neutral images. What 16 × 30 inches do not hold is left out, and the
-    figure says how much: the last queries, or variants in even steps.
-
-    ``boxed`` are, for each variant, positions of generally influential training examples; they get a red box, which the legend
-    explains by ``boxed_means`` (ReTrac §6.2, figures of targeted attribution).
+    Up to three variants (estimators, or one at several settings) have a section each, with a line for each query. For more
+    variants, every query has a section with a line for each variant, without the neutral images. The figure has at most 16 × 30
+    inches; it leaves out the last queries, or variants in even steps, that do not fit, and says how many.
 
     Args:
         queries: Q images, real or generated; ``rows`` are positions of those to show.
         train: N images, in the order of the columns of the scores.
         scores: for each variant τ ``[Q, N]``.
-        top: images with the largest scores, and as many with the smallest; ``neutral``: those nearest 0, 0 shows none.
+        top: the number of images with the largest scores, and of those with the smallest.
+        neutral: the number of images with scores nearest 0.
+        boxed: for each variant, positions of generally influential training images, which get a red box (ReTrac §6.2).
+        boxed_means: the explanation of a red box in the legend.
     """
     by_query = len(scores) > SECTIONS
     names = min(_NAMES, max(text_width(name, 9) for name in scores)) + _BETWEEN if by_query else 0.0
@@ -85,8 +85,8 @@ def proponents(
         notes.append(f"{groups[0].count} of {top} top and most negative images shown.")
     legend = wrapped(boxed_means, width - 0.5, 9) if boxed else []
     room = TALLEST - 0.2 * (len(legend) + 4) - 0.4
-    make = _sections_of_queries if by_query else _sections_of_variants
-    sections, left_out = make(list(scores), list(rows), width - 2 * _MARGIN, room)
+    sections_of = _sections_of_queries if by_query else _sections_of_variants
+    sections, left_out = sections_of(list(scores), list(rows), width - 2 * _MARGIN, room)
     below = [line for note in [*notes, *left_out] for line in wrapped(note, width - 2 * _MARGIN, 8)]
 
     body = sum(section.height + 0.12 for section in sections)
@@ -109,7 +109,7 @@ def proponents(
 
 
 def _groups(left: float, top: int, neutral: int, examples: int) -> list[_Group]:
-    """Top, neutral and most negative images from ``left`` on; fewer of the most numerous groups where the width ends."""
+    """Top, neutral and most negative images from ``left`` on; the largest groups shrink where the width is not sufficient."""
     counts = [min(count, examples) for count in (top, neutral, top)]
     while left + sum(counts) * _STEP + 2 * _BETWEEN + _MARGIN > WIDEST:
         counts = [min(count, max(counts) - 1) for count in counts]
@@ -148,7 +148,7 @@ def _left_out(queries: int) -> list[str]:
 
 
 def _head(axes: Axes, section: _Section, groups: list[_Group], query: float, y: float, width: float) -> float:
-    """Draws title and headings; returns where the lines begin."""
+    """Draw the title and the headings, and return the vertical position of the first line."""
     for line in section.title:
         axes.text(_MARGIN, y, line, va="top", fontsize=12, weight="bold", color=INK)
         y += 0.24

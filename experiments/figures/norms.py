@@ -14,12 +14,12 @@ from experiments.metrics.timestep_bias import Correlation
 
 GREEN = COLORS[2]
 _ACROSS = 4
-"""Panels beside each other."""
+"""The largest number of panels side by side."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """A panel: each of n examples at its timestep ``[n]``; ``positions [n]`` are those in the training set."""
+    """A panel with the norms ``norm [n]`` of examples at their timesteps ``[n]``; ``positions [n]`` in the training set."""
 
     title: str
     timestep: np.ndarray
@@ -29,19 +29,19 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Curve:
-    """A panel: an example's norm ``own [K]`` over ``timesteps [K]``, that of ``others [P, K]``, and its timestep of training."""
+    """The norms ``[K]`` of an example and of ``others [P, K]`` over ``timesteps [K]``; it was trained at ``t_train``."""
 
     title: str
     timesteps: np.ndarray
-    own: np.ndarray
+    norm: np.ndarray
     others: np.ndarray
     t_train: int
 
 
 def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretches: int) -> Figure:
-    """Norm against timestep, an example a dot, with the means in equal stretches (ReTrac, figs. 2, 8 and 10).
+    """Norm against timestep with a dot for each example, and the means in equal stretches (ReTrac, figs. 2, 8 and 10).
 
-    Below each panel the examples with the largest and the smallest norm, which the panel marks.
+    The examples with the largest and the smallest norm are marked, and shown below each panel.
     """
     across, down = _grid(len(panels))
     figure = Figure((max(7.0, 0.6 + 3.6 * across), 4.6 * down), dpi=DPI, layout="constrained")
@@ -54,9 +54,11 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
         plots.append(axes)
         axes.scatter(panel.timestep, panel.norm, s=6, color=COLORS[0], alpha=0.45, linewidth=0, label="training image")
         stretch = (panel.timestep - 1) * min(stretches, T) // T
-        there = np.unique(stretch)
-        middles = [panel.timestep[stretch == s].mean() for s in there]
-        axes.plot(middles, [panel.norm[stretch == s].mean() for s in there], color=INK, linewidth=1.8, label="mean nearby")
+        stretches_present = np.unique(stretch)
+        middles = [panel.timestep[stretch == s].mean() for s in stretches_present]
+        axes.plot(
+            middles, [panel.norm[stretch == s].mean() for s in stretches_present], color=INK, linewidth=1.8, label="mean nearby"
+        )
         for column, (name, color, row) in enumerate(
             (("largest", RED, int(panel.norm.argmax())), ("smallest", GREEN, int(panel.norm.argmin())))
         ):
@@ -71,9 +73,9 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
 
 
 def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
-    """One example's norm over timesteps at its recorded noise, beside the other examples' (ReTrac, figs. 3, 7 and 9).
+    """One example's norm over timesteps at its recorded noise, beside those of others (ReTrac, figs. 3, 7 and 9).
 
-    ``image``: the example, alone. Grey: the median of the others, and where 80 % of them lie.
+    ``image`` is the example alone. The median of the others and the range of 80 % of them are grey.
     """
     across, down = _grid(len(panels))
     figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
@@ -88,10 +90,10 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
         low, middle, high = np.percentile(panel.others, [10, 50, 90], axis=0)
         axes.fill_between(panel.timesteps, low, high, color="#d9d9d9", linewidth=0, label="80 % of all examples")
         axes.plot(panel.timesteps, middle, color=FAINT, linewidth=1.4, linestyle="--", label="their median")
-        axes.plot(panel.timesteps, panel.own, color=COLORS[0], linewidth=1.6, label="this example")
+        axes.plot(panel.timesteps, panel.norm, color=COLORS[0], linewidth=1.6, label="this example")
         axes.axvline(panel.t_train, color=RED, linewidth=1.6, label="timestep of its training")
-        peak = int(panel.own.argmax())
-        axes.plot(panel.timesteps[peak], panel.own[peak], "v", color=INK, markersize=8, linestyle="none", label="t_max")
+        peak = int(panel.norm.argmax())
+        axes.plot(panel.timesteps[peak], panel.norm[peak], "v", color=INK, markersize=8, linestyle="none", label="t_max")
         _axis(axes, T, leftmost=column == 0)
         axes.set_title(f"{panel.title}: t_train = {panel.t_train}, t_max = {panel.timesteps[peak]}", fontsize=9)
     legend(figure, plots)
@@ -124,13 +126,13 @@ def algorithm_1(steps: Sequence[int], correlations: Sequence[Correlation], examp
 
 
 def _grid(panels: int) -> tuple[int, int]:
-    """Columns and lines."""
+    """The numbers of columns and of lines."""
     down = -(-panels // _ACROSS)
     return -(-panels // down), down
 
 
 class _Plain(LogFormatter):
-    """Numbers without powers of ten, where matplotlib would put them."""
+    """Labels without powers of ten, at the ticks that matplotlib labels."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""

@@ -1,4 +1,4 @@
-"""Proponents under several variants beside each other, a line for each query (ReTrac, fig. 11)."""
+"""Proponents under several variants side by side, with a line for each query (ReTrac, fig. 11)."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from experiments.figures.thumbnails import canvas, foot, thumbnail
 from experiments.metrics.ranking import top_k
 
 MOST = 6
-"""Variants that stand beside each other; of more, some in even steps."""
+"""The largest number of variants side by side; of more variants, some are shown in even steps."""
 _SIZE, _GAP, _LINE, _MARGIN, _BETWEEN = 0.62, 0.06, 0.84, 0.1, 0.3
 
 
@@ -24,15 +24,18 @@ def side_by_side(
     boxed: Mapping[str, Collection[int]] | None = None,
     boxed_means: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
-    """For each query the training images with the largest scores, the largest first, of one variant after the other.
+    """For each query, the training images with the largest scores under one variant after the other, in descending order.
 
-    What 16 × 30 inches do not hold is left out, and the figure says how much: images, queries, or variants in even steps.
+    The figure has at most 16 × 30 inches; it leaves out images, queries, or variants in even steps, that do not fit, and says how
+    many.
 
     Args:
         queries: Q images; ``rows`` are positions of those to show.
         train: N images, in the order of the columns of the scores.
-        scores: for each variant τ ``[Q, N]``.
-        boxed: for each variant the positions of training images that get a red box, which ``boxed_means`` explains.
+        scores: τ ``[Q, N]`` for each variant.
+        top: the number of images for each query and variant.
+        boxed: for each variant, positions of training images with a red box.
+        boxed_means: the explanation of a red box in the legend.
     """
     names = [list(scores)[i] for i in np.linspace(0, len(scores) - 1, min(MOST, len(scores))).round().astype(int)]
     room = WIDEST - 2 * _MARGIN - _SIZE - len(names) * _BETWEEN
@@ -64,8 +67,8 @@ def side_by_side(
         tops = top_k(np.asarray(scores[name])[shown], count)
         for line, positions in enumerate(tops):
             for place, position in enumerate(positions.tolist()):
-                at = x + place * (_SIZE + _GAP), head + line * _LINE
-                thumbnail(axes, train, position, *at, _SIZE, f"#{train.index[position]}", position in red)
+                corner = x + place * (_SIZE + _GAP), head + line * _LINE
+                thumbnail(axes, train, position, *corner, _SIZE, f"#{train.index[position]}", position in red)
     y = head + len(shown) * _LINE + 0.04
     foot(axes, _MARGIN, y, legend, below)
     return figure

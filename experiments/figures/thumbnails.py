@@ -1,4 +1,4 @@
-"""Images laid out in inches, with their ids below."""
+"""Images at positions in inches, with their ids below."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from experiments.figures.style import DPI, FAINT, INK, RED
 
 
 def grid(images: Images, columns: int | None = None) -> Figure:
-    """All images with their ids below, in about a square or in ``columns``."""
+    """All images with their ids below, in ``columns``, or by default in about a square."""
     columns = columns or max(1, int(np.ceil(np.sqrt(len(images)))))
     size, gap, text = 0.7, 0.08, 0.19
     lines = -(-len(images) // columns)
@@ -24,7 +24,7 @@ def grid(images: Images, columns: int | None = None) -> Figure:
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """One axes over the whole figure, in inches from the top left: images and texts go where they are put."""
+    """A figure and axes that cover it, with coordinates in inches from the top left."""
     figure = Figure((width, height), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -33,7 +33,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def foot(axes: Axes, x: float, y: float, boxed: Sequence[str], notes: Sequence[str]) -> None:
-    """From ``y`` on: what a red box means, in lines (none: there are no boxes), and below it the notes."""
+    """Write from ``y`` on the explanation of a red box, in lines (none if there are no boxes), and the notes below it."""
     if boxed:
         axes.add_patch(Rectangle((x, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
     for line in boxed:
@@ -45,7 +45,7 @@ def foot(axes: Axes, x: float, y: float, boxed: Sequence[str], notes: Sequence[s
 
 
 def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: float, text: str, box: bool = False) -> None:
-    """One image with ``text`` below; values outside [-1, 1], which generated images may have, are shown as black and white."""
+    """Draw an image with ``text`` below. Values outside [-1, 1], as of generated images, are clipped to black and white."""
     pixels = np.clip((images.x0([int(row)])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
     pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
     axes.imshow(pixels, extent=(x, x + size, y + size, y), interpolation="nearest", aspect="auto")

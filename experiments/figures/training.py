@@ -1,4 +1,4 @@
-"""How training went."""
+"""The curve of a training."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ def training_curve(
     checkpoints: Sequence[int] = (),
     used: Sequence[int] = (),
 ) -> Figure:
-    """Loss per step, raw and smoothed, on a log axis; the learning rate on another; recorded and used checkpoints as marks.
+    """Loss per step, raw and smoothed, on a logarithmic axis; the learning rate on a second axis; checkpoints as marks.
 
-    ``checkpoints`` are the steps of all that were recorded, ``used`` those that an estimator reads.
+    ``checkpoints`` are the steps of all recorded checkpoints, ``used`` the steps of those that an estimator uses.
     """
     steps, loss = np.asarray(steps), np.asarray(loss, dtype=np.float64)
     figure = Figure((8, 4.2), dpi=DPI, layout="constrained")
@@ -45,7 +45,7 @@ def training_curve(
 
 
 def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred, over as many values as there are at the ends."""
+    """The centred mean over ``window`` values, or over fewer at the ends."""
     if not len(values):
         return values
     ones = np.ones(window)

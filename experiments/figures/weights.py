@@ -1,4 +1,4 @@
-"""How much each timestep counts in the measurements that are weighted losses."""
+"""The weight of each timestep in measurements that are weighted losses."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -7,17 +7,17 @@ from attribution.diffusion import NoiseSchedule
 from attribution.measurements import elbo
 from experiments.figures.style import COLORS, DPI, INK, plain_frame
 
-_IN_WORDS = {
-    "loss": "training loss: every timestep alike",
+_DESCRIPTIONS = {
+    "loss": "training loss: equal weights",
     "elbo": "ELBO (small variance), without its decoder term at t = 1",
     "elbo_weighted": "loss with the ELBO's weights (variance β)",
 }
 
 
 def weights_by_timestep(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
-    """What each measurement multiplies the square error at t by, float64 ``[T]``, t = 1 first; relative to its mean over t.
+    """The weight of the square error at t in each measurement, float64 ``[T]``, t = 1 first, relative to its mean over t.
 
-    NaN at t = 1 of ``elbo``: no square error stands there but the decoder's log-probability, and the mean is over t >= 2.
+    The weight of ``elbo`` at t = 1 is NaN, because its term there is the decoder's log-probability; its mean is over t >= 2.
     """
     bounds = {
         "elbo": elbo.loss_weights(schedule, elbo.small_variances(schedule)),
@@ -28,7 +28,7 @@ def weights_by_timestep(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
 
 
 def loss_weights(schedule: NoiseSchedule) -> Figure:
-    """How much the square error at each timestep counts in a measurement, relative to its mean over t (K-FAC paper, fig. 18).
+    """The weight of the square error at each timestep in a measurement, relative to its mean over t (K-FAC paper, fig. 18).
 
     Curves are labelled by the names of ``measurement=``; ``elbo`` begins at t = 2.
     """
@@ -44,7 +44,7 @@ def loss_weights(schedule: NoiseSchedule) -> Figure:
     axes.set_xlabel("diffusion timestep t")
     axes.set_ylabel("weight of the square error,\nrelative to its mean over t")
     lines = {str(line.get_label()): line for line in axes.get_lines()}
-    words = [f"{name} – {_IN_WORDS[name]}" for name in lines]
-    figure.legend(list(lines.values()), words, loc="outside lower center", fontsize=9, frameon=False)
+    labels = [f"{name} – {_DESCRIPTIONS[name]}" for name in lines]
+    figure.legend(list(lines.values()), labels, loc="outside lower center", fontsize=9, frameon=False)
     plain_frame(axes)
     return figure

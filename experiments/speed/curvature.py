@@ -14,8 +14,9 @@ from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
+from experiments.report.row import Row
 from experiments.speed import peers
-from experiments.speed.timing import Row, Run, count_ratio, inputs, multiplications, plain, ratio
+from experiments.speed.timing import Run, count_ratio, inputs, multiplications, plain, ratio, speed_row
 
 
 def curvature_speed(
@@ -50,7 +51,7 @@ def curvature_speed(
             floor = multiplications(passes.without_weight_gradients) + passes.outer_products()
             for metric, number in (("kfac multiplications", multiplications(factors)), ("kfac floor", floor)):
                 ratios[f"{metric} / plain"] = count_ratio(number, multiplications(reference))
-        rows += [{"metric": metric, **row, "examples": examples, "draws": count} for metric, row in ratios.items()]
+        rows += [speed_row(metric, value, examples, count) for metric, value in ratios.items()]
     return rows
 
 

@@ -12,8 +12,10 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
 from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Projection, Rademacher
+from experiments.metrics.estimate import Estimate
+from experiments.report.row import Row
 from experiments.speed import peers
-from experiments.speed.timing import Row, in_turns, inputs, plain, quotient
+from experiments.speed.timing import Ratio, in_turns, inputs, plain, quotient, speed_row
 
 FEATURES = 2048
 MEMORY = 1e9
@@ -60,8 +62,8 @@ def feature_speed(
             ratios[f"{other} / features, {kind}"] = quotient(seconds[other], seconds[kind])
         for kind in [kind for kind in KINDS if kind != NONE and examples > 1]:
             error = error_of_cosines(ours[kind].features, ours[NONE].features)
-            ratios[f"error of cosines, {kind}"] = {"value": error, "low": None, "high": None, "features": ours[kind].size}
-        rows += [{"metric": metric, **row, "examples": examples, "draws": count} for metric, row in ratios.items()]
+            ratios[f"error of cosines, {kind}"] = Ratio(Estimate(error), {"features": ours[kind].size})
+        rows += [speed_row(metric, value, examples, count) for metric, value in ratios.items()]
     return rows
 
 

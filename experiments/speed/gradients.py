@@ -11,7 +11,8 @@ from attribution.diffusion import denoiser, eval_mode
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Measure
-from experiments.speed.timing import Row, Run, inputs, plain, ratio
+from experiments.report.row import Row
+from experiments.speed.timing import Run, inputs, plain, ratio, speed_row
 
 
 def gradient_speed(
@@ -48,7 +49,7 @@ def gradient_speed(
             pairs["vmap per draw / gradients"] = _vmapped(model, measure, x0, batch, together=1), ours
         with eval_mode(model):
             for metric, (run, other) in pairs.items():
-                rows.append({"metric": metric, **ratio(run, other, repeats), "examples": examples, "draws": count})
+                rows.append(speed_row(metric, ratio(run, other, repeats), examples, count))
     return rows
 
 
@@ -65,8 +66,8 @@ def draws_speed(
             made.noise(shape, x0.dtype)
 
         with eval_mode(model):
-            row = ratio(make, plain(model, measure, x0, batch), repeats)
-        rows.append({"metric": "draws / plain", **row, "examples": examples, "draws": count})
+            time_of_draws = ratio(make, plain(model, measure, x0, batch), repeats)
+        rows.append(speed_row("draws / plain", time_of_draws, examples, count))
     return rows
 
 

@@ -19,7 +19,8 @@ from attribution.retraining.together import Member, fit_together
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import fit
 from attribution.training.recipe import Hardware, Recipe
-from experiments.speed.timing import Row, quotient
+from experiments.report.row import Row, Subject
+from experiments.speed.timing import BENCHMARK, quotient
 
 
 def retraining_speed(
@@ -45,10 +46,12 @@ def retraining_speed(
         contenders["together", group] = lambda group=group: training.members(Together(), group)
     rounds = [{key: run() for key, run in contenders.items()} for _ in range(repeats)]
     seconds = {key: [times[key] for times in rounds] for key in contenders}
-    return [
-        {"metric": f"fit / {name}", "group": group, **quotient(seconds["fit", 1], seconds[name, group])}
-        for name, group in list(contenders)[1:]
-    ]
+    rows: list[Row] = []
+    for name, group in list(contenders)[1:]:
+        ratio = quotient(seconds["fit", 1], seconds[name, group])
+        subject, about = Subject(f"groups of {group}"), {**ratio.about, "group": group}
+        rows.append(Row(benchmark=BENCHMARK, metric=f"fit / {name}", subject=subject, estimate=ratio.estimate, about=about))
+    return rows
 
 
 class _Training:

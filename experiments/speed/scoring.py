@@ -17,7 +17,8 @@ from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Measure
-from experiments.speed.timing import Row, Run, inputs, plain, ratio
+from experiments.report.row import Row
+from experiments.speed.timing import Run, inputs, plain, ratio, speed_row
 
 QUERIES = 50
 PASSES = 8
@@ -43,7 +44,7 @@ def scoring_speed(
         one, twenty = scored.run([3e-7]), scored.run(np.logspace(-9.5, -1.5, 20).tolist())
         with eval_mode(model):
             for metric, pair in {"scoring pass / plain": (one, reference), "20 dampings / one": (twenty, one)}.items():
-                rows.append({"metric": metric, **ratio(*pair, repeats), "examples": examples, "draws": count})
+                rows.append(speed_row(metric, ratio(*pair, repeats), examples, count))
     return rows
 
 

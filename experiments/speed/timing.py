@@ -1,12 +1,13 @@
 """Ratios of times. Both runs alternate in one process, so that other load on the machine affects both of them.
 
-A row has the median of the ratios over the repeats with their quartiles (``value``, ``low``, ``high``), and the median seconds of
-both runs. Ratios of counts have no quartiles.
+A row has the median of the ratios over the repeats, their quartiles as its interval, and the median seconds of both runs. Ratios
+of counts have no quartiles.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from attribution.diffusion import denoiser
 from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Measure
+from experiments.metrics.estimate import Estimate
+from experiments.report.row import Row, Subject
 
-Row = dict[str, Any]
+BENCHMARK = "speed"
 Run = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two runs: its estimate, and ``about``, facts about the measurement."""
+
+    estimate: Estimate
+    about: Mapping[str, float]
+
+
+def speed_row(metric: str, ratio: Ratio, examples: int, draws: int) -> Row:
+    """The row of a ratio for passes of ``examples`` with ``draws`` each."""
+    about: dict[str, Any] = {**ratio.about, "examples": examples, "draws": draws}
+    subject = Subject(f"{examples} examples × {draws} draws")
+    return Row(benchmark=BENCHMARK, metric=metric, subject=subject, estimate=ratio.estimate, about=about)
 
 
 def inputs(model: nn.Module, shape: tuple[int, int, int], examples: int, count: int, T: int) -> tuple[Tensor, Draws]:
@@ -39,7 +57,7 @@ def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Run:
     return run
 
 
-def ratio(ours: Run, reference: Run, repeats: int) -> Row:
+def ratio(ours: Run, reference: Run, repeats: int) -> Ratio:
     """Measure the ratio of times ``ours / reference`` in ``repeats`` rounds after a warm-up."""
     seconds = in_turns({"ours": ours, "reference": reference}, repeats)
     return quotient(seconds["ours"], seconds["reference"])
@@ -51,18 +69,16 @@ def in_turns(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
     return {name: [times[name] for times in rounds[1:]] for name in runs}
 
 
-def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Row:
-    """Return the row of the ratios ``seconds / reference``, round by round."""
+def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """Return the median of the ratios ``seconds / reference``, round by round, with their quartiles."""
     ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return {
-        "value": statistics.median(ratios),
-        "low": low,
-        "high": high,
+    about = {
         "seconds": statistics.median(seconds),
         "reference_seconds": statistics.median(reference),
         "repeats": len(ratios),
     }
+    return Ratio(Estimate(statistics.median(ratios), low, high, level=0.5), about)
 
 
 def multiplications(run: Run) -> int:
@@ -72,9 +88,9 @@ def multiplications(run: Run) -> int:
     return counter.get_total_flops() // 2
 
 
-def count_ratio(ours: float, reference: float) -> Row:
-    """Return the row of a ratio of counts, which does not vary."""
-    return {"value": ours / reference, "low": None, "high": None}
+def count_ratio(ours: float, reference: float) -> Ratio:
+    """Return a ratio of counts, which does not vary."""
+    return Ratio(Estimate(ours / reference), {})
 
 
 def seconds_of(run: Run) -> float:

@@ -1,4 +1,4 @@
-"""Where the texts and images of a figure are drawn, and whether they cover each other."""
+"""The positions of a figure's texts and images, and whether they overlap."""
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +12,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of upright texts and images that cover each other, and what leaves the page."""
+    """Pairs of horizontal or vertical texts and images that overlap, and those that leave the page."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     shown = [text for text in _texts(figure) if text.get_text().strip() and text.get_visible() and text.get_rotation() in (0, 90)]

@@ -10,6 +10,7 @@ from torch import nn
 
 from attribution.diffusion import denoiser
 from attribution.measurements import Loss
+from experiments.report.row import Row
 from experiments.speed import features, peers, timing
 from experiments.speed.curvature import curvature_speed
 from experiments.speed.gradients import draws_speed, gradient_speed
@@ -22,12 +23,12 @@ PEER = "curvlinops / kfac factors"
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[timing.Row]:
+def rows() -> list[Row]:
     return curvature_speed(UNET(), SHAPE, OBJECTIVE, examples=2, draws=[1, 2], repeats=2)
 
 
-def values(rows: list[timing.Row], draws: int) -> dict[str, float]:
-    return {row["metric"]: row["value"] for row in rows if row["draws"] == draws}
+def values(rows: list[Row], draws: int) -> dict[str, float]:
+    return {row.metric: row.estimate.value for row in rows if row.about["draws"] == draws}
 
 
 def test_rows_of_curvature(rows):
@@ -38,7 +39,8 @@ def test_rows_of_curvature(rows):
         found = values(rows, draws)
         assert found.keys() == {f"{name} / plain" for name in expected} | installed
         assert all(math.isfinite(value) and value > 0 for value in found.values())
-    assert {row["examples"] for row in rows} == {2}
+    assert {row.about["examples"] for row in rows} == {2}
+    assert {row.estimator for row in rows} == {"2 examples × 1 draws", "2 examples × 2 draws"}
 
 
 def test_fewer_multiplications_than_written_out(rows):
@@ -68,7 +70,7 @@ def test_without_the_peer(monkeypatch, capsys):
     """Claim: without curvlinops its row is left out, and a line is printed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     found = curvature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
-    assert PEER not in {row["metric"] for row in found}
+    assert PEER not in {row.metric for row in found}
     assert "curvlinops is not installed" in capsys.readouterr().out
 
 
@@ -87,10 +89,10 @@ def test_ratio_takes_turns_and_medians(monkeypatch):
     turns = []
     times = itertools.chain([100, 1], [2, 1], [9, 3], [8, 2])
     monkeypatch.setattr(timing, "seconds_of", lambda run: (run(), float(next(times)))[1])
-    row = timing.ratio(lambda: turns.append("ours"), lambda: turns.append("other"), repeats=3)
+    result = timing.ratio(lambda: turns.append("ours"), lambda: turns.append("other"), repeats=3)
     assert turns == ["ours", "other"] * 4
-    assert (row["value"], row["low"], row["high"]) == (3, 2.5, 3.5)
-    assert (row["seconds"], row["reference_seconds"], row["repeats"]) == (8, 2, 3)
+    assert (result.estimate.value, result.estimate.low, result.estimate.high, result.estimate.level) == (3, 2.5, 3.5, 0.5)
+    assert result.about == {"seconds": 8, "reference_seconds": 2, "repeats": 3}
 
 
 def test_rows_of_gradients_and_draws():
@@ -113,7 +115,7 @@ def test_rows_of_features():
     expected = {f"features, {kind} / plain" for kind in {"none", *kinds}} | {f"error of cosines, {kind}" for kind in kinds}
     expected |= {f"{other}{how} / features, {kind}" for other in others for how in ("", ", P kept") for kind in sized}
     assert values(found, 2).keys() == expected
-    assert all(math.isfinite(row["value"]) and row["value"] > 0 for row in found)
+    assert all(math.isfinite(row.estimate.value) and row.estimate.value > 0 for row in found)
 
 
 def test_error_of_cosines():
@@ -131,9 +133,9 @@ def test_rounds_take_turns(monkeypatch):
     monkeypatch.setattr(timing, "seconds_of", lambda run: (run(), float(next(times)))[1])
     seconds = timing.in_turns({"ours": lambda: turns.append("ours"), "other": lambda: turns.append("other")}, repeats=3)
     assert turns == ["ours", "other"] * 4
-    row = timing.quotient(seconds["ours"], seconds["other"])
-    assert (row["value"], row["low"], row["high"]) == (3, 2.5, 3.5)
-    assert (row["seconds"], row["reference_seconds"], row["repeats"]) == (8, 2, 3)
+    result = timing.quotient(seconds["ours"], seconds["other"])
+    assert (result.estimate.value, result.estimate.low, result.estimate.high, result.estimate.level) == (3, 2.5, 3.5, 0.5)
+    assert result.about == {"seconds": 8, "reference_seconds": 2, "repeats": 3}
 
 
 @pytest.mark.parametrize(("peer", "module"), [("traker", "trak.projectors"), ("dattri", "dattri.func.projection")])
@@ -156,7 +158,7 @@ def test_without_other_libraries(monkeypatch, capsys):
     """Claim: without traker and dattri their rows are left out, and lines are printed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
-    assert {row["metric"] for row in found} == {f"features, {kind} / plain" for kind in features.KINDS}
+    assert {row.metric for row in found} == {f"features, {kind} / plain" for kind in features.KINDS}
     said = capsys.readouterr().out
     assert "traker is not installed" in said
     assert "dattri is not installed" in said
