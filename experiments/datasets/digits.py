@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from attribution.images import Images
 from experiments.datasets.errors import DataError
@@ -30,6 +29,8 @@ class Digits(Source):
     seed: int = 0
 
     def read(self) -> Splits:
+        from sklearn.datasets import load_digits
+
         pixels, label = load_digits(return_X_y=True)
         pixels, label = np.asarray(pixels).reshape(-1, 1, 8, 8).astype(np.uint8), np.asarray(label, dtype=np.int64)
         images = Images(pixels, np.arange(len(pixels)), label, levels=16)

@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_digits, load_sample_images
 
 from attribution.images import Images
 from experiments.datasets.errors import DataError
@@ -55,6 +54,8 @@ class PatchesDigits(Source):
 
     def _zeros(self, first_zero: int) -> tuple[Images, Images]:
         """Select zeros from the two ends of one random order: neither end depends on the number taken from the other."""
+        from sklearn.datasets import load_digits
+
         pixels, digit = load_digits(return_X_y=True)
         rows = np.flatnonzero(np.asarray(digit) == 0)
         for setting, n in (("data.zeros", self.zeros), ("data.validation_zeros", self.validation_zeros)):
@@ -81,6 +82,8 @@ def _mixed(patches: Images, zeros: Images) -> Images:
 @functools.cache
 def _patches() -> tuple[Images, Images, int]:
     """Return all training patches, all validation patches, without duplicates, and the number of windows."""
+    from sklearn.datasets import load_sample_images
+
     windows, columns = [], []
     for photograph in load_sample_images().images:
         grey = photograph @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
