@@ -116,7 +116,7 @@ def nodes(folder: Path) -> list[Node]:
     ]
 
 
-UP_TO_ROTATION = {"KFACBasis", "EKFACBasis", "MomentShard", "DenseGGN", "Spectrum", "InfluenceQueries"}
+UP_TO_ROTATION = {"KFACBasis", "EKFACBasis", "MomentShard", "DenseGGN", "Spectrum", "InfluenceQueryBlock"}
 """Classes that hold eigenvectors, or coordinates along these: neither signs nor bases of equal eigenvalues are defined."""
 
 
