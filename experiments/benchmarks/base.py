@@ -1,4 +1,4 @@
-"""What a benchmark is."""
+"""The interface of benchmarks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,18 @@ from experiments.report.report import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ABC):
-    """Judges estimators. ``compare`` names more of them (files of conf/estimator) to run beside ``estimator``."""
+    """Judges estimators: the chosen one and those that ``compare`` names (files of conf/estimator)."""
 
     compare: Sequence[str] = ()
 
     @abstractmethod
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        """What ``evaluate`` will ask the store for. It is computed before, as one list, which processes divide."""
+        """All nodes that ``evaluate`` needs. They are computed before, as one list that processes share.
+
+        Raises:
+            ValueError: a setting is wrong; nothing has been trained yet.
+        """
 
     @abstractmethod
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        """Adds rows and figures to the report; the first estimator is the one the others are compared with."""
+        """Add rows and figures to the report. The other estimators are compared with the first one."""

@@ -25,18 +25,18 @@ def compare(
     Args:
         subjects: what is compared; the first one's estimator is the one that others are compared with.
         values: a number for each subject, all in the same resamples.
-        levels: the reference levels of all subjects, or of each.
-        swept: settings that the rows share but other rows of the benchmark do not.
+        levels: the reference levels, common to all subjects or one for each.
+        swept: settings in which these rows differ from other rows of the benchmark.
         about: facts for all rows.
-        about_each: facts for each subject's own row.
+        about_each: further facts for the row of each subject.
         differences: positions (a, b) of the subjects whose difference a − b is reported; by default ``pairs(subjects)``.
     """
     shared: dict[str, Any] = {"benchmark": benchmark, "metric": metric, "queries": queries, "swept": swept or {}}
-    of_each = levels if isinstance(levels, Sequence) else [levels or Levels()] * len(subjects)
+    levels_each = levels if isinstance(levels, Sequence) else [levels or Levels()] * len(subjects)
     facts = about_each or [{}] * len(subjects)
     rows = [
         Row(subject=subject, estimate=value.estimate(), levels=level, about={**(about or {}), **fact}, **shared)
-        for subject, value, level, fact in zip(subjects, values, of_each, facts, strict=True)
+        for subject, value, level, fact in zip(subjects, values, levels_each, facts, strict=True)
     ]
     for a, b in pairs(subjects) if differences is None else differences:
         difference = (values[a] - values[b]).estimate()
@@ -45,19 +45,21 @@ def compare(
 
 
 def pairs(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
-    """Positions (a, b) of the subjects to compare: each of another estimator than the first with one of the first estimator.
+    """The positions (a, b) of the subjects to compare: b of every other estimator, a of the first estimator.
 
-    Compared are subjects with the same value in every setting that both have; of several the first. Where there is none, the first
-    estimator's first is taken. Scores of bins of timesteps are not compared.
+    a is the first subject that has the same value as b in every setting that both have, or the first of all if there is none.
+    Scores of bins of timesteps are not compared.
     """
+    if not subjects:
+        return []
     name = subjects[0].name
     firsts = [a for a, subject in enumerate(subjects) if subject.name == name and subject.all_timesteps]
     others = [b for b, subject in enumerate(subjects) if subject.name != name and subject.all_timesteps]
-    found = []
+    positions = []
     for b in others if firsts else ():
         alike = (a for a in firsts if _agree(subjects[a].settings, subjects[b].settings))
-        found.append((next(alike, firsts[0]), b))
-    return found
+        positions.append((next(alike, firsts[0]), b))
+    return positions
 
 
 def _agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.source_precision import of_source, precision_rows
+from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.metrics.bootstrap import Bootstrap
@@ -72,14 +72,14 @@ class ImageTracing(Benchmark):
                 if not len(rows):
                     print(f"{kind} queries: none of {len(labels)} is of the source {source}, which is left out")
                     continue
-                name, in_source = of_source(kind, source), train.label == label
+                name, in_source = source_queries(kind, source), train.label == label
                 at_k = precision_rows(variants, rows, in_source, self.k, bootstrap, benchmark=BENCHMARK, queries=name)
                 precisions += report.add(at_k)
                 report.add(_auroc_rows(variants, rows, in_source, bootstrap, name))
                 self._proponents(report, f"{kind}_{source}", images, train, variants, rows, label)
         precisions = [row for row in precisions if row.minus is None]
-        of_all_timesteps = [row for row in precisions if row.subject.all_timesteps]
-        report.figure("precision", figures.over_k(of_all_timesteps, SHARE))
+        shown = [row for row in precisions if row.subject.all_timesteps]
+        report.figure("precision", figures.over_k(shown, SHARE))
         sweep_figures(report, precisions)
 
     def _classified(self, kind: str, labels: np.ndarray, recall: Mapping[int, np.ndarray], train: Images) -> Iterator[Row]:

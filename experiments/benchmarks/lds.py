@@ -7,7 +7,6 @@ import numpy as np
 
 from attribution.checks import whole
 from attribution.estimators import Estimator
-from attribution.estimators.scores import Scores
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
@@ -19,7 +18,7 @@ from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
-from experiments.report.row import Levels, Row, Subject
+from experiments.report.row import Row, Subject
 
 BENCHMARK = "lds"
 METRIC = "lds_%"
@@ -28,15 +27,19 @@ HELD_OUT = "lds_%_held_out_damping"
 
 @dataclass(frozen=True)
 class Measurements:
-    """Of one kind of queries: ``measured [K, Q, M]``, ``replicates [K', Q, M']``; ``removed [M, N]``, the weights taken away."""
+    """The truth for one kind of queries.
+
+    ``measured [K, Q, M]`` are the measurements under all retrained models, ``replicates [K', Q, M']`` those of the subsets with the
+    most trainings; ``removed [M, N]`` are the weights that the subsets take away.
+    """
 
     measured: np.ndarray
     replicates: np.ndarray
     removed: np.ndarray
 
     @property
-    def mean(self) -> np.ndarray:
-        """The target of the predictions, ``[Q, M]``."""
+    def target(self) -> np.ndarray:
+        """The mean over training seeds, which scores predict: ``[Q, M]``."""
         return self.measured.mean(0)
 
 
@@ -65,12 +68,12 @@ class LDS(SubsetBenchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes, truth = scores_of(experiment, estimators, self.queries), self.truth(experiment)
         scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
-        measured = self._measured(experiment)
+        retrained = self._measured(experiment)
         train = get(experiment.train)
         removed, bootstrap = self.subsets.removed(train), self.bootstrap
         values, held_out, table = [], [], []
         for kind, queries in self.queries.items():
-            of_kind = Measurements(truth.measured(measured[kind], get), truth.replicates(measured[kind], get), removed)
+            measurements = Measurements(truth.measured(retrained[kind], get), truth.replicates(retrained[kind], get), removed)
             variants = [
                 variant
                 for name, estimator in estimators.items()
@@ -78,10 +81,14 @@ class LDS(SubsetBenchmark):
             ]
             images = get(queries.node(experiment))
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
-            per_query = PERCENT * metrics.per_query(predictions, of_kind.mean)
-            values += report.add(self._rows(kind, variants, predictions, per_query, of_kind, bootstrap))
-            for name in estimators:
-                held_out += report.add(self._held_out(kind, name, nodes[kind, name], scores[kind, name], of_kind, bootstrap))
+            per_query = PERCENT * metrics.per_query(predictions, measurements.target)
+            values += report.add(self._rows(kind, variants, predictions, per_query, measurements, bootstrap))
+            swept = [
+                Variant(Subject(name, scores=nodes[kind, name].fingerprint), scores[kind, name])
+                for name in estimators
+                if "damping" in scores[kind, name].axes
+            ]
+            held_out += report.add(self._held_out(kind, swept, measurements, bootstrap))
             table += _table(kind, images.index, variants, per_query)
             shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
             report.figure(
@@ -89,7 +96,7 @@ class LDS(SubsetBenchmark):
             )
         report.table("lds_of_queries", table)
         values = [row for row in values if row.minus is None]
-        bars = [row for row in [*values, *held_out] if row.subject.all_timesteps]
+        bars = [row for row in [*values, *held_out] if row.minus is None and row.subject.all_timesteps]
         report.figure("lds", figures.bars(bars, "LDS, %"))
         sweep_figures(report, values)
 
@@ -99,12 +106,15 @@ class LDS(SubsetBenchmark):
         variants: Sequence[Variant],
         predictions: np.ndarray,
         per_query: np.ndarray,
-        of_kind: Measurements,
+        measurements: Measurements,
         bootstrap: Bootstrap,
     ) -> Iterator[Row]:
-        """``predictions [P, Q, M]`` and their LDS ``per_query [P, Q]`` in per cent, of each variant."""
-        levels = Levels(ceiling=self.ceiling(of_kind.replicates))
-        values = metrics.lds(predictions, of_kind.mean[None], bootstrap) * PERCENT
+        """The rows of all variants and of exact retraining.
+
+        ``predictions [P, Q, M]`` are those of the variants, ``per_query [P, Q]`` their LDS in per cent.
+        """
+        levels = self.levels(measurements.replicates)
+        values = metrics.lds(predictions, measurements.target[None], bootstrap) * PERCENT
         quartiles = np.percentile(per_query, [25, 50, 75], axis=1).T
         yield from compare(
             [variant.subject for variant in variants],
@@ -113,48 +123,51 @@ class LDS(SubsetBenchmark):
             metric=METRIC,
             queries=kind,
             levels=levels,
-            about={"subsets": len(of_kind.removed), "seeds": self.seeds},
-            about_each=[{"quartiles_of_queries": of_variant} for of_variant in quartiles],
+            about={"subsets": len(measurements.removed), "seeds": self.seeds},
+            about_each=[{"quartiles_of_queries": row} for row in quartiles],
         )
-        if len(of_kind.replicates) > 1:
-            seeds, _, subsets = of_kind.replicates.shape
+        if len(measurements.replicates) > 1:
+            seeds, _, subsets = measurements.replicates.shape
             yield Row(
                 benchmark=BENCHMARK,
                 metric=METRIC,
                 queries=kind,
                 subject=Subject(RETRAINING),
-                estimate=(metrics.retraining(of_kind.replicates[:, None], bootstrap) * PERCENT)[0, 0].estimate(),
+                estimate=(metrics.retraining(measurements.replicates[:, None], bootstrap) * PERCENT)[0, 0].estimate(),
                 levels=levels,
                 about={"subsets": subsets, "seeds": seeds},
             )
 
-    def _held_out(
-        self, kind: str, name: str, node: Node[Scores], scores: Scores, of_kind: Measurements, bootstrap: Bootstrap
-    ) -> Iterator[Row]:
-        """The LDS at the damping that is best on the other half of the subsets, for scores with several dampings."""
-        if "damping" not in scores.axes:
-            return
-        fixed = {axis: values[-1] if axis == "draws" else values[0] for axis, values in scores.axes.items() if axis != "damping"}
-        dampings = list(scores.axes["damping"])
-        sweep = np.stack([metrics.predicted(scores.at(damping=d, **fixed).values, of_kind.removed) for d in dampings])
-        value, chosen = metrics.cross_validated(sweep, of_kind.mean, bootstrap)
-        yield Row(
+    def _held_out(self, kind: str, swept: Sequence[Variant], measurements: Measurements, bootstrap: Bootstrap) -> list[Row]:
+        """The LDS at the damping that is best on the other half of the subsets, for scores at several dampings."""
+        values, chosen = [], []
+        for variant in swept:
+            axes = variant.scores.axes
+            fixed = {axis: axes[axis][-1 if axis == "draws" else 0] for axis in axes if axis != "damping"}
+            dampings = list(axes["damping"])
+            at_dampings = (variant.scores.at(damping=damping, **fixed).values for damping in dampings)
+            predictions = np.stack([metrics.predicted(scores, measurements.removed) for scores in at_dampings])
+            value, best = metrics.cross_validated(predictions, measurements.target, bootstrap)
+            values.append(value * PERCENT)
+            chosen.append({"dampings_chosen": [dampings[i] for i in best]})
+        return compare(
+            [variant.subject for variant in swept],
+            values,
             benchmark=BENCHMARK,
             metric=HELD_OUT,
             queries=kind,
-            subject=Subject(name, scores=node.fingerprint),
-            estimate=(value * PERCENT).estimate(),
-            about={"dampings_chosen": [dampings[i] for i in chosen]},
+            levels=self.levels(measurements.replicates),
+            about_each=chosen,
         )
 
     def _measured(self, experiment: Experiment) -> dict[str, list[Measured]]:
-        """By kind of queries, the measurements under all retrained models."""
+        """The measurements under all retrained models, by kind of queries."""
         truth = self.truth(experiment)
         return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
 
 
 def _table(kind: str, index: np.ndarray, variants: Sequence[Variant], per_query: np.ndarray) -> Iterator[dict[str, object]]:
-    """A line of the CSV for the LDS of every query under every variant."""
+    """The lines of the CSV: the LDS of every query with every variant."""
     for variant, values in zip(variants, per_query.tolist(), strict=True):
         for query, value in zip(index.tolist(), values, strict=True):
             yield {"queries": kind, "query": query, "estimator": variant.label, METRIC: value}

@@ -1,4 +1,4 @@
-"""The rows of LDS by timestep: what predictors' grids say about every target, and about the shape of the whole."""
+"""The rows of LDS by timestep: about every target, and about the shape of each predictor's grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from experiments.metrics.estimate import Estimate
 from experiments.report.row import Levels, Row, Subject
 
 TARGETS, SHAPE = "lds_timesteps", "lds_timesteps_shape"
-"""The benchmarks that rows name: each has a table of its own."""
+"""The names of the benchmark in rows; each has its own table."""
 METRIC = "lds_%"
 BY_ALL = "lds_%_by_all"
 GAIN = "lds_%_−_by_all"
 ENOUGH = 4
-"""The least number of timesteps for which every one has some that are not beside it."""
+"""The least number of timesteps for which each one has others that are not beside it."""
 
 Timestep = int | str
 """A timestep, or ``ALL`` for the whole measurement."""
@@ -51,7 +51,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Target:
-    """What the LDS of one target is read against: its ``levels`` and how many subsets and seeds there are."""
+    """The reference levels of the LDS of one target, and the numbers of subsets and seeds."""
 
     levels: Levels
     subsets: int
@@ -59,7 +59,7 @@ class Target:
 
 
 def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: str) -> Iterator[Row]:
-    """LDS of each target: predicted at its own timestep and by the whole measurement, and the difference of the two.
+    """The LDS of each target, predicted at its own timestep and by the whole measurement, and the difference of the two.
 
     ``by_predicted`` is the target's column of the grid.
     """
@@ -67,25 +67,25 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
     for place, (timestep, target) in enumerate(zip(timesteps, targets, strict=True)):
         shared: dict[str, Any] = {"benchmark": TARGETS, "queries": queries, "swept": {"measured_t": timestep}}
         counts = {"subsets": target.subsets, "seeds": target.seeds}
-        at_own = {"predicted_t": timestep}
+        predicted = {"predicted_t": timestep}
         column = {str(prediction): _ends(rounded(grid[i, place])) for i, prediction in enumerate(timesteps)}
         yield Row(
             metric=METRIC,
             subject=predictor.subject(timestep),
             estimate=rounded(grid[place, place]),
             levels=target.levels,
-            about={**at_own, **counts, "by_predicted": column},
+            about={**predicted, **counts, "by_predicted": column},
             **shared,
         )
         if predictor.measures and timestep != ALL:
             by_all, gain = rounded(grid[-1, place]), rounded(grid[place, place] - grid[-1, place])
             about = {"predicted_t": ALL, **counts}
             yield Row(metric=BY_ALL, subject=predictor.subject(ALL), estimate=by_all, levels=target.levels, about=about, **shared)
-            yield Row(metric=GAIN, subject=predictor.subject(timestep), estimate=gain, about=at_own, **shared)
+            yield Row(metric=GAIN, subject=predictor.subject(timestep), estimate=gain, about=predicted, **shared)
 
 
 def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
-    """How well predictions do at their own timestep, beside it and farther off, and late in the diffusion against early."""
+    """The mean LDS at the target's timestep, beside it and farther off, and late in the diffusion minus early."""
     n = len(predictor.timesteps) - 1
     if n < ENOUGH:
         return
@@ -98,7 +98,7 @@ def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
 
 
 def rows_of_differences(predictors: Sequence[Predictor], queries: str) -> Iterator[Row]:
-    """LDS of the first estimator minus that of others at each target, both predicting at its own timestep."""
+    """The LDS of the first estimator minus that of others at each target, both predicting at the target's timestep."""
     for a, b in pairs([predictor.subject() for predictor in predictors]):
         first, other = predictors[a], predictors[b]
         difference = first.grid - other.grid

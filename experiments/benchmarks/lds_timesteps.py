@@ -21,7 +21,7 @@ from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
-from experiments.report.row import Levels, Row
+from experiments.report.row import Row
 
 ByTimestep = Mapping[Timestep, tuple[Estimator, Node[Scores]]]
 """By timestep: an estimator that measures the loss there, and its scores."""
@@ -53,9 +53,9 @@ class TimestepLDS(SubsetBenchmark):
             predictors = [p for name in estimators for p in _predictors(name, scores[kind, name], get, removed, mean, bootstrap)]
             exact = self._retraining(replicates, bootstrap)
             by_target += report.add(self._rows(kind, predictors, exact, measured, replicates))
-            everything = [*predictors, *exact]
-            report.add(row for predictor in everything for row in rows.rows_of_shape(predictor, kind))
-            for predictor in everything:
+            predictors += exact
+            report.add(row for predictor in predictors for row in rows.rows_of_shape(predictor, kind))
+            for predictor in predictors:
                 if predictor.measures:
                     name = f"lds_{kind}_{predictor.subject().label}"
                     report.figure(name.replace(" ", "_"), _matrix(predictor, kind))
@@ -85,10 +85,9 @@ class TimestepLDS(SubsetBenchmark):
         return [Predictor(RETRAINING, {}, dict.fromkeys([*self.timesteps, ALL]), grid, True)]
 
     def _targets(self, measured: np.ndarray, replicates: np.ndarray) -> list[Target]:
-        """For each target, what the LDS with ``measured [K, T, Q, M]`` is read against."""
+        """The levels and counts of each target of ``measured [K, T, Q, M]``, with ``replicates [K', T, Q, M']``."""
         seeds, _, _, subsets = measured.shape
-        ceilings = [self.ceiling(of_target) for of_target in replicates.swapaxes(0, 1)]
-        return [Target(Levels(random=0.0, ceiling=ceiling), subsets, seeds) for ceiling in ceilings]
+        return [Target(self.levels(replicates[:, t]), subsets, seeds) for t in range(measured.shape[1])]
 
     def _losses(self, experiment: Experiment) -> dict[Timestep, Measure]:
         """The loss at each timestep.

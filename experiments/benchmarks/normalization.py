@@ -17,7 +17,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import distinct
 from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.source_precision import of_source, precision_rows
+from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.distinct import random_sets
@@ -90,8 +90,8 @@ class Normalization(Benchmark):
         rows = [row for row in rows if row.minus is None]
         for k in self.k:
             for name, metric in ((f"distinct_share_{k}", f"distinct_share@{k}"), (f"tracing_{k}", f"precision@{k}")):
-                if of_metric := [row for row in rows if row.metric == metric]:
-                    report.figure(f"{name}_over_strength", self._curve(of_metric))
+                if shown := [row for row in rows if row.metric == metric]:
+                    report.figure(f"{name}_over_strength", self._curve(shown))
 
     def _rows(
         self, kind: str, guided: Sequence[Variant], references: Sequence[Variant], images: Images, train: Images
@@ -112,7 +112,7 @@ class Normalization(Benchmark):
                     self.k,
                     bootstrap,
                     benchmark=BENCHMARK,
-                    queries=of_source(kind, source),
+                    queries=source_queries(kind, source),
                     differences=differences,
                 )
         return rows

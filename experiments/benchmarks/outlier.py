@@ -58,19 +58,32 @@ class Outlier(Benchmark):
 
     def _rows(self, subjects: Sequence[Subject], influences: Sequence[np.ndarray], outliers: np.ndarray) -> list[Row]:
         """The rows of every metric, from self-influences ``[N]`` of each subject."""
-        rare = random_precision(outliers)
-        metrics: dict[str, Metric] = {f"outlier_share@{k}": partial(WeightedRanking.share, k=k) for k in self.k}
-        levels = {f"outlier_share@{k}": Levels(random=rare, maximum=maximum_precision(outliers, k)) for k in self.k}
-        about = {f"outlier_share@{k}": {"k": k} for k in self.k}
-        metrics |= {"auroc": WeightedRanking.auroc, "average_precision": WeightedRanking.average_precision}
-        levels |= {"auroc": Levels(random=0.5, maximum=1.0), "average_precision": Levels(random=rare, maximum=1.0)}
-        by_subject = [self._statistics(influence, outliers, metrics) for influence in influences]
+        metrics = self._metrics(outliers)
+        functions = {name: function for name, function, _, _ in metrics}
+        by_subject = [self._statistics(influence, outliers, functions) for influence in influences]
         rows = []
-        for metric in metrics:
-            values = [statistics[metric] for statistics in by_subject]
-            about_metric = about.get(metric, {})
-            rows += compare(subjects, values, benchmark="outlier", metric=metric, levels=levels[metric], about=about_metric)
+        for name, _, levels, about in metrics:
+            values = [statistics[name] for statistics in by_subject]
+            rows += compare(subjects, values, benchmark="outlier", metric=name, levels=levels, about=about)
         return rows
+
+    def _metrics(self, outliers: np.ndarray) -> list[tuple[str, Metric, Levels, dict[str, int]]]:
+        """The name, function, levels and further facts of each metric."""
+        rare = random_precision(outliers)
+        shares: list[tuple[str, Metric, Levels, dict[str, int]]] = [
+            (
+                f"outlier_share@{k}",
+                partial(WeightedRanking.share, k=k),
+                Levels(random=rare, maximum=maximum_precision(outliers, k)),
+                {"k": k},
+            )
+            for k in self.k
+        ]
+        return [
+            *shares,
+            ("auroc", WeightedRanking.auroc, Levels(random=0.5, maximum=1.0), {}),
+            ("average_precision", WeightedRanking.average_precision, Levels(random=rare, maximum=1.0), {}),
+        ]
 
     def _statistics(self, influence: np.ndarray, outliers: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, Statistic]:
         """Each metric of the ranking by ``influence [N]``.

@@ -16,6 +16,7 @@ from experiments.models.experiment import Experiment
 from experiments.models.subsets import Subsets
 from experiments.models.truth import Truth
 from experiments.queries import Queries
+from experiments.report.row import Levels
 
 PERCENT = 100
 RETRAINING = "exact retraining"
@@ -73,9 +74,10 @@ class SubsetBenchmark(Benchmark):
 
     @property
     def bootstrap(self) -> Bootstrap:
-        """Of everything that the benchmark reports."""
+        """The bootstrap of all rows of the benchmark."""
         return Bootstrap(self.resamples, self.seed)
 
-    def ceiling(self, replicates: np.ndarray) -> float | None:
-        """The noise ceiling of LDS in per cent, from ``replicates [K', Q, M']``; None for a single training of each subset."""
-        return None if len(replicates) == 1 else PERCENT * noise_ceiling(replicates, self.seeds)
+    def levels(self, replicates: np.ndarray) -> Levels:
+        """The reference levels of LDS in per cent; the noise ceiling is from ``replicates [K', Q, M']``, unknown for K' = 1."""
+        ceiling = None if len(replicates) == 1 else PERCENT * noise_ceiling(replicates, self.seeds)
+        return Levels(random=0.0, ceiling=ceiling)

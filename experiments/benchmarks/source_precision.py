@@ -44,6 +44,6 @@ def precision_rows(
         )
 
 
-def of_source(kind: str, source: str | int) -> str:
+def source_queries(kind: str, source: str | int) -> str:
     """The name that rows give to the queries of one source; an integer is the label of a source without a name."""
     return f"{kind} source {source}" if isinstance(source, int) else f"{kind} {source}"

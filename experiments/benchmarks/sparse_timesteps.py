@@ -15,7 +15,7 @@ from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.nodes import Get, Node
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare, pairs
-from experiments.benchmarks.source_precision import of_source, precision_rows
+from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.timestep_bias import replaying_only
 from experiments.benchmarks.variants import Variant
 from experiments.figures.sparse import sparse_timesteps
@@ -92,7 +92,7 @@ class SparseTimesteps(Benchmark):
                     [self.k],
                     bootstrap,
                     benchmark=NAME,
-                    queries=of_source(kind, label),
+                    queries=source_queries(kind, label),
                     differences=[*pairs(subjects), *fewer],
                 )
 

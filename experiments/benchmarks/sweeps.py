@@ -18,11 +18,11 @@ def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
 
     ``rows`` are rows of the report, without differences.
     """
-    of_all = [row for row in rows if row.subject.all_timesteps]
-    for name in dict.fromkeys(name for row in of_all for name in row.settings):
-        values = [row.settings[name] for row in of_all if name in row.settings]
+    all_timesteps = [row for row in rows if row.subject.all_timesteps]
+    for name in dict.fromkeys(name for row in all_timesteps for name in row.settings):
+        values = [row.settings[name] for row in all_timesteps if name in row.settings]
         if all(isinstance(value, int | float) for value in values) and len(set(values)) >= LEAST:
-            report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(of_all, name))
+            report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(all_timesteps, name))
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row, settings in zip(rows, differing_settings(rows), strict=True):
         if "query_bin" in row.settings:
@@ -33,6 +33,7 @@ def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
 
 
 def _bins(report: Report, name: str, queries: str, metric: str, rows: Sequence[Row]) -> None:
+    """Draw the matrix of one metric of one estimator over pairs of bins."""
     labels = list(dict.fromkeys(row.settings["query_bin"] for row in rows))
     values = np.full((len(labels), len(labels)), np.nan)
     for row in rows:

@@ -20,7 +20,7 @@ from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report.report import Report
-from experiments.report.row import Row
+from experiments.report.row import Levels, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +90,12 @@ class Targeted(Benchmark):
     def _reliability(self, variants: Sequence[Variant], kind: str) -> list[Row]:
         """How well scores from one half of the query draws agree with those from the other."""
         bootstrap = Bootstrap(seed=self.seed)
-        halves = [(v.subject, split_half_spearman(v.scores.halves)) for v in variants if v.scores.halves is not None]
+        reliability = [(v.subject, split_half_spearman(v.scores.halves)) for v in variants if v.scores.halves is not None]
         return compare(
-            [subject for subject, _ in halves],
-            [bootstrap.mean(values) for _, values in halves],
+            [subject for subject, _ in reliability],
+            [bootstrap.mean(values) for _, values in reliability],
             benchmark="targeted",
             metric="split_half_spearman",
             queries=kind,
-            differences=(),
+            levels=Levels(random=0.0, maximum=1.0),
         )

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from experiments.metrics.estimate import Estimate, interval
 
 RESAMPLES = 5000
-"""Enough for ends of a 95 % interval that are reproducible to about 1 % of its width."""
+"""The ends of a 95 % interval are then reproducible to about 1 % of its width."""
 _BLOCK = 1 << 22
 """Numbers held at once for a block of resamples."""
 

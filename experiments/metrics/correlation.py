@@ -5,16 +5,17 @@ import numpy as np
 from experiments.metrics.ranking import mean_ranks, refuse_nan
 
 _BLOCK = 1 << 20
-"""Elements ranked at once: bounds memory and stays in the cache."""
+"""Elements that are ranked at once: bounds memory and fits the cache."""
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis, equal values sharing their mean rank: ``[.., N], [.., N] -> [..]`` float64.
+    """Spearman's rank correlation along the last axis: ``[.., N], [.., N] -> [..]`` float64.
 
-    NaN where either side is constant: it then orders nothing. Memory beyond the input does not grow with it.
+    Equal values share their mean rank. The correlation is NaN where either side is constant. Memory beyond the input does not grow
+    with it.
 
     Raises:
-        ValueError: unequal shapes, or NaN among the values.
+        ValueError: the shapes differ, or a value is NaN.
     """
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape:
@@ -41,8 +42,8 @@ def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def split_half_spearman(halves: np.ndarray) -> np.ndarray:
-    """Reliability of scores: Spearman between those from either half of the query draws, per query: ``[2, .., Q, N] -> [.., Q]``.
+    """The reliability of scores: Spearman between those from the two halves of the query draws, ``[2, .., Q, N] -> [.., Q]``.
 
-    It is the reliability of *half* the draws and so understates that of all. NaN for a query whose scores are all equal.
+    It is the reliability of *half* the draws and understates that of all. It is NaN for a query with equal scores only.
     """
     return spearman(halves[0], halves[1])

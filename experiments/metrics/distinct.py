@@ -11,14 +11,14 @@ from experiments.metrics.bootstrap import Statistic
 def distinct_share(top: np.ndarray, sets: np.ndarray) -> np.ndarray:
     """|∪ top-k over the queries of a set| / (n k) for each set: ``top [Q, k], sets [S, n] -> [S]`` (ReTrac §6.2, table 1).
 
-    1/n where all queries of a set have the same proponents, 1 where no two share one.
+    It is 1/n if all queries of a set have the same proponents, and 1 if no two queries share one.
     """
-    found = np.sort(top[sets].reshape(len(sets), -1), axis=1)
-    return (1 + (found[:, 1:] != found[:, :-1]).sum(1)) / found.shape[1]
+    positions = np.sort(top[sets].reshape(len(sets), -1), axis=1)
+    return (1 + (positions[:, 1:] != positions[:, :-1]).sum(1)) / positions.shape[1]
 
 
 def random_distinct_share(examples: int, n: int, k: int) -> float:
-    """What scores at random reach on average: N (1 - (1 - k/N)ⁿ) / (n k) (docs/methods.md, Targeted attribution)."""
+    """The mean distinct share of random scores, N (1 - (1 - k/N)ⁿ) / (n k) (docs/methods.md, Targeted attribution)."""
     return examples * (1 - (1 - k / examples) ** n) / (n * k)
 
 
@@ -28,12 +28,12 @@ def maximum_distinct_share(examples: int, n: int, k: int) -> float:
 
 
 def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
-    """``sets`` random sets of n *distinct* queries out of ``pool``: int64 ``[S, n]``, rows ascending. n = pool has one set.
+    """Draw ``sets`` random sets of n *distinct* queries out of ``pool``: int64 ``[S, n]``, rows ascending. n = pool has one set.
 
-    No bootstrap: a query drawn twice shares all its proponents with itself and would lower the distinct share.
+    This is not a bootstrap: a query drawn twice shares all its proponents with itself and would lower the distinct share.
 
     Raises:
-        ValueError: n outside 1..pool, or no sets.
+        ValueError: n is outside 1..pool, or ``sets`` is less than 1.
     """
     if not 1 <= n <= pool:
         raise ValueError(
@@ -48,7 +48,7 @@ def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
 
 
 def over_sets(shares: np.ndarray) -> Statistic:
-    """The mean over sets of queries ``[S]``; its spread are the sets themselves, not a bootstrap.
+    """The mean over sets of queries ``[S]``; its spread is that of the sets themselves, not a bootstrap.
 
     The interval is where 95 % of the sets lie: what one experiment with n queries would show. It is not the standard error of the
     mean, which shrinks with the number of sets although sets of one pool are not independent. Differences on the same sets are free

@@ -19,9 +19,6 @@ class Estimate:
     high: float = math.nan
     level: float = 0.95
 
-    def __mul__(self, factor: float) -> "Estimate":
-        return Estimate(factor * self.value, factor * self.low, factor * self.high, self.level)
-
 
 def interval(sample: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Return the percentile interval of a sample, its (1 ± level)/2 quantiles; (NaN, NaN) for fewer than two numbers."""

@@ -14,7 +14,7 @@ from experiments.metrics.ranking import mean_ranks
 _BLOCK = 1 << 20
 """Numbers of an array over queries and a block of resamples."""
 _CONSTANT = 1e-9
-"""Variances of ranks up to this are 0 but for rounding."""
+"""Variances of ranks up to this are 0 except for rounding errors."""
 
 
 def predicted(scores: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -87,10 +87,10 @@ def _lds(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray, quer
     size = max(1, _BLOCK // targets.shape[1])
     for start in range(0, len(w), size):
         block = slice(start, start + size)
-        shares, of_queries = np.ascontiguousarray(w[block].T), v[block].T
+        shares, query_shares = np.ascontiguousarray(w[block].T), v[block].T
         # What depends on a target alone is computed once for all predictions.
         means, scales = zip(*(_moments(side, shares) for side in y), strict=True)
-        scales = [scale * of_queries for scale in scales]
+        scales = [scale * query_shares for scale in scales]
         for p, side in enumerate(x):
             mean, scale = _moments(side, shares)
             for t, target in enumerate(y):

@@ -8,10 +8,12 @@ import numpy as np
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k largest scores of each query, largest first: ``[Q, N] -> [Q, k]`` int64; of equal scores the first wins.
+    """The positions of the k largest scores of each query, in descending order: ``[Q, N] -> [Q, k]`` int64.
+
+    Equal scores are ordered by position.
 
     Raises:
-        ValueError: k outside 1..N, or NaN among the scores.
+        ValueError: k is outside 1..N, or a score is NaN.
     """
     scores = np.asarray(scores)
     queries, examples = scores.shape
@@ -20,23 +22,26 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     refuse_nan(scores)
     threshold = np.partition(scores, examples - k, axis=1)[:, examples - k, None]
     above, level = scores > threshold, scores == threshold
-    places_left = k - above.sum(1, keepdims=True)
-    chosen = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= places_left))
+    remaining = k - above.sum(1, keepdims=True)
+    chosen = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= remaining))
     position = np.nonzero(chosen)[1].reshape(queries, k)
     order = np.argsort(-np.take_along_axis(scores, position, 1).astype(np.float64), axis=1, kind="stable")
     return np.take_along_axis(position, order, 1)
 
 
 def generally_influential(top: np.ndarray, share: float) -> np.ndarray:
-    """Positions in the top k of more than ``share`` of the queries, ascending: ``[Q, k] -> [..]`` (the red boxes of ReTrac §6.2).
+    """The positions in the top k of more than ``share`` of the queries, ascending: ``[Q, k] -> [..]`` (red boxes, ReTrac §6.2).
 
-    Such an example is influential whatever is asked; it says nothing about the query.
+    Such an example is influential whatever the query, and says nothing about it.
     """
     return np.flatnonzero(np.bincount(top.ravel()) > share * len(top))
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks 0..N-1 in each row, equal values sharing their mean: ``[R, N]`` float64; several times faster than SciPy's rankdata."""
+    """The ranks 0..N-1 in each row, ``[R, N]`` float64; equal values share their mean rank.
+
+    It is several times faster than SciPy's ``rankdata``.
+    """
     order = np.argsort(values, axis=1)
     ascending = np.take_along_axis(values, order, 1)
     place = np.broadcast_to(np.arange(values.shape[1]), values.shape)
@@ -52,6 +57,11 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def refuse_nan(values: np.ndarray, first_row: int = 0) -> None:
+    """Check that ``values [R, N]``, the rows from ``first_row`` on, can be ranked.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
     if (bad := np.isnan(values)).any():
         row = first_row + int(np.flatnonzero(bad.any(1))[0])
         raise ValueError(

@@ -1,6 +1,6 @@
-"""What a run leaves for its user: rows, a table in the terminal, figures.
+"""The report of a run: rows, tables in the terminal, figures.
 
-A row (``row.py``) is one measured number with its uncertainty and what it was measured on. ``rows.jsonl`` holds one row a line.
+A row (``row.py``) is one measured number with its uncertainty and what it was measured on. ``rows.jsonl`` has one row per line.
 """
 
 import csv
@@ -28,8 +28,8 @@ FILE = "rows.jsonl"
 class Report:
     """The rows and figures of one run in ``folder``; ``close`` writes and shows them.
 
-    ``data``, ``seed`` and the settings ``swept`` identify the run and are added to every row, as is ``command``, by default this
-    process's command line; give it where a launcher started the process.
+    ``data``, ``seed``, the settings ``swept`` and ``command`` identify the run and are added to every row. ``command`` is the command
+    line of this process by default; give it if a launcher started the process.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Report:
         self._swept = swept or {}
 
     def add(self, rows: Iterable[Row]) -> list[Row]:
-        """Add rows, and return them with what identifies the run. Settings of a row take precedence over those of the run.
+        """Add rows, and return them with the fields of the run. Settings of a row take precedence over those of the run.
 
         Raises:
-            TypeError: a row holds what JSON cannot.
+            TypeError: a row has a value that JSON cannot hold.
         """
         completed = [replace(row.with_swept(self._swept), **self._run) for row in rows]
         for row in completed:

@@ -1,4 +1,4 @@
-"""A measured number with what it was measured on: the type of all rows of a report."""
+"""The type of all rows of a report: a measured number with its uncertainty and what it was measured on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from experiments.metrics.estimate import Estimate
 
 BINS = ("query_bin", "train_bin")
 REQUIRED = ("benchmark", "estimator", "metric", "value", "low", "high", "data", "seed")
-"""Fields of every row in ``rows.jsonl``; a number that is not known is null."""
+"""Fields of every row in ``rows.jsonl``. A number that is not known is null."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a number is about: an estimator at its settings, or a reference such as "exact retraining" or "random removal".
+    """The subject of a number: an estimator at its settings, or a reference such as "exact retraining" or "random removal".
 
     ``settings`` are those in which subjects of this name differ, by their names in the configuration; ``scores`` is the fingerprint
     of the scores.
@@ -42,14 +42,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Levels:
-    """What a metric is read against: what scores at ``random`` reach, the noise ``ceiling``, the ``maximum``. None: unknown."""
+    """Reference levels of a metric: what scores at ``random`` reach, the noise ``ceiling``, the ``maximum``. None: unknown."""
 
     random: float | None = None
     ceiling: float | None = None
     maximum: float | None = None
-
-    def __mul__(self, factor: float) -> "Levels":
-        return Levels(*(None if level is None else factor * level for level in (self.random, self.ceiling, self.maximum)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ class Row:
 
     def __post_init__(self):
         if taken := RESERVED & self.about.keys():
-            raise ValueError(f"a row has fields {', '.join(sorted(taken))} of its own: give the facts in `about` other names")
+            raise ValueError(f"`about` has {', '.join(sorted(taken))}, which are fields of a row: give these facts other names")
 
     @property
     def estimator(self) -> str:
@@ -117,7 +114,7 @@ class Row:
         """The row that ``to_dict`` describes.
 
         Raises:
-            ValueError: a required field is missing, or a value is no number.
+            ValueError: a required field is missing, or a value is not a number.
         """
         if missing := [name for name in REQUIRED if name not in row]:
             raise ValueError(f"the row {dict(row)} lacks {', '.join(missing)}: every row needs {', '.join(REQUIRED)}")
@@ -148,7 +145,7 @@ class Row:
 
 
 RESERVED = {*REQUIRED, "queries", "random", "ceiling", "maximum", "level", "settings", "scores", "difference", "swept", "command"}
-"""Fields in ``rows.jsonl`` that a row writes itself."""
+"""Fields in ``rows.jsonl`` that are not from ``about``."""
 
 
 def plain(value: Any) -> Any:
@@ -169,7 +166,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{value!r} ({type(value).__name__}) cannot stand in a row: use numbers, text, lists and mappings")
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be part of a row: use numbers, text, lists and mappings")
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:

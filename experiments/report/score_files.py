@@ -1,4 +1,4 @@
-"""What ``task=attribute`` leaves: the scores, and for each query the training images that matter most, as files."""
+"""The files that ``task=attribute`` writes: for each query the training images that matter most, and self-influences."""
 
 import csv
 from pathlib import Path
@@ -13,15 +13,15 @@ COLUMNS = ("query", "side", "rank", "position", "index", "label", "score")
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, there."""
+    """Create the folder if it does not exist, and return it."""
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write_proponents(folder: Path, scores: Scores, train: Images, top: int) -> list[Path]:
-    """Writes ``query-ID.csv`` for each query of scores ``[Q, N]``.
+    """Write ``query-ID.csv`` for each query of scores ``[Q, N]``, and return the paths.
 
-    A CSV holds the ``top`` proponents (largest scores first) and opponents (smallest first): ``position`` is the column of the
+    A file has the ``top`` proponents (largest scores first) and opponents (smallest first): ``position`` is the column of the
     scores, ``index`` the image's id in its data set.
     """
     values = np.asarray(scores.values)
@@ -41,7 +41,7 @@ def write_proponents(folder: Path, scores: Scores, train: Images, top: int) -> l
 
 
 def write_self_influence(path: Path, influence: np.ndarray, train: Images) -> None:
-    """All training images by descending self-influence, as a CSV."""
+    """Write a CSV of all training images by descending self-influence."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["rank", "position", "index", "label", "self_influence"])

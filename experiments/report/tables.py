@@ -36,7 +36,7 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """The table of one group of rows. Numbers that would share a cell get lines of their own."""
+    """The table of one group of rows. Different numbers that would share a cell get separate lines."""
     settings = differing_settings(rows)
     names = list(dict.fromkeys(name for setting in settings for name in setting))
     metrics = list(dict.fromkeys(row.metric for row in rows))

@@ -97,7 +97,7 @@ def test_incomplete_rows_are_refused(tmp_path):
         Row.from_dict({name: value for name, value in FLAT.items() if name not in ("low", "seed")})
     with pytest.raises(ValueError, match=r"value='high' of metric share@10 must be a number"):
         Row.from_dict({**FLAT, "value": "high"})
-    with pytest.raises(ValueError, match=r"fields low, scores of its own"):
+    with pytest.raises(ValueError, match=r"has low, scores, which are fields of a row"):
         replace(ROW, about={"low": 1, "scores": "abc", "k": 3})
     report = Report(tmp_path, **RUN)
     with pytest.raises(TypeError, match="object"):

@@ -103,7 +103,8 @@ def test_the_main_job_and_again(tmp_path):
             assert row["command"].startswith("python run.py")
         assert 0 <= by_name["kfac"]["ceiling"] <= 100
         held_out = {row["estimator"] for row in of_kind if row["metric"] == "lds_%_held_out_damping"}
-        assert held_out == {"kfac", "balanced_kfac", "trak", "dtrak"}
+        tuned = ["balanced_kfac", "trak", "dtrak"]
+        assert held_out == {"kfac", *tuned, *(f"kfac − {name}" for name in tuned)}
         with (folder / "lds_of_queries.csv").open() as file:
             own = [float(line["lds_%"]) for line in csv.DictReader(file) if (line["queries"], line["estimator"]) == (kind, "kfac")]
         assert len(own) == {"validation": 5, "generated": 4}[kind]
