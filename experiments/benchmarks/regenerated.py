@@ -21,7 +21,7 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class Regenerated:
     """Images or their embeddings: ``original [Q, ...]``, and ``regenerated [K, M', Q, ...]`` without M' of M sets of images.
 
-    ``numbers [M']`` are those of the sets, of which the first of all, 0, is empty; ``sets`` is M.
+    ``numbers [M']`` are the numbers of these sets among 0..M-1, where set 0 is empty; ``sets`` is M.
     """
 
     original: np.ndarray

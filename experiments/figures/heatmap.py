@@ -33,8 +33,8 @@ def matrix(
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(row_labels), len(column_labels)):
         raise ValueError(
-            f"a matrix of {values.shape} with {len(row_labels)} row and {len(column_labels)} column labels: give one label for each "
-            "row and each column"
+            f"a matrix of {values.shape} with {len(row_labels)} row and {len(column_labels)} column labels: give a label for "
+            "every row and column"
         )
     rows, columns = values.shape
     texts = np.vectorize(_text(values), otypes=[object])(values)
