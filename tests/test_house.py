@@ -63,7 +63,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def arrows(module: str) -> set[str]:
-    """The modules of the project that ``module`` imports, anywhere in its file. ``from package import module`` counts as the module."""
+    """The modules of the project that ``module`` imports anywhere. ``from package import module`` counts as the module."""
     targets = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):

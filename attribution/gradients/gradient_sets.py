@@ -67,7 +67,7 @@ class GradientsAtRecordedDraws(GradientSet):
     ``checkpoints`` takes the same values as that of an estimator.
     """
 
-    NAME = "AsTrained"
+    NAME = "GradientsAtRecordedDraws"
     VERSION = 1
 
     record: Recorded
@@ -116,7 +116,7 @@ class GradientsAtRecordedDraws(GradientSet):
 class GradientsAtScheme(GradientSet):
     """Gradients at the draws of ``scheme`` for ``role``, under the model at checkpoint ``step`` (None: as used after training)."""
 
-    NAME = "AtScheme"
+    NAME = "GradientsAtScheme"
     VERSION = 1
 
     record: Recorded
@@ -147,7 +147,7 @@ class GradientsAtScheme(GradientSet):
 class PipelineGradients(GradientSet):
     """Gradients under a pretrained pipeline, at the draws of ``scheme``; the draws of its training are unknown."""
 
-    NAME = "AsDrawn"
+    NAME = "PipelineGradients"
     VERSION = 1
 
     pipeline: Pipeline
