@@ -22,7 +22,7 @@ from experiments.models.samples import Samples
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
-SHARED = ("experiments.metrics.common",)
+SHARED = ("experiments.metrics.ranking",)
 
 
 @dataclass(frozen=True)
