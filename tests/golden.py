@@ -24,10 +24,11 @@ from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.images.draws import Even, Uniform
-from attribution.models.trained import Trainee
+from attribution.models.trained import FinalParameters
 from attribution.nodes import Artifact, InMemory, Node, short_name
 from attribution.projection import Gaussian, Identity
 from attribution.retraining.modes import Together
+from attribution.training import TrainingRecord
 from attribution.training.checkpoints import AtSteps
 from attribution.training.fit import Recipe
 from experiments.benchmarks.removals import Ranking, Removals
@@ -140,7 +141,7 @@ def arrays(artifact: Artifact) -> Mapping[str, np.ndarray]:
     if isinstance(artifact, RetimedTraining):
         return {str(step): np.array(list(timesteps.values())) for step, timesteps in artifact.timesteps.items()}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = artifact.folder if isinstance(artifact, Trainee) else Path(temporary)
+        folder = artifact.folder if isinstance(artifact, TrainingRecord | FinalParameters) else Path(temporary)
         artifact.save(folder)
         found: dict[str, np.ndarray] = {}
         for file in sorted(folder.rglob("*")):

@@ -100,7 +100,7 @@ class Node(ABC, Generic[_A]):
 
     @classmethod
     def title(cls) -> str:
-        """The kind of work in words: TITLE, or else the words of the class's name (QuerySide → query side)."""
+        """The kind of work in words: TITLE, or else the words of the class's name (QueryBlock → query block)."""
         return cls.TITLE or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", short_name(cls)).lower()
 
 

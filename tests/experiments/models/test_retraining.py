@@ -207,10 +207,10 @@ def test_the_dry_run_knows_the_cost(tmp_path):
     assert (row["class"], row["nodes"], row["passes"]) == ("Retrained", 5, 5 * 6 * 5)
 
 
-@pytest.mark.parametrize("name", options("retraining"))
+@pytest.mark.parametrize("name", options("mode"))
 def test_every_mode_of_the_configuration_trains(name):
     """Claim: each shipped mode trains a model."""
-    mode = instantiate(OmegaConf.load(CONF / "retraining" / f"{name}.yaml"))
+    mode = instantiate(OmegaConf.load(CONF / "mode" / f"{name}.yaml"))
     assert isinstance(mode, Mode)
     assert InMemory()(retrained(mode=mode)).final_parameters()
 
@@ -221,7 +221,7 @@ def test_speed_compares_every_group_with_fit():
     adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
     recipe = Recipe(steps=2, batch_size=4)
     rows = retraining_speed(Small, images, OBJECTIVE, adamw, recipe, groups=[2, 3], repeats=1)
-    assert [(row["metric"], row["group"]) for row in rows] == [("fit / alone", 1), ("fit / together", 2), ("fit / together", 3)]
+    assert [(row.metric, row.about["group"]) for row in rows] == [("fit / alone", 1), ("fit / together", 2), ("fit / together", 3)]
     for row in rows:
-        assert row["seconds"] > 0
-        assert row["value"] == pytest.approx(row["seconds"] / row["reference_seconds"])
+        assert row.about["seconds"] > 0
+        assert row.estimate.value == pytest.approx(row.about["seconds"] / row.about["reference_seconds"])
