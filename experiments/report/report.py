@@ -28,8 +28,8 @@ FILE = "rows.jsonl"
 class Report:
     """The rows and figures of one run in ``folder``; ``close`` writes and shows them.
 
-    ``data``, ``seed``, the settings ``swept`` and ``command`` identify the run and are added to every row. ``command`` is the command
-    line of this process by default; give it if a launcher started the process.
+    ``data``, ``seed``, the settings ``swept`` and ``command`` identify the run and are added to every row. ``command`` is the
+    command line of this process by default; give it if a launcher started the process.
     """
 
     def __init__(
