@@ -18,6 +18,7 @@ from experiments.metrics.estimate import exact_share
 from experiments.queries import HeldOutOfEach
 from experiments.queries.by_source import round_robin
 from experiments.queries.pixel_classifier import PixelClassifier
+from experiments.report.row import Estimate, Levels, Row, Subject
 from experiments.tasks.composition import experiment_of
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import rows, run
@@ -167,9 +168,16 @@ def test_rare_sources_come_first():
     assert round_robin(labels, 9).tolist() == list(range(9))
 
 
-def row(name: str, k: int, kind: str, value: float) -> dict:
-    return {"estimator": name, "metric": f"precision@{k}", "k": k, "queries": kind, "queries_n": 9, "seed": 0, "value": value,
-            "low": value - 0.1, "high": value + 0.05, "random": 0.2, "maximum": min(1, 40 / k)}  # fmt: skip
+def row(name: str, k: int, kind: str, value: float) -> Row:
+    return Row(
+        benchmark="image_tracing",
+        metric=f"precision@{k}",
+        subject=Subject(name),
+        estimate=Estimate(value, value - 0.1, value + 0.05),
+        levels=Levels(random=0.2, maximum=min(1, 40 / k)),
+        queries=kind,
+        about={"k": k, "queries_n": 9},
+    )
 
 
 @pytest.mark.parametrize("kinds", [["a"], ["a", "b", "c"], ["a", "b", "c", "d"], ["a", "b", "c", "d", "e", "f"]])

@@ -11,6 +11,7 @@ from experiments import figures
 from experiments.benchmarks import lds_timestep_rows as shapes_of
 from experiments.metrics import lds as lds_metrics
 from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.report.row import Estimate, Levels, Row, Subject
 from experiments.tasks.composition import experiment_of
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import FINAL, rows, run
@@ -118,10 +119,11 @@ def test_timesteps_share_the_passes_over_the_training_set(world):
     """Claim: influence at every timestep waits for the same training gradients, pass by pass."""
     experiment, queries = world
     estimator = instantiate(composed("estimator=kfac").estimator, _convert_="all")
-    hows = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.process, t)) for t in (1, 999))]
-    shards = [how.scores(experiment.record, experiment.train, queries)._shards() for how in hows]
-    assert len({how.scores(experiment.record, experiment.train, queries).fingerprint for how in hows}) == 3
-    assert all(len({shard.together() for shard in same}) == 1 for same in zip(*shards, strict=True))
+    estimators = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.process, t)) for t in (1, 999))]
+    scores = [each.scores(experiment.record, experiment.train, queries) for each in estimators]
+    assert len({node.fingerprint for node in scores}) == 3
+    blocks = [node.training_blocks for node in scores]
+    assert all(len({block.together() for block in same}) == 1 for same in zip(*blocks, strict=True))
 
 
 SMALL = [
@@ -215,9 +217,16 @@ def test_an_error_on_the_command_line(tmp_path, capfd):
     assert not (tmp_path / "store" / "TrainedModel").exists()
 
 
-def drawn(value: float, t, estimator: str = "kfac", queries: str = "validation") -> dict:
-    row = {"estimator": estimator, "queries": queries, "metric": "lds_%", "seed": 0, "swept": {"measured_t": t}}
-    return {**row, "value": value, "low": value - 5, "high": value + 5, "ceiling": value + 20, "random": 0.0}
+def drawn(value: float, t, estimator: str = "kfac", queries: str = "validation") -> Row:
+    return Row(
+        benchmark="lds_timesteps",
+        metric="lds_%",
+        subject=Subject(estimator),
+        estimate=Estimate(value, value - 5, value + 5),
+        levels=Levels(random=0.0, ceiling=value + 20),
+        queries=queries,
+        swept={"measured_t": t},
+    )
 
 
 def test_the_figure_shows_every_timestep_evenly():

@@ -18,6 +18,7 @@ from experiments.datasets.source import Source, Splits
 from experiments.figures.sparse import sparse_timesteps
 from experiments.queries import Validation
 from experiments.report.report import Report
+from experiments.report.row import Row
 from experiments.speed.queries import query_seconds
 from experiments.tasks.composition import experiment_of
 from tests.experiments.figures.drawn import overlaps
@@ -189,7 +190,7 @@ def test_ten_sources_have_no_precision(world):
 
 def test_the_figure_is_legible(two_sources):
     """Claim: no text covers another or leaves the page."""
-    shown = [row for row in two_sources[0] if "difference" not in row]
+    shown = [row for row in map(Row.from_dict, two_sources[0]) if row.minus is None]
     assert overlaps(sparse_timesteps(shown, SPEARMAN, FASTER)) == []
 
 
