@@ -63,7 +63,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def arrows(module: str) -> set[str]:
-    """The modules of the project that ``module`` imports anywhere. ``from package import module`` counts as the module."""
+    """The modules of the project that ``module`` imports, anywhere in its file. ``from package import module`` is the module."""
     targets = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def arrows(module: str) -> set[str]:
 
 @pytest.mark.parametrize("package", ROOMS)
 def test_files_import_no_circles(package):
-    """Claim: no file of a package leads back to itself along imports, those for type checkers and in functions included."""
+    """Claim: no file of a package leads back to itself along imports, including those for type checkers and inside functions."""
     graph = {module: arrows(module) for module in MODULES if module.split(".")[0] == package}
     while ends := {module for module, targets in graph.items() if not targets & graph.keys()}:
         graph = {module: targets for module, targets in graph.items() if module not in ends}

@@ -1,4 +1,7 @@
-"""Estimators: one file per method, each readable against its equation."""
+"""Estimators: one file per method, which follows the equation of the method.
+
+``base`` is the interface of estimators, and ``sharded`` the shape of the nodes that compute scores.
+"""
 
 from attribution.estimators.base import Estimator
 from attribution.estimators.guided import Guided

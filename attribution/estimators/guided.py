@@ -8,7 +8,7 @@ timestep t* that is the same for all images:
 
 with Q_k as in ReTrac. The image with the largest norm keeps it, and the image with the smallest gets λ n_max. λ = 1 is ReTrac with
 checkpoints weighted by n_max. τ is affine in λ, so the scores at λ = 0 and λ = 1 are stored and the others are interpolated. The
-inner products are ReTrac's own.
+inner products are those of ReTrac.
 """
 
 from collections.abc import Sequence

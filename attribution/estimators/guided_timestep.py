@@ -20,7 +20,7 @@ SAMPLE = 32
 
 @dataclass(frozen=True, eq=False)
 class NormsByTimestep(Arrays):
-    """Mean gradient norm ``norms [G]`` of some training examples at each of ``timesteps [G]``, ascending."""
+    """Mean gradient norm ``norms [G]`` of a sample of training examples at each of ``timesteps [G]``, ascending."""
 
     timesteps: np.ndarray
     norms: np.ndarray

@@ -124,7 +124,7 @@ class KFACInfluence(ShardedEstimator):
 
 @dataclass(frozen=True)
 class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
-    """Coefficients of some queries in the basis. Estimators with other curvatures or compressions share the gradients."""
+    """The coefficients of a block of queries in the basis. Estimators with other curvatures or compressions share the gradients."""
 
     NAME = "InfluenceQueryBlock"
     VERSION = 1
@@ -159,7 +159,7 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
 
 @dataclass(frozen=True)
 class InfluenceTrainingBlock(TrainingBlock):
-    """τ of some training examples under all queries: ``[D, P, query bins, training bins, Q, n]`` for D dampings and P prefixes."""
+    """τ of a block of training examples: ``[D, P, query bins, training bins, Q, n]`` for D dampings and P prefixes of the draws."""
 
     NAME = "InfluenceTrainingBlock"
     VERSION = 1

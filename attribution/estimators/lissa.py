@@ -98,7 +98,7 @@ class LiSSA(ShardedEstimator):
 
 @dataclass(frozen=True)
 class LissaQueryBlock(QueryBlock[QueryVectors]):
-    """``(H + λI)⁻¹ ∇m(q)`` of some queries. Up to ``query_batch`` queries of each pool share the mini-batches and their passes."""
+    """``(H + λI)⁻¹ ∇m(q)`` of a block of queries. Up to ``query_batch`` queries of each pool share the mini-batches."""
 
     NAME = "LissaQueryBlock"
     VERSION = 1
@@ -133,7 +133,7 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
 
 @dataclass(frozen=True)
 class LissaTrainingBlock(TrainingBlock):
-    """τ of some training examples for all queries, ``[Q, n]``. Estimators with other settings of the recursion share the pass."""
+    """τ of a block of training examples, ``[Q, n]``. Estimators with other settings of the recursion share the pass."""
 
     NAME = "LissaTrainingBlock"
     VERSION = 1

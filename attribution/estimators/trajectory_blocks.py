@@ -1,4 +1,4 @@
-"""The blocks of a trajectory estimator's scores at one checkpoint: Q_k of some queries, and ⟨Q_k, G_k⟩ with some training examples.
+"""The blocks of a trajectory estimator's scores at one checkpoint: Q_k of queries, and ⟨Q_k, G_k⟩ with training examples.
 
 Both come as sums over the bins of timesteps (``draws.bins``; one bin by default). Estimators that differ only in how they weight
 the draws of the same passes are computed together (``Node.together``).
@@ -42,7 +42,7 @@ class CheckpointEstimator(ShardedEstimator):
 
 @dataclass(frozen=True)
 class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
-    """Q_k of some queries at checkpoint ``step``, as the mean over either half of the draws: ``[bins, 2, Q, out, in]``."""
+    """Q_k of a block of queries at checkpoint ``step``, as the mean over either half of the draws: ``[bins, 2, Q, out, in]``."""
 
     NAME = "TrajectoryQueryBlock"
     VERSION = 1
@@ -99,7 +99,7 @@ def _by_bin(estimator: CheckpointEstimator, captured: Captured, bin_of_draw: Ten
 
 @dataclass(frozen=True)
 class TrajectoryTrainingBlock(TrainingBlock):
-    """``⟨Q_k, G_k⟩`` of all queries with some training examples at checkpoint ``step``: ``[bins, 2, Q, n]``.
+    """``⟨Q_k, G_k⟩`` of all queries with a block of training examples at checkpoint ``step``: ``[bins, 2, Q, n]``.
 
     The leading axes are the bins of the query draws' timesteps, and the halves of the query draws.
     """

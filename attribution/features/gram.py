@@ -32,7 +32,7 @@ class InnerProducts(Node[GramMatrix]):
     """The inner products ⟨φ(l), φ(r)⟩ of all images on the left with all images on the right."""
 
     NAME = "InnerProducts"
-    VERSION = 1
+    VERSION = 2
     TITLE = "inner products of features"
     ARTIFACT = GramMatrix
 
@@ -73,7 +73,7 @@ class GramShard(JointNode[GramMatrix]):
     """The inner products of all whole gradients of ``left`` with those in ``rows`` of ``right``, which are held meanwhile."""
 
     NAME = "GramShard"
-    VERSION = 1
+    VERSION = 2
     TITLE = "inner products of features, in shards"
     ARTIFACT = GramMatrix
     TRANSIENT = True

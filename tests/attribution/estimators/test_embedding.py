@@ -14,7 +14,7 @@ TRAIN, QUERIES = Blobs(n=6), Blobs(n=2, first=900)
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_pixels_are_compared_as_they_are(cosine):
-    """Claim: raw dot and cos are those of the pixels in [-1, 1]; no model is asked for."""
+    """Claim: raw dot and cos are those of the pixels in [-1, 1]; no model is used."""
     get = InMemory()
     q, z = (get(images).x0().flatten(1).double().numpy() for images in (QUERIES, TRAIN))
     expected = q @ z.T
@@ -59,7 +59,7 @@ def test_clip_embeddings_are_the_model_s(folder):
     """Claim: an embedding is ``get_image_features`` of the image, resized and normalised channel by channel."""
     transformers = pytest.importorskip("transformers")
     get = InMemory()
-    found = CLIP(str(folder), batch_size=4).embed(get(TRAIN), torch.device("cpu"))
+    embeddings = CLIP(str(folder), batch_size=4).embed(get(TRAIN), torch.device("cpu"))
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     expected = []
     for row in range(6):
@@ -69,7 +69,7 @@ def test_clip_embeddings_are_the_model_s(folder):
         with torch.no_grad():
             features = model.get_image_features(pixel_values=channels[None])
         expected.append(getattr(features, "pooler_output", features)[0])
-    np.testing.assert_allclose(found, torch.stack(expected).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embeddings, torch.stack(expected).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_clip_s_identity_is_its_weights(folder, tmp_path):

@@ -59,13 +59,13 @@ def sides(get, step, images, ids, draws, normalized):
 
 def transcription(get, normalized, draws, queries=QUERIES):
     """Equations 8 and 9 as they stand, in float64."""
-    record, train, asked = get(RECORD), get(RECORD.data), get(queries)
-    total = torch.zeros(len(asked), len(train), dtype=torch.float64)
+    record, train, images = get(RECORD), get(RECORD.data), get(queries)
+    total = torch.zeros(len(images), len(train), dtype=torch.float64)
     for step in CHECKPOINTS:
         eta = record.learning_rate(step)
         trained_at = record.latest_draws(step, train.index)
         G = sides(get, step, train.x0().double(), train.index, trained_at, normalized)
-        Q = sides(get, step, asked.x0().double(), asked.index, draws.draw("query", asked.ids(), PROCESS.T), normalized)
+        Q = sides(get, step, images.x0().double(), images.index, draws.draw("query", images.ids(), PROCESS.T), normalized)
         total += eta * Q @ G.T
     return total.numpy()
 
@@ -128,7 +128,7 @@ def test_estimators_together_score_as_alone(get):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """For every pass of the network, how many inputs it had."""
+    """For every pass of the network, the number of its inputs."""
     counted = []
     run = hooks.run
 
@@ -183,20 +183,20 @@ def test_halves_average_to_the_whole(get):
 
 @pytest.mark.parametrize(("kind", "normalized"), [(TracIn, False), (ReTrac, True)])
 def test_self_influence_is_the_diagonal(get, kind, normalized):
-    """Claim: A(z, z) has the query side over the draws and the training side at z's own draw: the diagonal with z as query."""
+    """Claim: A(z, z) has the query side over the draws and the training side at the recorded draw of z: the diagonal."""
     influence = get(SelfInfluence(estimator(kind), RECORD, RECORD.data))
     expected = np.diag(transcription(get, normalized, DRAWS, RECORD.data))
     np.testing.assert_allclose(influence.values, expected, rtol=2e-5, atol=1e-10)
-    assert (influence.values > 0).mean() > 0.5, "training on an example mostly lowers its own loss"
+    assert (influence.values > 0).mean() > 0.5, "training on an example mostly lowers the loss of that example"
 
 
 def test_positive_scores_mean_that_training_helped(get):
     """Claim (sign): one SGD step on z lowers the loss of a query, at the query's draws, by η ⟨Q, G⟩ to first order."""
-    record, train, asked = get(RECORD), get(RECORD.data), get(QUERIES)
+    record, train, images = get(RECORD), get(RECORD.data), get(QUERIES)
     step, rate = 9, 1e-6
     single = estimator(TracIn, checkpoints=[step]).score(RECORD, RECORD.data, QUERIES, get)
     eta = record.learning_rate(step)
-    draws = DRAWS.draw("query", asked.ids(), PROCESS.T)
+    draws = DRAWS.draw("query", images.ids(), PROCESS.T)
     noise = draws.noise((1, 8, 8), torch.float64)
 
     def cost(network):
@@ -205,8 +205,8 @@ def test_positive_scores_mean_that_training_helped(get):
         with torch.no_grad():
             return torch.stack(
                 [
-                    LOSS(denoiser(network), asked.x0([q]).double().expand(6, -1, -1, -1), draws.timestep[q], noise[q]).mean()
-                    for q in range(len(asked))
+                    LOSS(denoiser(network), images.x0([q]).double().expand(6, -1, -1, -1), draws.timestep[q], noise[q]).mean()
+                    for q in range(len(images))
                 ]
             )
 

@@ -57,7 +57,7 @@ def test_matrix_is_the_mean_of_jacobian_products():
 def flat_order(model: torch.nn.Module, x0: Tensor, draws: Draws) -> Tensor:
     """For each of the P places in the flat order, its place among ``model.parameters()`` one after another.
 
-    Found by taking blocks apart whose entries are their own places.
+    The entries of the blocks are their places, which splitting the blocks reveals.
     """
     blocks = per_example_gradients(LOSS, model, x0[:1], draws.rows(slice(1)))
     start = 0
@@ -150,19 +150,19 @@ class LinearWorld:
         self.theta = torch.cat([self.model.only.weight, self.model.only.bias[:, None]], 1).detach()
         self.X, self.epsilon = regression(self.train, get)
         self.query_draws = DRAWS.draw("query", get(queries).ids(), PROCESS.T)
-        self.asked = get(queries).x0().double()
+        self.queries = get(queries).x0().double()
         basis = get(EXACT.basis(record, self.train, flips=True))
         train_draws = DRAWS.draw("curvature", get(self.train).ids(), PROCESS.T, flips=True)
         train_side = flat(per_example_gradients(LOSS, self.model, get(self.train).x0().double(), train_draws))
-        query_side = flat(per_example_gradients(LOSS, self.model, self.asked, self.query_draws))
+        query_side = flat(per_example_gradients(LOSS, self.model, self.queries, self.query_draws))
         self.tau = query_side @ basis.solve(train_side, damping).T
 
     def costs(self, weights: Tensor) -> Tensor:
         """The queries' mean losses ``[Q]`` after retraining with a weight for every example."""
         parameters = retrained(self.X, self.epsilon, weights, self.damping, self.theta)
         self.model.only.weight.data, self.model.only.bias.data = parameters[:, :-1], parameters[:, -1]
-        x, t, noise, _ = LOSS.inputs(self.asked, self.query_draws)
-        return LOSS(denoiser(self.model), x, t, noise).detach().unflatten(0, (len(self.asked), -1)).mean(1)
+        x, t, noise, _ = LOSS.inputs(self.queries, self.query_draws)
+        return LOSS(denoiser(self.model), x, t, noise).detach().unflatten(0, (len(self.queries), -1)).mean(1)
 
 
 @pytest.mark.parametrize("damping", [1e-3, 0.3])
@@ -191,8 +191,8 @@ def test_the_lds_of_exact_influence(weight):
     removed = subsets.removed(InMemory()(world.train))
     measured = torch.stack([world.costs(torch.from_numpy(1 - taken)) for taken in removed], 1).numpy()
     predictions = lds_metrics.predicted(world.tau.numpy(), removed)
-    found = lds_metrics.per_query(predictions, measured).mean()
-    assert found >= {0.99: 0.99, 0.5: 0.95, 0.0: 0.8}[weight]
+    correlation = lds_metrics.per_query(predictions, measured).mean()
+    assert correlation >= {0.99: 0.99, 0.5: 0.95, 0.0: 0.8}[weight]
     change = predictions / 30
     if weight == 0.99:  # the scale too: Δm = Σ τ/N over what was taken away
         moved = measured - world.costs(torch.ones(30).double()).numpy()[:, None]

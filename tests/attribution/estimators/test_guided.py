@@ -34,8 +34,8 @@ def estimator(kind: Any = Guided, **changes) -> Any:
 
 
 def score(get, strength, **changes):
-    how = estimator(strength=strength, **changes)
-    ((_, scores),) = how.variants(how.score(RECORD, RECORD.data, QUERIES, get))
+    method = estimator(strength=strength, **changes)
+    ((_, scores),) = method.variants(method.score(RECORD, RECORD.data, QUERIES, get))
     return scores.values
 
 
@@ -47,8 +47,8 @@ def get():
 
 def gradients(get, step, images, draws):
     """∇ of every draw ``[B, K, P]`` by one backward pass each."""
-    found = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
-    return torch.cat([g.flatten(2) for g in found.values()], 2)
+    blocks = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
+    return torch.cat([g.flatten(2) for g in blocks.values()], 2)
 
 
 def norms_at(get, step, timestep):
@@ -61,14 +61,14 @@ def norms_at(get, step, timestep):
 @pytest.fixture(scope="module")
 def sides(get):
     """Per checkpoint: η_k, n [N] at t = 40, G [N, P] and ReTrac's Q [Q, P]."""
-    record, train, asked = get(RECORD), get(RECORD.data), get(QUERIES)
-    found = []
+    record, train, queries = get(RECORD), get(RECORD.data), get(QUERIES)
+    checkpoints = []
     for step in CHECKPOINTS:
         at = gradients(get, step, train, Fixed([40], seed=1).draw("reference norms", train.ids(), PROCESS.T))
         G = gradients(get, step, train, record.latest_draws(step, train.index))[:, 0]
-        Q = gradients(get, step, asked, DRAWS.draw("query", asked.ids(), PROCESS.T))
-        found.append((record.learning_rate(step), at.norm(dim=2)[:, 0], G, (Q / Q.norm(dim=2, keepdim=True)).mean(1)))
-    return found
+        Q = gradients(get, step, queries, DRAWS.draw("query", queries.ids(), PROCESS.T))
+        checkpoints.append((record.learning_rate(step), at.norm(dim=2)[:, 0], G, (Q / Q.norm(dim=2, keepdim=True)).mean(1)))
+    return checkpoints
 
 
 @pytest.mark.parametrize("strength", [0, 0.25, 1])
@@ -107,13 +107,13 @@ def test_equal_norms_divide_nothing_by_zero():
 
 
 def test_the_default_timestep_has_the_highest_mean_norm(get, monkeypatch):
-    """Claim: t* is the one of evenly spaced timesteps at which some examples' gradient norms have the largest mean."""
+    """Claim: t* is the one of evenly spaced timesteps at which a sample of examples' gradient norms have the largest mean."""
     monkeypatch.setattr(guided_timestep, "TIMESTEPS", 7)
     monkeypatch.setattr(guided_timestep, "SAMPLE", 5)
     train = get(RECORD.data)
-    some = train.take([0, 6, 12, 17, 23])
-    at = Even(7, seed=DRAWS.seed).draw("norm curve", some.ids(), PROCESS.T)
-    expected = gradients(get, 9, some, at).norm(dim=2).mean(0)
+    sample = train.take([0, 6, 12, 17, 23])
+    at = Even(7, seed=DRAWS.seed).draw("norm curve", sample.ids(), PROCESS.T)
+    expected = gradients(get, 9, sample, at).norm(dim=2).mean(0)
     curve = NormCurve(RECORD, RECORD.data, 9, DRAWS.seed, CPU).compute(get)
     np.testing.assert_allclose(curve.norms, expected.numpy(), rtol=1e-6)
     assert curve.highest == at.timestep[0, expected.argmax()]
@@ -129,19 +129,19 @@ def test_the_default_timestep_is_that_of_the_curve(get):
 
 def test_the_store_computes_curves_before_norms(tmp_path, get):
     """Claim: parts that depend on the record and on the curves come out of a store as they do from memory."""
-    how = estimator(checkpoints=[4, 9])
-    values = Store(tmp_path)(how.scores(RECORD, RECORD.data, QUERIES)).values
-    np.testing.assert_array_equal(values, how.score(RECORD, RECORD.data, QUERIES, get).values)
+    method = estimator(checkpoints=[4, 9])
+    values = Store(tmp_path)(method.scores(RECORD, RECORD.data, QUERIES)).values
+    np.testing.assert_array_equal(values, method.score(RECORD, RECORD.data, QUERIES, get).values)
     assert len(list((tmp_path / "NormCurve").iterdir())) == len(list((tmp_path / "GradientNorms").iterdir())) == 2
     assert not (tmp_path / "NormShard").exists() or not list((tmp_path / "NormShard").iterdir())
 
 
 def test_a_sweep_over_the_strength_makes_no_pass(get):
-    """Claim: whatever strengths are asked for, one node holds them all; its variants are named by the setting."""
+    """Claim: whatever strengths are queries for, one node holds them all; its variants are named by the setting."""
     nodes = {estimator(strength=s).scores(RECORD, RECORD.data, QUERIES).fingerprint for s in (0.1, 1, [0.2, 0.7])}
     assert len(nodes) == 1
-    how = estimator(strength=[0.2, 0.7], timestep=40)
-    settings, scores = zip(*how.variants(how.score(RECORD, RECORD.data, QUERIES, get)), strict=True)
+    method = estimator(strength=[0.2, 0.7], timestep=40)
+    settings, scores = zip(*method.variants(method.score(RECORD, RECORD.data, QUERIES, get)), strict=True)
     assert settings == ({"estimator.strength": 0.2}, {"estimator.strength": 0.7})
     np.testing.assert_array_equal(scores[0].values, score(get, 0.2, timestep=40))
 
@@ -174,7 +174,7 @@ def test_execution_and_order_change_no_score(get, monkeypatch):
     monkeypatch.setattr(guided_timestep, "TIMESTEPS", 7)
     monkeypatch.setattr(guided_timestep, "SAMPLE", 5)
     order = np.random.default_rng(0).permutation(24)
-    found = []
+    values = []
     for train, execution in (
         (RECORD.data, CPU),
         (RECORD.data, Execution(device="cpu", shard=9, query_shard=2, batch_size=5)),
@@ -182,11 +182,11 @@ def test_execution_and_order_change_no_score(get, monkeypatch):
     ):
         memory = InMemory()
         memory._artifacts[RECORD.fingerprint] = get(RECORD)
-        how = estimator(checkpoints=[9], execution=execution)
-        found.append(how.at_strength(how.score(RECORD, train, QUERIES, memory), 0.3).values)
-    atol = 1e-6 * np.abs(found[0]).max()
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=atol)
-    np.testing.assert_allclose(found[2], found[0][:, order], rtol=1e-4, atol=atol)
+        method = estimator(checkpoints=[9], execution=execution)
+        values.append(method.at_strength(method.score(RECORD, train, QUERIES, memory), 0.3).values)
+    atol = 1e-6 * np.abs(values[0]).max()
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-4, atol=atol)
+    np.testing.assert_allclose(values[2], values[0][:, order], rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("changes", [{"strength": 1.1}, {"strength": -0.1}, {"strength": "a"}, {"strength": []}, {"strength": True},

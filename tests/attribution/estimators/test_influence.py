@@ -53,20 +53,20 @@ def single_gradients(get, measure, images, role, draws, weigh=False):
     rows = []
     for i in range(len(images)):
         drawn = draws.draw(role, images.ids([i]), PROCESS.T)
-        found = []
+        gradients = []
         for k in range(drawn.count):
             g = engine.capture(measure, images.x0([i]), drawn.columns(slice(k, k + 1))).mean()
             norm = torch.stack([block.norm() for block in g.values()]).norm() if weigh else 1.0
-            found.append({name: block[0].double() / norm for name, block in g.items()})
-        rows.append({name: torch.stack([f[name] for f in found]).mean(0) for name in found[0]})
+            gradients.append({name: block[0].double() / norm for name, block in g.items()})
+        rows.append({name: torch.stack([f[name] for f in gradients]).mean(0) for name in gradients[0]})
     return rows
 
 
-def explicit(get, how, damping, weigh=False):
+def explicit(get, method, damping, weigh=False):
     """Σ_layers vec(q)ᵀ (H_layer + λI)⁻¹ vec(z) with H_layer = B ⊗ A written out."""
-    basis = get(how.curvature.basis(RECORD, RECORD.data))
-    q = single_gradients(get, how.measurement, get(QUERIES), "query", how.draws, weigh)
-    z = single_gradients(get, Loss(PROCESS), get(RECORD.data), "attribution", how.draws)
+    basis = get(method.curvature.basis(RECORD, RECORD.data))
+    q = single_gradients(get, method.measurement, get(QUERIES), "query", method.draws, weigh)
+    z = single_gradients(get, Loss(PROCESS), get(RECORD.data), "attribution", method.draws)
     total = torch.zeros(len(q), len(z), dtype=torch.float64)
     for layer in basis.layers:
         QA, QB = basis.QA[layer].double(), basis.QB[layer].double()
@@ -80,19 +80,19 @@ def explicit(get, how, damping, weigh=False):
 @pytest.mark.parametrize("damping", [1e-4, 1e-2])
 def test_scores_are_the_equation(get, damping):
     """Claim: ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z) with the matrix written out, scale and sign included."""
-    how = estimator(damping=damping)
-    scores = how.score(RECORD, RECORD.data, QUERIES, get)
-    ((settings, chosen),) = how.variants(scores)
+    method = estimator(damping=damping)
+    scores = method.score(RECORD, RECORD.data, QUERIES, get)
+    ((settings, chosen),) = method.variants(scores)
     assert settings == {}
-    expected = explicit(get, how, damping)
+    expected = explicit(get, method, damping)
     np.testing.assert_allclose(chosen.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
 def test_balanced_scores_are_the_equation(get):
-    """Claim: balanced by draw, every draw of a query is divided by its own norm before the mean."""
-    how = estimator(balance=Balance("draw", "query"))
-    ((_, chosen),) = how.variants(how.score(RECORD, RECORD.data, QUERIES, get))
-    expected = explicit(get, how, 1e-4, weigh=True)
+    """Claim: balanced by draw, every draw of a query is divided by its norm before the mean."""
+    method = estimator(balance=Balance("draw", "query"))
+    ((_, chosen),) = method.variants(method.score(RECORD, RECORD.data, QUERIES, get))
+    expected = explicit(get, method, 1e-4, weigh=True)
     np.testing.assert_allclose(chosen.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
@@ -113,11 +113,11 @@ def test_prefixes_of_draws_are_runs_with_fewer(get):
     """Claim: draws.n=[2,4] holds the scores of draws.n=2 and of draws.n=4."""
     both = estimator(draws=Uniform([2, 4], seed=1))
     scores = both.score(RECORD, RECORD.data, QUERIES, get)
-    for (settings, found), n in zip(both.variants(scores), (2, 4), strict=True):
+    for (settings, variant), n in zip(both.variants(scores), (2, 4), strict=True):
         alone = estimator(draws=Uniform(n, seed=1))
         ((_, expected),) = alone.variants(alone.score(RECORD, RECORD.data, QUERIES, get))
         assert settings == {"estimator.draws.n": n}
-        np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-7 * np.abs(expected.values).max())
+        np.testing.assert_allclose(variant.values, expected.values, rtol=1e-4, atol=1e-7 * np.abs(expected.values).max())
 
 
 def test_execution_changes_no_score(get):
@@ -158,9 +158,9 @@ def test_a_bound_on_queries_changes_no_score(get, monkeypatch, query_batch):
     assert [node.fingerprint for node in nodes] == [whole.scores(RECORD, RECORD.data, pool).fingerprint for pool in pools]
     fresh = InMemory()
     fresh._artifacts[RECORD.fingerprint] = get(RECORD)
-    for found, pool in zip(fresh.many(nodes), pools, strict=True):
+    for scores, pool in zip(fresh.many(nodes), pools, strict=True):
         expected = whole.score(RECORD, RECORD.data, pool, get).values
-        np.testing.assert_allclose(found.values, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(scores.values, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     assert max(held) <= 5
     assert [n for n in held if n > 0][:3] == [query_batch] * 3 if query_batch == 1 else max(held[:3]) <= query_batch
 
@@ -179,21 +179,21 @@ def test_a_bound_on_queries_changes_no_score(get, monkeypatch, query_batch):
 )
 def test_compressed_scores_correlate(get, compression, least):
     """Claim: compressed scores correlate with the uncompressed; where nothing is left out, they are equal."""
-    how = estimator(compression=compression)
-    found, expected = (e.score(RECORD, RECORD.data, QUERIES, get).values for e in (how, estimator()))
-    assert pearson(found, expected)[GRID.index(1e-4)].min() >= min(least, 0.9999999)
+    method = estimator(compression=compression)
+    compressed, expected = (e.score(RECORD, RECORD.data, QUERIES, get).values for e in (method, estimator()))
+    assert pearson(compressed, expected)[GRID.index(1e-4)].min() >= min(least, 0.9999999)
     if least < 1:
-        assert not np.array_equal(found, expected)
+        assert not np.array_equal(compressed, expected)
 
 
 def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatch):
     """Claim: killed between shards and taken up again, factors and scores are bit-equal, no shard done twice."""
-    how = estimator(execution=Execution(device="cpu", shard=4, query_shard=2))
-    how = replace(how, curvature=KFAC(draws=Uniform(3, seed=2), execution=how.execution))
-    node = how.scores(RECORD, RECORD.data, QUERIES)
+    method = estimator(execution=Execution(device="cpu", shard=4, query_shard=2))
+    method = replace(method, curvature=KFAC(draws=Uniform(3, seed=2), execution=method.execution))
+    node = method.scores(RECORD, RECORD.data, QUERIES)
     whole = Store(tmp_path / "whole")
     expected = np.array(whole(node).values)
-    factors = whole(how.curvature.basis(RECORD, RECORD.data))
+    factors = whole(method.curvature.basis(RECORD, RECORD.data))
 
     done, calls = [], 0
     together, compute = InfluenceTrainingBlock.compute_together.__func__, FactorShard.compute
@@ -206,26 +206,26 @@ def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatc
         return work()
 
     def scores(cls, nodes, get):
-        found = fails_often(lambda: together(cls, nodes, get))
+        artifacts = fails_often(lambda: together(cls, nodes, get))
         done.extend(node.fingerprint for node in nodes)
-        return found
+        return artifacts
 
     def sums(self, get):
-        found = fails_often(lambda: compute(self, get))
+        artifacts = fails_often(lambda: compute(self, get))
         done.append(self.fingerprint)
-        return found
+        return artifacts
 
     monkeypatch.setattr(InfluenceTrainingBlock, "compute_together", classmethod(scores))
     monkeypatch.setattr(FactorShard, "compute", sums)
     for _ in range(20):
         store = Store(tmp_path / "killed")
         try:
-            found = store(node)
+            resumed_scores = store(node)
             break
         except KeyboardInterrupt:
             continue
-    assert np.array_equal(found.values, expected)
-    resumed = store(how.curvature.basis(RECORD, RECORD.data))
+    assert np.array_equal(resumed_scores.values, expected)
+    resumed = store(method.curvature.basis(RECORD, RECORD.data))
     for layer in factors.layers:
         assert torch.equal(resumed.QA[layer], factors.QA[layer])
         assert torch.equal(resumed.values[layer], factors.values[layer])
@@ -237,8 +237,8 @@ def test_order_of_examples_changes_no_score(get):
     order = [3, 0, 9, 1, 8, 2, 7, 4, 6, 5]
     shuffled = Reordered(RECORD.data, order)
     expected = estimator().score(RECORD, RECORD.data, QUERIES, get).values
-    found = estimator().score(RECORD, shuffled, QUERIES, get).values
-    np.testing.assert_allclose(found, expected[..., order], rtol=1e-2, atol=1e-4 * np.abs(expected).max())
+    values = estimator().score(RECORD, shuffled, QUERIES, get).values
+    np.testing.assert_allclose(values, expected[..., order], rtol=1e-2, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_damping_too_small_is_named(get):

@@ -121,8 +121,8 @@ def test_the_lemma():
     np.testing.assert_allclose(solved(z, 0.3), np.linalg.solve(z.T @ z / 5 + 0.3 * np.eye(40), z.T), rtol=1e-10)
 
 
-def only(how, get, queries=QUERIES, record=RECORD):
-    ((_, scores),) = how.variants(how.score(record, RECORD.data, queries, get))
+def only(method, get, queries=QUERIES, record=RECORD):
+    ((_, scores),) = method.variants(method.score(record, RECORD.data, queries, get))
     return scores.values
 
 
@@ -153,9 +153,9 @@ def test_dtrak_meets_trak_and_square(get):
 def test_both_forms_give_the_same_numbers(get, kind):
     """Claim: with fewer features than images the covariance is decomposed, with more the Gram matrix: φᵀ(C+λ)⁻¹φ all the same."""
     for k in (6, 64):
-        how = estimator(kind, projection=Gaussian(k=k, seed=3))
+        method = estimator(kind, projection=Gaussian(k=k, seed=3))
         features = [
-            np.concatenate(list(how.features(RECORD, images, role).blocks(get))).astype(np.float64)
+            np.concatenate(list(method.features(RECORD, images, role).blocks(get))).astype(np.float64)
             for images, role in ((QUERIES, "query"), (RECORD.data, "attribution"))
         ]
         q, z = features
@@ -166,7 +166,7 @@ def test_both_forms_give_the_same_numbers(get, kind):
             expected = expected / np.linalg.norm(inverse, axis=0)
         if kind is RenormIF:
             expected = expected / np.linalg.norm(z, axis=1)
-        np.testing.assert_allclose(only(how, get), expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
+        np.testing.assert_allclose(only(method, get), expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
 
 
 def test_projections_converge_to_the_exact_scores(get):
@@ -185,8 +185,8 @@ def test_projections_converge_to_the_exact_scores(get):
 @pytest.mark.parametrize("projection", [Rademacher(k=8192), SJLT(k=8192), SJLT(k=8192, s=4), Kronecker(k_out=8, k_in=64)])
 def test_every_projection_is_near_the_exact_scores(get, projection):
     """Claim: each kind correlates with the scores of whole gradients."""
-    exact, found = only(estimator(), get), only(estimator(projection=projection), get)
-    assert np.corrcoef(exact.ravel(), found.ravel())[0, 1] > 0.95
+    exact, projected = only(estimator(), get), only(estimator(projection=projection), get)
+    assert np.corrcoef(exact.ravel(), projected.ravel())[0, 1] > 0.95
 
 
 def test_damping_converts_to_d_trak_s():
@@ -195,8 +195,8 @@ def test_damping_converts_to_d_trak_s():
     N, k = 7, 5
     raw, query = rng.normal(size=(N, k)), rng.normal(size=k)  # of a projection with standard normal entries
     theirs = query @ np.linalg.inv(raw.T @ raw + 3.0 * np.eye(k)) @ raw.T
-    ours, asked = raw / np.sqrt(k), query / np.sqrt(k)
-    mine = asked @ np.linalg.inv(ours.T @ ours / N + from_dtrak(3.0, k, N) * np.eye(k)) @ ours.T
+    ours, scaled_query = raw / np.sqrt(k), query / np.sqrt(k)
+    mine = scaled_query @ np.linalg.inv(ours.T @ ours / N + from_dtrak(3.0, k, N) * np.eye(k)) @ ours.T
     np.testing.assert_allclose(mine, N * theirs)
 
 
@@ -208,14 +208,14 @@ def test_all_share_one_pass(get, monkeypatch, projection):
     monkeypatch.setattr(hooks, "run", lambda *args: (counted.append(len(args[3][0])), run(*args))[1])
     similar = {"measurement": LOSS, "draws": Uniform(4, seed=1), "projection": projection, "execution": CPU}
     alone = [estimator(projection=projection)]
-    everybody = [estimator(kind, projection=projection) for kind in (TRAK, RelativeIF, RenormIF)]
-    everybody += [GradientSimilarity(cosine=cosine, **similar) for cosine in (False, True)]
+    together = [estimator(kind, projection=projection) for kind in (TRAK, RelativeIF, RenormIF)]
+    together += [GradientSimilarity(cosine=cosine, **similar) for cosine in (False, True)]
     counts = []
-    for hows in (alone, everybody):
+    for methods in (alone, together):
         fresh = InMemory()
         fresh._artifacts[RECORD.fingerprint] = get(RECORD)
         counted.clear()
-        fresh.many([how.scores(RECORD, RECORD.data, QUERIES) for how in hows])
+        fresh.many([method.scores(RECORD, RECORD.data, QUERIES) for method in methods])
         counts.append(sum(counted))
     assert counts[0] == counts[1]
     assert counts[0] <= (10 + 3) * 4 + 40 * (projection == Identity()) + 8  # the first capture checks itself
@@ -238,8 +238,8 @@ def test_execution_changes_no_score(get, projection):
 
 def test_interrupted_features_go_on_bit_by_bit(get, tmp_path, monkeypatch):
     """Claim: features killed between shards are taken up again; the scores are bit-equal and no shard is made twice."""
-    how = estimator(projection=SJLT(k=64), execution=Execution(device="cpu", shard=4))
-    expected = how.score(RECORD, RECORD.data, QUERIES, Store(tmp_path / "whole")).values
+    method = estimator(projection=SJLT(k=64), execution=Execution(device="cpu", shard=4))
+    expected = method.score(RECORD, RECORD.data, QUERIES, Store(tmp_path / "whole")).values
     together, calls, done = FeatureShard.compute_together.__func__, [], []
 
     def fails_often(cls, nodes, get):
@@ -252,11 +252,11 @@ def test_interrupted_features_go_on_bit_by_bit(get, tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureShard, "compute_together", classmethod(fails_often))
     for _ in range(20):
         try:
-            found = how.score(RECORD, RECORD.data, QUERIES, Store(tmp_path / "killed"))
+            resumed = method.score(RECORD, RECORD.data, QUERIES, Store(tmp_path / "killed"))
             break
         except KeyboardInterrupt:
             continue
-    assert np.array_equal(found.values, expected)
+    assert np.array_equal(resumed.values, expected)
     assert len(done) == len(set(done)) == 4  # three shards of training images, one of queries
 
 
@@ -264,16 +264,16 @@ def test_gradient_baselines_are_their_equations(get):
     """Claim: dot and cos at the final model; TracInCP and GAS are their unweighted means over checkpoints."""
     settings = {"measurement": LOSS, "draws": Uniform(4, seed=1), "projection": Identity(), "execution": CPU}
     for cosine in (False, True):
-        found = {}
+        by_step = {}
         for step in (None, 6, 12):
             q = gradients(get, LOSS, get(QUERIES), "query", Uniform(4, seed=1), step)
             z = gradients(get, LOSS, get(RECORD.data), "attribution", Uniform(4, seed=1), step)
             products = q @ z.T
-            found[step] = products / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(z, axis=1)) if cosine else products
+            by_step[step] = products / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(z, axis=1)) if cosine else products
         final = GradientSimilarity(cosine=cosine, **settings).score(RECORD, RECORD.data, QUERIES, get).values
-        np.testing.assert_allclose(final, found[None], rtol=1e-4, atol=1e-6 * np.abs(final).max())
+        np.testing.assert_allclose(final, by_step[None], rtol=1e-4, atol=1e-6 * np.abs(final).max())
         several = GradientSimilarity(cosine=cosine, checkpoints=[6, 12], **settings).score(RECORD, RECORD.data, QUERIES, get).values
-        np.testing.assert_allclose(several, (found[6] + found[12]) / 2, rtol=1e-4, atol=1e-6 * np.abs(several).max())
+        np.testing.assert_allclose(several, (by_step[6] + by_step[12]) / 2, rtol=1e-4, atol=1e-6 * np.abs(several).max())
 
 
 def test_ensembles_are_means_over_training_seeds(get):
@@ -292,8 +292,8 @@ def test_journey_is_the_loss_at_the_models_own_images(get):
     sampler = DDIMSampler(steps=5)
     samples = Samples(record=RECORD, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=CPU)
     draws = Even(5, seed=1)
-    how = estimator(query_feature=JourneyLoss(PROCESS, sampler), draws=draws)
-    found = only(how, get, samples)
+    method = estimator(query_feature=JourneyLoss(PROCESS, sampler), draws=draws)
+    values = only(method, get, samples)
 
     network = RECORD.network(get).double()
     bars = torch.cumprod(1 - torch.linspace(1e-4, 0.1, 100, dtype=torch.float64), 0)
@@ -316,13 +316,13 @@ def test_journey_is_the_loss_at_the_models_own_images(get):
     q = torch.stack(rows).numpy()
     z = gradients(get, LOSS, get(RECORD.data), "attribution", draws)
     expected = q @ solved(z, DAMPING)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     with pytest.raises(ValueError, match="use generated queries"):
-        how.scores(RECORD, RECORD.data, QUERIES)
+        method.scores(RECORD, RECORD.data, QUERIES)
 
 
 def test_a_sweep_over_the_grid_is_one_artifact(get):
-    """Claim: dampings of the grid are in every artifact; ones that float64 cannot tell from none are errors when asked for."""
+    """Claim: dampings of the grid are in every artifact; requested dampings too small for float64 are errors."""
     assert (
         estimator(damping=[1e-6, 1.0]).scores(RECORD, RECORD.data, QUERIES).fingerprint
         == estimator(damping=1e-2).scores(RECORD, RECORD.data, QUERIES).fingerprint

@@ -134,8 +134,8 @@ def test_full_batches_converge_to_the_inverse(get, product, dense):
     expected = exact(get, matrix, damping)
     errors = []
     for depth in (4, 12, 60):
-        how = lissa(product=product, damping=damping, scale=0.6 * (highest + damping), depth=depth)
-        values = how.score(RECORD, TRAIN, QUERIES, get).values
+        method = lissa(product=product, damping=damping, scale=0.6 * (highest + damping), depth=depth)
+        values = method.score(RECORD, TRAIN, QUERIES, get).values
         errors.append(np.abs(values - expected).max() / np.abs(expected).max())
     assert errors[0] > 3 * errors[1]
     assert errors[2] < 1e-5
@@ -143,10 +143,10 @@ def test_full_batches_converge_to_the_inverse(get, product, dense):
 
 def test_one_step_is_the_recursion(get):
     """Claim: J = 1 gives ⟨(2v - (H + λ) v/σ)/σ, ∇ℓ(z)⟩, σ the scale."""
-    matrix, how = gauss_newton(*whole(get)), lissa(depth=1)
+    matrix, method = gauss_newton(*whole(get)), lissa(depth=1)
     eye = torch.eye(len(matrix), dtype=matrix.dtype)
-    inverse = (2 * eye - (matrix + how.damping * eye) / how.scale) / how.scale
-    values = how.score(RECORD, TRAIN, QUERIES, get).values
+    inverse = (2 * eye - (matrix + method.damping * eye) / method.scale) / method.scale
+    values = method.score(RECORD, TRAIN, QUERIES, get).values
     np.testing.assert_allclose(values, exact(get, torch.linalg.inv(inverse), 0.0), rtol=1e-5)
 
 
@@ -155,27 +155,27 @@ def test_mini_batches_are_nearly_unbiased(get, monkeypatch):
     matrix = gauss_newton(*whole(get))
     damping = 0.3 * float(torch.linalg.eigvalsh(matrix)[-1])
     expected = exact(get, matrix, damping)
-    how = lissa(damping=damping, scale=8 * damping, depth=50, batch_size=6)
+    method = lissa(damping=damping, scale=8 * damping, depth=50, batch_size=6)
     model, queries, train = RECORD.network(get), get(QUERIES), get(TRAIN)
     engine = PerExampleGradients(model)
     v = per_example_gradients(LOSS, model, queries.x0().double(), DRAWS.draw("query", queries.ids(), PROCESS.T))
     z = flat(per_example_gradients(LOSS, model, train.x0().double(), DRAWS.draw("attribution", train.ids(), PROCESS.T)))
-    # Each recursion on its own.
+    # Each recursion separately.
     batches = Recursion.batches
-    found = []
+    scores = []
     for number in range(10):
         monkeypatch.setattr(
             Recursion,
             "batches",
             lambda self, record, train, repeat, device, number=number: batches(self, record, train, number, device),
         )
-        found.append((flat(how.recursion(engine, RECORD, train, v)) @ z.T).numpy())
-    single = np.stack(found)
+        scores.append((flat(method.recursion(engine, RECORD, train, v)) @ z.T).numpy())
+    single = np.stack(scores)
     size = np.abs(expected).max()
     assert np.abs(single.mean(0) - expected).max() < 0.04 * size
     assert 0.005 * size < single.std(0).mean() < 0.05 * size
     monkeypatch.undo()
-    repeated = (flat(replace(how, repeats=3).recursion(engine, RECORD, train, v)) @ z.T).numpy()
+    repeated = (flat(replace(method, repeats=3).recursion(engine, RECORD, train, v)) @ z.T).numpy()
     np.testing.assert_allclose(repeated, single[:3].mean(0), rtol=1e-10)
 
 
@@ -199,10 +199,10 @@ def test_execution_and_order_change_no_score(get):
     settings = {"depth": 30, "batch_size": 5, "scale": 60.0}
     expected = lissa(**settings).score(RECORD, TRAIN, QUERIES, get).values
     for execution, batch in ((Execution(device="cpu", batch_size=4, shard=4, query_shard=2), 64), (Execution(device="cpu"), 1)):
-        how, memory = lissa(**settings, execution=execution, query_batch=batch), InMemory()
-        node = how.scores(RECORD, TRAIN, QUERIES)
+        method, memory = lissa(**settings, execution=execution, query_batch=batch), InMemory()
+        node = method.scores(RECORD, TRAIN, QUERIES)
         assert node.fingerprint == lissa(**settings).scores(RECORD, TRAIN, QUERIES).fingerprint
-        other = how.scores(RECORD, TRAIN, Blobs(n=2, first=500, size=4))
+        other = method.scores(RECORD, TRAIN, Blobs(n=2, first=500, size=4))
         np.testing.assert_allclose(memory.many([node, other])[0].values, expected, rtol=1e-5)
     order = (3, 0, 5, 1, 4, 2)
     shuffled = lissa(**settings).score(RECORD, _reordered(order), QUERIES, get).values
