@@ -1,6 +1,7 @@
 """The house stands as docs/architecture.md has it: imports flow one way, and every file keeps to its own business."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,16 @@ def test_hooks_live_in_one_place():
     """Claim: only per-example gradients put hooks on modules."""
     users = {p.name for p in FILES if "register_forward" in p.read_text() or "register_full_backward" in p.read_text()}
     assert len(users) <= 1, users
+
+
+def test_errors_of_attribution_name_no_setting():
+    """Claim: errors of the library name classes and fields; settings of the command line are the business of experiments/tasks."""
+    groups = "|".join(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+    setting = re.compile(rf"\b({groups}|trainer|hardware|execution|samples)(\.\*?[a-z_]+=|@|=[a-z])")
+    found = []
+    for path in (ROOT / "attribution").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                words = "".join(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
+                found += [f"{path.name}: {words}"] if setting.search(words) else []
+    assert not found

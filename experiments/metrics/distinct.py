@@ -37,10 +37,10 @@ def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
     """
     if not 1 <= n <= pool:
         raise ValueError(
-            f"benchmark.n={n} distinct queries, but the pool has {pool}: set benchmark.n to 1..{pool} or enlarge the pool"
+            f"n={n} distinct queries, but the pool has {pool}: set n to 1..{pool} or enlarge the pool"
         )
     if sets < 1:
-        raise ValueError(f"benchmark.sets={sets}: must be at least 1")
+        raise ValueError(f"sets={sets}: must be at least 1")
     if n == pool:
         return np.arange(n)[None]
     order = np.random.default_rng(seed).random((sets, pool)).argsort(1)
