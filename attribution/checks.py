@@ -26,40 +26,34 @@ class FieldError(ValueError):
         return f"{type(self.owner).__name__}.{self.field}={self.value}: {self.message}"
 
 
-def whole(owner: Any, field: Any, least: int, most: int | None = None) -> None:
+def whole(owner: Any, field: str, least: int, most: int | None = None) -> None:
     """Raise :class:`FieldError` unless the field is a whole number of at least ``least`` (and at most ``most``)."""
     value = _read(owner, field)
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"within {least}..{most}"
-        raise _refused(owner, field, f"must be a whole number, {allowed}")
+        raise FieldError(owner, field, f"must be a whole number, {allowed}")
 
 
-def number(owner: Any, field: Any, least: float, below: float = math.inf, most: float | None = None) -> None:
+def number(owner: Any, field: str, least: float, below: float = math.inf, most: float | None = None) -> None:
     """Raise :class:`FieldError` unless the field is a number of at least ``least``, below ``below`` (and at most ``most``)."""
     value = _read(owner, field)
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not least <= value < below or (most is not None and value > most):
         end = f" and below {below:g}" if below < math.inf else ""
         allowed = f"at least {least:g}{end}" if most is None else f"within {least:g}..{most:g}"
-        raise _refused(owner, field, f"must be a number, {allowed}")
+        raise FieldError(owner, field, f"must be a number, {allowed}")
 
 
-def listed(owner: Any, field: Any, check: Callable[[Any, Any], None]) -> None:
+def listed(owner: Any, field: str, check: Callable[[Any, str], None]) -> None:
     """Raise :class:`FieldError` unless the field is a list of at least one value and ``check(owner, "field[i]")`` takes each."""
     values = _read(owner, field)
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise _refused(owner, field, "must be a list of at least one value")
-    for i, value in enumerate(values):
-        check(*((f"{owner}[{i}]", value) if isinstance(owner, str) else (owner, f"{field}[{i}]")))
+        raise FieldError(owner, field, "must be a list of at least one value")
+    for i in range(len(values)):
+        check(owner, f"{field}[{i}]")
 
 
-def _refused(owner: Any, field: Any, message: str) -> ValueError:
-    return ValueError(f"{owner}={field}: {message}") if isinstance(owner, str) else FieldError(owner, field, message)
-
-
-def _read(owner: Any, field: Any) -> Any:
-    if isinstance(owner, str):  # until all callers give an object: the name of a setting, and its value
-        return field
+def _read(owner: Any, field: str) -> Any:
     name, _, index = field.removesuffix("]").partition("[")
     value = getattr(owner, name)
     return value[int(index)] if index else value

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from attribution.checks import FieldError, number, whole
+
 FLOAT32_BYTES = 4
 FLOAT64_BYTES = 8
 
@@ -28,9 +30,9 @@ class Execution:
     device: str = "auto"
 
     def __post_init__(self):
-        for name in ("batch_size", "shard", "query_shard", "gradient_memory"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"execution.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("batch_size", "shard", "query_shard"):
+            whole(self, name, least=1)
+        number(self, "gradient_memory", least=1)
 
     def examples_at_once(self, parameters: int) -> int:
         """Return the number of examples for which gradients of ``parameters`` float32 values may be held at once."""
@@ -46,7 +48,7 @@ class Execution:
             try:
                 return torch.zeros(0, device=self.device).device
             except (RuntimeError, AssertionError) as error:
-                raise ValueError(f"execution.device={self.device} is not available ({error}): choose auto or cpu") from error
+                raise FieldError(self, "device", f"not available ({error}), choose auto or cpu") from error
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

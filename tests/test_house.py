@@ -1,6 +1,7 @@
 """The house stands as docs/architecture.md has it: imports flow one way, and every file keeps to its own business."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,16 @@ def test_rooms_import_one_way(package):
     inside = [(a.split("."), b.split(".")) for a, b in pairs if a.startswith(f"{package}.") and b.startswith(f"{package}.")]
     up = {(".".join(a), ".".join(b)) for a, b in inside if rooms.index(b[1]) > rooms.index(a[1])}
     assert not up, f"imports against the order of rooms: {sorted(up)}"
+
+
+def test_errors_of_attribution_name_no_setting():
+    """Claim: errors of the library name classes and fields; settings of the command line are the business of experiments/tasks."""
+    groups = "|".join(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+    setting = re.compile(rf"\b({groups}|trainer|hardware|execution|samples)(\.\*?[a-z_]+=|@|=[a-z])")
+    found = []
+    for path in (ROOT / "attribution").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                words = "".join(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
+                found += [f"{path.name}: {words}"] if setting.search(words) else []
+    assert not found

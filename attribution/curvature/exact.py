@@ -48,7 +48,7 @@ class ExactGGN:
     execution: Execution = execution(default=Execution())
 
     def __post_init__(self):
-        self.draws.refuse_lists("curvature.draws", "a curvature")
+        self.draws.refuse_lists("a curvature")
 
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
         """The eigenbasis of the matrix at the trained model.
@@ -58,8 +58,8 @@ class ExactGGN:
         """
         if record.parameter_count > MOST:
             raise ValueError(
-                f"curvature=exact for {record.parameter_count} parameters: the dense matrix is for at most {MOST}; "
-                "choose curvature=kfac or ekfac, or a smaller model"
+                f"the exact curvature of {record.parameter_count} parameters: the dense matrix is for at most {MOST}; "
+                "choose K-FAC or EK-FAC, or a smaller model"
             )
         return DenseGGN(self.draws, record, train, flips, self.execution)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from attribution.checks import FieldError
 from attribution.curvature.basis import Basis, KroneckerBasis, eigh
 from attribution.curvature.factors import AllFactors, Sharing, blocks
 from attribution.curvature.pseudo import Fisher, PseudoGradients
@@ -32,8 +33,8 @@ class KroneckerCurvature(ABC):
     def __post_init__(self):
         for name, choices in (("fisher", ("mc", "empirical")), ("sharing", ("expand", "reduce"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"curvature.{name}={getattr(self, name)}: choose {' or '.join(choices)}")
-        self.draws.refuse_lists("curvature.draws", "a curvature")
+                raise FieldError(self, name, f"choose {' or '.join(choices)}")
+        self.draws.refuse_lists("a curvature")
 
     @abstractmethod
     def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:

@@ -116,7 +116,7 @@ def kronecker_homes(per_example: PerExampleGradients) -> dict[torch.nn.Module, t
     if grouped:
         raise ValueError(
             f"K-FAC has no Kronecker factors for the grouped convolutions {', '.join(grouped)}: use a model without groups, freeze "
-            "these layers (requires_grad=False), or choose curvature=exact for a small model"
+            "these layers (requires_grad=False), or choose the exact curvature for a small model"
         )
     if not homes:
         raise ValueError("the model has no trainable Linear or Conv2d: K-FAC has no layer to work on; choose another estimator")

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from attribution.checks import FieldError
 from attribution.diffusion.schedule import NoiseSchedule
 from attribution.nodes import added
 
@@ -74,8 +75,8 @@ class DDPM(Process):
 
     def __post_init__(self):
         for name, known in (("prediction", "epsilon"), ("weighting", "constant")):
-            if (value := getattr(self, name)) != known:
-                raise ValueError(f"diffusion.process.{name}={value!r} is not available: set it to {known}")
+            if getattr(self, name) != known:
+                raise FieldError(self, name, f"not available, set it to {known}")
 
     @property
     def T(self) -> int:
@@ -115,7 +116,5 @@ def noise_schedule(process: Process, user: str) -> NoiseSchedule:
         ValueError: another process.
     """
     if not isinstance(process, DDPM):
-        raise ValueError(
-            f"{user} needs a DDPM process with its noise schedule, not {type(process).__name__}: set diffusion=ddpm or ddim"
-        )
+        raise ValueError(f"{user} needs a DDPM process with its noise schedule, not {type(process).__name__}")
     return process.schedule

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from attribution.checks import FieldError, number, whole
 from attribution.diffusion.network import Denoiser, denoiser, eval_mode
 from attribution.diffusion.process import Process, noise_schedule
 from attribution.diffusion.schedule import NoiseSchedule
@@ -162,12 +163,12 @@ class DDIMSampler(Sampler):
     eta: float = 0.0
 
     def __post_init__(self):
-        if self.steps < 1 or not 0 <= self.eta <= 1:
-            raise ValueError(f"diffusion.sampler: steps={self.steps} must be at least 1 and eta={self.eta} between 0 and 1")
+        whole(self, "steps", least=1)
+        number(self, "eta", least=0, most=1)
 
     def timesteps(self, T: int) -> list[int]:
         if self.steps > T:
-            raise ValueError(f"diffusion.sampler.steps={self.steps}, but the schedule has T={T} timesteps: set steps <= {T}")
+            raise FieldError(self, "steps", f"the schedule has T={T} timesteps: set steps <= {T}")
         return [1 + j * T // self.steps for j in reversed(range(self.steps))]
 
     def transition(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int, s: int) -> tuple[Tensor, float]:

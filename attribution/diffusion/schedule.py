@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from attribution.checks import FieldError, whole
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -27,9 +29,10 @@ class NoiseSchedule:
 
     def __post_init__(self):
         if self.kind not in ("linear", "cosine"):
-            raise ValueError(f"diffusion.schedule.kind={self.kind!r}: choose linear or cosine")
-        if self.T < 1 or not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError("diffusion.schedule: needs T >= 1 and 0 < beta_start <= beta_end < 1")
+            raise FieldError(self, "kind", "choose linear or cosine")
+        whole(self, "T", least=1)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise FieldError(self, "beta_start", f"with beta_end={self.beta_end}; set 0 < beta_start <= beta_end < 1")
 
     @cached_property
     def betas(self) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attribution.checks import FieldError
 from attribution.estimators.retrac import inverse
 from attribution.execution import Execution
 from attribution.gradients.gradient_sets import GradientsAtScheme
@@ -47,11 +48,10 @@ class Balance:
 
     def __post_init__(self):
         if self.side not in ("query", "train"):
-            raise ValueError(f"estimator.balance.side={self.side}: choose query or train")
-        listed = isinstance(self.by, Sequence) and not isinstance(self.by, str)
-        weights = listed and all(isinstance(w, int | float) and math.isfinite(w) for w in self.by) and any(self.by)
-        if self.by not in ("draw", "timestep") and not weights:
-            raise ValueError(f"estimator.balance.by={self.by}: choose draw, timestep, or a list of weights that are not all zero")
+            raise FieldError(self, "side", "choose query or train")
+        weights = () if isinstance(self.by, str) else self.by
+        if self.by not in ("draw", "timestep") and not (any(weights) and all(map(math.isfinite, weights))):
+            raise FieldError(self, "by", "choose draw, timestep, or a list of finite weights that are not all zero")
 
     def weights(self, timestep: Tensor, norms: "TimestepNorms", get: Get) -> Weights:
         """The weights of draws at ``timestep [B, K]``: a tensor, or a function of the gradient norms."""

@@ -1,12 +1,13 @@
 """The interface of estimators: settings that define a node of scores."""
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
+from attribution.checks import listed, number
 from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
@@ -20,11 +21,16 @@ def as_list(values: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(dict.fromkeys(values)) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)  # pyright: ignore[reportReturnType]
 
 
-def check_dampings(damping: Any) -> None:
-    """Raises ValueError: not a number of at least 0, or a list of such. An empty list is allowed: some nodes need no damping."""
-    values = as_list(damping)
-    if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in values):
-        raise ValueError(f"estimator.damping={damping}: give a number of at least 0, or a list of such")
+def check_dampings(owner: Any) -> None:
+    """Check the field ``damping``: a number or a list of numbers. An empty list is allowed, because some nodes need no damping.
+
+    Raises:
+        FieldError: a damping below 0, or one that is infinite.
+    """
+    if not isinstance(owner.damping, Sequence):
+        number(owner, "damping", least=0)
+    elif owner.damping:
+        listed(owner, "damping", partial(number, least=0))
 
 
 SETTINGS = {"damping": "estimator.damping", "draws": "estimator.draws.n"}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from attribution.checks import FieldError
 from attribution.estimators.embedding import Embedding
 from attribution.execution import ranges
 from attribution.images import Images
@@ -62,11 +63,9 @@ class CLIP(Embedding):
         try:
             from transformers import CLIPModel
         except ImportError as error:
-            raise ValueError("estimator=clip_dot and clip_cos need transformers: pip install -e '.[clip]'") from error
+            raise ValueError("CLIP needs transformers: pip install -e '.[clip]'") from error
         try:
             return CLIPModel.from_pretrained(self.weights, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"estimator.embedding.weights={self.weights}: no CLIP model found; give a folder with config.json and "
-                f"model.safetensors, or fetch it once (hf download {self.weights})"
-            ) from error
+            remedy = f"give a folder with config.json and model.safetensors, or fetch it once (hf download {self.weights})"
+            raise FieldError(self, "weights", f"no CLIP model found; {remedy}") from error

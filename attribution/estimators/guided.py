@@ -60,11 +60,11 @@ class Guided(Estimator):
 
     def __post_init__(self):
         check = partial(number, least=0, most=1)
-        if isinstance(self.strength, Sequence) and not isinstance(self.strength, str):
-            listed(SETTING, self.strength, check)
+        if isinstance(self.strength, Sequence):
+            listed(self, "strength", check)
         else:
-            check(SETTING, self.strength)
-        self.draws.refuse_lists("estimator.draws", "guided normalization")
+            check(self, "strength")
+        self.draws.refuse_lists("guided normalization")
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -80,7 +80,7 @@ class Guided(Estimator):
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.retrac.scores(record, train, queries)  # raises if ReTrac cannot score these
         if self.timestep is not None:
-            whole("estimator.timestep", self.timestep, 1, record.process.T)
+            whole(self, "timestep", least=1, most=record.process.T)
         return GuidedScores(replace(self, strength=ENDS), train, queries, record)
 
     def at_strength(self, scores: Scores, strength: float) -> Scores:

@@ -152,6 +152,5 @@ def refuse_unstable(basis: Basis, dampings: Iterable[float]) -> None:
         if (layer := unstable_layer(basis, damping)) is not None:
             low, high = float(basis.values[layer].min()), float(basis.values[layer].max())
             raise FloatingPointError(
-                f"estimator.damping={damping:g} is too small for layer {layer}, whose eigenvalues go from {low:.2g} to {high:.2g}: "
-                "raise it"
+                f"damping={damping:g} is too small for layer {layer}, whose eigenvalues go from {low:.2g} to {high:.2g}: raise it"
             )

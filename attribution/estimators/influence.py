@@ -80,8 +80,8 @@ class KFACInfluence(ShardedEstimator):
     query_batch: int = execution(default=256)
 
     def __post_init__(self):
-        check_dampings(self.damping)
-        whole("estimator.query_batch", self.query_batch, 1)
+        check_dampings(self)
+        whole(self, "query_batch", least=1)
 
     @property
     def dampings(self) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
@@ -52,12 +53,11 @@ class KernelEstimator(Estimator):
     models: int = 1
 
     def __post_init__(self):
-        check_dampings(self.damping)
-        if not isinstance(self.models, int) or self.models < 1:
-            raise ValueError(f"estimator.models={self.models}: must be at least 1")
-        self.draws.refuse_lists("estimator.draws", "a feature")
+        check_dampings(self)
+        whole(self, "models", least=1)
+        self.draws.refuse_lists("a feature")
         if (self.measurement is None) == (self.query_feature is None):
-            raise ValueError("estimator: give either estimator.measurement or estimator.query_feature")
+            raise ValueError(f"{type(self).__name__}: give either measurement or query_feature")
 
     @abstractmethod
     def scale(self, eigen: "Solved", damping: float) -> np.ndarray | float:
@@ -149,7 +149,7 @@ class KernelScores(ShardedScores):
         if damping in GRID:  # it may not have been requested
             return False
         raise FloatingPointError(
-            f"estimator.damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
+            f"damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
             f"{values.max():.2g}: raise it"
         )
 

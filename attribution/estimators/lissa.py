@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attribution.checks import number, whole
+from attribution.checks import FieldError, number, whole
 from attribution.curvature.products import CurvatureProduct, GaussNewton
 from attribution.estimators.lissa_recursion import Recursion
 from attribution.estimators.scores import Scores
@@ -72,22 +72,18 @@ class LiSSA(ShardedEstimator):
 
     def __post_init__(self):
         for name in ("depth", "repeats", "batch_size", "query_batch"):
-            whole(f"estimator.{name}", getattr(self, name), 1)
-        if isinstance(self.damping, Sequence) and not isinstance(self.damping, str):
-            raise ValueError(f"estimator.damping={self.damping}: LiSSA takes one number; sweep it with -m")
-        number("estimator.damping", self.damping, 0)
-        number("estimator.scale", self.scale, 0)
+            whole(self, name, least=1)
+        number(self, "damping", least=0)
+        number(self, "scale", least=0)
         if self.scale == 0:
-            raise ValueError("estimator.scale=0: must be a number above 0")
-        self.draws.refuse_lists("estimator.draws", "LiSSA")
+            raise FieldError(self, "scale", "must be above 0")
+        self.draws.refuse_lists("LiSSA")
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         if self.batch_size > train.count * self.draws.count:
-            raise ValueError(
-                f"estimator.batch_size={self.batch_size}: there are only {train.count} training images × {self.draws.count} draws; "
-                "lower it, or raise estimator.draws.n"
-            )
+            available = f"there are only {train.count} training images × {self.draws.count} draws"
+            raise FieldError(self, "batch_size", f"{available}; lower it, or take more draws")
         return LissaScores(self, train, queries, record)
 
     @property

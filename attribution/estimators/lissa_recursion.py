@@ -56,8 +56,7 @@ class Recursion:
                 if not (norms(r) <= (1 + SLACK) * (j + 1) * length).all():
                     raise FloatingPointError(
                         f"LiSSA grows without bound (step {j} of repeat {repeat + 1}): a batch's curvature has eigenvalues above "
-                        f"2 estimator.scale = {2 * self.scale:g} or below -estimator.damping = {-self.damping:g}; "
-                        "raise estimator.scale, estimator.damping or estimator.batch_size"
+                        f"2 scale = {2 * self.scale:g} or below -damping = {-self.damping:g}; raise scale, damping or batch_size"
                     )
             for layer, block in r.items():
                 total[layer] += block / (self.scale * self.repeats)

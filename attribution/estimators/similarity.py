@@ -39,7 +39,7 @@ class GradientSimilarity(Estimator):
     flips: bool = False
 
     def __post_init__(self):
-        self.draws.refuse_lists("estimator.draws", "a feature")
+        self.draws.refuse_lists("a feature")
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
@@ -88,4 +88,4 @@ class SimilarityScores(ShardedScores):
         if self.estimator.checkpoints is None:
             return [None]
         record = get(self.record)
-        return select(self.estimator.checkpoints, record.steps, record.losses)
+        return select(self.estimator.checkpoints, record.steps, record.losses, self.estimator)

@@ -100,7 +100,7 @@ class TrajectoryScores(ShardedScores):
     def steps(self, get: Get) -> list[int]:
         """The steps of the chosen checkpoints."""
         record = get(self.record)
-        return select(self.estimator.checkpoints, record.steps, record.losses)
+        return select(self.estimator.checkpoints, record.steps, record.losses, self.estimator)
 
 
 def half_shares(estimator: CheckpointEstimator) -> np.ndarray:
@@ -113,5 +113,5 @@ def refuse_zero_rates(rates: Mapping[int, float]) -> None:
     if not any(rates.values()):
         raise ValueError(
             f"the learning rate is 0 at checkpoint {', '.join(map(str, rates))}: all scores would be 0; choose other "
-            "estimator.checkpoints, or change optimizer.lr, trainer.warmup or trainer.lr_schedule"
+            "checkpoints, or train with another learning rate, warm-up or schedule of rates"
         )

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.execution import FLOAT32_BYTES
 
 
@@ -88,7 +88,7 @@ class Quantized(Compression):
 
     def __post_init__(self):
         if self.bits not in (4, 8, 16):
-            raise ValueError(f"compression.bits={self.bits}: choose 4, 8 or 16")
+            raise FieldError(self, "bits", "choose 4, 8 or 16")
 
     @property
     def label(self) -> str:
@@ -138,7 +138,7 @@ class TruncatedSVD(Compression):
     rank: int
 
     def __post_init__(self):
-        whole("compression.rank", self.rank, 1)
+        whole(self, "rank", least=1)
 
     @property
     def label(self) -> str:

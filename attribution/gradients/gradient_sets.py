@@ -174,4 +174,4 @@ class PipelineGradients(GradientSet):
 
 def _model_and_remedy(step: int | None) -> str:
     model = "the final model" if step is None else f"checkpoint {step}"
-    return f"{model}: training diverged; lower optimizer.lr, or trainer.clip"
+    return f"{model}: training diverged; lower the learning rate, or clip gradients"

@@ -10,11 +10,13 @@ Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from attribution.checks import FieldError, listed, whole
 from attribution.images import philox
 
 SHARED = ("attribution.images.philox",)
@@ -113,15 +115,17 @@ class DrawScheme(ABC):
     def count(self) -> int:
         """K."""
 
-    def refuse_lists(self, setting: str, what: str) -> None:
-        """Raises ValueError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
-        if self.bins > 1 or len(self.prefixes) > 1:
-            raise ValueError(f"{setting} has n={self.prefixes}, bins={self.bins}: {what} takes one number of draws and no bins")
+    def refuse_lists(self, what: str) -> None:
+        """Raises FieldError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
+        if len(self.prefixes) > 1:
+            raise FieldError(self, "n", f"{what} takes one number of draws")
+        if self.bins > 1:
+            raise FieldError(self, "bins", f"{what} takes no bins")
 
     def check_bins(self, T: int) -> None:
         """Raises ValueError: more bins than timesteps."""
         if self.bins > T:
-            raise ValueError(f"draws.bins={self.bins}: there are T={T} timesteps, set at most as many bins")
+            raise FieldError(self, "bins", f"there are T={T} timesteps, set at most as many bins")
 
     @property
     def prefixes(self) -> list[int]:
@@ -148,10 +152,11 @@ class Uniform(DrawScheme):
     bins: int = 1
 
     def __post_init__(self):
-        listed = isinstance(self.n, Sequence) and not isinstance(self.n, str)
-        if not all(isinstance(n, int) and n >= 1 for n in (self.n if listed else [self.n])) or self.n == []:  # pyright: ignore
-            raise ValueError(f"draws.n={self.n}: must be a whole number of at least 1, or a list of such numbers")
-        _at_least_one(bins=self.bins)
+        if isinstance(self.n, Sequence):
+            listed(self, "n", partial(whole, least=1))
+        else:
+            whole(self, "n", least=1)
+        whole(self, "bins", least=1)
 
     @property
     def prefixes(self) -> list[int]:
@@ -179,7 +184,9 @@ class Fixed(DrawScheme):
     bins: int = 1
 
     def __post_init__(self):
-        _at_least_one(timesteps=len(self.timesteps), noises=self.noises, bins=self.bins)
+        listed(self, "timesteps", partial(whole, least=1))
+        whole(self, "noises", least=1)
+        whole(self, "bins", least=1)
 
     @property
     def count(self) -> int:
@@ -187,7 +194,7 @@ class Fixed(DrawScheme):
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         if outside := [t for t in self.timesteps if not 1 <= t <= T]:
-            raise ValueError(f"draws.timesteps has {outside}, but the timesteps are 1..{T}: choose from these")
+            raise FieldError(self, "timesteps", f"the timesteps are 1..{T}, without {outside}: choose from these")
         number = torch.arange(self.count, device=example.device)
         random = random_draws(self.seed, role, example[:, None], number, T, flips)
         timestep = torch.tensor(list(self.timesteps), device=example.device).repeat_interleave(self.noises)
@@ -207,7 +214,10 @@ class Even(DrawScheme):
     bins: int = 1
 
     def __post_init__(self):
-        _at_least_one(n=self.n, noises=self.noises, bins=self.bins)
+        if isinstance(self.n, Sequence):
+            raise FieldError(self, "n", "must be one number; independent draws (Uniform) take a list")
+        for name in ("n", "noises", "bins"):
+            whole(self, name, least=1)
 
     @property
     def count(self) -> int:
@@ -215,13 +225,6 @@ class Even(DrawScheme):
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         if self.n > T:
-            raise ValueError(f"draws.n={self.n} evenly spaced timesteps, but there are T={T}: set draws.n <= {T}")
+            raise FieldError(self, "n", f"there are only T={T} timesteps to space evenly: set n <= {T}")
         timesteps = [1 + j * T // self.n for j in range(self.n)]
         return Fixed(timesteps, self.noises, self.seed).draw(role, example, T, flips)
-
-
-def _at_least_one(**settings: int) -> None:
-    for name, value in settings.items():
-        if not isinstance(value, int) or value < 1:
-            hint = "; a list is for draws@estimator.draws=uniform" if name == "n" and isinstance(value, Sequence) else ""
-            raise ValueError(f"draws.{name}={value}: must be a whole number, at least 1{hint}")

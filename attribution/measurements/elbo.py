@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attribution.checks import FieldError
 from attribution.diffusion import Denoiser, NoiseSchedule
 from attribution.measurements.base import DDPMMeasure, lookup
 from attribution.measurements.decoder import log_probability, nearest_level, value
@@ -28,7 +29,7 @@ def small_variances(schedule: NoiseSchedule) -> np.ndarray:
         ValueError: a schedule of a single timestep.
     """
     if schedule.T < 2:
-        raise ValueError("diffusion.schedule.T=1: measurements of the sampling process need at least two timesteps, set T >= 2")
+        raise FieldError(schedule, "T", "measurements of the sampling process need at least two timesteps, set T >= 2")
     bars = schedule.alpha_bars
     variances = schedule.betas * (1 - bars[:-1]) / (1 - bars[1:])
     variances[0] = variances[1]
@@ -82,7 +83,7 @@ class Elbo(DDPMMeasure):
 
     def __post_init__(self):
         if self.levels < 1:
-            raise ValueError(f"measurement.levels={self.levels}: a pixel's largest value (255 for 8 bits) must be at least 1")
+            raise FieldError(self, "levels", "a pixel's largest value (255 for 8 bits) must be at least 1")
         small_variances(self.schedule)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:

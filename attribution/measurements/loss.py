@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from attribution.checks import FieldError
 from attribution.diffusion import Denoiser
 from attribution.images.draws import Draws
 from attribution.measurements.base import Measure, lookup
@@ -54,7 +55,7 @@ class LossAtT(Measure):
         object.__setattr__(self, "t", timesteps)
         T = self.process.T
         if not 1 <= len(timesteps) <= T or not all(1 <= t <= T for t in timesteps):
-            raise ValueError(f"measurement.t={list(timesteps)}: give at least one and at most {T} of the timesteps 1..{T}")
+            raise FieldError(self, "t", f"give at least one and at most {T} of the timesteps 1..{T}")
 
     def timesteps(self, draws: Draws) -> Tensor:
         return lookup(self._by_drawn_timestep[0], draws.timestep, draws.timestep.dtype)

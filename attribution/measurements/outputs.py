@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from attribution.checks import FieldError
 from attribution.diffusion import Denoiser
 from attribution.measurements.base import Measure
 
@@ -51,7 +52,7 @@ class OutputNorm(Measure):
 
     def __post_init__(self):
         if not self.p >= 1:
-            raise ValueError(f"feature.p={self.p}: a norm has p >= 1; inf is the largest magnitude")
+            raise FieldError(self, "p", "a norm has p >= 1; inf is the largest magnitude")
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition).to(x0.dtype).flatten(1)

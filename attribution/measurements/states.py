@@ -31,8 +31,7 @@ class TrajectoryMeasure(DDPMMeasure):
         if images.trajectories is None:
             raise ValueError(
                 f"{type(self).__name__} measures sampling trajectories, but {type(images).__name__} was not sampled from this "
-                "model: use generated queries (queries=generated; remove the other pools of a benchmark, for example with "
-                "'~benchmark.queries.validation')"
+                "model: use generated queries only"
             )
         return images.trajectories
 
@@ -46,7 +45,7 @@ class TrajectoryMeasure(DDPMMeasure):
         S = len(self._timesteps)
         if x0.dim() != 5 or x0.shape[1] != S + 1:
             raise ValueError(
-                f"{type(self).__name__} got {list(x0.shape)} instead of trajectories of diffusion.sampler, [B, {S + 1}, C, H, W]: "
+                f"{type(self).__name__} got {list(x0.shape)} instead of trajectories of the sampler, [B, {S + 1}, C, H, W]: "
                 "use generated images as queries, with all states of their sampling"
             )
         if draws.flip.any():

@@ -15,8 +15,7 @@ from attribution.measurements.states import TrajectoryMeasure
 SHARED = ("attribution.measurements.states",)
 
 _DETERMINISTIC = (
-    "measurement=trajectory: a deterministic sampler's trajectories have no density: set diffusion.sampler.eta above 0 and "
-    "diffusion.sampler.steps to at least 2, or use diffusion=ddpm"
+    "the trajectories of a deterministic sampler have no density: sample by DDPM, or by DDIM with eta above 0 and at least 2 steps"
 )
 
 
@@ -51,9 +50,7 @@ class TrajectoryLikelihood(TrajectoryMeasure):
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """``T / n_t · -log N(x_s; ..)`` of the steps that ``inputs`` gives, where n_t timesteps select the step when drawn."""
         if x0.dim() != 5:
-            raise ValueError(
-                f"measurement=trajectory was called with {list(x0.shape)}: call it with what its inputs() returns, not with images"
-            )
+            raise ValueError(f"{type(self).__name__} got {list(x0.shape)}: call it with what its inputs() returns, not with images")
         before, after = x0.unbind(1)
         epsilon = self.epsilon(denoise, before, t, condition).to(x0.dtype)
         order, costs = [], []

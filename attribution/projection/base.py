@@ -95,14 +95,3 @@ class Projector(ABC):
     @abstractmethod
     def _project(self, gradients: LayerGradients) -> Tensor:
         """Return φ ``[B, size]``. The gradients are in the order of ``layers``, on ``device`` and in ``dtype``."""
-
-
-def at_least_one(**settings: int) -> None:
-    """Check settings of ``projection``.
-
-    Raises:
-        ValueError: a setting is below 1.
-    """
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"projection.{name}={value}: must be at least 1")

@@ -14,11 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attribution.checks import whole
 from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import philox
 from attribution.nodes import execution
-from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
+from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
 
 SHARED = ("attribution.projection.base", "attribution.projection.matrices")
@@ -40,7 +41,7 @@ class DenseProjection(Projection):
     memory: float = execution(default=2e9, compare=False)
 
     def __post_init__(self):
-        at_least_one(k=self.k)
+        whole(self, "k", least=1)
 
     def size(self, layers: LayerShapes) -> int:
         return self.k

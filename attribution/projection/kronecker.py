@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attribution.checks import whole
 from attribution.gradients.convolution import ConvLayer
 from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import Layer, LinearLayer
 from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.images import philox
-from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
+from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.matrices import normal_rows
 
 SHARED = ("attribution.projection.base", "attribution.projection.matrices")
@@ -49,7 +50,8 @@ class Kronecker(Projection):
     seed: int = 0
 
     def __post_init__(self):
-        at_least_one(k_out=self.k_out, k_in=self.k_in)
+        whole(self, "k_out", least=1)
+        whole(self, "k_in", least=1)
 
     def size(self, layers: LayerShapes) -> int:
         return sum(rows * columns for rows, columns in self.blocks(layers).values())

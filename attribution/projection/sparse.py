@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attribution.checks import FieldError, whole
 from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import philox
-from attribution.projection.base import LayerShapes, Projection, Projector, at_least_one
+from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.matrices import hashed_rows, rows_at_once
 
 SHARED = ("attribution.projection.base", "attribution.projection.matrices")
@@ -35,9 +36,10 @@ class SJLT(Projection):
     seed: int = 0
 
     def __post_init__(self):
-        at_least_one(k=self.k, s=self.s)
+        whole(self, "k", least=1)
+        whole(self, "s", least=1)
         if self.k % self.s:
-            raise ValueError(f"projection.s={self.s} does not divide projection.k={self.k}: every hash has k/s columns of its own")
+            raise FieldError(self, "s", f"does not divide k={self.k}: every hash has k/s columns of its own")
 
     def size(self, layers: LayerShapes) -> int:
         return self.k

@@ -45,7 +45,7 @@ class Mode(ABC):
 
     def __post_init__(self):
         for name in ("group", "interval"):
-            whole(f"benchmark.mode.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)
 
     @abstractmethod
     def prepare(self, network: nn.Module) -> None:
@@ -82,8 +82,7 @@ class Together(Mode):
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 if module.p > 0:
                     raise ValueError(
-                        f"mode@benchmark.mode=together cannot train with dropout ({name} has {module.p}): choose "
-                        "mode@benchmark.mode=alone, or set model.dropout=0"
+                        f"models cannot be trained together with dropout ({name} has {module.p}): train each alone, or turn it off"
                     )
                 module.eval()  # vmap refuses dropout as random even if its probability is 0
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
+from attribution.checks import FieldError
 from attribution.training.recipe import Recipe
 
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -33,7 +34,7 @@ class Stack:
         device: torch.device,
     ):
         if recipe.precision not in DTYPES:
-            raise ValueError(f"trainer.precision={recipe.precision}: retrained models need one of {', '.join(DTYPES)}")
+            raise FieldError(recipe, "precision", f"retrained models need one of {', '.join(DTYPES)}")
         _check_elementwise(optimizer)
         self.recipe, self.dtype, self.device = recipe, DTYPES[recipe.precision], device
         rows, constants = [], []

@@ -127,9 +127,7 @@ def _attention(
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` for all models, as one batch."""
     if dropout_p:
-        raise ValueError(
-            "mode@benchmark.mode=together cannot train with dropout in attention: choose mode@benchmark.mode=alone, or turn it off"
-        )
+        raise ValueError("models cannot be trained together with dropout in attention: train each alone, or turn it off")
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))

@@ -157,9 +157,7 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
 def _check_rows(members: Sequence[Member], count: int) -> None:
     for member in members:
         if (last := int(member.selection.rows[-1])) >= count:
-            raise ValueError(
-                f"a selection has row {last} but the training set only {count} rows (data.n_train): choose rows below that"
-            )
+            raise ValueError(f"a selection has row {last} but the training set only {count} rows: choose rows below that")
 
 
 def _check_finite(losses: Tensor, done: int, members: Sequence[Member]) -> None:
@@ -169,7 +167,7 @@ def _check_finite(losses: Tensor, done: int, members: Sequence[Member]) -> None:
     step, m = bad[0].tolist()
     raise FloatingPointError(
         f"the training loss of the model with seed {members[m].seed} on {len(members[m].selection)} examples became NaN or "
-        f"infinite at step {done - len(losses) + step}: lower optimizer.lr or set trainer.clip"
+        f"infinite at step {done - len(losses) + step}: lower the learning rate or clip gradients"
     )
 
 

@@ -6,8 +6,11 @@ A checkpoint is named by its step: the number of optimizer steps taken before it
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from attribution.checks import FieldError, whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class EverySteps(CheckpointRule):
     every: int
 
     def __post_init__(self):
-        _positive("every", self.every)
+        whole(self, "every", least=1)
 
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
         return _within(range(self.every, steps + 1, self.every), steps)
@@ -49,7 +52,7 @@ class EveryEpochs(CheckpointRule):
     every: int = 1
 
     def __post_init__(self):
-        _positive("every", self.every)
+        whole(self, "every", least=1)
 
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
         every = self.every * steps_per_epoch
@@ -67,7 +70,7 @@ class AtSteps(CheckpointRule):
 
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
         if outside := [s for s in self.steps if not 1 <= s <= steps]:
-            raise ValueError(f"checkpoints.steps has {outside}, but training takes steps 1..{steps}: choose from these")
+            raise FieldError(self, "steps", f"training takes steps 1..{steps}, without {outside}: choose from these")
         return _within(self.steps, steps)
 
 
@@ -82,15 +85,13 @@ class SteadyDecline(CheckpointRule):
     every: int
 
     def __post_init__(self):
-        _positive("count", self.count)
-        _positive("every", self.every)
+        whole(self, "count", least=1)
+        whole(self, "every", least=1)
 
     def candidates(self, steps: int, steps_per_epoch: int) -> list[int]:
         candidates = EverySteps(self.every).candidates(steps, steps_per_epoch)
         if len(candidates) < self.count:
-            raise ValueError(
-                f"checkpoints.count={self.count}, but {steps} steps have {len(candidates)} candidates: lower checkpoints.every"
-            )
+            raise FieldError(self, "count", f"{steps} steps have {len(candidates)} candidates: lower count or every={self.every}")
         return candidates
 
     def keep(self, candidates: Sequence[int], losses: np.ndarray) -> list[int]:
@@ -117,7 +118,7 @@ def spread_over_decline(recorded: Sequence[int], losses: np.ndarray, count: int)
     if count > len(recorded):
         raise ValueError(
             f"{count} checkpoints requested, but training recorded {len(recorded)} ({', '.join(map(str, recorded))}): "
-            "request fewer (estimator.checkpoints) or record more (checkpoints.every)"
+            "request fewer, or record more"
         )
     first, last = steady_decline(losses)
     steady = [step for step in recorded if first <= step <= last]
@@ -125,13 +126,14 @@ def spread_over_decline(recorded: Sequence[int], losses: np.ndarray, count: int)
     return [candidates[i] for i in np.linspace(0, len(candidates) - 1, count).round().astype(int)]
 
 
-def select(wanted: "int | str | Sequence[int]", recorded: Sequence[int], losses: np.ndarray) -> list[int]:
+def select(wanted: int | str | Sequence[int], recorded: Sequence[int], losses: np.ndarray, owner: Any = None) -> list[int]:
     """The steps that an estimator's ``checkpoints`` setting selects.
 
     Args:
         wanted: "all", "last", a number of checkpoints (spread over the steady decline of the loss), or a list of recorded steps.
         recorded: the steps at which training recorded a checkpoint, ascending.
         losses: the loss of every training step ``[steps]``.
+        owner: the object whose field ``checkpoints`` is ``wanted``, for errors.
 
     Raises:
         ValueError: a step that was not recorded, more checkpoints than were recorded, or another word.
@@ -140,28 +142,23 @@ def select(wanted: "int | str | Sequence[int]", recorded: Sequence[int], losses:
         return list(recorded)
     if isinstance(wanted, str) and wanted == "last":
         return [recorded[-1]]
-    if isinstance(wanted, str):
-        raise ValueError(f"estimator.checkpoints={wanted}: choose all, last, a number, or a list of steps")
-    if isinstance(wanted, float) or (isinstance(wanted, Sequence) and not wanted):
-        raise ValueError(f"estimator.checkpoints={wanted}: choose all, last, a whole number, or a list of at least one step")
+    if isinstance(wanted, str) or wanted == 0 or (isinstance(wanted, Sequence) and not wanted):
+        raise _refused(owner, wanted, "choose all, last, a number of at least 1, or a list of at least one step")
     if isinstance(wanted, int):
-        _positive("estimator.checkpoints", wanted)
         return spread_over_decline(recorded, losses, wanted)
     if absent := sorted(set(wanted) - set(recorded)):
-        raise ValueError(
-            f"estimator.checkpoints={list(wanted)}: no checkpoint at step {absent}; "
-            f"training recorded {', '.join(map(str, recorded))} (set by checkpoints.every)"
-        )
+        raise _refused(owner, wanted, f"no checkpoint at step {absent}; training recorded {', '.join(map(str, recorded))}")
     return sorted(set(wanted))
+
+
+def _refused(owner: Any, wanted: int | str | Sequence[int], message: str) -> ValueError:
+    if owner is None:
+        return ValueError(f"checkpoints={wanted}: {message}")
+    return FieldError(owner, "checkpoints", message, wanted)
 
 
 def _within(candidates: Sequence[int] | range, steps: int) -> list[int]:
     return sorted({*candidates, steps})
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}={value}: must be at least 1")
 
 
 def at_least(wanted: int | str | Sequence[int]) -> int:

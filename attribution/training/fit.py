@@ -95,13 +95,11 @@ def _trainer(**settings: Any) -> L.Trainer:
 
 def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-        raise ValueError(
-            "hardware.strategy starts this program once per device, and all but one would wait forever: choose ddp_spawn"
-        )
+        raise ValueError("the strategy starts this program once per device, and all but one would wait forever: choose ddp_spawn")
     world = trainer.world_size
     last = n % batch_size or batch_size
     if batch_size % world or last % world:
         raise ValueError(
             f"{world} processes cannot share batches of {batch_size} and {last} (the last of an epoch) equally: change "
-            "trainer.batch_size, data.n_train or hardware.devices"
+            "the batch size, the number of training images or of devices"
         )

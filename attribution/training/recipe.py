@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from attribution.checks import FieldError, number, whole
+
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -30,16 +32,14 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("steps", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be a whole number, at least 1")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"trainer.warmup={self.warmup}: a fraction of trainer.steps, between 0 and 1")
+            whole(self, name, least=1)
+        number(self, "warmup", least=0, most=1)
         if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"trainer.clip={self.clip}: the largest gradient norm, above 0, or null")
+            raise FieldError(self, "clip", "the largest gradient norm must be above 0; None does not clip")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"trainer.ema={self.ema}: a decay between 0 and 1, or null")
+            raise FieldError(self, "ema", "the decay must be between 0 and 1; None takes no average")
         if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"trainer.lr_schedule={self.lr_schedule}: choose one of {', '.join(LR_SCHEDULES)}")
+            raise FieldError(self, "lr_schedule", f"choose one of {', '.join(LR_SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,4 @@ class Hardware:
     interval: int = 200
 
     def __post_init__(self):
-        if self.interval < 1:
-            raise ValueError(f"hardware.interval={self.interval}: steps between two savings of progress, at least 1")
+        whole(self, "interval", least=1)

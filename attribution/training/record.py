@@ -171,7 +171,7 @@ class Recorded(Trained[TrainingRecord], ABC):
         """
         if i == 0:
             return self
-        raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: set estimator.models=1")
+        raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: use one model only (models=1)")
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         """The network in eval mode with the parameters after ``step`` steps; None: with the final parameters."""

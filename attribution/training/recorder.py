@@ -92,8 +92,8 @@ class Recorder(L.Callback):
         if not np.isfinite(steps["loss"]).all():
             bad = steps["step"][~np.isfinite(steps["loss"])][0]
             raise FloatingPointError(
-                f"the training loss became NaN or infinite at step {bad}: lower optimizer.lr, set trainer.clip, or use "
-                "trainer.precision=32-true; earlier progress is kept"
+                f"the training loss became NaN or infinite at step {bad}: lower the learning rate, clip "
+                "gradients, or train in 32-bit precision; earlier progress is kept"
             )
         np.save(self.progress / f"visits-{rank}-{done:09d}.npy", np.concatenate(self.visits))
         np.save(self.progress / f"steps-{rank}-{done:09d}.npy", steps)

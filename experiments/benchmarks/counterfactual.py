@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from attribution.checks import listed, number, whole
+from attribution.checks import FieldError, listed, number, whole
 from attribution.estimators import Estimator
 from attribution.estimators.embedding import Embedding
 from attribution.images import Images
@@ -92,10 +92,10 @@ class Counterfactual(Benchmark):
 
     def __post_init__(self):
         for name in ("random", "seeds", "steps", "resamples", "shown"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
-        listed("benchmark.fractions", self.fractions, partial(number, least=0, below=1))
+            whole(self, name, least=1)
+        listed(self, "fractions", partial(number, least=0, below=1))
         if not self.queries:
-            raise ValueError("benchmark.queries={}: name at least one kind of queries")
+            raise FieldError(self, "queries", "name at least one kind of queries")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         removals = self._removals(experiment, estimators)

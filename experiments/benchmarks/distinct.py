@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -15,18 +16,36 @@ from experiments.queries import Queries
 from experiments.report.row import Levels, Row
 
 
-def check(experiment: Experiment, queries: Mapping[str, Queries], n: int, k: Sequence[int], sets: int, seed: int) -> None:
-    """Check the settings before anything is trained.
+class OfSets(Protocol):
+    """A benchmark of the top k of sets of n queries."""
+
+    @property
+    def queries(self) -> Mapping[str, Queries]: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def k(self) -> Sequence[int]: ...
+
+    @property
+    def sets(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def check(benchmark: OfSets, experiment: Experiment) -> None:
+    """Check the settings of a benchmark before anything is trained.
 
     Raises:
         ValueError: k exceeds the number of training examples, n exceeds a pool, or a number is not whole.
     """
     examples = len(experiment.data.load().train)
-    listed("benchmark.k", k, partial(whole, least=1, most=examples))  # of the training examples
-    whole("benchmark.n", n, 1)
-    whole("benchmark.sets", sets, 1)
-    for pool in queries.values():
-        metrics.random_sets(pool.node(experiment).count, n, sets, seed)
+    listed(benchmark, "k", partial(whole, least=1, most=examples))
+    whole(benchmark, "sets", least=1)
+    for queries in benchmark.queries.values():
+        whole(benchmark, "n", least=1, most=queries.node(experiment).count)
 
 
 def share_rows(

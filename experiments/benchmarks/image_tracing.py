@@ -122,9 +122,9 @@ class ImageTracing(Benchmark):
     def _check(self, train: Images) -> None:
         """Check the settings before anything is trained."""
         check_sources(self.sources, train)
-        listed("benchmark.k", self.k, partial(whole, least=1, most=len(train)))  # of the training images
+        listed(self, "k", partial(whole, least=1, most=len(train)))  # of the training images
         for name in ("rows", "shown"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)
 
 
 def _auroc_rows(

@@ -59,7 +59,7 @@ class LDS(SubsetBenchmark):
     def __post_init__(self):
         super().__post_init__()
         for name in ("rows", "shown"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         measured = [node for nodes in self._measured(experiment).values() for node in nodes]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.images.bins import ALL
@@ -96,11 +97,8 @@ class TimestepLDS(SubsetBenchmark):
             ValueError: there is no timestep, one is not of the schedule, or they are not in ascending order.
         """
         process, steps = experiment.diffusion.process, self.timesteps
-        listed = isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0
-        if not listed or not all(isinstance(t, int) and 1 <= t <= process.T for t in steps) or list(steps) != sorted(set(steps)):
-            raise ValueError(
-                f"benchmark.timesteps={steps}: give a list of timesteps, at least one of 1..{process.T}, ascending, each once"
-            )
+        if not steps or not all(1 <= t <= process.T for t in steps) or list(steps) != sorted(set(steps)):
+            raise FieldError(self, "timesteps", f"give at least one timestep of 1..{process.T}, in ascending order, each once")
         return {t: LossAtT(process, t) for t in steps}
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], ByTimestep]:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from attribution.checks import listed, number, whole
+from attribution.checks import FieldError, listed, number, whole
 from attribution.estimators import Estimator, Guided
 from attribution.estimators.guided import SETTING
 from attribution.estimators.scores import Scores
@@ -51,11 +51,11 @@ class Normalization(Benchmark):
     shown: int = 5
 
     def __post_init__(self):
-        listed("benchmark.strengths", self.strengths, partial(number, least=0, most=1))
+        listed(self, "strengths", partial(number, least=0, most=1))
         if len(set(self.strengths)) < max(2, len(self.strengths)):
-            raise ValueError(f"benchmark.strengths={list(self.strengths)}: give two or more different numbers from 0 to 1")
+            raise FieldError(self, "strengths", "give two or more different numbers from 0 to 1")
         for name in ("rows", "shown"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         return list(self._scores(experiment, estimators).values())
@@ -133,7 +133,7 @@ class Normalization(Benchmark):
                 f"benchmark=normalization has {', '.join(estimators)}: it needs guided normalization; choose "
                 "estimator=guided, or add guided to benchmark.compare"
             )
-        distinct.check(experiment, self.queries, self.n, self.k, self.sets, self.seed)
+        distinct.check(self, experiment)
         return scores_of(experiment, estimators, self.queries)
 
 

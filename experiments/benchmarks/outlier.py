@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from attribution.checks import listed, whole
+from attribution.checks import FieldError, listed, whole
 from attribution.estimators import Estimator, SelfInfluence
 from attribution.estimators.trajectory import TrajectoryEstimator
 from attribution.images import Images
@@ -121,10 +121,7 @@ class Outlier(Benchmark):
         """Check the settings before anything is trained."""
         labels, N = np.unique(train.label).tolist(), len(train)
         if self.outlier not in labels or len(labels) < 2:
-            raise ValueError(
-                f"benchmark.outlier={self.outlier}: the training images have labels {labels}; choose one of two or more "
-                "(data=patches_digits and data=cifar_mnist have 1: zeros)"
-            )
-        listed("benchmark.k", self.k, partial(whole, least=1, most=N))  # of the training images
+            raise FieldError(self, "outlier", f"the training images have labels {labels}; choose one of at least two")
+        listed(self, "k", partial(whole, least=1, most=N))  # of the training images
         for name in ("resamples", "shown"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)

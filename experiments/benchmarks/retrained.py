@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.retraining.modes import Mode
@@ -45,12 +45,12 @@ class SubsetBenchmark(Benchmark):
 
     def __post_init__(self):
         for name in ("seeds", "resamples"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)
         if self.steps is not None:
-            whole("benchmark.steps", self.steps, 1)
-        whole("benchmark.repeats", self.repeats, 0)
+            whole(self, "steps", least=1)
+        whole(self, "repeats", least=0)
         if 0 < self.repeats < 3:
-            raise ValueError(f"benchmark.repeats={self.repeats}: give 0, or at least 3: a correlation needs that many subsets")
+            raise FieldError(self, "repeats", "give 0, or at least 3: a correlation needs that many subsets")
 
     def truth(self, experiment: Experiment) -> Truth:
         """The retrained models and their measurements.
@@ -60,7 +60,7 @@ class SubsetBenchmark(Benchmark):
         """
         selections = self.subsets.selections(experiment.data.load().train)
         if self.seeds == 1:
-            whole("benchmark.repeats", self.repeats, 0, len(selections))
+            whole(self, "repeats", least=0, most=len(selections))
         return Truth(
             record=experiment.record,
             selections=selections,

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from attribution.checks import listed, whole
+from attribution.checks import FieldError, listed, whole
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.estimators.trajectory import TrajectoryEstimator
@@ -141,14 +141,14 @@ class SparseTimesteps(Benchmark):
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
         """Check the settings before anything is trained."""
         T, train = experiment.diffusion.process.T, experiment.data.load().train
-        listed("benchmark.n", self.n, partial(whole, least=1, most=T - 1))
-        whole("benchmark.fixed", self.fixed, 1, T)
+        listed(self, "n", partial(whole, least=1, most=T - 1))
+        whole(self, "fixed", least=1, most=T)
         if len(np.unique(train.label)) == SOURCES:
-            whole("benchmark.k", self.k, 1, len(train))
+            whole(self, "k", least=1, most=len(train))
         for name in ("noises", "repeats"):
-            whole(f"benchmark.{name}", getattr(self, name), 1)
+            whole(self, name, least=1)
         if not self.queries:
-            raise ValueError("benchmark.queries is empty: give at least one kind of queries")
+            raise FieldError(self, "queries", "name at least one kind of queries")
         return replaying_only(estimators, NAME)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.nodes import Get, Node
@@ -79,9 +80,9 @@ class Targeted(Benchmark):
 
     def _check(self, experiment: Experiment) -> None:
         """Check the settings before anything is trained."""
-        distinct.check(experiment, self.queries, self.n, self.k, self.sets, self.seed)
-        if self.shown < 1 or self.rows < 1:
-            raise ValueError(f"benchmark.shown={self.shown}, benchmark.rows={self.rows}: both must be at least 1")
+        distinct.check(self, experiment)
+        for name in ("shown", "rows"):
+            whole(self, name, least=1)
 
     def _shares(self, variants: Sequence[Variant], sets: np.ndarray, kind: str) -> Iterator[Row]:
         for k in self.k:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.estimators.scores import Scores
@@ -181,7 +181,7 @@ class TimestepBias(Benchmark):
         try:
             self._pipeline.check_shape(experiment.shape)
         except ValueError as error:
-            raise ValueError(f"benchmark.pretrained={self.pretrained}: {error}") from error
+            raise FieldError(self, "pretrained", str(error)) from error
         images, scheme = self._pool(experiment), Uniform(1, self.seed)
         return [
             GradientNorms(PipelineGradients(images=images, pipeline=self._pipeline, scheme=scheme, execution=experiment.execution))
@@ -198,7 +198,7 @@ class TimestepBias(Benchmark):
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
         """Check before anything is trained what would otherwise fail at the end; return the estimators."""
         N, T = len(experiment.data.load().train), experiment.diffusion.process.T
-        whole("benchmark.examples", self.examples, 2)
+        whole(self, "examples", least=2)
         for name, (least, most) in {
             "timesteps": (2, T),
             "correlated": (3, min(self.examples, N)),
@@ -206,7 +206,7 @@ class TimestepBias(Benchmark):
             "k": (1, N),
             "resamples": (1, None),
         }.items():
-            whole(f"benchmark.{name}", getattr(self, name), least, most)
+            whole(self, name, least, most)
         replaying = replaying_only(estimators, BENCHMARK)
         if len({str(estimator.checkpoints) for estimator in replaying.values()}) > 1:
             listed = ", ".join(f"{name} {estimator.checkpoints}" for name, estimator in replaying.items())
@@ -227,7 +227,7 @@ def replaying_only(estimators: Mapping[str, Estimator], benchmark: str) -> dict[
     for name, estimator in estimators.items():
         if not isinstance(estimator, TrajectoryEstimator):
             raise ValueError(f"benchmark={benchmark}: estimator={name} does not replay training; choose tracin or retrac")
-        estimator.draws.refuse_lists("estimator.draws", f"benchmark={benchmark}")
+        estimator.draws.refuse_lists(f"benchmark={benchmark}")
         replaying[name] = estimator
     return replaying
 

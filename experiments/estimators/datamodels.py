@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.estimators.base import Estimator, as_list, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
@@ -63,11 +63,11 @@ class Datamodels(Estimator):
     damping: float | Sequence[float] = 0.0
 
     def __post_init__(self):
-        check_dampings(self.damping)
-        self.measurement_draws.refuse_lists("estimator.measurement_draws", "a measurement")
-        whole("estimator.seeds", self.seeds, 1)
+        check_dampings(self)
+        self.measurement_draws.refuse_lists("a measurement")
+        whole(self, "seeds", least=1)
         if self.steps is not None:
-            whole("estimator.steps", self.steps, 1)
+            whole(self, "steps", least=1)
 
     @property
     def dampings(self) -> tuple[float, ...]:
@@ -88,7 +88,7 @@ class Datamodels(Estimator):
         self.measurement.subject(queries)
         selections = tuple(self.subsets.selections(InMemory()(train)))
         if np.ptp(removed(selections, train.count), axis=0).max() == 0:
-            raise ValueError(f"estimator.subsets: all {len(selections)} leave out the same, and a regression needs differences")
+            raise FieldError(self, "subsets", f"all {len(selections)} leave out the same, and a regression needs differences")
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
         return DatamodelScores(stored, train, queries, record, selections)

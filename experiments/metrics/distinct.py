@@ -36,11 +36,9 @@ def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
         ValueError: n is outside 1..pool, or ``sets`` is less than 1.
     """
     if not 1 <= n <= pool:
-        raise ValueError(
-            f"benchmark.n={n} distinct queries, but the pool has {pool}: set benchmark.n to 1..{pool} or enlarge the pool"
-        )
+        raise ValueError(f"n={n} distinct queries, but the pool has {pool}: set n to 1..{pool} or enlarge the pool")
     if sets < 1:
-        raise ValueError(f"benchmark.sets={sets}: must be at least 1")
+        raise ValueError(f"sets={sets}: must be at least 1")
     if n == pool:
         return np.arange(n)[None]
     order = np.random.default_rng(seed).random((sets, pool)).argsort(1)

@@ -18,7 +18,7 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     scores = np.asarray(scores)
     queries, examples = scores.shape
     if not 1 <= k <= examples:
-        raise ValueError(f"benchmark.k={k}, but there are {examples} training examples: set benchmark.k to 1..{examples}")
+        raise ValueError(f"k={k}, but there are {examples} training examples: set k to 1..{examples}")
     refuse_nan(scores)
     threshold = np.partition(scores, examples - k, axis=1)[:, examples - k, None]
     above, level = scores > threshold, scores == threshold
@@ -66,5 +66,5 @@ def refuse_nan(values: np.ndarray, first_row: int = 0) -> None:
         row = first_row + int(np.flatnonzero(bad.any(1))[0])
         raise ValueError(
             f"{int(bad.sum())} of {bad.size} values to rank are NaN, first in row {row}: "
-            "the model or the estimator diverged; lower optimizer.lr, raise estimator.damping, or use a higher precision"
+            "the model or the estimator diverged; lower the learning rate, raise the damping, or use a higher precision"
         )

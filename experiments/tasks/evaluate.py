@@ -21,5 +21,5 @@ def evaluate(config: DictConfig) -> None:
             evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
         record = run.store(run.experiment.record)
         chosen = next(iter(evaluation.estimators.values()))
-        used = select(chosen.checkpoints, record.steps, record.losses) if isinstance(chosen, TrajectoryEstimator) else ()
+        used = select(chosen.checkpoints, record.steps, record.losses, chosen) if isinstance(chosen, TrajectoryEstimator) else ()
         show_training(run, record, used)

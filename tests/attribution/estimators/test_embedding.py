@@ -85,5 +85,5 @@ def test_clip_s_identity_is_its_weights(folder, tmp_path):
 def test_missing_weights_are_a_sentence(tmp_path):
     """Claim: without weights the error names the setting and says where they come from."""
     pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match=r"estimator.embedding.weights"):
+    with pytest.raises(ValueError, match=r"CLIP.weights"):
         CLIP(str(tmp_path / "nowhere")).embed(InMemory()(TRAIN), torch.device("cpu"))

@@ -104,7 +104,7 @@ def test_large_models_are_refused():
     """Claim: too many parameters are an error before any work, with both numbers."""
     record = given(worlds.unet)
     assert record.parameter_count > 5000
-    with pytest.raises(ValueError, match=rf"curvature=exact for {record.parameter_count} parameters: .* at most 5000"):
+    with pytest.raises(ValueError, match=rf"exact curvature of {record.parameter_count} parameters: .* at most 5000"):
         EXACT.basis(record, Blobs())
 
 

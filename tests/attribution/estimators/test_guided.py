@@ -193,7 +193,7 @@ def test_execution_and_order_change_no_score(get, monkeypatch):
                                      {"timestep": 0}, {"timestep": 101}, {"timestep": 2.5}, {"timestep": True}])  # fmt: skip
 def test_bad_settings_are_refused(changes):
     """Claim: by their names, before anything is trained."""
-    with pytest.raises(ValueError, match=rf"estimator\.{next(iter(changes))}"):
+    with pytest.raises(ValueError, match=rf"Guided\.{next(iter(changes))}"):
         estimator(**changes).scores(RECORD, RECORD.data, QUERIES)
-    with pytest.raises(ValueError, match=r"estimator\.draws"):
+    with pytest.raises(ValueError, match=r"guided normalization takes"):
         estimator(draws=replace(Uniform(4), bins=2))

@@ -243,7 +243,7 @@ def test_order_of_examples_changes_no_score(get):
 
 def test_a_damping_too_small_is_named(get):
     """Claim: a damping under which rounding outweighs the scores is an error with layer and value; one of the grid is left out."""
-    with pytest.raises(FloatingPointError, match=r"estimator.damping=1e-40 is too small for layer .*eigenvalues go from"):
+    with pytest.raises(FloatingPointError, match=r"damping=1e-40 is too small for layer .*eigenvalues go from"):
         estimator(damping=1e-40).score(RECORD, RECORD.data, QUERIES, get)
     values = {"a": torch.tensor([[1e3, 0.0]], dtype=torch.float64), "b": torch.ones(1, 2, dtype=torch.float64)}
     basis = KroneckerBasis({}, {}, values)
@@ -265,7 +265,7 @@ def test_norms_by_timestep_are_means_over_their_stretch(get):
 
 def test_bad_settings_are_named():
     """Claim: a negative damping and unknown kinds of balance are errors that name the setting."""
-    with pytest.raises(ValueError, match=r"estimator.damping=-1.0"):
+    with pytest.raises(ValueError, match=r"KFACInfluence.damping=-1.0"):
         estimator(damping=-1.0)
-    with pytest.raises(ValueError, match=r"estimator.balance.by=day"):
+    with pytest.raises(ValueError, match=r"Balance.by=day"):
         Balance("day", "query")

@@ -330,9 +330,9 @@ def test_a_sweep_over_the_grid_is_one_artifact(get):
     assert set(estimator().score(RECORD, RECORD.data, QUERIES, get).axes["damping"]) <= set(GRID)
     wide = estimator(projection=Gaussian(k=6, seed=3), damping=0.0)
     assert np.isfinite(only(wide, get)).all()  # six features of ten images: nothing to invert that is zero
-    with pytest.raises(ValueError, match=r"estimator.damping=-1"):
+    with pytest.raises(ValueError, match=r"TRAK.damping=-1"):
         estimator(damping=-1)
-    with pytest.raises(ValueError, match=r"estimator.models=0"):
+    with pytest.raises(ValueError, match=r"TRAK.models=0"):
         estimator(models=0)
-    with pytest.raises(ValueError, match=r"estimator.draws"):
+    with pytest.raises(ValueError, match=r"a feature takes"):
         estimator(draws=Uniform(4, bins=2))

@@ -182,7 +182,7 @@ def test_mini_batches_are_nearly_unbiased(get, monkeypatch):
 @pytest.mark.parametrize("changes", [{"scale": 1e-3}, {"scale": 0.05, "batch_size": 2}])
 def test_divergence_is_an_error(get, changes):
     """Claim: a scale that is too small is an error that names the settings, not a large number."""
-    with pytest.raises(FloatingPointError, match=r"estimator\.scale.*estimator\.damping"):
+    with pytest.raises(FloatingPointError, match=r"2 scale.*-damping"):
         lissa(**changes).score(RECORD, TRAIN, QUERIES, InMemory())
 
 
@@ -190,7 +190,7 @@ def test_negative_curvature_is_an_error(get):
     """Claim: a Hessian with an eigenvalue below -λ, which no recursion inverts, ends in the same error."""
     lowest, highest = (float(value) for value in torch.linalg.eigvalsh(hessian(*whole(get)))[[0, -1]])
     assert lowest < 0
-    with pytest.raises(FloatingPointError, match=r"estimator\.damping"):
+    with pytest.raises(FloatingPointError, match=r"-damping = "):
         lissa(product=Hessian(), damping=0.0, scale=highest, depth=20000).score(RECORD, TRAIN, QUERIES, InMemory())
 
 

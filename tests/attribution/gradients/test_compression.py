@@ -67,7 +67,7 @@ def test_svd_never_makes_a_matrix_larger():
 
 def test_bad_settings_are_named():
     """Claim: invalid sizes raise an error that names the setting."""
-    with pytest.raises(ValueError, match=r"compression.bits=3"):
+    with pytest.raises(ValueError, match=r"Quantized.bits=3"):
         Quantized(bits=3)
-    with pytest.raises(ValueError, match=r"compression.rank=0"):
+    with pytest.raises(ValueError, match=r"TruncatedSVD.rank=0"):
         TruncatedSVD(rank=0)

@@ -307,11 +307,11 @@ def test_loss_at_t_serves_its_timesteps_in_order_and_evenly():
 def test_impossible_measures_are_errors():
     """Claim: the message names the setting and how to fix it."""
     for t in ([], 0, [1, 13], list(range(1, 14))):
-        with pytest.raises(ValueError, match=r"measurement\.t=.*1\.\.12"):
+        with pytest.raises(ValueError, match=r"LossAtT\.t=.*1\.\.12"):
             LossAtT(DDPM(SHORT), t)
-    with pytest.raises(ValueError, match=r"measurement\.levels=0"):
+    with pytest.raises(ValueError, match=r"Elbo\.levels=0"):
         Elbo(DDPM(SHORT), 0)
-    with pytest.raises(ValueError, match=r"diffusion\.schedule\.T=1"):
+    with pytest.raises(ValueError, match=r"NoiseSchedule\.T=1"):
         Elbo(DDPM(NoiseSchedule(T=1)), 255)
 
 

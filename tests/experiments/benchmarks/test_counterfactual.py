@@ -331,8 +331,8 @@ def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
         (["benchmark.steps=1.5"], "benchmark.steps=1.5"),
         (["benchmark.shown=0"], "benchmark.shown=0"),
         (["~benchmark.queries.validation", "~benchmark.queries.generated"], "benchmark.queries"),
-        (["model.dropout=0.1"], "mode@benchmark.mode=alone"),
-        (["measurement=trajectory", "diffusion.sampler.eta=1"], "benchmark.queries.validation"),
+        (["model.dropout=0.1"], "train each alone"),
+        (["measurement=trajectory", "diffusion.sampler.eta=1"], "use generated queries"),
         (["benchmark.embedding={_target_:attribution.estimators.clip.CLIP,weights:nowhere}"], "weights=nowhere"),
     ],
 )

@@ -213,7 +213,7 @@ def test_an_error_on_the_command_line(tmp_path, capfd):
     """Claim: the shell is told the setting in a sentence, and nothing was computed."""
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, *FINAL, *SMALL, "estimator=random", "benchmark.compare=[]", "benchmark.timesteps=[0,5]")
-    assert "benchmark.timesteps=[0, 5]" in f"{ended.value.code}{capfd.readouterr().err}"
+    assert "benchmark.timesteps=[0,5]" in f"{ended.value.code}{capfd.readouterr().err}"
     assert not (tmp_path / "store" / "TrainedModel").exists()
 
 

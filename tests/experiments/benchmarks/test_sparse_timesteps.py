@@ -237,5 +237,5 @@ def test_other_estimators_and_too_many_proponents_are_refused(world, two_sources
     kfac = instantiate(composed("estimator=kfac").estimator, _convert_="all")
     with pytest.raises(ValueError, match="estimator=kfac does not replay training"):
         BENCHMARK.nodes(world[1], {"kfac": kfac})
-    with pytest.raises(ValueError, match=r"benchmark\.k=21"):
+    with pytest.raises(ValueError, match=r"SparseTimesteps\.k=21"):
         replace(BENCHMARK, k=21).nodes(*two_sources[1:3])

@@ -257,7 +257,7 @@ def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
         (["estimator.draws.n=1001"], "draws.n"),
         (["estimator.checkpoints=[7]"], "no checkpoint at step [7]"),
         (["data=cifar2", "model=unet_small", "data.root=nowhere"], "nowhere"),
-        (["optimizer.lr=1e30", "trainer.clip=null", "optimizer=sgd"], "optimizer.lr"),
+        (["optimizer.lr=1e30", "trainer.clip=null", "optimizer=sgd"], "lower the learning rate"),
         (["task=store", "task.action=explain", "task.node=abc"], "abc"),
         (["estimator.checkpoints=[]"], "estimator.checkpoints"),
         (["estimator.checkpoints=2.5"], "estimator.checkpoints"),
