@@ -62,7 +62,10 @@ class Doubling(Process):
     """Another process: x_t = x_0 + t ε; the network sees x_t / t, predicts -ε, and is trained with weight 1/t."""
 
     NAME = "tests.Doubling"
-    T = 20  # pyright: ignore[reportAssignmentType]
+
+    @property
+    def T(self):
+        return 20
 
     def add_noise(self, x0, t, noise):
         return x0 + t[:, None, None, None] * noise
