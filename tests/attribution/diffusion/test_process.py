@@ -62,7 +62,10 @@ class Doubling(Process):
     """Another process: x_t = x_0 + t ε; the network sees x_t / t, predicts -ε, and is trained with weight 1/t."""
 
     NAME = "tests.Doubling"
-    T = 20  # pyright: ignore[reportAssignmentType]
+
+    @property
+    def T(self):
+        return 20
 
     def add_noise(self, x0, t, noise):
         return x0 + t[:, None, None, None] * noise
@@ -86,7 +89,7 @@ class Doubling(Process):
 def test_the_loss_is_that_of_any_process():
     """Claim: ``Loss`` is weight(t) times the mean square of target minus output, at the network's input."""
     x0, noise, t = arrays(3, 1), arrays(3, 2), torch.tensor([1, 4, 20])
-    loss = Loss(Doubling())(lambda x, t, condition: torch.sin(x), x0, t, noise)
+    loss = Loss(Doubling())(lambda x, t, condition=None: torch.sin(x), x0, t, noise)
     for b, time in enumerate(t.tolist()):
         expected = ((-noise[b] - torch.sin((x0[b] + time * noise[b]) / time)) ** 2).mean() / time
         assert loss[b].item() == pytest.approx(expected.item(), rel=1e-12)
@@ -98,7 +101,7 @@ def test_the_loss_is_that_of_any_process():
         lambda p: ElboWeighted(p),
         lambda p: Elbo(p, 255),
         lambda p: TrajectoryLikelihood(p, DDPMSampler()),
-        lambda p: DDIMSampler().sample(lambda x, t: x, p, (1, 2, 2), torch.arange(1)),
+        lambda p: DDIMSampler().sample(lambda x, t, condition=None: x, p, (1, 2, 2), torch.arange(1)),
     ],
 )
 def test_what_needs_a_ddpm_says_so(use):
@@ -132,7 +135,7 @@ def test_per_example_gradients_with_a_condition_are_autograds(measure, batch_siz
         one = draws.rows(slice(b, b + 1))
         noise = one.noise((1, 2, 3), torch.float64)[0]
         inputs = x0[b].expand(4, -1, -1, -1), one.timestep[0], noise, condition[b].expand(4, -1)
-        cost = measure(lambda x, t, c: model(x, t - 1, c), *inputs).mean()
+        cost = measure(lambda x, t, c=None: model(x, t - 1, c), *inputs).mean()
         for (name, p), expected in zip(model.named_parameters(), torch.autograd.grad(cost, list(model.parameters())), strict=True):
             assert p.requires_grad
             torch.testing.assert_close(found[name][b], expected, rtol=1e-9, atol=1e-11)
