@@ -137,7 +137,7 @@ def test_another_target_and_weights_instead_of_removal(tmp_path):
     settings = ["+measurement@benchmark.measurement=square_norm", "benchmark.subsets.weight=0.5", "benchmark.compare=[retraining]"]
     run(tmp_path, *MAIN, *settings, f"hydra.run.dir={tmp_path / 'out'}")
     assert {row["estimator"] for row in rows(tmp_path / "out")} >= {"kfac", "retraining", "exact retraining"}
-    for kind, name, expected in (("Retrained", "steps", 20), ("Measured", "class", "attribution.measurements.outputs.SquareNorm")):
+    for kind, name, expected in (("Retrained", "steps", 20), ("Measured", "class", "SquareNorm")):
         described = [json.loads(path.read_text())["description"] for path in (tmp_path / "store" / kind).glob("*/node.json")]
         assert {of["recipe" if kind == "Retrained" else "measure"][name] for of in described} == {expected}
 
@@ -232,7 +232,7 @@ def test_a_scheme_of_draws_is_for_those_who_have_one(tmp_path):
     run(tmp_path, *FINAL, *SMALL_BENCHMARK, *settings, f"hydra.run.dir={tmp_path / 'out'}")
     assert {"trak", "dtrak", "raw_cos"} <= {row["estimator"] for row in rows(tmp_path / "out")}
     described = [json.loads(path.read_text())["description"] for path in (tmp_path / "store" / "KernelScores").glob("*/node.json")]
-    assert {of["estimator"]["draws"]["class"] for of in described} == {"attribution.images.draws.Even"}
+    assert {of["estimator"]["draws"]["class"] for of in described} == {"Even"}
 
 
 def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
