@@ -1,4 +1,4 @@
-"""More processes for the same work (``workers=``): each is given this run's settings with ``task=work``."""
+"""Further processes that share the work of a run (``workers``): each runs ``task=work`` with the settings of the run."""
 
 import os
 import subprocess
@@ -18,19 +18,20 @@ from experiments.tasks.settings import SettingError
 
 PROGRAM = Path(__file__).parents[2] / "run.py"
 MOST = 8
-"""Workers that ``auto`` starts at most: memory grows with each."""
+"""The largest number of workers that ``auto`` starts, because each needs memory."""
 
-_OWN = ("task", "tracker", "workers")
-"""Choices that a worker does not share with who started it."""
+_NOT_SHARED = ("task", "tracker", "workers")
+"""Settings that a worker does not take over from the run that started it."""
 
 
 def count(config: DictConfig) -> int:
-    """Of ``workers``. ``auto``: one per core where each computes on one thread of the CPU, else this process alone.
+    """The number of processes that ``workers`` asks for. ``auto`` is one per core if each computes on one thread of the CPU.
 
-    It is alone also where other processes are likely to use the cores: OMP_NUM_THREADS is set, or a launcher starts the jobs.
+    Otherwise ``auto`` is this process alone, and also where other processes are likely to use the cores: OMP_NUM_THREADS is set, or
+    a launcher starts the jobs.
 
     Raises:
-        ValueError: neither auto nor a whole number of at least 1.
+        SettingError: less than one process.
     """
     if config.workers != "auto":
         if config.workers < 1:
@@ -44,19 +45,19 @@ def count(config: DictConfig) -> int:
 
 @contextmanager
 def workers(config: DictConfig, folder: Path) -> Iterator[None]:
-    """While the body runs, ``workers`` - 1 more processes share the work of ``task=evaluate``; their logs are in ``folder``."""
+    """Start ``workers`` - 1 processes that share the work of the body, and end them with it. Their logs are in ``folder``."""
     hydra = HydraConfig.get()
-    where = _configuration(hydra)
+    configuration = _configuration(hydra)
     run_dir = "hydra.run.dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"  # as Hydra's grammar quotes
-    shared = [o for o in hydra.overrides.task if o.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0] not in _OWN]
+    shared = [o for o in hydra.overrides.task if o.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0] not in _NOT_SHARED]
     others: list[tuple[subprocess.Popen, Path]] = []
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     try:
         for number in range(1, count(config)):
-            own = ["task=work", f"task.parent={os.getpid()}", "workers=1", run_dir, "hydra.output_subdir=null"]
+            settings = ["task=work", f"task.parent={os.getpid()}", "workers=1", run_dir, "hydra.output_subdir=null"]
             log = folder / f"worker-{number}.log"
             with log.open("w") as file:
-                command = [sys.executable, str(PROGRAM), *where, *shared, *own]
+                command = [sys.executable, str(PROGRAM), *configuration, *shared, *settings]
                 process = subprocess.Popen(
                     command, cwd=hydra.runtime.cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
                 )
@@ -65,19 +66,19 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
     finally:
         for process, log in others:
             if process.poll():
-                print(f"a worker ended with an error, and the others did its work: {log}")
+                print(f"a worker ended with an error, and the other processes did its work: {log}")
             process.terminate()
             process.wait()
 
 
 def _configuration(hydra: Any) -> list[str]:
-    """Where this run's configuration is, if it is not the program's own."""
+    """The options for a configuration other than the program's own, as this run was given them."""
     given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return ["--config-name", hydra.job.config_name, *(part for path in given for part in ("--config-dir", path))]
 
 
 def end_with(parent: int) -> None:
-    """Ends this process soon after its ``parent``, however that ended."""
+    """End this process soon after its ``parent`` has ended in any way."""
 
     def watch() -> None:
         while os.getppid() == parent:
