@@ -2,7 +2,9 @@
 
 import os
 import pty
+import select
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -19,8 +21,14 @@ def terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)
-        yield lambda: os.read(ours, 1 << 20).decode()
+        yield lambda: b"".join(_read(ours)).decode()
     os.close(ours)
+
+
+def _read(terminal: int) -> Iterator[bytes]:
+    """What was written to a terminal. The system passes it on in pieces, on a busy machine with delay."""
+    while select.select([terminal], [], [], 0.5)[0]:
+        yield os.read(terminal, 1 << 20)
 
 
 def test_items_pass_unchanged_and_what_is_quick_says_nothing(capsys):
