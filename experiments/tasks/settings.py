@@ -1,5 +1,6 @@
 """From settings to objects: values are checked by type, and errors name the setting as the command line has it."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,17 +46,18 @@ class Place:
     root: str
 
 
-def build(config: DictConfig, setting: str, **replaced: Any) -> Any:
+def build(config: DictConfig, setting: str) -> Any:
     """The object that ``config`` describes at ``setting``, or the objects where that is a mapping or a list of them.
 
     Raises:
         SettingError: a value of the wrong type or outside its range, a setting that the class does not have, or none where one is
             needed.
     """
-    node = OmegaConf.select(config, setting)
-    check(node)
+    check(OmegaConf.select(config, setting))
+    # Hydra replaces interpolations by values in what it instantiates and in what that leads to; errors need them.
+    copied = copy.deepcopy(config)
     try:
-        return instantiate(node, _convert_="all", **replaced)
+        return instantiate(OmegaConf.select(copied, setting), _convert_="all")
     except (FieldError, InstantiationException) as error:
         raise by_setting(config, error) from error
 
@@ -155,9 +157,7 @@ def settings_of(config: DictConfig, error: FieldError) -> list[str]:
     found: dict[str, Any] = {}
     for node in _objects(config):
         if field in node and _is_of(node._target_, type(error.owner)):
-            found[name_of(node, field) + bracket + index] = (
-                OmegaConf.to_object(node[field]) if _is_config(node[field]) else node[field]
-            )
+            found[name_of(node, field) + bracket + index] = node[field]
     whole = _plain(getattr(error.owner, field, error.value))
     return [name for name, value in found.items() if _plain(value) == whole] or list(found)
 
@@ -179,10 +179,6 @@ def _is_of(target: str, kind: type) -> bool:
     if target.rpartition(".")[2] != kind.__name__:
         return False
     return get_object(target) is kind
-
-
-def _is_config(value: Any) -> bool:
-    return OmegaConf.is_config(value)
 
 
 def _plain(value: Any) -> Any:

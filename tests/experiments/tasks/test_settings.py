@@ -125,6 +125,15 @@ def test_ranges_stay_with_their_classes(values, said):
     assert str(raised.value) == said
 
 
+def test_interpolations_outlive_building():
+    """Claim: what was built before does not change where an error says a value stands."""
+    described = composed("diffusion.schedule.T=0")
+    for _ in range(2):
+        with pytest.raises(SettingError) as raised:
+            build(described, "objective")
+        assert str(raised.value) == "diffusion.schedule.T=0: must be a whole number, at least 1"
+
+
 def test_errors_after_construction_name_settings():
     """Claim: an error found later names the setting with the refused value, all if none has it, and else class and field."""
     described = config(parts=[part(depth=2), part(depth=5)])
