@@ -235,8 +235,9 @@ def test_both_beside_another_estimator_in_the_dry_run(tmp_path):
     """Claim: benchmark.compare takes both; planned are the benchmark's models, as many again for one seed of retraining, and 64."""
     compared = ["estimator=random", "benchmark.compare=[retraining,datamodels]"]
     planned = run(tmp_path, *ONE_POOL, *compared, "task=plan")
-    counted = dict(re.findall(r"(Retrained|Measured|DatamodelScores)\s+│\s+(\d+)", planned))
-    assert counted == {"Retrained": str(4 * 2 + 4 + 64), "Measured": str(4 * 2 + 4 + 64), "DatamodelScores": "2"}
+    counted = dict(re.findall(r"(retraining|measurements of models|datamodels)\s+│\s+(\d+)", planned))
+    models = str(4 * 2 + 4 + 64)
+    assert counted == {"retraining": models, "measurements of models": models, "datamodels": "2"}
 
 
 @pytest.mark.parametrize(
