@@ -12,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.tasks.command_line import sweepable
 from experiments.tasks.errors import EXPECTED, exit_with, sentences
+from experiments.tasks.sweep_arguments import sweepable
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.curvature.pseudo import _seed_of_v
+from attribution.curvature.pseudo_gradients import _seed_of_v
 from attribution.diffusion.samplers import _noise
 from attribution.estimators.embedding import Random
 from attribution.execution import ranges

@@ -19,7 +19,7 @@ from types import ModuleType
 import attribution
 import experiments
 from attribution.curvature.kfac import KroneckerCurvature
-from attribution.curvature.products import CurvatureProduct
+from attribution.curvature.vector_products import CurvatureProduct
 from attribution.diffusion import Process
 from attribution.diffusion.samplers import Sampler
 from attribution.estimators import Estimator

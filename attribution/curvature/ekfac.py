@@ -17,7 +17,7 @@ from torch import Tensor
 from attribution.curvature.basis import Basis, KroneckerBasis, by_kind, named
 from attribution.curvature.factors import AllFactors, add_to, blocks
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
-from attribution.curvature.pseudo import KroneckerLayer
+from attribution.curvature.pseudo_gradients import KroneckerLayer
 from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
 from attribution.gradients.layers import STEP, pieces

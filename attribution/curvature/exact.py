@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, eigh
-from attribution.curvature.pseudo import OutputProbe
+from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.execution import Execution, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
@@ -28,7 +28,7 @@ from attribution.measurements.base import per_draw
 from attribution.nodes import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.basis", "attribution.gradients.engine", "attribution.gradients.inner_products")
+SHARED = ("attribution.curvature.basis", "attribution.gradients.network_cache", "attribution.gradients.inner_products")
 
 MOST = 5000
 """The largest number of parameters: the matrix takes 200 MB and its eigendecomposition a minute or two."""

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from attribution.curvature.basis import by_kind, named
 from attribution.curvature.moments import position_sums, second_moments
-from attribution.curvature.pseudo import KroneckerLayer, PseudoGradients
+from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
 from attribution.execution import FLOAT64_BYTES
-from attribution.gradients import coverage, hooks
+from attribution.gradients import hooks, layer_check
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.moments", "attribution.curvature.pseudo")
+SHARED = ("attribution.curvature.moments", "attribution.curvature.pseudo_gradients")
 
 Sharing = Literal["expand", "reduce"]
 
@@ -157,7 +157,7 @@ class AllFactors(Node[Factors]):
 def blocks(record: Recorded) -> list[tuple[int, int]]:
     """The shape (out, in (+1)) of every layer that has factors."""
     with torch.device("meta"):
-        layers = dict(coverage.find_layers(record.model()).values())
+        layers = dict(layer_check.find_layers(record.model()).values())
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
 
 

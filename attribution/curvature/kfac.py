@@ -11,7 +11,7 @@ import torch
 from attribution.checks import FieldError
 from attribution.curvature.basis import Basis, KroneckerBasis, eigh
 from attribution.curvature.factors import AllFactors, Sharing, blocks
-from attribution.curvature.pseudo import Fisher, PseudoGradients
+from attribution.curvature.pseudo_gradients import Fisher, PseudoGradients
 from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme

@@ -1,6 +1,6 @@
 """Diffusion models: forward processes, noise schedules, the denoiser's calling convention, and samplers."""
 
-from attribution.diffusion.network import Denoiser, denoiser, eval_mode
+from attribution.diffusion.denoiser import Denoiser, denoiser, eval_mode
 from attribution.diffusion.process import DDPM, Process, noise_schedule
 from attribution.diffusion.schedule import NoiseSchedule
 

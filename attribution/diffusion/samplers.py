@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from attribution.checks import FieldError, number, whole
-from attribution.diffusion.network import Denoiser, denoiser, eval_mode
+from attribution.diffusion.denoiser import Denoiser, denoiser, eval_mode
 from attribution.diffusion.process import Process, noise_schedule
 from attribution.diffusion.schedule import NoiseSchedule
 from attribution.images import philox
 
-SHARED = ("attribution.diffusion.network", "attribution.diffusion.process", "attribution.images.philox")
+SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process", "attribution.images.philox")
 
 _MASK = 0xFFFFFFFF
 

@@ -33,7 +33,7 @@ from attribution.estimators.sharded import (
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.compression import Compression, Uncompressed
-from attribution.gradients.engine import engine
+from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet, bins
 from attribution.nodes import Cost, Get, Node, execution, key
@@ -43,7 +43,7 @@ SHARED = (
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
     "attribution.estimators.sharded",
-    "attribution.gradients.engine",
+    "attribution.gradients.network_cache",
     "attribution.images.bins",
 )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attribution.checks import FieldError, number, whole
-from attribution.curvature.products import CurvatureProduct, GaussNewton
+from attribution.curvature.vector_products import CurvatureProduct, GaussNewton
 from attribution.estimators.lissa_recursion import Recursion
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
@@ -30,8 +30,8 @@ from attribution.estimators.sharded import (
     with_query_blocks,
 )
 from attribution.execution import FLOAT32_BYTES, ranges
-from attribution.gradients.engine import engine
 from attribution.gradients.inner_products import dot
+from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.nodes import Cost, Get, Node, execution, key
@@ -40,7 +40,7 @@ from attribution.training import Recorded
 SHARED = (
     "attribution.estimators.lissa_recursion",
     "attribution.estimators.sharded",
-    "attribution.gradients.engine",
+    "attribution.gradients.network_cache",
     "attribution.gradients.inner_products",
 )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.curvature.products import CurvatureProduct
+from attribution.curvature.vector_products import CurvatureProduct
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images
 from attribution.images.draws import Draws, DrawScheme

@@ -7,17 +7,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from attribution.estimators.trajectory import TrajectoryEstimator, refuse_zero_rates
-from attribution.estimators.trajectory_blocks import CheckpointEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator, refuse_zero_rates
+from attribution.estimators.training_trajectory_blocks import CheckpointEstimator
 from attribution.execution import ranges
-from attribution.gradients.engine import engine
 from attribution.gradients.inner_products import rowwise_dot
+from attribution.gradients.network_cache import engine
 from attribution.images import ImageSet
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
-SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products")
+SHARED = ("attribution.gradients.network_cache", "attribution.gradients.inner_products")
 
 
 @dataclass(frozen=True, eq=False)

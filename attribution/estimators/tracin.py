@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.gradients.per_example import Captured, LayerGradients
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from attribution.execution import FLOAT32_BYTES, Execution, ranges
-from attribution.features.projectors import projector
-from attribution.gradients.engine import engine, gradient_shapes
+from attribution.features.projector_cache import projector
+from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import Captured, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -24,7 +24,7 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 from attribution.projection import Identity, Projection
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.engine",)
+SHARED = ("attribution.gradients.network_cache",)
 
 
 class FeatureSettings(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attribution.execution import Execution
-from attribution.gradients.engine import engine
+from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme

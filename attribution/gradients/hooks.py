@@ -20,7 +20,7 @@ from attribution.diffusion import denoiser, eval_mode
 from attribution.gradients.layers import Layer
 from attribution.measurements import Inputs, Measure
 
-SHARED = ("attribution.diffusion.network",)
+SHARED = ("attribution.diffusion.denoiser",)
 
 
 @dataclass(eq=False)

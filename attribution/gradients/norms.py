@@ -11,7 +11,7 @@ from attribution.images import Images
 from attribution.nodes import Arrays, Cost, Get, Node
 
 SHARED = (
-    "attribution.gradients.engine",
+    "attribution.gradients.network_cache",
     "attribution.gradients.inner_products",
 )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.diffusion import eval_mode
-from attribution.gradients import coverage, hooks
+from attribution.gradients import hooks, layer_check
 from attribution.gradients.hooks import Call, Finish
 from attribution.gradients.layers import STEP, Layer, pieces
 from attribution.images.draws import Draws
@@ -68,7 +68,7 @@ class PerExampleGradients:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a pass needs at least 1 network input")
         self.model, self.batch_size = model, batch_size
-        self.homes = coverage.find_layers(model)
+        self.homes = layer_check.find_layers(model)
         self.layers: dict[str, Layer] = {home: layer for home, layer in self.homes.values() if home == layer.name}
         self.blocks: Mapping[str, tuple[int, int]] = {name: layer.block for name, layer in self.layers.items()}
         self.parameters = [p for layer in self.layers.values() for p in layer.parameters.values()]
@@ -108,7 +108,7 @@ class PerExampleGradients:
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
             ours = Captured(self, measure, x0, draws, condition).mean()
             with eval_mode(self.model):
-                coverage.check(self.model, self.layers, ours, measure, x0, draws, condition)
+                layer_check.check(self.model, self.layers, ours, measure, x0, draws, condition)
         self._checked = len(draws) * draws.count
 
 

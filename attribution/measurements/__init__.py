@@ -5,7 +5,7 @@ from attribution.measurements.elbo import Elbo, ElboWeighted
 from attribution.measurements.journey import JourneyLoss
 from attribution.measurements.loss import Loss, LossAtT
 from attribution.measurements.outputs import Interpolated, OutputMean, OutputNorm, SquareNorm
-from attribution.measurements.trajectory import TrajectoryLikelihood
+from attribution.measurements.sampling_trajectory import TrajectoryLikelihood
 
 __all__ = [
     "Elbo",

@@ -17,7 +17,7 @@ from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.nodes import Node
 
-SHARED = ("attribution.diffusion.network", "attribution.diffusion.process")
+SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process")
 
 
 class Inputs(NamedTuple):

@@ -2,8 +2,8 @@
 
 from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.dense import Gaussian, Rademacher
-from attribution.projection.identity import Identity
 from attribution.projection.kronecker import Kronecker, KroneckerProjector
+from attribution.projection.no_projection import Identity
 from attribution.projection.sparse import SJLT
 
 __all__ = [

@@ -20,9 +20,9 @@ from attribution.gradients.per_example import LayerGradients
 from attribution.images import philox
 from attribution.nodes import execution
 from attribution.projection.base import LayerShapes, Projection, Projector
-from attribution.projection.matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
+from attribution.projection.random_matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
 
-SHARED = ("attribution.projection.base", "attribution.projection.matrices")
+SHARED = ("attribution.projection.base", "attribution.projection.random_matrices")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from attribution.gradients.layers import Layer, LinearLayer
 from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector
-from attribution.projection.matrices import normal_rows
+from attribution.projection.random_matrices import normal_rows
 
-SHARED = ("attribution.projection.base", "attribution.projection.matrices")
+SHARED = ("attribution.projection.base", "attribution.projection.random_matrices")
 
 
 @dataclass(frozen=True)

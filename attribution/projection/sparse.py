@@ -18,9 +18,9 @@ from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector
-from attribution.projection.matrices import hashed_rows, rows_at_once
+from attribution.projection.random_matrices import hashed_rows, rows_at_once
 
-SHARED = ("attribution.projection.base", "attribution.projection.matrices")
+SHARED = ("attribution.projection.base", "attribution.projection.random_matrices")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from attribution.checks import whole
 from attribution.diffusion import denoiser
 from attribution.measurements import Inputs, Measure
 from attribution.nodes import execution
-from attribution.retraining.stacking import stacked_losses
+from attribution.retraining.stacked_forward import stacked_losses
 
-SHARED = ("attribution.retraining.stacking",)
+SHARED = ("attribution.retraining.stacked_forward",)
 
 State = Mapping[str, Tensor]
 """Tensors of M models by name, ``[M, ...]``."""

@@ -16,7 +16,7 @@ from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
 from attribution.training.order import Batch
 
-SHARED = ("attribution.diffusion.network", "attribution.images.draws")
+SHARED = ("attribution.diffusion.denoiser", "attribution.images.draws")
 
 
 def training_loss(

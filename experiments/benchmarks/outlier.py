@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from attribution.checks import FieldError, listed, whole
 from attribution.estimators import Estimator, SelfInfluence
-from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures

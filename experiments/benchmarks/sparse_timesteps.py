@@ -9,7 +9,7 @@ import numpy as np
 from attribution.checks import FieldError, listed, whole
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
-from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import Images
 from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.nodes import Get, Node
@@ -18,7 +18,7 @@ from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.timestep_bias import replaying_only
 from experiments.benchmarks.variants import Variant
-from experiments.figures.sparse import sparse_timesteps
+from experiments.figures.sparse_timesteps import sparse_timesteps
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
 from experiments.models.experiment import Experiment

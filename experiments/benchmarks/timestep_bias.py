@@ -10,7 +10,7 @@ from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.estimators.scores import Scores
-from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.gradients.gradient_sets import GradientsAtRecordedDraws, PipelineGradients
 from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
@@ -23,7 +23,7 @@ from experiments.benchmarks.timestep_bias_rows import BENCHMARK, RANDOM, STRETCH
 from experiments.benchmarks.variants import scores_of
 from experiments.datasets import Split
 from experiments.figures import norms as figures
-from experiments.figures.shifts import rank_rises
+from experiments.figures.rank_rises import rank_rises
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries

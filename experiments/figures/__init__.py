@@ -1,9 +1,10 @@
 """Figures of a report. Each function returns a matplotlib ``Figure`` and touches no global state."""
 
 from experiments.figures.bars import bars, distinct_share
-from experiments.figures.fidelity import compression
+from experiments.figures.compression import compression
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
+from experiments.figures.loss_weights import loss_weights
 from experiments.figures.regenerated import regenerated
 from experiments.figures.side_by_side import side_by_side
 from experiments.figures.sweep import curve
@@ -11,7 +12,6 @@ from experiments.figures.thumbnails import grid
 from experiments.figures.timesteps import by_timestep
 from experiments.figures.tracing import over_k, ranked
 from experiments.figures.training import training_curve
-from experiments.figures.weights import loss_weights
 
 __all__ = [
     "bars",

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.figures.marks import draw_interval, draw_level
+from experiments.figures.intervals import draw_interval, draw_level
 from experiments.figures.style import COLORS, DPI, HATCHES, WIDEST, legend, plain_frame, series_label
 from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from experiments.figures.marks import LEVELS, draw_band, draw_interval, draw_level
+from experiments.figures.intervals import LEVELS, draw_band, draw_interval, draw_level
 from experiments.figures.style import (
     COLORS,
     DPI,

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from attribution.images import Images
-from experiments.figures.marks import draw_band, draw_level
+from experiments.figures.intervals import draw_band, draw_level
 from experiments.figures.style import COLORS, DPI, INK, LINES, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
 from experiments.figures.thumbnails import canvas, thumbnail
 from experiments.report.row import Row

@@ -15,7 +15,7 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 
-SHARED = ("attribution.diffusion.network",)
+SHARED = ("attribution.diffusion.denoiser",)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,14 +14,14 @@ from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.models.trained import FinalParameters, Trained
 from attribution.nodes import Cost, Get, JointNode, execution
+from attribution.retraining.fit_together import Member, fit_together
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
-from attribution.retraining.together import Member, fit_together
 from attribution.training.recipe import Recipe
 from experiments.models.trained import TrainedModel
 from experiments.store.progress import track
 
-SHARED = ("attribution.retraining.together",)
+SHARED = ("attribution.retraining.fit_together",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attribution.curvature.ekfac import rotated_squares
 from attribution.curvature.factors import FactorSums, Sharing
-from attribution.curvature.pseudo import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
 from attribution.diffusion import eval_mode
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients

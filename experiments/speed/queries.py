@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from attribution.estimators.trajectory import TrajectoryEstimator
-from attribution.gradients.engine import engine
+from attribution.estimators.training_trajectory import TrajectoryEstimator
+from attribution.gradients.network_cache import engine
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Get

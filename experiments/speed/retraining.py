@@ -12,10 +12,10 @@ from torch import nn
 
 from attribution.images import Images
 from attribution.measurements import Measure
+from attribution.retraining.fit_together import Member, fit_together
 from attribution.retraining.modes import Alone, Mode, Together
 from attribution.retraining.selection import Selection
-from attribution.retraining.stack import BuildOptimizer
-from attribution.retraining.together import Member, fit_together
+from attribution.retraining.stacked_state import BuildOptimizer
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import fit
 from attribution.training.recipe import Hardware, Recipe

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.curvature import KroneckerBasis
-from attribution.curvature.pseudo import kronecker_homes
+from attribution.curvature.pseudo_gradients import kronecker_homes
 from attribution.diffusion import eval_mode
 from attribution.estimators.draw_means import prefix_means
 from attribution.estimators.held_queries import HeldQueries

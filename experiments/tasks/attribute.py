@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from attribution.estimators import SelfInfluence
-from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator
 from experiments import figures
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics.bootstrap import Bootstrap

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from omegaconf import DictConfig
 
-from attribution.estimators.trajectory import TrajectoryEstimator
+from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.lab import announce, lab

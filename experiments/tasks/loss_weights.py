@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from attribution.diffusion import NoiseSchedule, noise_schedule
 from experiments import figures
-from experiments.figures.weights import weights_by_timestep
+from experiments.figures.loss_weights import weights_by_timestep
 from experiments.metrics.estimate import Estimate
 from experiments.report.row import Row, Subject
 from experiments.tasks.lab import lab

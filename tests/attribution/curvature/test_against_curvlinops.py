@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attribution.curvature.factors import FactorSums
-from attribution.curvature.pseudo import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform

@@ -6,7 +6,7 @@ from torch import nn
 
 from attribution.curvature import EKFAC, KFAC
 from attribution.curvature.ekfac import rotated_squares
-from attribution.curvature.pseudo import OutputProbe
+from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.gradients import hooks
 from attribution.gradients.convolution import ConvLayer
 from attribution.nodes import InMemory

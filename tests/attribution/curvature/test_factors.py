@@ -8,7 +8,7 @@ import torch
 
 from attribution.curvature import EKFAC, KFAC, KroneckerBasis
 from attribution.curvature.factors import AllFactors
-from attribution.curvature.pseudo import OutputProbe, PseudoGradients
+from attribution.curvature.pseudo_gradients import OutputProbe, PseudoGradients
 from attribution.execution import Execution
 from attribution.gradients import hooks
 from attribution.images import ImageSet

@@ -7,7 +7,7 @@ from torch import nn
 from attribution.curvature import EKFAC, KFAC, ExactGGN, KroneckerBasis
 from attribution.curvature.basis import eigh
 from attribution.curvature.factors import AllFactors, Factors, FactorSums
-from attribution.curvature.pseudo import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
 from attribution.execution import Execution
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients, per_example_gradients

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.curvature.pseudo import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform
 from tests.attribution.curvature import curvature_worlds as worlds

@@ -13,7 +13,7 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Even, Uniform
 from attribution.measurements import Elbo, ElboWeighted, Inputs, Loss, SquareNorm, TrajectoryLikelihood
 from attribution.nodes import describe
-from attribution.retraining.stacking import stacked_losses
+from attribution.retraining.stacked_forward import stacked_losses
 from tests.references import as_parameters
 
 SCHEDULE = NoiseSchedule(T=20, beta_start=0.01, beta_end=0.3)

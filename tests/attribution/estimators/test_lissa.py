@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attribution.curvature.exact import flat
-from attribution.curvature.products import GaussNewton, Hessian
-from attribution.curvature.pseudo import OutputProbe
+from attribution.curvature.pseudo_gradients import OutputProbe
+from attribution.curvature.vector_products import GaussNewton, Hessian
 from attribution.diffusion import denoiser
 from attribution.estimators import LiSSA
 from attribution.estimators.lissa_recursion import Recursion

@@ -16,10 +16,10 @@ from attribution.diffusion import denoiser
 from attribution.measurements import Inputs, Loss
 from attribution.models.trained import PARAMETERS
 from attribution.nodes import describe
+from attribution.retraining.fit_together import Member, fit_together
 from attribution.retraining.modes import Alone, Mode, Together
 from attribution.retraining.selection import Selection
-from attribution.retraining.stacking import stacked_losses
-from attribution.retraining.together import Member, fit_together
+from attribution.retraining.stacked_forward import stacked_losses
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import fit
 from attribution.training.order import batch_rows

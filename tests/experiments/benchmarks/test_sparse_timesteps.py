@@ -15,7 +15,7 @@ from attribution.nodes import InMemory, describe
 from experiments.benchmarks import sparse_timesteps as sparse_module
 from experiments.benchmarks.sparse_timesteps import ALL, FASTER, SPEARMAN, SparseTimesteps
 from experiments.datasets.source import Source, Splits
-from experiments.figures.sparse import sparse_timesteps
+from experiments.figures.sparse_timesteps import sparse_timesteps
 from experiments.queries import Validation
 from experiments.report.report import Report
 from experiments.report.row import Row

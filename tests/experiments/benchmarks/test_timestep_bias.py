@@ -12,7 +12,7 @@ from attribution.estimators.scores import Scores
 from attribution.gradients.norms import Norms
 from experiments.benchmarks.timestep_bias_rows import RANDOM, T_MAX, Bias
 from experiments.figures import norms as figures
-from experiments.figures.shifts import rank_rises
+from experiments.figures.rank_rises import rank_rises
 from experiments.metrics import timestep_bias as bias_metrics
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.estimate import Estimate

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from attribution.execution import Execution
 from attribution.nodes import InMemory
+from attribution.retraining.fit_together import fit_together
 from attribution.retraining.modes import Alone, Mode, Together
 from attribution.retraining.selection import Selection
-from attribution.retraining.together import fit_together
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import fit
 from attribution.training.recipe import Hardware, Recipe

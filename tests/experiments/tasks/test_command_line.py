@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments.tasks.command_line import sweepable
 from experiments.tasks.suggestions import composition_error
+from experiments.tasks.sweep_arguments import sweepable
 from tests.experiments.tasks.test_configs import CONF
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from attribution.curvature.products import Hessian
+from attribution.curvature.vector_products import Hessian
 from attribution.diffusion import denoiser
 from attribution.estimators import Estimator
 from attribution.estimators.clip import CLIP

@@ -5,7 +5,7 @@ import pytest
 
 from attribution.diffusion import NoiseSchedule
 from experiments import figures
-from experiments.figures.weights import weights_by_timestep
+from experiments.figures.loss_weights import weights_by_timestep
 from experiments.tasks.loss_weights import weight_shares
 from tests.experiments.tasks.test_cli import rows, run
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from attribution.estimators.sharded import BlockProducts, QueryBlock, QueryVectors, ShardedEstimator, TrainingBlock
 from attribution.execution import FLOAT32_BYTES, ranges
-from attribution.gradients.engine import engine
 from attribution.gradients.inner_products import dot
+from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, key
 
-SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products", "attribution.images.bins")
+SHARED = ("attribution.gradients.network_cache", "attribution.gradients.inner_products", "attribution.images.bins")
 
 HALVES = 2
 """The query draws are split into two interleaved halves. The agreement of the halves is the reliability of the scores."""

@@ -21,11 +21,16 @@ from attribution.measurements import Inputs, Measure
 from attribution.models.trained import PARAMETERS
 from attribution.retraining.modes import Mode, StackedBatch
 from attribution.retraining.selection import Selection
-from attribution.retraining.stack import BuildOptimizer, Stack
+from attribution.retraining.stacked_state import BuildOptimizer, Stack
 from attribution.training.order import batch_rows
 from attribution.training.recipe import Recipe
 
-SHARED = ("attribution.images.draws", "attribution.retraining.modes", "attribution.retraining.stack", "attribution.training.order")
+SHARED = (
+    "attribution.images.draws",
+    "attribution.retraining.modes",
+    "attribution.retraining.stacked_state",
+    "attribution.training.order",
+)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from attribution.execution import Execution
-from attribution.gradients.coverage import find_layers
+from attribution.gradients.layer_check import find_layers
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.nodes import Get, key
 from attribution.training import Recorded

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.figures.marks import draw_interval, draw_level
+from experiments.figures.intervals import draw_interval, draw_level
 from experiments.figures.style import COLORS, DPI, HATCHES, INK, legend, plain_frame
 from experiments.report.row import Row
 

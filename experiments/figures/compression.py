@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from experiments.figures.intervals import draw_interval
 from experiments.figures.labels import place_labels
-from experiments.figures.marks import draw_interval
 from experiments.figures.style import COLORS, DPI, LINES, MARKERS, legend, panel_title, plain_frame, series_label
 from experiments.report.row import Row
 from experiments.report.tables import differing_settings

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attribution.curvature.pseudo import OutputProbe
+from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.diffusion import denoiser, eval_mode
 from attribution.gradients.inner_products import dot
 from attribution.gradients.layers import Layer, pieces
@@ -22,7 +22,7 @@ from attribution.measurements import Measure
 from attribution.measurements.base import per_draw
 
 SHARED = (
-    "attribution.gradients.engine",
+    "attribution.gradients.network_cache",
     "attribution.gradients.inner_products",
 )
 

@@ -15,8 +15,8 @@ from attribution.diffusion import Denoiser
 from attribution.execution import Execution, ranges
 from attribution.gradients import hooks
 from attribution.gradients.convolution import ConvLayer
-from attribution.gradients.engine import engine
 from attribution.gradients.layers import LinearLayer
+from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet, philox
 from attribution.images.draws import Draws, DrawScheme
@@ -24,7 +24,7 @@ from attribution.measurements import Inputs, Measure
 from attribution.nodes import Get, execution
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.engine", "attribution.gradients.inner_products", "attribution.images.philox")
+SHARED = ("attribution.gradients.network_cache", "attribution.gradients.inner_products", "attribution.images.philox")
 
 _MASK = 0xFFFFFFFF
 KroneckerLayer = LinearLayer | ConvLayer

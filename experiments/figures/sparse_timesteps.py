@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments.figures.marks import draw_interval, draw_level
+from experiments.figures.intervals import draw_interval, draw_level
 from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame
 from experiments.report.row import Row
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, concatenated, with_query_blocks
-from attribution.estimators.trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryTrainingBlock, half_columns
+from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryTrainingBlock, half_columns
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
 from attribution.images import ImageSet, bins
 from attribution.nodes import Cost, Get, Node
