@@ -184,7 +184,8 @@ class Fixed(DrawScheme):
     bins: int = 1
 
     def __post_init__(self):
-        listed(self, "timesteps", partial(whole, least=1))
+        if not self.timesteps:
+            raise FieldError(self, "timesteps", "give at least one timestep")
         whole(self, "noises", least=1)
         whole(self, "bins", least=1)
 

@@ -224,5 +224,5 @@ BAD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", BAD)
 def test_bad_settings_are_refused(changes):
     """Claim: by their names, before anything is computed."""
-    with pytest.raises(ValueError, match=rf"estimator\.{next(iter(changes))}"):
+    with pytest.raises(ValueError, match=rf"LiSSA\.{next(iter(changes))}="):
         lissa(**changes).scores(RECORD, TRAIN, QUERIES)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra.utils import instantiate
 from sklearn.datasets import load_digits, load_sample_images
 
 from attribution.images import Images
@@ -20,6 +19,7 @@ from experiments.queries.by_source import round_robin
 from experiments.queries.pixel_classifier import PixelClassifier
 from experiments.report.row import Estimate, Levels, Row, Subject
 from experiments.tasks.composition import experiment_of
+from experiments.tasks.settings import build, by_setting
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import rows, run
 from tests.experiments.tasks.test_configs import composed
@@ -49,10 +49,13 @@ TRACING = [
 
 
 def planned(*arguments: str) -> list[Node]:
-    """What the benchmark of a command line will ask the store for."""
+    """The nodes that the benchmark of a command line takes from the store; errors as the command line has them."""
     config = composed(*arguments)
-    estimators = {"chosen": instantiate(config.estimator, _convert_="all")}
-    return instantiate(config.benchmark, _convert_="all").nodes(experiment_of(config), estimators)
+    try:
+        estimators = {"chosen": build(config, "estimator")}
+        return build(config, "benchmark").nodes(experiment_of(config), estimators)
+    except ValueError as error:
+        raise by_setting(config, error) from error
 
 
 def cut(position: int) -> tuple[np.ndarray, float, float]:

@@ -215,17 +215,17 @@ def test_on_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"n": (24,)}, r"benchmark\.n\[0\]=24"),
-        ({"n": (4, 2.5)}, r"benchmark\.n\[1\]=2\.5"),
-        ({"n": ()}, r"benchmark\.n"),
-        ({"fixed": 25}, r"benchmark\.fixed=25"),
-        ({"fixed": True}, r"benchmark\.fixed=True"),
-        ({"noises": 0}, r"benchmark\.noises=0"),
-        ({"repeats": 1.5}, r"benchmark\.repeats=1\.5"),
-        ({"queries": {}}, r"benchmark\.queries"),
+        ({"n": (24,)}, r"SparseTimesteps\.n\[0\]=24"),
+        ({"n": (4, 2.5)}, r"SparseTimesteps\.n\[1\]=2\.5"),
+        ({"n": ()}, r"SparseTimesteps\.n"),
+        ({"fixed": 25}, r"SparseTimesteps\.fixed=25"),
+        ({"fixed": True}, r"SparseTimesteps\.fixed=True"),
+        ({"noises": 0}, r"SparseTimesteps\.noises=0"),
+        ({"repeats": 1.5}, r"SparseTimesteps\.repeats=1\.5"),
+        ({"queries": {}}, r"SparseTimesteps\.queries"),
     ],
 )
-def test_errors_name_the_setting(world, changes, said):
+def test_errors_name_the_field(world, changes, said):
     """Claim: bad settings are refused when the nodes are listed, before anything is trained."""
     _, experiment, estimators, _ = world
     with pytest.raises(ValueError, match=said):

@@ -262,12 +262,12 @@ def test_lds_on_the_command_line(tmp_path, arguments, models):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seeds": 0}, r"estimator\.seeds=0"),
-        ({"seeds": 1.5}, r"estimator\.seeds=1\.5"),
-        ({"seeds": True}, r"estimator\.seeds=True"),
-        ({"steps": 0}, r"estimator\.steps=0"),
-        ({"damping": -1}, r"estimator\.damping=-1"),
-        ({"measurement_draws": Uniform([2, 4])}, r"estimator\.measurement_draws has n=\[2, 4\]"),
+        ({"seeds": 0}, r"Datamodels\.seeds=0"),
+        ({"seeds": 1.5}, r"Datamodels\.seeds=1\.5"),
+        ({"seeds": True}, r"Datamodels\.seeds=True"),
+        ({"steps": 0}, r"Datamodels\.steps=0"),
+        ({"damping": -1}, r"Datamodels\.damping=-1"),
+        ({"measurement_draws": Uniform([2, 4])}, r"Uniform\.n=\[2, 4\]: a measurement takes one"),
     ],
 )
 def test_bad_settings_are_named(changes, said):

@@ -47,7 +47,7 @@ class Whole:
 
 def config(**values: Any):
     described = {"_target_": f"{HERE}.Whole", **values}
-    return OmegaConf.create({"seed": 3, "given": described})
+    return OmegaConf.create({"seed": 3, "names": {0: "zero"}, "given": described})
 
 
 def part(**values: Any) -> dict[str, Any]:
