@@ -168,7 +168,7 @@ def _objects(node: Any) -> Iterator[DictConfig]:
         if "_target_" in node:
             yield node
         for key in node:
-            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):  # pyright: ignore[reportArgumentType]
                 yield from _objects(node[key])
     elif isinstance(node, ListConfig):
         for part in node:

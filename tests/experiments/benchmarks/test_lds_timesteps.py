@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from scipy.stats import spearmanr
 
 from attribution.measurements import LossAtT
@@ -204,13 +205,16 @@ def test_on_the_command_line(tmp_path):
 )
 def test_bad_settings_are_named_before_anything_is_trained(settings, said):
     """Claim: what cannot be is refused by the setting's name when the nodes are listed."""
-    config = composed("benchmark=lds_timesteps", "data.n_train=24", "data.n_validation=12", *settings)
-    experiment = experiment_of(config)
     with pytest.raises(ValueError, match=re.escape(said)):
-        try:
-            build(config, "benchmark").nodes(experiment, {})
-        except ValueError as error:
-            raise by_setting(config, error) from error
+        list_nodes(composed("benchmark=lds_timesteps", "data.n_train=24", "data.n_validation=12", *settings))
+
+
+def list_nodes(config: DictConfig) -> None:
+    """List the nodes of the benchmark; errors as the command line has them."""
+    try:
+        build(config, "benchmark").nodes(experiment_of(config), {})
+    except ValueError as error:
+        raise by_setting(config, error) from error
 
 
 def test_an_error_on_the_command_line(tmp_path, capfd):
