@@ -136,8 +136,8 @@ def test_artifacts_come_back_from_disk(tmp_path):
 
 @pytest.mark.parametrize("setting", ["fisher", "sharing"])
 def test_unknown_choices(setting):
-    """Claim: an unknown word is an error that names the setting and the choices."""
-    with pytest.raises(ValueError, match=rf"curvature.{setting}=wrong: choose \w+ or \w+"):
+    """Claim: an unknown word is an error that names the field and the choices."""
+    with pytest.raises(ValueError, match=rf"KFAC.{setting}=wrong: choose \w+ or \w+"):
         curvature(**{setting: "wrong"})
 
 

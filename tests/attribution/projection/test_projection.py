@@ -321,11 +321,11 @@ def test_a_network_is_projected_from_its_calls(projection, batch_size):
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda: Gaussian(0), ["projection.k=0"]),
-        (lambda: SJLT(8, s=0), ["projection.s=0"]),
-        (lambda: SJLT(8, s=3), ["projection.s=3", "projection.k=8"]),
-        (lambda: Kronecker(0, 2), ["projection.k_out=0"]),
-        (lambda: Kronecker(2, -1), ["projection.k_in=-1"]),
+        (lambda: Gaussian(0), ["Gaussian.k=0"]),
+        (lambda: SJLT(8, s=0), ["SJLT.s=0"]),
+        (lambda: SJLT(8, s=3), ["SJLT.s=3", "k=8"]),
+        (lambda: Kronecker(0, 2), ["Kronecker.k_out=0"]),
+        (lambda: Kronecker(2, -1), ["Kronecker.k_in=-1"]),
         (lambda: Gaussian(4).start({}), ["nothing to project"]),
         (lambda: SJLT(4).start({"empty": (3, 0)}), ["nothing to project"]),
         (lambda: SJLT(4).start(LAYERS)({"conv": torch.zeros(1, 6, 28)}), ["other layers", "linear, norm, scalar"]),
@@ -334,8 +334,8 @@ def test_a_network_is_projected_from_its_calls(projection, batch_size):
     ],
 )
 def test_mistakes_are_named(make, names):
-    """Claim: the error names the setting or the layer, and the expected value."""
-    with pytest.raises(ValueError, match=r"project|gradients|features") as error:
+    """Claim: the error names the field or the layer, and the expected value."""
+    with pytest.raises(ValueError, match=r"project|gradients|features|=") as error:
         make()
     assert all(name in str(error.value) for name in names), error.value
 
