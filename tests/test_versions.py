@@ -120,6 +120,33 @@ def test_changed_code_needs_a_decision():
     assert not gone, GONE.format(names=", ".join(gone))
 
 
+NUMERICAL = (
+    "images", "diffusion", "measurements", "training", "retraining", "gradients", "projection", "curvature", "features",
+    "estimators",
+)  # fmt: skip
+"""Packages of attribution that compute numbers."""
+WITHOUT_RESULTS = {
+    "attribution.estimators.base",  # interfaces and checks
+    "attribution.estimators.scores",  # a container and its reader
+    "attribution.features.projector_cache",
+    "attribution.gradients.layer_check",  # refuses, and compares with autograd
+    "attribution.training.replay",  # checks a record, nothing is stored
+}
+
+
+def test_every_numerical_module_is_in_the_ledger():
+    """Claim: the code of every module that computes numbers enters the digest of at least one class."""
+    in_a_digest = set().union(*(shared(cls.__module__) for cls in named().values()))
+    numerical = {
+        module.__name__
+        for module in modules()
+        if module.__name__.startswith("attribution.")
+        and module.__name__.count(".") == 2
+        and module.__name__.split(".")[1] in NUMERICAL
+    }
+    assert numerical - in_a_digest == WITHOUT_RESULTS, "name the module in SHARED of the module that uses it"
+
+
 def test_every_class_that_enters_identities_has_a_name_and_a_version():
     """Claim: concrete classes of the kinds above set both themselves, instead of inheriting those of another class."""
     concrete = [cls for cls in classes() if issubclass(cls, KINDS) and not inspect.isabstract(cls)]

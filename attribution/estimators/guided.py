@@ -35,6 +35,11 @@ from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least
 
+SHARED = (
+    "attribution.estimators.retrac",
+    "attribution.estimators.training_trajectory",
+)
+
 SETTING = "estimator.strength"
 ENDS = (0.0, 1.0)
 """The strengths whose scores are stored."""
