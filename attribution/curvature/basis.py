@@ -63,11 +63,11 @@ class KroneckerBasis(Basis):
         return rotated
 
     def save(self, folder: Path) -> None:
-        save_file(named(QA=self.QA, QB=self.QB, values=self.values), folder / "basis.safetensors")
+        save_file(flatten(QA=self.QA, QB=self.QB, values=self.values), folder / "basis.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(**by_kind(load_file(folder / "basis.safetensors")))
+        return cls(**unflatten(load_file(folder / "basis.safetensors")))
 
 
 def eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
@@ -88,13 +88,13 @@ def eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0), vectors
 
 
-def named(**kinds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def flatten(**kinds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Join tables by kind into one table for a file: ``kind/layer`` → tensor."""
     return {f"{kind}/{layer}": tensor.contiguous() for kind, tensors in kinds.items() for layer, tensor in tensors.items()}
 
 
-def by_kind(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Split a table that ``named`` joined."""
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Split a table that ``flatten`` joined."""
     kinds: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, layer = name.split("/", 1)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.curvature.basis import Basis, KroneckerBasis, by_kind, named
+from attribution.curvature.basis import Basis, KroneckerBasis, flatten, unflatten
 from attribution.curvature.factors import AllFactors, add_to, blocks
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
 from attribution.curvature.pseudo_gradients import KroneckerLayer
@@ -40,28 +40,28 @@ class EKFAC(KroneckerCurvature):
 
 
 @dataclass(frozen=True, eq=False)
-class Moments(Artifact):
+class SquareSums(Artifact):
     """For each layer the sum of squares ``squares [out, in (+1)]`` over inputs and their number ``counts [1]``, float64."""
 
     squares: Mapping[str, Tensor]
     counts: Mapping[str, Tensor]
 
     def save(self, folder: Path) -> None:
-        save_file(named(squares=self.squares, counts=self.counts), folder / "moments.safetensors")
+        save_file(flatten(squares=self.squares, counts=self.counts), folder / "moments.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(**by_kind(load_file(folder / "moments.safetensors")))
+        return cls(**unflatten(load_file(folder / "moments.safetensors")))
 
 
 @dataclass(frozen=True)
-class MomentShard(Node[Moments]):
+class MomentShard(Node[SquareSums]):
     """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
     NAME = "MomentShard"
     VERSION = 1
     TITLE = "EK-FAC moments, in shards"
-    ARTIFACT = Moments
+    ARTIFACT = SquareSums
     TRANSIENT = True
 
     basis: KFACBasis
@@ -72,19 +72,19 @@ class MomentShard(Node[Moments]):
         size = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.record))
         return Cost(passes=(self.rows[1] - self.rows[0]) * pseudo.draws.count, memory=size, disk=size)
 
-    def compute(self, get: Get) -> Moments:
+    def compute(self, get: Get) -> SquareSums:
         pseudo, basis = self.basis.factors.pseudo, cast(KroneckerBasis, get(self.basis))
         device = pseudo.execution.torch_device()
         squares: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         vectors = {layer: (basis.QA[layer].to(device), basis.QB[layer].to(device)) for layer in basis.layers}
 
-        def finish(name: str, calls: list[hooks.Call]) -> None:
+        def add(name: str, calls: list[hooks.Call]) -> None:
             add_to(squares, name, rotated_squares(calls, *vectors[name]))
             add_to(counts, name, torch.tensor([len(calls[0].input)]))
 
-        pseudo.run(get, self.rows, finish)
-        return Moments({name: value.cpu() for name, value in squares.items()}, counts)
+        pseudo.run(get, self.rows, add)
+        return SquareSums({name: value.cpu() for name, value in squares.items()}, counts)
 
 
 @dataclass(frozen=True)

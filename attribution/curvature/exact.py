@@ -30,7 +30,7 @@ from attribution.training import Recorded
 
 SHARED = ("attribution.curvature.basis", "attribution.gradients.network_cache", "attribution.gradients.inner_products")
 
-MOST = 5000
+MAX_PARAMETERS = 5000
 """The largest number of parameters: the matrix takes 200 MB and its eigendecomposition a minute or two."""
 
 WHOLE = "all parameters"
@@ -56,9 +56,9 @@ class ExactGGN:
         Raises:
             ValueError: too many parameters.
         """
-        if record.parameter_count > MOST:
+        if record.parameter_count > MAX_PARAMETERS:
             raise ValueError(
-                f"the exact curvature of {record.parameter_count} parameters: the dense matrix is for at most {MOST}; "
+                f"the exact curvature of {record.parameter_count} parameters: the dense matrix is for at most {MAX_PARAMETERS}; "
                 "choose K-FAC or EK-FAC, or a smaller model"
             )
         return DenseGGN(self.draws, record, train, flips, self.execution)

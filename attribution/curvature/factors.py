@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.curvature.basis import by_kind, named
+from attribution.curvature.basis import flatten, unflatten
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
 from attribution.execution import FLOAT64_BYTES
@@ -49,15 +49,15 @@ class Factors(Artifact):
         return self.A[layer] / rows, self.B[layer] / inputs
 
     def save(self, folder: Path) -> None:
-        save_file(named(A=self.A, B=self.B, counts=self.counts), folder / "factors.safetensors")
+        save_file(flatten(A=self.A, B=self.B, counts=self.counts), folder / "factors.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(**by_kind(load_file(folder / "factors.safetensors")))
+        return cls(**unflatten(load_file(folder / "factors.safetensors")))
 
 
 class FactorSums:
-    """A running sum of factors over passes; ``add`` is the ``finish`` of ``hooks.run``."""
+    """A running sum of factors over passes; ``add`` is the ``on_layer`` of ``hooks.run``."""
 
     def __init__(self, sharing: Sharing):
         self.sharing = sharing
@@ -156,8 +156,7 @@ class AllFactors(Node[Factors]):
 
 def blocks(record: Recorded) -> list[tuple[int, int]]:
     """The shape (out, in (+1)) of every layer that has factors."""
-    with torch.device("meta"):
-        layers = dict(layer_check.find_layers(record.model()).values())
+    layers = dict(layer_check.find_layers(record.outline).values())
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
 
 

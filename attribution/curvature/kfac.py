@@ -1,6 +1,7 @@
 """K-FAC: the Kronecker factors, eigendecomposed once (K-FAC influence, §3.1.2).
 
 B ⊗ A = (Q_B ⊗ Q_A)(Λ_B ⊗ Λ_A)(Q_B ⊗ Q_A)ᵀ, so that any damping λ is exact: it gives 1/(λ_B λ_A + λ) in the eigenbasis.
+``factors`` defines A and B, ``moments`` computes their sums over positions, and ``estimators.influence`` computes the scores.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +24,10 @@ SHARED = ("attribution.curvature.basis", "attribution.curvature.factors")
 
 @dataclass(frozen=True, kw_only=True)
 class KroneckerCurvature(ABC):
-    """A curvature from ``draws`` of every training example; see ``pseudo`` for ``fisher`` and ``factors`` for ``sharing``."""
+    """A curvature from ``draws`` of every training example.
+
+    ``pseudo_gradients`` explains ``fisher``, and ``factors`` explains ``sharing``.
+    """
 
     draws: DrawScheme
     fisher: Fisher = "mc"
@@ -48,7 +52,7 @@ class KroneckerCurvature(ABC):
         """
 
     def pseudo_gradients(self, record: Recorded, train: ImageSet, flips: bool) -> PseudoGradients:
-        """The pseudo-gradients, of which the factors are moments."""
+        """The pseudo-gradients whose second moments are the factors."""
         return PseudoGradients(
             record=record, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
         )

@@ -83,13 +83,13 @@ class PseudoGradients:
         """The training examples, divided into units of stored work."""
         return ranges(0, self.train.count, self.execution.shard)
 
-    def run(self, get: Get, rows: tuple[int, int], finish: hooks.Finish) -> None:
+    def run(self, get: Get, rows: tuple[int, int], on_layer: hooks.OnLayer) -> None:
         """Run the passes over all draws of the examples ``rows[0]..rows[1]-1``.
 
-        ``finish`` is called with the calls of each layer in each pass.
+        ``on_layer`` is called with the calls of each layer in each pass.
         """
         per_example = engine(self.record, None, self.execution, get)
-        homes = kronecker_homes(per_example)
+        modules = kronecker_modules(per_example)
         images, device = get(self.train), self.execution.torch_device()
         dtype, K = per_example.parameters[0].dtype, self.draws.count
         autocast = torch.autocast(device.type, enabled=False)
@@ -102,22 +102,22 @@ class PseudoGradients:
             per_example.capture(self.measure, x0, draws, condition)  # the first capture compares the hooks with plain autograd
             for columns in ranges(0, K, self.execution.batch_size):
                 inputs = self.measure.inputs(x0, draws.columns(slice(*columns)), condition)
-                hooks.run(per_example.model, homes, self.measure, inputs, finish, autocast)
+                hooks.run(per_example.model, modules, self.measure, inputs, on_layer, autocast)
 
 
-def kronecker_homes(per_example: PerExampleGradients) -> dict[torch.nn.Module, tuple[str, KroneckerLayer]]:
+def kronecker_modules(per_example: PerExampleGradients) -> dict[torch.nn.Module, tuple[str, KroneckerLayer]]:
     """The Linear and Conv2d layers of a model, by module, with the names of their gradients.
 
     Raises:
         ValueError: a grouped convolution, or no Linear or Conv2d layer.
     """
-    homes = {m: (name, layer) for m, (name, layer) in per_example.homes.items() if isinstance(layer, KroneckerLayer)}
-    grouped = [name for m, (name, _) in homes.items() if getattr(m, "groups", 1) > 1]
+    modules = {m: (name, layer) for m, (name, layer) in per_example.recorded_modules.items() if isinstance(layer, KroneckerLayer)}
+    grouped = [name for m, (name, _) in modules.items() if getattr(m, "groups", 1) > 1]
     if grouped:
         raise ValueError(
             f"K-FAC has no Kronecker factors for the grouped convolutions {', '.join(grouped)}: use a model without groups, freeze "
             "these layers (requires_grad=False), or choose the exact curvature for a small model"
         )
-    if not homes:
+    if not modules:
         raise ValueError("the model has no trainable Linear or Conv2d: K-FAC has no layer to work on; choose another estimator")
-    return homes
+    return modules

@@ -92,9 +92,9 @@ class Hessian(CurvatureProduct):
 
 @dataclass(frozen=True)
 class GaussNewton(CurvatureProduct):
-    """H_{b,k} = g gᵀ with g = Jᵀ v, v ~ N(0, (2 w_t / d) I): its mean is the Gauss-Newton matrix ``Jᵀ (2 w_t / d) J`` (``pseudo``).
+    """H_{b,k} = g gᵀ with g = Jᵀ v, v ~ N(0, (2 w_t / d) I): its mean is the Gauss-Newton matrix ``Jᵀ (2 w_t / d) J``.
 
-    One pass per draw serves any number of vectors. No eigenvalue is negative.
+    ``pseudo_gradients`` has the same v. One pass per draw serves any number of vectors. No eigenvalue is negative.
     """
 
     NAME = "GaussNewton"

@@ -15,7 +15,7 @@ from torch.func import functional_call
 class Denoiser(Protocol):
     """``f_θ(x_t [B, C, H, W], t [B], condition [B, ...] | None) -> [B, C, H, W]``, t in 1..T: the network's output.
 
-    ``condition`` is what else the network is given of each example: a class, an embedding.
+    ``condition`` is an extra network input for each example: a class, an embedding.
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""Forward processes: how an image becomes noise, what the network predicts, and how the training loss weighs noise levels.
+"""Forward processes: how an image becomes noise, what the network predicts, and how the training loss weights noise levels.
 
 Shapes: images ``x0``, ``x_t``, ``noise`` and network outputs ``[B, C, H, W]``; noise levels t int64 ``[B]``, in 1..T.
 """
@@ -20,7 +20,7 @@ SHARED = ("attribution.diffusion.schedule",)
 class Process(ABC):
     """A forward process q(x_t | x_0) and the parameterization of the network that reverses it.
 
-    A network f_θ is trained to minimise the mean over t ~ U{1..T}, noise and pixels of ``weight(t) · (target - output)²``, where
+    A network f_θ is trained to minimize the mean over t ~ U{1..T}, noise and pixels of ``weight(t) · (target - output)²``, where
     ``output = f_θ(network_input(x_t, t), t)``. Subclasses are frozen dataclasses: their fields are their identity.
     """
 
@@ -41,7 +41,7 @@ class Process(ABC):
 
     @abstractmethod
     def weight(self, t: Tensor) -> Tensor:
-        """The weight of the square error at each noise level, float64 ``[B]``."""
+        """The weight of the squared error at each noise level, float64 ``[B]``."""
 
     @abstractmethod
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:

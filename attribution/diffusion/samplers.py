@@ -30,7 +30,7 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """All states of a sampling: ``states [B, S + 1, C, H, W]`` from noise to image; step j goes from ``states[:, j]``, at
+    """All states of a sampling run: ``states [B, S + 1, C, H, W]`` from noise to image; step j goes from ``states[:, j]``, at
     ``timesteps[j]``, to ``states[:, j + 1]``.
 
     ``timesteps`` is int64 ``[S]``, descending, on the CPU.
@@ -172,7 +172,7 @@ class DDIMSampler(Sampler):
         return [1 + j * T // self.steps for j in reversed(range(self.steps))]
 
     def transition(self, schedule: NoiseSchedule, x_t: Tensor, epsilon: Tensor, t: int, s: int) -> tuple[Tensor, float]:
-        """Eq. 12 of Song et al. 2021 with σ of eq. 16. Clipping changes the predicted image, not the direction towards x_t."""
+        """Eq. 12 of Song et al. 2021 with σ of eq. 16. Clipping changes the predicted image, not the direction toward x_t."""
         bar_t, bar_s = float(schedule.alpha_bars[t]), float(schedule.alpha_bars[s])
         std = self.eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
         # 1-ᾱ_s-σ² is negative only by rounding.

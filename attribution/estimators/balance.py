@@ -17,7 +17,7 @@ from torch import Tensor
 from attribution.checks import FieldError
 from attribution.estimators.retrac import inverse
 from attribution.execution import Execution
-from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.gradient_sets import GradientsAtDraws
 from attribution.gradients.norms import GradientNorms, NormShard
 from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
@@ -117,4 +117,4 @@ class TimestepNorms(Node[NormTable]):
         """The norm of every draw. Only its shards are stored."""
         scheme = Uniform(self.draws, self.seed)
         settings = {"images": self.train, "record": self.record, "execution": self.execution}
-        return GradientNorms(GradientsAtScheme(step=None, scheme=scheme, role="norms", **settings))
+        return GradientNorms(GradientsAtDraws(step=None, scheme=scheme, role="norms", **settings))

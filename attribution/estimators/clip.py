@@ -24,7 +24,7 @@ class CLIP(Embedding):
     """The projected image embeddings of a CLIP model.
 
     ``weights``: a folder with a CLIP model as transformers saves it, or the name of a model in the local cache of downloads. Images
-    are resized to the encoder's size (bicubic), and grey images get three channels. Nothing is downloaded.
+    are resized to the encoder's size (bicubic), and gray images get three channels. Nothing is downloaded.
     """
 
     NAME = "CLIP"

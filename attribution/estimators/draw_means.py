@@ -59,7 +59,7 @@ def _by_bin(
             batch = draws.rows(slice(*rows)).columns(slice(*columns))
             given = None if condition is None else condition[slice(*rows)]
             captured = per_example.capture(measure, x0[slice(*rows)], batch, given)
-            captured.hold()
+            captured.keep_calls()
             bin_ = bin_of(measure.timesteps(batch), bins, measure.process.T)
             for b in range(bins):
                 for layer, g in mean(captured.where(bin_ == b), batch).items():

@@ -26,7 +26,7 @@ from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, concatenated
 from attribution.estimators.training_trajectory import TrajectoryScores, half_shares, refuse_zero_rates
 from attribution.execution import FLOAT32_BYTES
-from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.gradient_sets import GradientsAtDraws
 from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme, Fixed
@@ -148,7 +148,7 @@ class GuidedScores(ShardedScores):
     def _norms_at(self, step: int, timestep: int) -> GradientNorms:
         scheme = Fixed((timestep,), seed=self.estimator.draws.seed)
         settings = {"images": self.train, "record": self.record, "execution": self.estimator.execution}
-        return GradientNorms(GradientsAtScheme(step=step, scheme=scheme, role="reference norms", **settings))
+        return GradientNorms(GradientsAtDraws(step=step, scheme=scheme, role="reference norms", **settings))
 
     def _curves(self, steps: Sequence[int]) -> list[NormCurve]:
         """The curves that t* is read from, one for each checkpoint; none if t* is given."""

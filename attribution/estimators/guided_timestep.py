@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution.execution import Execution
-from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.gradient_sets import GradientsAtDraws
 from attribution.gradients.norms import compute_norms
 from attribution.images import ImageSet
 from attribution.images.draws import Even
@@ -58,7 +58,7 @@ class NormCurve(Node[NormsByTimestep]):
     def compute(self, get: Get) -> NormsByTimestep:
         images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.process.T), seed=self.seed)
         sample = np.argsort(images.index)[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)]
-        gradients = GradientsAtScheme(
+        gradients = GradientsAtDraws(
             images=self.train, record=self.record, step=self.step, scheme=scheme, role="norm curve", execution=self.execution
         )
         single = compute_norms(gradients, images.take(sample), get)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.curvature.basis import Basis, by_kind, named
+from attribution.curvature.basis import Basis, flatten, unflatten
 from attribution.gradients.compression import Compression
 from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import STEP, pieces
@@ -42,11 +42,11 @@ class QueryCoefficients(Artifact):
     parts: dict[str, dict[str, Tensor]]
 
     def save(self, folder: Path) -> None:
-        save_file(named(**self.parts), folder / "coefficients.safetensors")
+        save_file(flatten(**self.parts), folder / "coefficients.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(by_kind(load_file(folder / "coefficients.safetensors")))
+        return cls(unflatten(load_file(folder / "coefficients.safetensors")))
 
     @classmethod
     def of(cls, means: Sequence[LayerGradients], basis: Basis, compression: Compression) -> Self:

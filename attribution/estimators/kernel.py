@@ -18,6 +18,7 @@ from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
 from attribution.features.spectrum import RESOLUTION, Spectrum, sides
+from attribution.gradients.layer_check import find_layers
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -88,6 +89,7 @@ class KernelEstimator(Estimator):
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
+        find_layers(record.outline)  # raises if a layer has no per-example gradients
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
         members = [KernelScores(stored, train, queries, record.member(i)) for i in range(self.models)]
@@ -126,7 +128,7 @@ class KernelScores(ShardedScores):
     def parts(self, get: Get) -> list[Node]:
         # As parts of one list, the inner products of several estimators and pools share their passes.
         queries, spectrum = self._features()
-        return [*spectrum.parts(get), *([InnerProducts(queries, spectrum.train)] if spectrum.form_is_gram else queries.shards)]
+        return [*spectrum.parts(get), *([InnerProducts(queries, spectrum.train)] if spectrum.uses_gram else queries.shards)]
 
     def parents(self) -> list[Node]:
         return [*super().parents(), self._features()[1]]

@@ -31,6 +31,7 @@ from attribution.estimators.sharded import (
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.inner_products import dot
+from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
@@ -81,6 +82,7 @@ class LiSSA(ShardedEstimator):
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
+        find_layers(record.outline)  # raises if a layer has no per-example gradients
         if self.batch_size > train.count * self.draws.count:
             available = f"there are only {train.count} training images × {self.draws.count} draws"
             raise FieldError(self, "batch_size", f"{available}; lower it, or take more draws")

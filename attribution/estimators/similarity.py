@@ -12,6 +12,7 @@ from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
+from attribution.gradients.layer_check import find_layers
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -48,6 +49,7 @@ class GradientSimilarity(Estimator):
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
+        find_layers(record.outline)  # raises if a layer has no per-example gradients
         return SimilarityScores(self, train, queries, record)
 
     def features(self, record: Recorded, images: ImageSet, role: str, step: int | None) -> Features:

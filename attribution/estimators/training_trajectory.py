@@ -13,6 +13,7 @@ from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, concatenated, with_query_blocks
 from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryTrainingBlock, half_columns
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
+from attribution.gradients.layer_check import find_layers
 from attribution.images import ImageSet, bins
 from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
@@ -40,6 +41,7 @@ class TrajectoryEstimator(CheckpointEstimator):
                 "train the model here, or choose an estimator that works on a final model"
             )
         self.measurement.subject(queries)
+        find_layers(record.outline)  # raises if a layer has no per-example gradients
         self.draws.check_bins(record.process.T)
         return TrajectoryScores(self, train, queries, record)
 

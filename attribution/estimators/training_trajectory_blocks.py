@@ -81,7 +81,7 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
                 given = None if condition is None else condition[start:stop]
                 captured = per_example.capture(measurement, x0[start:stop], batch, given)
                 if len(nodes) > 1 or scheme.bins > 1:
-                    captured.hold()
+                    captured.keep_calls()
                 bins = bin_of(measurement.timesteps(batch), scheme.bins, T)
                 for sides, node in zip(batches, nodes, strict=True):
                     sides.append(_by_bin(node.estimator, captured, bins, scheme.bins))

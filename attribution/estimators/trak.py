@@ -1,4 +1,7 @@
-"""TRAK (Park et al. 2023), D-TRAK (Zheng et al. 2024) and Journey-TRAK, which differ in their features."""
+"""TRAK, D-TRAK and Journey-TRAK; ``kernel`` and ``features.spectrum`` compute the formula, and this file sets its scale.
+
+D-TRAK (Zheng et al. 2024) is the class TRAK (Park et al. 2023) with another feature, a function of ``measurements.outputs``.
+"""
 
 from dataclasses import dataclass
 

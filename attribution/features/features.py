@@ -109,12 +109,15 @@ class Features:
             yield get(shard).values
 
     def gradients(self, get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the whole gradients ``[n, P]`` of the images ``rows[0]..rows[1]-1`` and their places, as memory allows."""
+        """Yield the whole gradients ``[n, P]`` of the images ``rows[0]..rows[1]-1``, with their row slice.
+
+        As many are yielded at once as memory allows.
+        """
         for block, captured in self.captured(get, rows):
             yield block, torch.cat([gradient.flatten(1) for gradient in captured.mean().values()], 1)
 
     def captured(self, get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, Captured]]:
-        """Yield the captured passes of the images ``rows[0]..rows[1]-1`` and their places, as many at a time as memory allows."""
+        """Yield the captured passes of images ``rows[0]..rows[1]-1``, with their row slice, as many at once as memory allows."""
         per_example = self.engine(get)
         images, device = get(self.measure.subject(self.images)), self.execution.torch_device()
         for start, stop in ranges(*rows, self.execution.examples_at_once(self.record.parameter_count)):
@@ -170,7 +173,7 @@ class FeatureShard(JointNode[FeatureTable]):
         tables: list[list[np.ndarray]] = [[] for _ in nodes]
         for _, captured in first.features.captured(get, first.rows):
             if len(nodes) > 1:
-                captured.hold()
+                captured.keep_calls()
             for blocks, project in zip(tables, projectors, strict=True):
                 blocks.append(project.features(captured).float().cpu().numpy())
         return [FeatureTable(np.concatenate(blocks)) for blocks in tables]

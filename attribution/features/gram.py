@@ -70,7 +70,7 @@ class InnerProducts(Node[GramMatrix]):
 
 @dataclass(frozen=True)
 class GramShard(JointNode[GramMatrix]):
-    """The inner products of all whole gradients of ``left`` with those in ``rows`` of ``right``, which are held meanwhile."""
+    """The inner products of all whole gradients of ``left`` with those in ``rows`` of ``right``, which are kept in memory."""
 
     NAME = "GramShard"
     VERSION = 2
@@ -126,7 +126,7 @@ def _inner(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def _squares(a: Tensor) -> np.ndarray:
-    """Return the square norms of rows in float64.
+    """Return the squared norms of rows in float64.
 
     Raises:
         FloatingPointError: a value is not finite.

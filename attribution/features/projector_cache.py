@@ -4,7 +4,7 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.nodes import key
 from attribution.projection import Projection, Projector
 
-MOST = 4
+MAX_PROJECTORS = 4
 """The largest number of projectors that are kept."""
 
 
@@ -13,7 +13,7 @@ def projector(projection: Projection, per_example: PerExampleGradients) -> Proje
     p = per_example.parameters[0]
     name = key(projection, sorted(per_example.blocks.items()), str(p.device), str(p.dtype))
     if name not in _projectors:
-        if len(_projectors) >= MOST:
+        if len(_projectors) >= MAX_PROJECTORS:
             _projectors.clear()
         _projectors[name] = projection.start(per_example.blocks, p.device)
     return _projectors[name]

@@ -49,7 +49,7 @@ class Spectrum(Node[Eigenfeatures]):
     train: Features
 
     def parts(self, get: Get) -> Sequence[Node]:
-        return [InnerProducts(self.train, self.train)] if self.form_is_gram else self.train.shards
+        return [InnerProducts(self.train, self.train)] if self.uses_gram else self.train.shards
 
     def cost(self) -> Cost:
         N = self.train.count
@@ -57,7 +57,7 @@ class Spectrum(Node[Eigenfeatures]):
 
     def compute(self, get: Get) -> Eigenfeatures:
         device = self.train.execution.torch_device()
-        if self.form_is_gram:
+        if self.uses_gram:
             gram = get(InnerProducts(self.train, self.train))
             values, vectors = eigh(
                 torch.from_numpy(np.array(gram.values) / len(gram.values)).to(device), "the Gram matrix of features"
@@ -72,7 +72,7 @@ class Spectrum(Node[Eigenfeatures]):
         return Eigenfeatures(values.cpu().numpy(), vectors.cpu().numpy(), np.concatenate(squares), np.array(False))
 
     @property
-    def form_is_gram(self) -> bool:
+    def uses_gram(self) -> bool:
         """Whether the Gram matrix is decomposed: N ≤ k, or there is no projection."""
         return not self.train.stored or self.train.count <= self.train.size
 

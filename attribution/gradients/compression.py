@@ -96,7 +96,7 @@ class Quantized(Compression):
 
     @property
     def kind(self) -> str:
-        return "quantised, preconditioned" if self.preconditioned else "quantised"
+        return "quantized, preconditioned" if self.preconditioned else "quantized"
 
     def compress(self, x: Tensor) -> dict[str, Tensor]:
         x = x.float().flatten(-2)

@@ -49,8 +49,8 @@ class GradientSet(ABC):
 
     @property
     @abstractmethod
-    def model_and_remedy(self) -> str:
-        """For error messages: the name of the model, and what to do if its gradients are not finite. For a single model only."""
+    def diverged_message(self) -> str:
+        """The end of an error message for gradients that are not finite: the model and a remedy. For a single model only."""
 
     @abstractmethod
     def engine(self, get: Get) -> PerExampleGradients:
@@ -93,8 +93,8 @@ class GradientsAtRecordedDraws(GradientSet):
         return [replace(self, checkpoints=(step,)) for step in select(self.checkpoints, record.steps, record.losses)]
 
     @property
-    def model_and_remedy(self) -> str:
-        return _model_and_remedy(self._step)
+    def diverged_message(self) -> str:
+        return _diverged_message(self._step)
 
     def engine(self, get: Get) -> PerExampleGradients:
         return engine(self.record, self._step, self.execution, get)
@@ -115,10 +115,10 @@ class GradientsAtRecordedDraws(GradientSet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientsAtScheme(GradientSet):
+class GradientsAtDraws(GradientSet):
     """Gradients at the draws of ``scheme`` for ``role``, under the model at checkpoint ``step`` (None: as used after training)."""
 
-    NAME = "GradientsAtScheme"
+    NAME = "GradientsAtDraws"
     VERSION = 1
 
     record: Recorded
@@ -135,8 +135,8 @@ class GradientsAtScheme(GradientSet):
         return self.record.objective
 
     @property
-    def model_and_remedy(self) -> str:
-        return _model_and_remedy(self.step)
+    def diverged_message(self) -> str:
+        return _diverged_message(self.step)
 
     def engine(self, get: Get) -> PerExampleGradients:
         return engine(self.record, self.step, self.execution, get)
@@ -164,7 +164,7 @@ class PipelineGradients(GradientSet):
         return self.pipeline.objective
 
     @property
-    def model_and_remedy(self) -> str:
+    def diverged_message(self) -> str:
         return f"the pipeline {self.pipeline.path}: choose another one"
 
     def engine(self, get: Get) -> PerExampleGradients:
@@ -174,6 +174,6 @@ class PipelineGradients(GradientSet):
         return self.scheme.draw("norms", torch.from_numpy(index), self.pipeline.process.T)
 
 
-def _model_and_remedy(step: int | None) -> str:
+def _diverged_message(step: int | None) -> str:
     model = "the final model" if step is None else f"checkpoint {step}"
     return f"{model}: training diverged; lower the learning rate, or clip gradients"

@@ -34,7 +34,7 @@ def find_layers(model: nn.Module) -> dict[nn.Module, tuple[str, Layer]]:
             their trainable parameters; or the model has no trainable parameter.
     """
     layers: dict[nn.Module, tuple[str, Layer]] = {}
-    homes: dict[nn.Parameter, tuple[str, Layer]] = {}
+    owners: dict[nn.Parameter, tuple[str, Layer]] = {}
     for name, module in model.named_modules():
         trainable = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
         if not trainable:
@@ -47,15 +47,15 @@ def find_layers(model: nn.Module) -> dict[nn.Module, tuple[str, Layer]]:
                 "plain weight and bias have one; build the model from these, or leave the parameter out (requires_grad=False)"
             )
         layer = kind(name, module)
-        shared = [key for key, p in layer.parameters.items() if p in homes]
-        home, first = homes[layer.parameters[shared[0]]] if shared else (name, layer)
+        shared = [key for key, p in layer.parameters.items() if p in owners]
+        owner, first = owners[layer.parameters[shared[0]]] if shared else (name, layer)
         if [id(p) for p in layer.parameters.values()] != [id(p) for p in first.parameters.values()]:
             raise ValueError(
-                f"{', '.join(shared)} ({type(module).__name__}) is also a parameter of {home}, which does not share all its "
+                f"{', '.join(shared)} ({type(module).__name__}) is also a parameter of {owner}, which does not share all its "
                 "trainable parameters: tie both weight and bias, or neither"
             )
-        layers[module] = home, layer
-        homes |= dict.fromkeys(trainable.values(), (home, first))
+        layers[module] = owner, layer
+        owners |= dict.fromkeys(trainable.values(), (owner, first))
     if not layers:
         raise ValueError("the model has no trainable parameter: set requires_grad=True on the parameters to differentiate")
     return layers
@@ -91,7 +91,7 @@ def check(
         inputs = measure.inputs(x0[example], draws.rows(example), None if condition is None else condition[example])
         truth = _autograd(model, parameters, measure, inputs)
         allowed = tolerance * torch.stack([g.norm() for g in truth.values()]).norm()
-        gradients = {name: g for home, layer in layers.items() for name, g in layer.split(ours[home][i])}
+        gradients = {name: g for layer_name, layer in layers.items() for name, g in layer.split(ours[layer_name][i])}
         for name, g in truth.items():
             if not g.isfinite().all():
                 raise FloatingPointError(

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from attribution.execution import Execution
 from attribution.gradients.layer_check import find_layers
 from attribution.gradients.per_example import PerExampleGradients
@@ -33,8 +31,7 @@ _engines: dict[str, PerExampleGradients] = {}
 def gradient_shapes(trained: Recorded) -> Mapping[str, tuple[int, int]]:
     """Return layer name → the shape ``[rows, columns]`` of its gradient, without loading any parameters."""
     if trained.fingerprint not in _shapes:
-        with torch.device("meta"):
-            layers = find_layers(trained.model()).values()
+        layers = find_layers(trained.outline).values()
         _shapes[trained.fingerprint] = {name: layer.block for name, layer in layers if name == layer.name}
     return _shapes[trained.fingerprint]
 

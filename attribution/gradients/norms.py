@@ -34,14 +34,14 @@ class NormShard(Node[Norms]):
     ARTIFACT = Norms
     TRANSIENT = True
 
-    of: GradientSet
+    gradients: GradientSet
     rows: tuple[int, int]
 
     def cost(self) -> Cost:
-        return Cost(passes=(self.rows[1] - self.rows[0]) * self.of.count)
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.gradients.count)
 
     def compute(self, get: Get) -> Norms:
-        return compute_norms(self.of, get(self.of.images).take(slice(*self.rows)), get)
+        return compute_norms(self.gradients, get(self.gradients.images).take(slice(*self.rows)), get)
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class GradientNorms(Node[Norms]):
     TITLE = "gradient norms"
     ARTIFACT = Norms
 
-    of: GradientSet
+    gradients: GradientSet
 
     def cost(self) -> Cost:
-        values = self.of.models * self.of.images.count * self.of.count
+        values = self.gradients.models * self.gradients.images.count * self.gradients.count
         return Cost(passes=values, disk=16 * values)
 
     def parts(self, get: Get) -> list[NormShard]:
@@ -71,8 +71,8 @@ class GradientNorms(Node[Norms]):
 
     def _shards(self, get: Get) -> list[list[NormShard]]:
         """The shards of each model."""
-        rows = ranges(0, self.of.images.count, self.of.execution.shard)
-        return [[NormShard(gradients, block) for block in rows] for gradients in self.of.per_model(get)]
+        rows = ranges(0, self.gradients.images.count, self.gradients.execution.shard)
+        return [[NormShard(gradients, block) for block in rows] for gradients in self.gradients.per_model(get)]
 
 
 def compute_norms(gradients: GradientSet, images: Images, get: Get) -> Norms:
@@ -92,7 +92,7 @@ def compute_norms(gradients: GradientSet, images: Images, get: Get) -> Norms:
         timesteps.append(draws.timestep.numpy())
     norm, timestep = np.concatenate(norms), np.concatenate(timesteps)
     if (bad := ~np.isfinite(norm)).any():
-        first = f"the first at timestep {timestep[bad][0]} under {gradients.model_and_remedy}"
+        first = f"the first at timestep {timestep[bad][0]} under {gradients.diverged_message}"
         raise FloatingPointError(f"{bad.sum()} of {norm.size} gradient norms are not finite, {first}")
     return Norms(norm[None], timestep[None])
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attribution.diffusion import eval_mode
 from attribution.gradients import hooks, layer_check
-from attribution.gradients.hooks import Call, Finish
+from attribution.gradients.hooks import Call, OnLayer
 from attribution.gradients.layers import STEP, Layer, pieces
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
@@ -49,7 +49,7 @@ class Contraction(Protocol):
 _Part = tuple[slice, slice]
 """The slices of examples and of draws in one pass."""
 
-_Seen = dict[str, list[Call]]
+_Calls = dict[str, list[Call]]
 """The recorded calls of a pass, by name."""
 
 
@@ -68,8 +68,8 @@ class PerExampleGradients:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a pass needs at least 1 network input")
         self.model, self.batch_size = model, batch_size
-        self.homes = layer_check.find_layers(model)
-        self.layers: dict[str, Layer] = {home: layer for home, layer in self.homes.values() if home == layer.name}
+        self.recorded_modules = layer_check.find_layers(model)
+        self.layers: dict[str, Layer] = {name: layer for name, layer in self.recorded_modules.values() if name == layer.name}
         self.blocks: Mapping[str, tuple[int, int]] = {name: layer.block for name, layer in self.layers.items()}
         self.parameters = [p for layer in self.layers.values() for p in layer.parameters.values()]
         self._checked = 0
@@ -86,7 +86,9 @@ class PerExampleGradients:
                 the message names the parameter.
         """
         if not len(x0) == len(draws) > 0:
-            raise ValueError(f"x0 has {len(x0)} examples, the draws are of {len(draws)}: give the same number of both, at least 1")
+            raise ValueError(
+                f"x0 has {len(x0)} examples, but the draws cover {len(draws)} examples: give the same number of both, at least 1"
+            )
         # A single input cannot show whether inputs influence each other: check again once there are more.
         if self._checked < min(2, len(draws) * draws.count):
             self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)), None if condition is None else condition[:2])
@@ -134,31 +136,31 @@ class Captured:
         self._autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self._versions = owner.versions()
         self._parts = _parts(len(draws), draws.count, owner.batch_size)
-        self._kept: _Seen | None = None
+        self._kept: _Calls | None = None
         self._norms: Tensor | None = None
         self._mean: LayerGradients | None = None
-        self._whole, self._mask = self, cast(Tensor | None, None)  # the original capture and a mask, after ``where``
+        self._parent, self._mask = self, cast(Tensor | None, None)  # the original capture and a mask, after ``where``
 
-    def hold(self) -> None:
+    def keep_calls(self) -> None:
         """Run the pass and keep its recorded calls for several means. Does nothing if one pass does not hold all inputs."""
         if len(self._parts) == 1 and self._draws.count > 1:
-            self._see(self._parts[0])
+            self._record(self._parts[0])
 
     def norms(self) -> Tensor:
         """Return ‖∇_{b,k}‖ of every draw over all layers, ``[B, K]``."""
-        if self._whole is not self:
-            return self._whole.norms()
+        if self._parent is not self:
+            return self._parent.norms()
         if self._norms is None and self._draws.count == 1:
             self._norms = torch.stack([block.flatten(1).norm(dim=1) for block in self.mean().values()]).norm(dim=0).unsqueeze(1)
         elif self._norms is None:
-            self._norms = torch.cat([self._norms_of(self._see(part), part).flatten() for part in self._parts])
+            self._norms = torch.cat([self._norms_of(self._record(part), part).flatten() for part in self._parts])
             self._norms = self._norms.view(self._draws.timestep.shape)
         return self._norms
 
     def contracted(self, contraction: Contraction) -> LayerGradients:
         """Return (1/K) Σ_k of ``contraction`` for every draw; a projection, for example, need not form the gradients."""
         if self._mask is not None:
-            return self._whole._average(self._mask.to(self._dtype), contraction)
+            return self._parent._average(self._mask.to(self._dtype), contraction)
         return self._average(None, contraction)
 
     def mean(self, weights: Weights = None) -> LayerGradients:
@@ -172,7 +174,7 @@ class Captured:
         """
         if self._mask is not None:
             weights = weights(self.norms()) if callable(weights) else weights
-            return self._whole.mean(self._mask.to(self._dtype) if weights is None else weights * self._mask)
+            return self._parent.mean(self._mask.to(self._dtype) if weights is None else weights * self._mask)
         if weights is None:
             self._mean = self._mean or self._average(None)
             return self._mean
@@ -190,10 +192,11 @@ class Captured:
     def where(self, mask: Tensor) -> "Captured":
         """Return a view with only the draws in ``mask [B, K]``; its means are still divided by K.
 
-        The means over the masks of a partition therefore add up to the mean. Call ``hold`` first, or each view runs its own pass.
+        The means over the masks of a partition therefore add up to the mean. Call ``keep_calls`` first, or each view runs its own
+        pass.
         """
         masked = copy.copy(self)
-        masked._whole, masked._mask, masked._mean = self, mask, None
+        masked._parent, masked._mask, masked._mean = self, mask, None
         return masked
 
     def _average(self, weights: Weights, contraction: Contraction | None = None) -> LayerGradients:
@@ -212,49 +215,49 @@ class Captured:
 
     def _sum_of(self, part: _Part, weights: Weights, contraction: Contraction) -> LayerGradients:
         """Return Σ_k w_k ∇_k over the draws of a part, for each of its examples."""
-        seen = self._kept
+        recorded = self._kept
         if weights is not None and not isinstance(weights, Tensor):
-            seen = self._see(part)
-            weights = weights(self._norms_of(seen, part))
+            recorded = self._record(part)
+            weights = weights(self._norms_of(recorded, part))
         examples, draws = _shape(part)
         sums: LayerGradients = {}
 
-        def finish(name: str, calls: list[Call]) -> None:
+        def on_layer(name: str, calls: list[Call]) -> None:
             sums[name] = _contract(contraction, name, calls, draws, self._dtype, weights)
 
-        if seen is None:
-            self._run(part, finish)
+        if recorded is None:
+            self._run(part, on_layer)
         else:
             with torch.autocast(self._device.type, enabled=False):
-                for name, calls in seen.items():
-                    finish(name, calls)
+                for name, calls in recorded.items():
+                    on_layer(name, calls)
         for name in self._owner.layers.keys() - sums.keys():
             sums[name] = torch.zeros(examples, *contraction.blocks[name], dtype=self._dtype, device=self._device)
         return {name: sums[name] for name in self._owner.layers}
 
-    def _norms_of(self, seen: _Seen, part: _Part) -> Tensor:
+    def _norms_of(self, recorded: _Calls, part: _Part) -> Tensor:
         total = torch.zeros(math.prod(_shape(part)), dtype=self._dtype, device=self._device)
         with torch.autocast(self._device.type, enabled=False):
-            for calls in seen.values():
+            for calls in recorded.values():
                 total += _square_norms(calls, self._dtype)
         return total.sqrt().view(_shape(part))
 
-    def _see(self, part: _Part) -> _Seen:
+    def _record(self, part: _Part) -> _Calls:
         if self._kept is not None:
             return self._kept
-        seen: _Seen = {}
-        self._run(part, seen.__setitem__)
+        recorded: _Calls = {}
+        self._run(part, recorded.__setitem__)
         if len(self._parts) == 1:
-            self._kept = seen
-        return seen
+            self._kept = recorded
+        return recorded
 
-    def _run(self, part: _Part, finish: Finish) -> None:
+    def _run(self, part: _Part, on_layer: OnLayer) -> None:
         if self._owner.versions() != self._versions:
             raise RuntimeError("the model's parameters have changed since the capture: compute means and norms before that")
         x0 = self._x0[part[0]].to(self._device, self._owner.parameters[0].dtype)
         condition = None if self._condition is None else self._condition[part[0]].to(self._device)
         inputs = self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
-        hooks.run(self._owner.model, self._owner.homes, self._measure, inputs, finish, self._autocast)
+        hooks.run(self._owner.model, self._owner.recorded_modules, self._measure, inputs, on_layer, self._autocast)
 
 
 def _parts(B: int, K: int, size: int) -> list[_Part]:

@@ -21,8 +21,8 @@ class Images(Artifact):
 
     ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1], or unsigned integers 0..``levels`` that ``x0`` maps to this range (so that a
     data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a
-    function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: what else the network is given of each image
-    (a class, an embedding); None for networks that take nothing else.
+    function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: an extra network input for each image (a
+    class, an embedding); None for networks that take nothing else.
     """
 
     pixels: np.ndarray

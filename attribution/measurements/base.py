@@ -23,7 +23,7 @@ SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process")
 class Inputs(NamedTuple):
     """The arguments of a measure after ``denoise``, N rows each: ``measure(denoise, *inputs)`` gives N costs.
 
-    ``x0``, ``t`` and ``noise`` are what the measure takes as such; ``condition`` is what else the network is given, or None.
+    ``x0``, ``t`` and ``noise`` go to the measure; ``condition`` goes to the network and may be None.
     """
 
     x0: Tensor
@@ -49,15 +49,15 @@ class Measure(ABC):
         """The costs ``[B]``."""
 
     def subject(self, images: ImageSet) -> Node[Any]:
-        """What of ``images`` is measured: a node of an artifact with ``x0(rows)``, ``ids(rows)`` and ``conditions(rows)``.
+        """The node that is measured for ``images``. Its artifact has ``x0(rows)``, ``ids(rows)`` and ``conditions(rows)``.
 
         Raises:
-            ValueError: something that these images do not have.
+            ValueError: the measure needs something these images lack.
         """
         return images
 
     def timesteps(self, draws: Draws) -> Tensor:
-        """The timesteps ``[B, K]`` that are measured at the drawn ones."""
+        """The timesteps ``[B, K]`` at which the measure is evaluated, given the drawn ones."""
         return draws.timestep
 
     def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:

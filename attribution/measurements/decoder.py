@@ -1,4 +1,4 @@
-"""The discretised Gaussian decoder: the probability of an image whose pixels take finitely many values (Ho et al. 2020, eq. 13).
+"""The discretized Gaussian decoder: the probability of an image whose pixels take finitely many values (Ho et al. 2020, eq. 13).
 
 The values are ``2k/levels - 1``, k = 0..levels, as in ``Images``: ``levels`` is 255 for 256 values. A value represents the bin of
 half a step on either side; the bins of the first and the last value extend to infinity.

@@ -45,8 +45,8 @@ def loss_weights(schedule: NoiseSchedule, variances: np.ndarray) -> np.ndarray:
 class ElboWeighted(DDPMMeasure):
     """``T · w_t · ‖ε - ε_θ(x_t, t)‖²``, ``w_t = β_t / (2 α_t (1-ᾱ_t))``: the loss with the weights of the bound.
 
-    These are the weights for the variance σ_t² = β_t. The term of t = 1 is a square error too, without the discretised decoder;
-    constants are left out. The square norm is a sum over pixels.
+    These are the weights for the variance σ_t² = β_t. The term of t = 1 is a squared error too, without the discretized decoder;
+    constants are left out. The squared norm is a sum over pixels.
     """
 
     NAME = "ElboWeighted"
@@ -66,7 +66,7 @@ class Elbo(DDPMMeasure):
     """The negative ELBO (eq. 5), an upper bound on -log P_θ(x_0) of an image of ``levels`` + 1 values per pixel.
 
     At t >= 2 ``T · KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))`` with the small variance on both sides, which is
-    ``T · β_t / (2 α_t (1-ᾱ_{t-1})) · ‖ε - ε_θ(x_t, t)‖²``; at t = 1 ``-T · log P_θ(x_0 | x_1)`` by the discretised decoder (eq. 13)
+    ``T · β_t / (2 α_t (1-ᾱ_{t-1})) · ‖ε - ε_θ(x_t, t)‖²``; at t = 1 ``-T · log P_θ(x_0 | x_1)`` by the discretized decoder (eq. 13)
     with σ_1² := σ_2². Every draw includes the prior ``KL(q(x_T | x_0) ‖ N(0, I))``, which does not depend on θ.
 
     The bound is defined for discrete images. Any other image (a generated one) is measured as it would be saved: every pixel is

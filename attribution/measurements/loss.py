@@ -35,7 +35,7 @@ class Loss(Measure):
 class LossAtT(Measure):
     """The training loss at one timestep, or its mean over a list of n timesteps, for any draws (K-FAC paper, figs. 11 and 12).
 
-    A drawn timestep only selects an entry of the list: 1..T is divided into n stretches, of which the j-th begins at
+    A drawn timestep only selects an entry of the list: 1..T is divided into n stretches; the j-th begins at
     ``1 + ⌊jT/n⌋``. Uniform draws select all entries equally often, as do even draws if their number is a multiple of n. Where n
     does not divide T, an entry with a longer stretch has a smaller weight in proportion, so that the expectation is exactly the
     mean over the list.

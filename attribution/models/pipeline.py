@@ -17,7 +17,7 @@ _CONTENT = (".safetensors", ".bin", ".json")
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A DDPMPipeline or DDIMPipeline at ``path``: a folder written by ``save_pretrained``, or a name in the cache of downloads.
+    """A DDPMPipeline or DDIMPipeline at ``path``: a folder written by ``save_pretrained``, or a name in the Hugging Face cache.
 
     Nothing is downloaded.
     """

@@ -18,8 +18,8 @@ from attribution.nodes import Artifact, Get, Node
 PARAMETERS = "parameters.safetensors"
 
 
-class Trainee(Artifact):
-    """The result of a training."""
+class TrainingResult(Artifact):
+    """The result of a training run."""
 
     @abstractmethod
     def final_parameters(self) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ class Trainee(Artifact):
 
 
 @dataclass(frozen=True, eq=False)
-class FinalParameters(Trainee):
+class FinalParameters(TrainingResult):
     """The parameters in ``folder / parameters.safetensors``, read on demand."""
 
     folder: Path
@@ -45,12 +45,12 @@ class FinalParameters(Trainee):
         return cls(folder)
 
 
-T = TypeVar("T", bound=Trainee)
+T = TypeVar("T", bound=TrainingResult)
 
 
 @dataclass(frozen=True)
 class Trained(Node[T], ABC):
-    """A trained model. ``model()`` builds the untrained network; training minimised the mean of ``objective`` over draws."""
+    """A trained model. ``model()`` builds the untrained network; training minimized the mean of ``objective`` over draws."""
 
     model: Callable[[], nn.Module]
     objective: Measure
@@ -61,10 +61,15 @@ class Trained(Node[T], ABC):
         return self.objective.process
 
     @cached_property
+    def outline(self) -> nn.Module:
+        """The untrained network on the meta device: its layers and shapes, without memory for parameters."""
+        with torch.device("meta"):
+            return self.model()
+
+    @cached_property
     def parameter_count(self) -> int:
         """The number of trainable parameters of the network."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
+        return sum(p.numel() for p in self.outline.parameters() if p.requires_grad)
 
     def network(self, get: Get) -> nn.Module:
         """The trained network in eval mode."""

@@ -30,8 +30,8 @@ class Projection(ABC):
     """The definition of P. Subclasses are frozen dataclasses, and their fields are their identity."""
 
     VERSION: ClassVar[int] = 1
-    FOLDS: ClassVar[str]
-    """For error messages: the projections whose features ``fold`` can compute from those of this one."""
+    REDUCIBLE: ClassVar[str]
+    """For error messages: the projections whose features ``reduce_to`` can compute from those of this one."""
 
     @abstractmethod
     def size(self, layers: LayerShapes) -> int:
@@ -41,7 +41,7 @@ class Projection(ABC):
     def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> "Projector":
         """Return the projector of gradients with these ``layers``. It computes on ``device`` in ``dtype``."""
 
-    def fold(self, features: Tensor, smaller: "Projection", layers: LayerShapes) -> Tensor:
+    def reduce_to(self, features: Tensor, smaller: "Projection", layers: LayerShapes) -> Tensor:
         """Compute the features of ``smaller``, ``[.., smaller.size]``, from this projection's ``features [.., size]``.
 
         Raises:
@@ -50,14 +50,14 @@ class Projection(ABC):
         """
         if features.shape[-1] != (size := self.size(layers)):
             raise ValueError(f"features {list(features.shape)} do not fit {self}, whose features are {size} for each example")
-        folded = self._fold(features, smaller, layers)
-        if folded is None:
-            raise ValueError(f"the features of {self} do not determine those of {smaller}: this needs {self.FOLDS}")
-        return folded
+        reduced = self._reduce_to(features, smaller, layers)
+        if reduced is None:
+            raise ValueError(f"the features of {self} do not determine those of {smaller}: this needs {self.REDUCIBLE}")
+        return reduced
 
     @abstractmethod
-    def _fold(self, features: Tensor, smaller: "Projection", layers: LayerShapes) -> Tensor | None:
-        """Compute ``fold``, or return None if ``smaller`` cannot be computed from this projection."""
+    def _reduce_to(self, features: Tensor, smaller: "Projection", layers: LayerShapes) -> Tensor | None:
+        """Compute ``reduce_to``, or return None if ``smaller`` cannot be computed from this projection."""
 
 
 class Projector(ABC):
@@ -84,7 +84,7 @@ class Projector(ABC):
         if gradients.keys() != self.layers.keys():
             unmatched = ", ".join(sorted(gradients.keys() ^ self.layers.keys()))
             raise ValueError(
-                f"the projection was started for other layers than the gradients have: only one of the two has {unmatched}"
+                f"the gradients' layers differ from those the projection was started for: only one of the two has {unmatched}"
             )
         for name, (rows, columns) in self.layers.items():
             if (block := gradients[name].shape[1:]) != (rows, columns):

@@ -32,7 +32,7 @@ class DenseProjection(Projection):
     ``memory`` is the number of bytes of P to keep between calls; other blocks are generated again. It is not part of the identity.
     """
 
-    FOLDS = "the same kind and seed, and a k that is not larger"
+    REDUCIBLE = "the same kind and seed, and a k that is not larger"
     PER_COUNTER: ClassVar[int]
     """Entries of P from one counter of philox."""
 
@@ -49,7 +49,7 @@ class DenseProjection(Projection):
     def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Projector:
         return _Dense(self, layers, device, dtype)
 
-    def _fold(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
+    def _reduce_to(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
         if not (isinstance(smaller, DenseProjection) and replace(smaller, k=self.k) == self and smaller.k <= self.k):
             return None
         return features[..., : smaller.k] * math.sqrt(self.k / smaller.k)

@@ -43,7 +43,7 @@ class Kronecker(Projection):
 
     NAME = "Kronecker"
     VERSION = 1
-    FOLDS = "the same seed, and k_out and k_in that are not larger"
+    REDUCIBLE = "the same seed, and k_out and k_in that are not larger"
 
     k_out: int
     k_in: int
@@ -65,18 +65,18 @@ class Kronecker(Projection):
     ) -> "KroneckerProjector":
         return KroneckerProjector(self, layers, device, dtype)
 
-    def _fold(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
+    def _reduce_to(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
         if not (isinstance(smaller, Kronecker) and smaller.seed == self.seed):
             return None
         if smaller.k_out > self.k_out or smaller.k_in > self.k_in:
             return None
-        folded, sizes = [], [rows * columns for rows, columns in self.blocks(layers).values()]
+        reduced, sizes = [], [rows * columns for rows, columns in self.blocks(layers).values()]
         for (name, block), part in zip(self.blocks(layers).items(), features.split(sizes, -1), strict=True):
             rows, columns = layers[name]
-            part = _fold_side(part.unflatten(-1, block), self.k_in, smaller.side(name, "in", columns), columns)
-            part = _fold_side(part.mT, self.k_out, smaller.side(name, "out", rows), rows).mT
-            folded.append(part.flatten(-2))
-        return torch.cat(folded, -1)
+            part = _reduce_side(part.unflatten(-1, block), self.k_in, smaller.side(name, "in", columns), columns)
+            part = _reduce_side(part.mT, self.k_out, smaller.side(name, "out", rows), rows).mT
+            reduced.append(part.flatten(-2))
+        return torch.cat(reduced, -1)
 
     def side(self, layer: str, name: Literal["out", "in"], length: int) -> Tensor | None:
         """Return P_out or P_in of a layer, ``[length, k]`` float64, or None if this side is not projected.
@@ -159,7 +159,7 @@ def _projected_outputs(layer: LinearLayer | ConvLayer, b: Tensor, P_out: Tensor 
     return b if P_out is None else b @ P_out
 
 
-def _fold_side(x: Tensor, k: int, P: Tensor | None, length: int) -> Tensor:
+def _reduce_side(x: Tensor, k: int, P: Tensor | None, length: int) -> Tensor:
     """Convert the last dimension of ``x`` to the features of a smaller side ``P [length, k']``; None leaves it as it is.
 
     The last dimension is either not projected (``length`` numbers) or already projected to ``k`` numbers.

@@ -15,7 +15,7 @@ class Identity(Projection):
 
     NAME = "Identity"
     VERSION = 1
-    FOLDS = "the same projection"
+    REDUCIBLE = "the same projection"
 
     def size(self, layers: LayerShapes) -> int:
         return sum(rows * columns for rows, columns in layers.values())
@@ -23,7 +23,7 @@ class Identity(Projection):
     def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Projector:
         return _Identity(self, layers, device, dtype)
 
-    def _fold(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
+    def _reduce_to(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
         return features if smaller == self else None
 
 

@@ -29,7 +29,7 @@ class SJLT(Projection):
 
     NAME = "SJLT"
     VERSION = 1
-    FOLDS = "the same s and seed, and a k that divides this one's"
+    REDUCIBLE = "the same s and seed, and a k that divides this one's"
 
     k: int
     s: int = 1
@@ -39,7 +39,7 @@ class SJLT(Projection):
         whole(self, "k", least=1)
         whole(self, "s", least=1)
         if self.k % self.s:
-            raise FieldError(self, "s", f"does not divide k={self.k}: every hash has k/s columns of its own")
+            raise FieldError(self, "s", f"does not divide k={self.k}: every hash has its own k/s columns")
 
     def size(self, layers: LayerShapes) -> int:
         return self.k
@@ -47,7 +47,7 @@ class SJLT(Projection):
     def start(self, layers: LayerShapes, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Projector:
         return _Sparse(self, layers, device, dtype)
 
-    def _fold(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
+    def _reduce_to(self, features: Tensor, smaller: Projection, layers: LayerShapes) -> Tensor | None:
         if not (isinstance(smaller, SJLT) and (smaller.s, smaller.seed) == (self.s, self.seed) and self.k % smaller.k == 0):
             return None
         return features.unflatten(-1, (-1, smaller.k)).sum(-2)

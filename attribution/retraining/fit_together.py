@@ -162,7 +162,7 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
 def _check_rows(members: Sequence[Member], count: int) -> None:
     for member in members:
         if (last := int(member.selection.rows[-1])) >= count:
-            raise ValueError(f"a selection has row {last} but the training set only {count} rows: choose rows below that")
+            raise ValueError(f"a selection has row {last} but the training set has only {count} rows: choose rows below that")
 
 
 def _check_finite(losses: Tensor, done: int, members: Sequence[Member]) -> None:

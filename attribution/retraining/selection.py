@@ -13,7 +13,7 @@ from attribution.nodes import class_identity, digest
 class Selection:
     """``rows`` of a training set, int64 ``[n]`` ascending, with ``weights`` float64 ``[n]``; None means that all weights are 1.
 
-    Training minimises the mean over ``rows`` of weight × loss. A row of weight 0 still takes a place in its batch and counts in the
+    Training minimizes the mean over ``rows`` of weight × loss. A row of weight 0 still takes a place in its batch and counts in the
     mean's denominator; a row that is left out does neither. Identity is the content: weights that are all 1 equal None.
 
     Raises:

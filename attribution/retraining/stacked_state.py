@@ -19,7 +19,7 @@ DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
 
 
 class Stack:
-    """M models of one recipe: ``model()`` initialised with each of ``seeds`` as in ``fit``, one row per seed in this order.
+    """M models of one recipe: ``model()`` initialized with each of ``seeds`` as in ``fit``, one row per seed in this order.
 
     Raises:
         ValueError: an optimizer or a precision that does not allow stacking.
@@ -76,7 +76,7 @@ class Stack:
         """
         if [tensor._version for tensor in self.constants.values()] != self._versions:
             raise ValueError(
-                "model: the network changes its buffers in training (batch norm?): retraining supports no such network"
+                "model: the network changes its buffers in training (batch norm?): retraining doesn't support this network"
             )
         if self.recipe.clip is not None:
             norms = gradients.norm(dim=1, keepdim=True)
@@ -125,7 +125,7 @@ def _constants(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_elementwise(build: BuildOptimizer) -> None:
-    """Check that the optimizer updates a matrix like its pieces in other shapes, by trying it.
+    """Check by trial that the optimizer updates a matrix as it updates separate tensors.
 
     Raises:
         ValueError: it does not.

@@ -53,7 +53,7 @@ class StepLoader(DataLoader):
 
 
 class Batches(L.LightningDataModule):
-    """The training images in their order. Each process builds its own loader, because only there its rank is known."""
+    """The training images in their order. Each process builds its own loader, because its rank is known only there."""
 
     def __init__(self, images: Images, seed: int, batch_size: int):
         super().__init__()

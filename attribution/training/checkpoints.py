@@ -101,8 +101,8 @@ class SteadyDecline(CheckpointRule):
 def steady_decline(losses: np.ndarray, start: float = 0.5, stop: float = 0.98) -> tuple[int, int]:
     """The first and last step of the steady decline of the loss ``[steps]``.
 
-    ReTrac F.2 requires "consistent learning and a steady decline in loss", neither the unstable beginning nor convergence, without
-    a rule. The rule here is ours: smooth the logarithm of the loss (block means over 1/50 of the training, then the running
+    ReTrac F.2 requires "consistent learning and a steady decline in loss", neither the unstable beginning nor convergence, but
+    gives no rule. The rule here is ours: smooth the logarithm of the loss (block means over 1/50 of the training, then the running
     minimum); the decline is steady between the fractions ``start`` and ``stop`` of the total decline.
     """
     block = max(1, len(losses) // 50)
@@ -136,7 +136,7 @@ def select(wanted: int | str | Sequence[int], recorded: Sequence[int], losses: n
         owner: the object whose field ``checkpoints`` is ``wanted``, for errors.
 
     Raises:
-        ValueError: a step that was not recorded, more checkpoints than were recorded, or another word.
+        ValueError: a step that was not recorded, more checkpoints than were recorded, or an unknown word.
     """
     if isinstance(wanted, str) and wanted == "all":
         return list(recorded)

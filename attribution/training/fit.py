@@ -1,4 +1,4 @@
-"""One training, run by Lightning."""
+"""One training run by Lightning."""
 
 import shutil
 import warnings

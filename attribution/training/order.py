@@ -1,4 +1,4 @@
-"""The order of training batches: a function of (seed, step), so that a run can go on, or be replayed, from any step."""
+"""The order of training batches: a function of (seed, step), so that a run can continue, or be replayed, from any step."""
 
 import functools
 

@@ -9,7 +9,7 @@ LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a training; all of them are part of the model's identity.
+    """The settings of a training run; all of them are part of the model's identity.
 
     ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
     fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``precision``: as in
@@ -35,16 +35,16 @@ class Recipe:
             whole(self, name, least=1)
         number(self, "warmup", least=0, most=1)
         if self.clip is not None and not self.clip > 0:
-            raise FieldError(self, "clip", "the largest gradient norm must be above 0; None does not clip")
+            raise FieldError(self, "clip", "must be above 0: it is the largest gradient norm; None does not clip")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise FieldError(self, "ema", "the decay must be between 0 and 1; None takes no average")
+            raise FieldError(self, "ema", "must be between 0 and 1: it is the decay of the average; None takes no average")
         if self.lr_schedule not in LR_SCHEDULES:
-            raise FieldError(self, "lr_schedule", f"choose one of {', '.join(LR_SCHEDULES)}")
+            raise FieldError(self, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The devices of a training, and the steps between two savings of progress (``interval``); not part of the model's identity.
+    """The devices of a training run, and the steps between two saves of progress (``interval``); not part of the model's identity.
 
     ``strategy="auto"`` means one process, or ``ddp_spawn`` for several devices. Strategies that start the program again on every
     rank are errors, because these ranks would wait for the store's lock that rank 0 holds.

@@ -9,7 +9,7 @@ A record is a folder:
     average.safetensors    averaged parameters (EMA) at the end, if training kept an average
 
 Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; checkpoint N comes after steps 0..N-1. Training never
-drops conditions; a schema for a training that does would add a bool column ``condition_dropped`` to ``visits``.
+drops conditions; a schema for a training run that does would add a bool column ``condition_dropped`` to ``visits``.
 """
 
 import json
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attribution.images.draws import Draws
-from attribution.models.trained import Trained, Trainee, with_parameters
+from attribution.models.trained import Trained, TrainingResult, with_parameters
 from attribution.nodes import Get
 
 SCHEMA = 1
@@ -53,8 +53,8 @@ def draws_of(visits: np.ndarray) -> Draws:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRecord(Trainee):
-    """The record of a training: checkpoints (step, learning rate, parameters) and visits."""
+class TrainingRecord(TrainingResult):
+    """The record of a training run: checkpoints (step, learning rate, parameters) and visits."""
 
     folder: Path
 
@@ -164,7 +164,7 @@ class Recorded(Trained[TrainingRecord], ABC):
     ARTIFACT = TrainingRecord
 
     def member(self, i: int) -> "Recorded":
-        """Member ``i`` of an ensemble of trainings that differ in their seed; 0 is this one.
+        """Member ``i`` of an ensemble of training runs that differ in their seed; 0 is this one.
 
         Raises:
             TypeError: a model that cannot be trained again.

@@ -20,7 +20,8 @@ class Recorder(L.Callback):
     """Record visits, steps and checkpoints in ``folder``, and every ``interval`` steps the state that resuming needs.
 
     Rows are kept in memory for an interval and written to ``progress/*.npy`` just before Lightning's checkpoint
-    ``progress/resume.ckpt`` replaces the previous one. A training that is killed loses the steps after it and repeats them exactly.
+    ``progress/resume.ckpt`` replaces the previous one. A training run that is killed loses the steps after that checkpoint and
+    repeats them exactly.
     """
 
     def __init__(self, folder: Path, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
@@ -39,7 +40,7 @@ class Recorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for folder in (self.progress, self.folder / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
-        self.marks = set(self.rule.candidates(trainer.max_steps, steps_per_epoch(self.n, self.batch_size)))
+        self.checkpoint_steps = set(self.rule.candidates(trainer.max_steps, steps_per_epoch(self.n, self.batch_size)))
         if trainer.is_global_zero:
             for path in self.progress.glob("*.npy"):
                 if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # its resume.ckpt was not written
@@ -50,7 +51,7 @@ class Recorder(L.Callback):
         assert isinstance(pl_module, DiffusionModule)
         done = trainer.global_step
         self._record(pl_module, done - 1, trainer.global_rank)
-        if done in self.marks and trainer.is_global_zero:
+        if done in self.checkpoint_steps and trainer.is_global_zero:
             _write(pl_module.model.state_dict(), self.folder / "checkpoints" / f"{done}.safetensors")
         if done % self.interval == 0 or done == trainer.max_steps:
             self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
@@ -73,8 +74,8 @@ class Recorder(L.Callback):
         if pl_module.average is not None:
             _write(pl_module.average.module.state_dict(), self.folder / "average.safetensors")
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
-        kept = self.rule.keep(sorted(self.marks), losses)
-        for step in self.marks - set(kept):
+        kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
+        for step in self.checkpoint_steps - set(kept):
             (self.folder / "checkpoints" / f"{step}.safetensors").unlink()
         self._describe(kept, trainer.precision)
 

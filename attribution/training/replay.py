@@ -18,10 +18,10 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     device.
 
     Raises:
-        ValueError: a training under autocast, or a step made by several processes.
+        ValueError: a training run under autocast, or a step made by several processes.
     """
     if "mixed" in record.info["precision"]:
-        raise ValueError(f"trained in {record.info['precision']}: only a training without autocast can be replayed exactly")
+        raise ValueError(f"trained in {record.info['precision']}: only a training run without autocast can be replayed exactly")
     rows = record.step_table[record.step_table["step"] == step]
     if len(rows) != 1:
         raise ValueError(f"step {step} was made by {len(rows)} processes: only a step of one process can be replayed")

@@ -59,9 +59,9 @@ class ImageTracing(Benchmark):
             node = queries.node(experiment)
             images, pool = get(node), get(node.pool if isinstance(node, OfEachSource) else node)
             labels = classifier.labels(images)
-            if (unlabelled := pool.label == UNKNOWN).any():
+            if (unlabeled := pool.label == UNKNOWN).any():
                 recall = classifier.recall(experiment.data.load().validation)
-                report.add(self._classified(kind, classifier.labels(pool)[unlabelled], recall, train))
+                report.add(self._classified(kind, classifier.labels(pool)[unlabeled], recall, train))
             variants = [
                 variant
                 for name, estimator in estimators.items()

@@ -89,8 +89,8 @@ def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
     n = len(predictor.timesteps) - 1
     if n < ENOUGH:
         return
-    near, far = neighbours(n), farther(n)
-    shapes = {"same_t": diagonal(n), "neighbours": near, "farther": far, "neighbours_−_farther": near - far}
+    near, far = neighbors(n), farther(n)
+    shapes = {"same_t": diagonal(n), "neighbors": near, "farther": far, "neighbors_−_farther": near - far}
     subject = Subject(predictor.name, predictor.settings)
     for metric, weights in {**shapes, "later_−_earlier_t": later(n)}.items():
         estimate = rounded((predictor.grid[:n, :n] * weights).sum())
@@ -119,7 +119,7 @@ def diagonal(n: int) -> np.ndarray:
     return np.eye(n) / n
 
 
-def neighbours(n: int) -> np.ndarray:
+def neighbors(n: int) -> np.ndarray:
     """Weights of the mean over targets of the mean over the predictions beside their own, n >= 2."""
     return _mean_over_targets(_distance(n) == 1)
 

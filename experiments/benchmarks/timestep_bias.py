@@ -133,8 +133,8 @@ class TimestepBias(Benchmark):
         return figures.norm_curves(curves, bias.T, get(alone))
 
     def _show_pretrained(self, node: GradientNorms, experiment: Experiment, get: Get, report: Report) -> None:
-        assert isinstance(node.of, PipelineGradients)
-        norms, T = get(node), node.of.pipeline.process.T
+        assert isinstance(node.gradients, PipelineGradients)
+        norms, T = get(node), node.gradients.pipeline.process.T
         timestep, norm = norms.timestep[0, :, 0], norms.norms[0, :, 0]
         report.add([explained_row(timestep, norm, T, self.pretrained, self._bootstrap)])
         scatter = figures.Scatter("pretrained", timestep, norm, self._columns(experiment))

@@ -1,4 +1,4 @@
-"""The default data, which needs no files: scikit-learn's 1,797 handwritten digits (UCI, 8 × 8 pixels, 17 grey levels)."""
+"""The default data, which needs no files: scikit-learn's 1,797 handwritten digits (UCI, 8 × 8 pixels, 17 gray levels)."""
 
 from dataclasses import dataclass
 

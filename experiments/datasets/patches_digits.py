@@ -11,20 +11,20 @@ from experiments.datasets.selection import random_order, select_random
 from experiments.datasets.source import Source, Splits
 
 SIZE, LEVELS = 8, 16
-"""Size in pixels and largest grey level of scikit-learn's digits, and therefore of the patches."""
+"""Size in pixels and largest gray level of scikit-learn's digits, and therefore of the patches."""
 FACTORS = (4, 6, 8)
 """Factors by which the photographs are reduced before cutting: a patch is 32, 48 or 64 pixels of the original wide."""
 STRIDE = 2
 """Distance between patches, in pixels of the reduced photograph."""
 CONTRAST = 4
-"""The smallest range of grey levels in a patch: patches of sky and blurred background show nothing."""
+"""The smallest range of gray levels in a patch: patches of sky and blurred background show nothing."""
 HELD_OUT = (0.4, 0.6)
 """The columns of a photograph, as fractions of its width, that are reserved for validation patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchesDigits(Source):
-    """``patches`` patches of scikit-learn's two photographs (None: all 3,910) and ``zeros`` of its digits, with 17 grey levels.
+    """``patches`` patches of scikit-learn's two photographs (None: all 3,910) and ``zeros`` of its digits, with 17 gray levels.
 
     ``validation_patches`` patches come from another part of the photographs, without a common pixel. ``validation_zeros`` zeros
     are others of the 178. The images are selected at random by ``seed``. Labels: 0 patch, 1 zero. Patches come first; the id of a
@@ -68,8 +68,8 @@ class PatchesDigits(Source):
             )
         order = rows[random_order(self.seed, "zeros", rows)]
         halves = (np.sort(order[: self.zeros]), np.sort(order[-self.validation_zeros :]))
-        grey = np.asarray(pixels).reshape(-1, 1, SIZE, SIZE).astype(np.uint8)
-        train, validation = (Images(grey[half], first_zero + half, np.ones(len(half), np.int64), LEVELS) for half in halves)
+        gray = np.asarray(pixels).reshape(-1, 1, SIZE, SIZE).astype(np.uint8)
+        train, validation = (Images(gray[half], first_zero + half, np.ones(len(half), np.int64), LEVELS) for half in halves)
         return train, validation
 
 
@@ -86,11 +86,11 @@ def _patches() -> tuple[Images, Images, int]:
 
     windows, columns = [], []
     for photograph in load_sample_images().images:
-        grey = photograph @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
+        gray = photograph @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
         for factor in FACTORS:
-            pixels, left = _windows(_reduced(grey, factor))
+            pixels, left = _windows(_reduced(gray, factor))
             windows.append(np.rint(pixels * (LEVELS / 255)).astype(np.uint8))
-            columns.append(np.stack([left, left + SIZE], 1) * factor / grey.shape[1])
+            columns.append(np.stack([left, left + SIZE], 1) * factor / gray.shape[1])
     pixels, (left, right) = np.concatenate(windows), np.concatenate(columns).T
     spread = pixels.max((1, 2)).astype(int) - pixels.min((1, 2))
     first = np.zeros(len(pixels), bool)
@@ -102,10 +102,10 @@ def _patches() -> tuple[Images, Images, int]:
     return train, validation, len(pixels)
 
 
-def _reduced(grey: np.ndarray, factor: int) -> np.ndarray:
+def _reduced(gray: np.ndarray, factor: int) -> np.ndarray:
     """Average squares of ``factor`` × ``factor`` pixels; incomplete squares at the right and at the bottom are dropped."""
-    height, width = (side // factor for side in grey.shape)
-    return grey[: height * factor, : width * factor].reshape(height, factor, width, factor).mean((1, 3))
+    height, width = (side // factor for side in gray.shape)
+    return gray[: height * factor, : width * factor].reshape(height, factor, width, factor).mean((1, 3))
 
 
 def _windows(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from experiments.report.tables import REFERENCES, differing_settings
 def distinct_share(rows: Sequence[Row]) -> Figure:
     """Distinct share of the top k (ReTrac §6.2, table 1) as bars with intervals; a panel for each kind of queries.
 
-    Bars are grouped by metric, labelled by ``k`` in ``about``. Random level and maximum are lines across their group. Panels stand
+    Bars are grouped by metric, labeled by ``k`` in ``about``. Random level and maximum are lines across their group. Panels stand
     below each other where they would be too wide together.
     """
     rows = [row for row in rows if math.isfinite(row.estimate.value)]

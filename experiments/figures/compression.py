@@ -30,7 +30,7 @@ def compression(rows: Sequence[Row]) -> Figure:
 
     Args:
         rows: with the settings ``compression``, the name of a point ("int8", "svd rank 4"), ``kind``, that of its curve
-            ("quantised", "svd"), and ``ratio``, bytes before over bytes after. Unknown values are not shown; without any value the
+            ("quantized", "svd"), and ``ratio``, bytes before over bytes after. Unknown values are not shown; without any value the
             figure is empty.
     """
     rows = [row for row in rows if math.isfinite(row.estimate.value)]

@@ -1,4 +1,4 @@
-"""A matrix of numbers as colours, with each number in its cell."""
+"""A matrix of numbers as colors, with each number in its cell."""
 
 from collections.abc import Sequence
 
@@ -24,8 +24,8 @@ def matrix(
 ) -> Figure:
     """Heat map of ``values [rows, columns]``, such as scores of pairs of (query, training) timesteps (K-FAC paper, fig. 11).
 
-    If ``symmetric``, values above zero are blue and values below zero red, equally strong at equal distance; otherwise one colour
-    goes from the smallest value to the largest. NaN is grey, with a dash. Cells that are large enough show their numbers.
+    If ``symmetric``, values above zero are blue and values below zero red, equally strong at equal distance; otherwise one color
+    goes from the smallest value to the largest. NaN is gray, with a dash. Cells that are large enough show their numbers.
 
     Raises:
         ValueError: the numbers of labels and of values differ.
@@ -68,7 +68,7 @@ def matrix(
 
 
 def _colors(values: np.ndarray, symmetric: bool):
-    """The scale and the colour map. Colour-blind readers can tell red from blue."""
+    """The scale and the color map. Color-blind readers can tell red from blue."""
     known = values[np.isfinite(values)]
     largest = float(np.abs(known).max(initial=0)) or 1.0
     if symmetric:

@@ -30,7 +30,7 @@ def weights_by_timestep(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
 def loss_weights(schedule: NoiseSchedule) -> Figure:
     """The weight of the square error at each timestep in a measurement, relative to its mean over t (K-FAC paper, fig. 18).
 
-    Curves are labelled by the names of ``measurement=``; ``elbo`` begins at t = 2.
+    Curves are labeled by the names of ``measurement=``; ``elbo`` begins at t = 2.
     """
     t = np.arange(1, schedule.T + 1)
     figure = Figure((7, 4.4), dpi=DPI, layout="constrained")

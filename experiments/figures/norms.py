@@ -75,7 +75,7 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
 def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
     """One example's norm over timesteps at its recorded noise, beside those of others (ReTrac, figs. 3, 7 and 9).
 
-    ``image`` is the example alone. The median of the others and the range of 80 % of them are grey.
+    ``image`` is the example alone. The median of the others and the range of 80 % of them are gray.
     """
     across, down = _grid(len(panels))
     figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")

@@ -1,4 +1,4 @@
-"""The style that figures share: colours that colour-blind readers can tell apart, frames, text sizes, legends that fit."""
+"""The style that figures share: colors that color-blind readers can tell apart, frames, text sizes, legends that fit."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ DPI = 150
 WIDEST, TALLEST = 16.0, 30.0
 """The largest width and height of a figure in inches."""
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#555555")
-"""Okabe & Ito's palette without yellow, which is faint on white. Colour alone never distinguishes two series."""
+"""Okabe & Ito's palette without yellow, which is faint on white. Color alone never distinguishes two series."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xx")
 LINES = ("-", "--", ":")
-"""Line styles of series that have the same colour."""
+"""Line styles of series that have the same color."""
 RED = "#d62728"
 INK, FAINT = "#222222", "#8a8a8a"
 

@@ -13,7 +13,7 @@ from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings
 
 _STEP = 0.62
-"""Inches between neighbouring timesteps."""
+"""Inches between neighboring timesteps."""
 _GAP, _SPREAD = 0.5, 0.5
 """In units of ``_STEP``: the additional space before "all", and the width over which the series of a timestep spread."""
 

@@ -45,7 +45,7 @@ def training_curve(
 
 
 def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The centred mean over ``window`` values, or over fewer at the ends."""
+    """The centered mean over ``window`` values, or over fewer at the ends."""
     if not len(values):
         return values
     ones = np.ones(window)

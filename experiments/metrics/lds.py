@@ -81,7 +81,7 @@ def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
 def _lds(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray, queries: np.ndarray) -> Statistic:
     """``lds``, given how often each resample draws each subset ``[B, M]`` and each query ``[B, Q]``."""
     values = np.stack([per_query(predictions, target).mean(1) for target in targets], 1)
-    x, y = _centred_ranks(predictions), _centred_ranks(targets)
+    x, y = _centered_ranks(predictions), _centered_ranks(targets)
     w, v = subsets / subsets.sum(1, keepdims=True), queries / queries.sum(1, keepdims=True)
     spread = np.empty((len(w), *values.shape))
     size = max(1, _BLOCK // targets.shape[1])
@@ -109,7 +109,7 @@ def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mean, np.where(variance > _CONSTANT, 1 / np.sqrt(np.maximum(variance, _CONSTANT)), 0.0)
 
 
-def _centred_ranks(values: np.ndarray) -> np.ndarray:
+def _centered_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks along the last axis of ``[.., Q, M]``, less their mean."""
     M = values.shape[-1]
     return mean_ranks(np.ascontiguousarray(values).reshape(-1, M)).reshape(values.shape) - (M - 1) / 2

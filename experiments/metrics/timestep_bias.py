@@ -61,9 +61,9 @@ def _indices(counts: np.ndarray) -> np.ndarray:
 
 def _slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The slope of the least-squares line through each row, ``[B, n], [B, n] -> [B]``."""
-    centred = x - x.mean(1, keepdims=True)
-    scale = (centred**2).sum(1)
-    return np.divide((centred * y).sum(1), scale, out=np.full(len(x), np.nan), where=scale > 0)
+    centered = x - x.mean(1, keepdims=True)
+    scale = (centered**2).sum(1)
+    return np.divide((centered * y).sum(1), scale, out=np.full(len(x), np.nan), where=scale > 0)
 
 
 def explained(timestep: np.ndarray, norm: np.ndarray, T: int, stretches: int, bootstrap: Bootstrap) -> Statistic:

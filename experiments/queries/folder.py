@@ -32,7 +32,7 @@ class Folder(Queries):
 class ImageFolder(ImageSet):
     """The PNG and JPEG files in the folder ``path``, in the order of their names, as images of ``shape`` (C, H, W).
 
-    Files are converted to grey for C = 1 and to RGB for C = 3; transparency is dropped. Files are not resized: the resizing method
+    Files are converted to gray for C = 1 and to RGB for C = 3; transparency is dropped. Files are not resized: the resizing method
     changes the attribution, so it is the user's choice. Ids are positions in the order of names, and labels are -1. The identity
     is the content of the files. The folder is read once per process.
     """

@@ -1,4 +1,4 @@
-"""A classifier that assigns unlabelled images to a source by their pixels."""
+"""A classifier that assigns unlabeled images to a source by their pixels."""
 
 import numpy as np
 

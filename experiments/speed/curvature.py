@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attribution.curvature.ekfac import rotated_squares
 from attribution.curvature.factors import FactorSums, Sharing
-from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_modules
 from attribution.diffusion import eval_mode
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients
@@ -61,11 +61,11 @@ class _Passes:
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws):
         self.model, self.x0, self.draws = model, x0, draws
         self.plain = plain(model, objective, x0, draws)
-        self._probe, self._homes = OutputProbe(objective.process), kronecker_homes(PerExampleGradients(model))
+        self._probe, self._modules = OutputProbe(objective.process), kronecker_modules(PerExampleGradients(model))
 
-    def _run(self, finish: hooks.Finish) -> None:
+    def _run(self, on_layer: hooks.OnLayer) -> None:
         autocast = torch.autocast(self.x0.device.type, enabled=False)
-        hooks.run(self.model, self._homes, self._probe, self._probe.inputs(self.x0, self.draws), finish, autocast)
+        hooks.run(self.model, self._modules, self._probe, self._probe.inputs(self.x0, self.draws), on_layer, autocast)
 
     def without_weight_gradients(self) -> None:
         """Run forward, and backward to the outputs of all layers."""
@@ -81,7 +81,7 @@ class _Passes:
         def identity(size: int) -> Tensor:
             return torch.eye(size, dtype=self.x0.dtype, device=self.x0.device)
 
-        bases = {name: [identity(size) for size in reversed(layer.block)] for name, layer in self._homes.values()}
+        bases = {name: [identity(size) for size in reversed(layer.block)] for name, layer in self._modules.values()}
         return lambda: self._run(lambda name, calls: cast(None, rotated_squares(calls, *bases[name])))
 
     def outer_products(self) -> int:

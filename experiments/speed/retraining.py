@@ -35,7 +35,7 @@ def retraining_speed(
     """Measure ``fit / together`` for every size in ``groups``, and ``fit / alone``: ratios of seconds per model and step.
 
     Each model trains on a random half of ``images``. ``recipe.steps`` steps of a group are timed, and ten times as many of a single
-    model. Neither setup nor the first step is timed, which favours ``fit``. All training runs on the CPU.
+    model. Neither setup nor the first step is timed, which favors ``fit``. All training runs on the CPU.
     """
     training = _Training(model, images, objective, optimizer, recipe)
     contenders: dict[tuple[str, int], Callable[[], float]] = {

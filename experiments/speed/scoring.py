@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.curvature import KroneckerBasis
-from attribution.curvature.pseudo_gradients import kronecker_homes
+from attribution.curvature.pseudo_gradients import kronecker_modules
 from attribution.diffusion import eval_mode
 from attribution.estimators.draw_means import prefix_means
 from attribution.estimators.held_queries import HeldQueries
@@ -64,7 +64,7 @@ class _Scoring:
 
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, batch_size: int):
         self.per_example, self.measure, self.x0, self.draws = PerExampleGradients(model, batch_size), objective, x0, draws
-        blocks = {name: layer.block for name, layer in kronecker_homes(self.per_example).values()}
+        blocks = {name: layer.block for name, layer in kronecker_modules(self.per_example).values()}
         random = torch.Generator().manual_seed(0)
         self.basis = KroneckerBasis(
             QA={name: torch.eye(columns) for name, (_, columns) in blocks.items()},

@@ -18,7 +18,7 @@ def plan(nodes: Sequence[Node], store: Store, rate: float | None = None) -> list
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
     bytes of one node), disk (bytes), seconds, and unknown (the number of nodes without an estimate of time; ``seconds`` leaves
     them out, and is None if there are no others). ``rate``: seconds per pass; None: the rate of the stored nodes of the class.
-    Parts that depend on a missing parent count towards the node that they are parts of.
+    Parts that depend on a missing parent count toward the node that they are parts of.
     """
     history = _History(store.root, rate)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}

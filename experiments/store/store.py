@@ -221,7 +221,7 @@ class Store:
 def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
     """The content of node.json besides the description. ``seconds``: of the successful attempt, without parents and parts."""
     cost = node.cost()
-    if has_parts:  # passes and seconds count towards the parts
+    if has_parts:  # passes and seconds count toward the parts
         cost = dataclasses.replace(cost, passes=0.0)
     settings = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("identity", True)}
     return {

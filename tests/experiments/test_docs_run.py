@@ -90,7 +90,7 @@ def test_commands_of_the_readme_run(arguments, tmp_path):
 
 
 def pictures(folder: Path) -> None:
-    """Two grey pictures of 8 × 8 pixels."""
+    """Two gray pictures of 8 × 8 pixels."""
     shutil.rmtree(folder)
     folder.mkdir()
     for level in (0, 255):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attribution.curvature.factors import FactorSums
-from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_modules
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform
@@ -54,12 +54,12 @@ def test_equal_to_curvlinops(name, sharing, fisher):
     dense = theirs @ torch.eye(theirs.shape[1], dtype=torch.float64)
     sums = FactorSums(sharing)
     measure = Loss(PROCESS) if fisher == "empirical" else OutputProbe(PROCESS)
-    homes, off = kronecker_homes(PerExampleGradients(model)), torch.autocast("cpu", enabled=False)
+    modules, off = kronecker_modules(PerExampleGradients(model)), torch.autocast("cpu", enabled=False)
     d = noise[0].numel()
     for j in range(1 if fisher == "empirical" else d):
         v = torch.zeros_like(noise)
         v.flatten(1)[:, j] = 2**0.5  # the mean over d probes follows
-        hooks.run(model, homes, measure, (x, t, noise if fisher == "empirical" else torch.cat([noise, v], 1)), sums.add, off)
+        hooks.run(model, modules, measure, (x, t, noise if fisher == "empirical" else torch.cat([noise, v], 1)), sums.add, off)
     factors, start = sums.factors(), 0
     for layer, module in modules.items():
         A, B = factors.means(layer)

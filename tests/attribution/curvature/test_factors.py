@@ -112,7 +112,7 @@ def test_factors_resume_bit_for_bit(kind, done, tmp_path, monkeypatch):
     expected = Store(tmp_path / "whole")(node)
     started: list[tuple[int, int]] = []
 
-    def dies(self: PseudoGradients, get: Get, rows: tuple[int, int], finish: hooks.Finish) -> None:
+    def dies(self: PseudoGradients, get: Get, rows: tuple[int, int], on_layer: hooks.OnLayer) -> None:
         calls = 0
         started.append(rows)
 
@@ -121,13 +121,13 @@ def test_factors_resume_bit_for_bit(kind, done, tmp_path, monkeypatch):
             calls += 1
             if len(started) > done and calls > 2:
                 raise Killed
-            finish(name, layer_calls)
+            on_layer(name, layer_calls)
 
         run(self, get, rows, some)
 
-    def counts(self: PseudoGradients, get: Get, rows: tuple[int, int], finish: hooks.Finish) -> None:
+    def counts(self: PseudoGradients, get: Get, rows: tuple[int, int], on_layer: hooks.OnLayer) -> None:
         started.append(rows)
-        run(self, get, rows, finish)
+        run(self, get, rows, on_layer)
 
     monkeypatch.setattr(PseudoGradients, "run", dies)
     with pytest.raises(Killed):

@@ -7,7 +7,7 @@ from torch import nn
 from attribution.curvature import EKFAC, KFAC, ExactGGN, KroneckerBasis
 from attribution.curvature.basis import eigh
 from attribution.curvature.factors import AllFactors, Factors, FactorSums
-from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_modules
 from attribution.execution import Execution
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients, per_example_gradients
@@ -22,14 +22,14 @@ from tests.worlds import PROCESS
 def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
     """Factors with the exact expectation over v: v = √(2/d) e_j for every output j, B summed over j and A averaged."""
     sums, probe = FactorSums("expand"), OutputProbe(PROCESS)
-    homes = kronecker_homes(PerExampleGradients(model))
+    modules = kronecker_modules(PerExampleGradients(model))
     inputs = probe.inputs(x0, draws)
     epsilon = inputs.noise.chunk(2, dim=1)[0]
     for j in range(x0[0].numel()):
         v = torch.zeros_like(epsilon)
         v.flatten(1)[:, j] = (2 / x0[0].numel()) ** 0.5
         inputs = inputs._replace(noise=torch.cat([epsilon, v], 1))
-        hooks.run(model, homes, probe, inputs, sums.add, torch.autocast("cpu", enabled=False))
+        hooks.run(model, modules, probe, inputs, sums.add, torch.autocast("cpu", enabled=False))
     factors = sums.factors()
     d = x0[0].numel()
     return Factors(factors.A, {name: B * d for name, B in factors.B.items()}, factors.counts)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_homes
+from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_modules
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform
 from tests.attribution.curvature import curvature_worlds as worlds
@@ -39,11 +39,11 @@ def test_grouped_convolutions_are_refused():
     """Claim: a grouped convolution is an error that names the layer and how to fix it."""
     model = worlds.Net(lambda m, x: x, {"a": nn.Conv2d(4, 4, 3, groups=2), "b": nn.Linear(3, 3)})
     with pytest.raises(ValueError, match=r"grouped convolutions a: .*exact curvature"):
-        kronecker_homes(PerExampleGradients(model))
+        kronecker_modules(PerExampleGradients(model))
 
 
 def test_a_model_of_norms_is_refused():
     """Claim: a model without Linear or Conv2d is an error."""
     model = worlds.Net(lambda m, x: x, {"a": nn.GroupNorm(1, 4)})
     with pytest.raises(ValueError, match="no trainable Linear or Conv2d"):
-        kronecker_homes(PerExampleGradients(model))
+        kronecker_modules(PerExampleGradients(model))

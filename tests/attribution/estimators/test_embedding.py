@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 
 def test_clip_embeddings_are_the_model_s(folder):
-    """Claim: an embedding is ``get_image_features`` of the image, resized and normalised channel by channel."""
+    """Claim: an embedding is ``get_image_features`` of the image, resized and normalized channel by channel."""
     transformers = pytest.importorskip("transformers")
     get = InMemory()
     embeddings = CLIP(str(folder), batch_size=4).embed(get(TRAIN), torch.device("cpu"))

@@ -43,7 +43,7 @@ def gradient(network, x0, t, noise):
 
 
 def sides(get, step, images, ids, draws, normalized):
-    """Mean over draws of the (normalised) gradients of each image, one at a time."""
+    """Mean over draws of the (normalized) gradients of each image, one at a time."""
     network = RECORD.network(get, step).double()
     result = []
     for row in range(len(ids)):
@@ -82,7 +82,7 @@ def test_scores_are_the_equation(get, kind, normalized, draws):
 
 
 def test_retrac_is_neither_tracin_nor_a_cosine(get):
-    """Claim: the average query gradient is not normalised again: ReTrac's query side is shorter than 1."""
+    """Claim: the average query gradient is not normalized again: ReTrac's query side is shorter than 1."""
     retrac = estimator(ReTrac).score(RECORD, RECORD.data, QUERIES, get).values
     draws = DRAWS.draw("query", get(QUERIES).ids(), PROCESS.T)
     Q = sides(get, 4, get(QUERIES).x0().double(), get(QUERIES).index, draws, True)
@@ -132,9 +132,9 @@ def passes(monkeypatch):
     counted = []
     run = hooks.run
 
-    def counting(model, homes, measure, inputs, *rest):
+    def counting(model, modules, measure, inputs, *rest):
         counted.append(len(inputs[0]))
-        run(model, homes, measure, inputs, *rest)
+        run(model, modules, measure, inputs, *rest)
 
     monkeypatch.setattr(hooks, "run", counting)
     return counted

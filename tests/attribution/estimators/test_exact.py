@@ -133,7 +133,7 @@ def regression(images: ImageSet, get: Get) -> tuple[Tensor, Tensor]:
 
 
 def retrained(X: Tensor, epsilon: Tensor, weights: Tensor, damping: float, theta: Tensor) -> Tensor:
-    """The minimiser ``[16, 17]`` of 1/N Σ_n w_n ℓ_n + λ/2 ‖θ - θ*‖², ℓ_n the mean over draws and pixels: a ridge regression."""
+    """The minimizer ``[16, 17]`` of 1/N Σ_n w_n ℓ_n + λ/2 ‖θ - θ*‖², ℓ_n the mean over draws and pixels: a ridge regression."""
     N, K, d = epsilon.shape
     w = (weights / (N * K))[:, None, None] * (2 / d)
     H = torch.einsum("nki,nkj->ij", w * X, X) + damping * torch.eye(X.shape[2], dtype=X.dtype)

@@ -12,7 +12,7 @@ from attribution.estimators.guided import lengths
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.execution import Execution
 from attribution.gradients import hooks
-from attribution.gradients.gradient_sets import GradientsAtScheme
+from attribution.gradients.gradient_sets import GradientsAtDraws
 from attribution.gradients.norms import GradientNorms
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
@@ -55,7 +55,7 @@ def norms_at(get, step, timestep):
     """``n_z [1, N, 1]``, as the estimator takes them."""
     scheme = Fixed((timestep,), seed=DRAWS.seed)
     settings = {"images": RECORD.data, "record": RECORD, "execution": CPU}
-    return get(GradientNorms(GradientsAtScheme(step=step, scheme=scheme, role="reference norms", **settings)))
+    return get(GradientNorms(GradientsAtDraws(step=step, scheme=scheme, role="reference norms", **settings)))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,9 @@ def test_retrac_tracin_and_guided_share_their_passes(get, monkeypatch):
     monkeypatch.setattr(
         hooks,
         "run",
-        lambda model, homes, measure, inputs, *rest: counted.append(len(inputs[0])) or run(model, homes, measure, inputs, *rest),
+        lambda model, modules, measure, inputs, *rest: (
+            counted.append(len(inputs[0])) or run(model, modules, measure, inputs, *rest)
+        ),
     )
 
     def inputs(*kinds):

@@ -47,7 +47,7 @@ def get():
 
 
 def single_gradients(get, measure, images, role, draws, weigh=False):
-    """For each image the mean over draws of its (normalised) gradients, one pass each: layer → [B, out, in]."""
+    """For each image the mean over draws of its (normalized) gradients, one pass each: layer → [B, out, in]."""
     network = RECORD.network(get)
     engine = PerExampleGradients(network, batch_size=1)
     rows = []

@@ -129,7 +129,7 @@ def test_convolution_formulas_agree(name):
     model = randomized(Net(lambda m, x: m.conv(x), conv=copy.deepcopy(CONVOLUTIONS[name])))
     gradients = PerExampleGradients(model)
     captured = gradients.capture(BENT, *batch(4, 3))
-    seen = captured._see(captured._parts[0])["conv"][0]
+    seen = captured._record(captured._parts[0])["conv"][0]
     layer, a, b = gradients.layers["conv"], seen.input, seen.gradient
     whole = layer.contract(a, b, 3)
     torch.testing.assert_close(layer._unfolded(layer._padded(a), b, 3), whole, rtol=1e-10, atol=1e-10)
@@ -425,7 +425,7 @@ def test_other_mistakes_are_errors_that_say_so():
         gradients.capture(Infinite(PROCESS), x0, draws)
     with pytest.raises(ValueError, match=r"weights \[3\] for draws \[3, 2\]"):
         gradients.capture(BENT, x0, draws).mean(torch.ones(3))
-    with pytest.raises(ValueError, match="x0 has 2 examples, the draws are of 3"):
+    with pytest.raises(ValueError, match="x0 has 2 examples, but the draws cover 3"):
         gradients.capture(BENT, x0[:2], draws)
     with pytest.raises(ValueError, match="x0 has 0 examples"):
         gradients.capture(BENT, x0[:0], draws.rows(slice(0)))

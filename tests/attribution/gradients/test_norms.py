@@ -11,7 +11,7 @@ from attribution.estimators import TracIn
 from attribution.estimators.balance import TimestepNorms
 from attribution.estimators.retiming import AtLargestNorm, AtRandom, Retimed, Timing
 from attribution.execution import Execution
-from attribution.gradients.gradient_sets import GradientsAtRecordedDraws, GradientsAtScheme, PipelineGradients
+from attribution.gradients.gradient_sets import GradientsAtDraws, GradientsAtRecordedDraws, PipelineGradients
 from attribution.gradients.norms import GradientNorms
 from attribution.gradients.per_example import Captured, PerExampleGradients
 from attribution.images.draws import Draws, Fixed, Uniform
@@ -70,7 +70,7 @@ def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
     """Claim: norms of a checkpoint and of the final model, with one draw or several, are those of backward passes."""
     images = get(POOL)
     for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
-        of = GradientsAtScheme(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
+        of = GradientsAtDraws(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
         draws = scheme.draw("a role", images.ids(), PROCESS.T)
         slow = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
         np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
@@ -83,7 +83,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
     monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
     little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
     for n, most in ((1, 2), (2, 3)):
-        of = GradientsAtScheme(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
+        of = GradientsAtDraws(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
         counted.clear()
         found = GradientNorms(of).compute(fresh(get))
         assert counted == [most] * (8 // most) + [8 % most] * (8 % most > 0)
@@ -93,7 +93,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
 def test_norms_that_are_not_finite_are_named(get, monkeypatch):
     """Claim: the error names the checkpoint, the timestep and the settings to change."""
     monkeypatch.setattr(Captured, "norms", lambda self: torch.tensor([[1.0], [np.nan]]).expand(2, self._draws.count))
-    of = GradientsAtScheme(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
+    of = GradientsAtDraws(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
     with pytest.raises(FloatingPointError, match=r"1 of 2 .*timestep 40 under checkpoint 9.*lower the learning rate.*clip"):
         GradientNorms(of).compute(fresh(get))
 
@@ -172,7 +172,7 @@ def test_random_timesteps_cover_the_schedule(get):
 
 @pytest.fixture
 def pipeline(tmp_path):
-    """A randomly initialised DDPM for grey 8 × 8 images, as diffusers saves it."""
+    """A randomly initialized DDPM for gray 8 × 8 images, as diffusers saves it."""
     torch.manual_seed(0)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.1)
     diffusers.DDPMPipeline(UNET(), scheduler).save_pretrained(tmp_path / "a")
@@ -191,7 +191,7 @@ def test_norms_of_a_pretrained_pipeline(pipeline, get):
 
 
 def test_a_pipeline_is_its_content(pipeline, tmp_path):
-    """Claim: a copied pipeline has the same identity, another network has another; known schedules are recognised by their ᾱ."""
+    """Claim: a copied pipeline has the same identity, another network has another; known schedules are recognized by their ᾱ."""
     pipeline.rename(tmp_path / "b")
     torch.manual_seed(1)
     diffusers.DDIMPipeline(UNET(), diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(tmp_path / "c")

@@ -29,7 +29,7 @@ def test_philox_is_philox(key, counter, expected):
 
 
 def test_normal_numbers_are_standard_normal():
-    """Claim: numbers pooled over seeds pass a Kolmogorov-Smirnov test, and neighbours are uncorrelated."""
+    """Claim: numbers pooled over seeds pass a Kolmogorov-Smirnov test, and neighbors are uncorrelated."""
     numbers = philox.normal(torch.arange(500), 200)
     assert stats.kstest(numbers.flatten().numpy(), "norm").pvalue > 1e-3
     assert abs(torch.corrcoef(torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]))[0, 1]) < 0.01

@@ -235,7 +235,7 @@ def test_the_decoder_is_right_far_out_in_float32(levels):
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e3, 1e8])
 def test_gradients_are_finite_in_float32(size):
-    """Claim: for any error of the network, at t = 1 and later, for black, white and grey pixels, with 1 to 65535 levels."""
+    """Claim: for any error of the network, at t = 1 and later, for black, white and gray pixels, with 1 to 65535 levels."""
     x0 = torch.linspace(-1, 1, 18).view(1, *SHAPE).expand(4, *SHAPE)
     for levels in (1, 16, 255, 65535):
         scale = torch.tensor(size, requires_grad=True)

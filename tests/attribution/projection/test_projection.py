@@ -224,12 +224,12 @@ def test_layers_add_up(name):
     ids=str,
 )
 def test_features_hold_those_of_smaller_projections(projection, smaller):
-    """Claim: ``fold`` gives the features of the smaller projection."""
+    """Claim: ``reduce_to`` gives the features of the smaller projection."""
     some = gradients(3)
     features = projection.start(LAYERS, dtype=torch.float64)(some)
     expected = smaller.start(LAYERS, dtype=torch.float64)(some)
-    torch.testing.assert_close(projection.fold(features, smaller, LAYERS), expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(projection.fold(features[0], smaller, LAYERS), expected[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(projection.reduce_to(features, smaller, LAYERS), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(projection.reduce_to(features[0], smaller, LAYERS), expected[0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_features_hold_those_of_smaller_projections(projection, smaller):
 def test_impossible_folds_are_errors(projection, smaller, names):
     """Claim: features are never folded to a projection that they do not determine; the error says what it needs."""
     with pytest.raises(ValueError, match="do not determine") as error:
-        projection.fold(torch.zeros(2, projection.size(LAYERS)), smaller, LAYERS)
+        projection.reduce_to(torch.zeros(2, projection.size(LAYERS)), smaller, LAYERS)
     assert all(name in str(error.value) for name in names)
 
 
@@ -328,9 +328,9 @@ def test_a_network_is_projected_from_its_calls(projection, batch_size):
         (lambda: Kronecker(2, -1), ["Kronecker.k_in=-1"]),
         (lambda: Gaussian(4).start({}), ["nothing to project"]),
         (lambda: SJLT(4).start({"empty": (3, 0)}), ["nothing to project"]),
-        (lambda: SJLT(4).start(LAYERS)({"conv": torch.zeros(1, 6, 28)}), ["other layers", "linear, norm, scalar"]),
+        (lambda: SJLT(4).start(LAYERS)({"conv": torch.zeros(1, 6, 28)}), ["layers differ", "linear, norm, scalar"]),
         (lambda: SJLT(4).start(LAYERS)({**gradients(2), "norm": torch.zeros(2, 2, 5)}), ["norm", "[2, 5]", "[5, 2]"]),
-        (lambda: SJLT(4).fold(torch.zeros(3, 5), SJLT(2), LAYERS), ["[3, 5]", "are 4"]),
+        (lambda: SJLT(4).reduce_to(torch.zeros(3, 5), SJLT(2), LAYERS), ["[3, 5]", "are 4"]),
     ],
 )
 def test_mistakes_are_named(make, names):

@@ -97,7 +97,7 @@ def test_models_trained_side_by_side_are_those_of_fit(tmp_path, mode, model, opt
         assert_close(parameters, by_fit(of[m], tmp_path / f"fit{m}", model, optimizer, recipe))
 
 
-class Labelled(Small):
+class Labeled(Small):
     """A network with a class as condition."""
 
     def __init__(self):
@@ -113,12 +113,12 @@ def test_conditional_models_are_those_of_fit(tmp_path, mode):
     """Claim: each image's condition reaches the network of every model, as in ``fit``."""
     conditioned = dataclasses.replace(IMAGES, condition=IMAGES.label)
     of = members(tmp_path / "together", SELECTIONS[:3], SEEDS[:3])
-    fit_together(of, conditioned, Labelled, Loss(PROCESS), ADAMW, RECIPE, mode, flips=True)
+    fit_together(of, conditioned, Labeled, Loss(PROCESS), ADAMW, RECIPE, mode, flips=True)
     for m, member in enumerate(of):
-        expected = by_fit(member, tmp_path / f"fit{m}", Labelled, images=conditioned)
+        expected = by_fit(member, tmp_path / f"fit{m}", Labeled, images=conditioned)
         assert_close(load_file(member.folder / PARAMETERS), expected)
         other = dataclasses.replace(conditioned, condition=1 - IMAGES.label)
-        assert not same(expected, by_fit(member, tmp_path / f"other{m}", Labelled, images=other))
+        assert not same(expected, by_fit(member, tmp_path / f"other{m}", Labeled, images=other))
 
 
 class Everything(nn.Module):

@@ -61,9 +61,9 @@ def planned(*arguments: str) -> list[Node]:
 def cut(position: int) -> tuple[np.ndarray, float, float]:
     """The patch with this id, cut in a loop as the class says it is, and which columns of its photograph it shows."""
     for photograph in load_sample_images().images:
-        grey = photograph @ [0.299, 0.587, 0.114]
+        gray = photograph @ [0.299, 0.587, 0.114]
         for factor in FACTORS:
-            height, width = (side // factor for side in grey.shape)
+            height, width = (side // factor for side in gray.shape)
             for top in range(0, height - SIZE + 1, STRIDE):
                 across = range(0, width - SIZE + 1, STRIDE)
                 if position >= len(across):
@@ -71,7 +71,7 @@ def cut(position: int) -> tuple[np.ndarray, float, float]:
                     continue
                 left = across[position]
                 squares = [
-                    [grey[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor].mean() for x in range(left, left + SIZE)]
+                    [gray[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor].mean() for x in range(left, left + SIZE)]
                     for y in range(top, top + SIZE)
                 ]
                 return np.rint(np.array(squares) * 16 / 255), left * factor / 640, (left + SIZE) * factor / 640
@@ -98,7 +98,7 @@ def test_patches_are_distinct_and_of_something():
 
 
 def test_zeros_are_scikit_learns_and_disjoint():
-    """Claim: zeros come last, labelled 1, as their rows of load_digits; one end moves nothing at the other, patches neither."""
+    """Claim: zeros come last, labeled 1, as their rows of load_digits; one end moves nothing at the other, patches neither."""
     digits, splits = load_digits(), PatchesDigits().load()
     train, validation = (images.take(images.label == 1) for images in (splits.train, splits.validation))
     assert (len(train), len(validation), splits.train.label.tolist()) == (40, 100, [0] * 1000 + [1] * 40)
@@ -127,14 +127,14 @@ def test_more_than_there_is_is_an_error(settings, message):
 
 
 def test_the_classifier_keeps_labels_and_tells_the_rest():
-    """Claim: an image's own label is never replaced; unlabelled patches and zeros are told apart, held-out recall says how well."""
+    """Claim: an image's own label is never replaced; unlabeled patches and zeros are told apart, held-out recall says how well."""
     splits = PatchesDigits(patches=200).load()
     classifier = PixelClassifier(splits.train)
-    unlabelled = Images(splits.validation.pixels, splits.validation.index, np.full(200, -1), levels=16)
-    assert (classifier.labels(unlabelled) == splits.validation.label).mean() > 0.98
+    unlabeled = Images(splits.validation.pixels, splits.validation.index, np.full(200, -1), levels=16)
+    assert (classifier.labels(unlabeled) == splits.validation.label).mean() > 0.98
     wrong = Images(splits.validation.pixels, splits.validation.index, 1 - splits.validation.label, levels=16)
     np.testing.assert_array_equal(classifier.labels(wrong), wrong.label)
-    predicted = classifier.labels(unlabelled)
+    predicted = classifier.labels(unlabeled)
     for label, hits in classifier.recall(splits.validation).items():
         estimate = exact_share(hits)
         of_label = splits.validation.label == label

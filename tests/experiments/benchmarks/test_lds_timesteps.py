@@ -72,7 +72,7 @@ def test_differences_are_paired():
 
 @pytest.mark.parametrize("n", [4, 5, 8])
 def test_shapes_are_means_by_hand(n):
-    """Claim: same, neighbouring and farther predictions are averaged target by target; later minus earlier halves the diagonal."""
+    """Claim: same, neighboring and farther predictions are averaged target by target; later minus earlier halves the diagonal."""
     values = RANDOM.normal(size=(n + 1, n + 1))  # "all" stands last and is left out
     grid = Statistic(values, np.stack([values, values + 1]))
     near, far = [], []
@@ -83,7 +83,7 @@ def test_shapes_are_means_by_hand(n):
     half = n // 2
     expected = {
         shapes_of.diagonal: np.mean(own),
-        shapes_of.neighbours: np.mean(near),
+        shapes_of.neighbors: np.mean(near),
         shapes_of.farther: np.mean(far),
         shapes_of.later: np.mean(own[-half:]) - np.mean(own[:half]),
     }

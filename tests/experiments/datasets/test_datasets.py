@@ -150,7 +150,7 @@ def test_mnist_is_read_as_written(tmp_path, where, compress):
     assert threes.label.tolist() == [3, 3]
 
 
-def test_cifar_mnist_is_airplanes_and_grey_zeros(tmp_path):
+def test_cifar_mnist_is_airplanes_and_gray_zeros(tmp_path):
     """Claim: airplanes come first, with their CIFAR-10 ids; zeros follow in three equal channels, with ids after those."""
     planes, zeros = write_cifar(tmp_path), write_mnist(tmp_path)
     splits = CIFARMNIST(root=tmp_path, zeros=3, validation_zeros=1).load()

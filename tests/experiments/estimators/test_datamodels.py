@@ -80,7 +80,7 @@ def scored(estimator: Datamodels, world: Linear):
 
 @pytest.mark.parametrize(("M", "N"), [(7, 12), (30, 6)])
 def test_ridge_regression_by_the_normal_equations(M, N):
-    """Claim: for every damping, τ/N are the coefficients that minimise the mean square error + λ‖·‖², constant not penalised."""
+    """Claim: for every damping, τ/N are the coefficients that minimize the mean square error + λ‖·‖², constant not penalized."""
     random = np.random.default_rng(0)
     taken, measured = random.integers(0, 2, (M, N)) * 0.7, random.normal(size=(4, M))
     dampings = (1e-4, 0.03, 1.0, 50.0)

@@ -75,7 +75,7 @@ def test_many_estimators_stay_on_a_page():
 
 
 def test_training_curve_shows_loss_rate_and_checkpoints():
-    """Raw loss, its centred mean, the learning rate, short marks for recorded and full ones for used checkpoints."""
+    """Raw loss, its centered mean, the learning rate, short marks for recorded and full ones for used checkpoints."""
     loss = np.linspace(1, 0.1, 200)
     figure = figures.training_curve(range(1, 201), loss, np.full(200, 1e-3), checkpoints=[50, 100, 150], used=[100])
     left, right = figure.axes

@@ -21,8 +21,8 @@ def compressed(value: float, ratio: float, name: str, kind: str, metric: str = "
 
 
 def compressions(metric: str) -> list[Row]:
-    quantised = [(16, 1 - 1e-8), (8, 0.9995), (4, 0.95)]
-    rows = [compressed(value, 32 / bits, f"int{bits}", "quantised", metric) for bits, value in quantised]
+    quantized = [(16, 1 - 1e-8), (8, 0.9995), (4, 0.95)]
+    rows = [compressed(value, 32 / bits, f"int{bits}", "quantized", metric) for bits, value in quantized]
     return rows + [compressed(1 - 0.5 / rank, 40 / rank, f"svd rank {rank}", "svd", metric) for rank in (1, 2, 4, 8, 16)]
 
 
@@ -33,7 +33,7 @@ def test_compression_shows_distance_to_one_by_ratio():
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
         curves = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
-        assert curves["quantised"] == pytest.approx(np.array([[2, 1e-8], [4, 5e-4], [8, 0.05]]), rel=1e-6)
+        assert curves["quantized"] == pytest.approx(np.array([[2, 1e-8], [4, 5e-4], [8, 0.05]]), rel=1e-6)
         assert curves["svd"] == pytest.approx(np.array([[40 / r, 0.5 / r] for r in (16, 8, 4, 2, 1)]))
         ends = [sorted(np.asarray(line.get_ydata())) for line in axes.lines if str(line.get_label()).startswith("_")]
         assert len(ends) == len(compressions("pearson"))
@@ -41,7 +41,7 @@ def test_compression_shows_distance_to_one_by_ratio():
         bottom, top = axes.get_ylim()
         assert bottom > top
         assert sorted(text.get_text() for text in axes.texts) == sorted(row.swept["compression"] for row in compressions("pearson"))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quantised", "svd"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quantized", "svd"]
     assert overlaps(figure) == []
 
 
@@ -61,8 +61,8 @@ def test_ticks_of_correlations_are_true():
 def test_exact_and_negative_correlations_have_a_place():
     """Claim: ρ = 1 stands on top at a tick that says 1, ρ < 0 at the bottom; NaN is left out; nothing is out of sight."""
     rows = [
-        compressed(1.0, 2, "int16", "quantised"),
-        compressed(0.999, 4, "int8", "quantised"),
+        compressed(1.0, 2, "int16", "quantized"),
+        compressed(0.999, 4, "int8", "quantized"),
         compressed(-0.4, 40, "svd rank 1", "svd", low=-0.6, high=0.1),
         compressed(float("nan"), 20, "svd rank 2", "svd"),
     ]
@@ -70,9 +70,9 @@ def test_exact_and_negative_correlations_have_a_place():
     heights = {str(line.get_label()): np.asarray(line.get_ydata(), dtype=float) for line in axes.lines}
     assert len(heights["svd"]) == 1
     ticks = {label.get_text(): tick for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
-    assert ticks["1"] == heights["quantised"][0] == min(axes.get_yticks())
+    assert ticks["1"] == heights["quantized"][0] == min(axes.get_yticks())
     bottom, top = axes.get_ylim()
-    assert top < heights["quantised"].min()
+    assert top < heights["quantized"].min()
     assert bottom > 1.6
     assert figures.compression([]).axes == []
 
@@ -85,7 +85,7 @@ def test_names_of_close_points_stand_beside_each_other():
 
 
 def test_estimators_and_settings_have_curves_of_their_own():
-    """Claim: two estimators at two dampings on two kinds of queries: four curves a kind of compression, in colours of their own."""
+    """Claim: two estimators at two dampings on two kinds of queries: four curves a kind of compression, in colors of their own."""
     rows = [
         replace(row, queries=queries, subject=Subject(name, {"estimator.damping": damping}))
         for row in compressions("pearson")

@@ -11,19 +11,19 @@ from experiments.queries import ImageFolder
 
 def test_folders_of_images(tmp_path):
     """Claim: images are in the order of names and in the model's channels; the identity is their content, not the folder."""
-    colours = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    colors = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        Image.fromarray(colours[1]).save(tmp_path / folder / "2.png")
-        Image.fromarray(colours[0]).save(tmp_path / folder / "1.PNG")
+        Image.fromarray(colors[1]).save(tmp_path / folder / "2.png")
+        Image.fromarray(colors[0]).save(tmp_path / folder / "1.PNG")
         (tmp_path / folder / "notes.txt").write_text("no image")
-    Image.fromarray(colours[0, :, :, 0]).save(tmp_path / "b" / "0.png")
+    Image.fromarray(colors[0, :, :, 0]).save(tmp_path / "b" / "0.png")
     a, b = (ImageFolder(path=tmp_path / folder, shape=(3, 8, 8)) for folder in ("a", "b"))
     images = InMemory()(a)
-    np.testing.assert_array_equal(images.pixels, colours.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(images.pixels, colors.transpose(0, 3, 1, 2))
     assert (images.index.tolist(), images.label.tolist()) == ([0, 1], [-1, -1])
-    np.testing.assert_array_equal(InMemory()(b).pixels[0], np.repeat(colours[:1, :, :, 0], 3, axis=0))
-    assert InMemory()(ImageFolder(path=tmp_path / "b", shape=(1, 8, 8))).pixels[0, 0].tolist() == colours[0, :, :, 0].tolist()
+    np.testing.assert_array_equal(InMemory()(b).pixels[0], np.repeat(colors[:1, :, :, 0], 3, axis=0))
+    assert InMemory()(ImageFolder(path=tmp_path / "b", shape=(1, 8, 8))).pixels[0, 0].tolist() == colors[0, :, :, 0].tolist()
     assert a.fingerprint != b.fingerprint
     (tmp_path / "a").rename(tmp_path / "c")
     assert ImageFolder(path=tmp_path / "c", shape=[3, 8, 8]).fingerprint == a.fingerprint

@@ -45,7 +45,7 @@ def test_other_arguments_stay(arguments):
         ("draws@estimator.drawz=even", "Could not override 'draws@estimator.drawz'. Did you mean to override one of"),
     ],
 )  # fmt: skip
-def test_misspelt_arguments(argument, said):
+def test_misspelled_arguments(argument, said):
     """Claim: one sentence names what is wrong and the nearest existing names."""
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as raised:
         compose("config", [argument], return_hydra_config=True)
@@ -54,7 +54,7 @@ def test_misspelt_arguments(argument, said):
     assert "\n" not in sentence
 
 
-def test_misspelt_arguments_end_the_program_with_a_sentence(tmp_path):
+def test_misspelled_arguments_end_the_program_with_a_sentence(tmp_path):
     """Claim: the shell sees 1, and stderr one line."""
     command = [sys.executable, str(ROOT / "run.py"), "trainer.stepz=3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
