@@ -1,4 +1,4 @@
-"""Influence functions by LiSSA (Agarwal et al. 2017; Koh & Liang 2017), the baseline of Diffusion-ReTrac (appendix C).
+"""Influence functions by LiSSA (Agarwal et al. 2017; Koh & Liang 2017), the baseline of ReTrac (appendix C).
 
     τ[q, z] = ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),      (H + λI)⁻¹ v ≈ r_J/σ,      r_j = v + (I - (H_batch + λI)/σ) r_{j-1}
 

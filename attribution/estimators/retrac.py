@@ -1,4 +1,4 @@
-"""Diffusion-ReTrac (Xie et al. 2024, "Data Attribution for Diffusion Models", eq. 9)."""
+"""ReTrac (Xie et al. 2024, "Data Attribution for Diffusion Models", eq. 9)."""
 
 from dataclasses import dataclass
 

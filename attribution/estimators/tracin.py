@@ -1,4 +1,4 @@
-"""Diffusion-TracIn (Xie et al. 2024, "Data Attribution for Diffusion Models", eq. 7 and 8)."""
+"""TracIn for diffusion models (ReTrac: Xie et al. 2024, "Data Attribution for Diffusion Models", eq. 7 and 8)."""
 
 from dataclasses import dataclass
 

@@ -139,7 +139,7 @@ class DrawScheme(ABC):
 
 @dataclass(frozen=True)
 class Uniform(DrawScheme):
-    """``n`` independent draws, t ~ U{1..T} (K-FAC paper). The first k of n are the draws of ``Uniform(k)``.
+    """``n`` independent draws, t ~ U{1..T} (K-FAC influence). The first k of n are the draws of ``Uniform(k)``.
 
     With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it.
     """

@@ -33,7 +33,7 @@ class Loss(Measure):
 
 @dataclass(frozen=True)
 class LossAtT(Measure):
-    """The training loss at one timestep, or its mean over a list of n timesteps, for any draws (K-FAC paper, figs. 11 and 12).
+    """The training loss at one timestep, or its mean over a list of n timesteps, for any draws (K-FAC influence, figs. 11 and 12).
 
     A drawn timestep only selects an entry of the list: 1..T is divided into n stretches; the j-th begins at
     ``1 + ⌊jT/n⌋``. Uniform draws select all entries equally often, as do even draws if their number is a multiple of n. Where n

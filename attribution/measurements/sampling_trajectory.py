@@ -21,7 +21,7 @@ _DETERMINISTIC = (
 
 @dataclass(frozen=True)
 class TrajectoryLikelihood(TrajectoryMeasure):
-    """``-Σ log N(x_s; μ_θ(x_t, t), σ_t² I)`` over the S steps x_t → x_s of a stored trajectory, in nats (K-FAC paper §3, fig. 19).
+    """``-Σ log N(x_s; μ_θ(x_t, t), σ_t² I)`` over the S steps x_t → x_s of a trajectory, in nats (K-FAC influence §3, fig. 19).
 
     Mean and variance are those of the transitions of ``sampler``, which produced the trajectory, including its clipping: where the
     predicted image is clipped, a pixel has no gradient. The last step, which adds no noise, gets the variance of the step before it

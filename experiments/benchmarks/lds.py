@@ -30,7 +30,7 @@ class Measurements:
     """The truth for one kind of queries.
 
     ``measured [K, Q, M]`` are the measurements under all retrained models, ``replicates [K', Q, M']`` those of the subsets with the
-    most trainings; ``removed [M, N]`` are the weights that the subsets take away.
+    most training runs; ``removed [M, N]`` are the weights that the subsets take away.
     """
 
     measured: np.ndarray

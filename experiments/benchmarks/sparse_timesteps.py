@@ -13,12 +13,12 @@ from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import Images
 from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.nodes import Get, Node
+from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.timestep_bias import replaying_only
 from experiments.benchmarks.variants import Variant
-from experiments.figures.sparse_timesteps import sparse_timesteps
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
 from experiments.models.experiment import Experiment
@@ -73,7 +73,7 @@ class SparseTimesteps(Benchmark):
         for name, estimator in replaying.items():
             rows += report.add(self._times(experiment, name, estimator, get))
         shown = [row for row in rows if row.minus is None]
-        report.figure(NAME, sparse_timesteps(shown, SPEARMAN, FASTER))
+        report.figure(NAME, figures.sparse_timesteps(shown, SPEARMAN, FASTER))
 
     def _precisions(
         self, variants: Sequence[Variant], kind: str, train: Images, images: Images, bootstrap: Bootstrap

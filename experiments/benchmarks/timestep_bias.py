@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
@@ -18,12 +19,11 @@ from attribution.images.draws import Uniform
 from attribution.models.pipeline import Pipeline
 from attribution.nodes import Get, Node
 from attribution.training.checkpoints import select
+from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.timestep_bias_rows import BENCHMARK, RANDOM, STRETCHES, T_MAX, Bias, explained_row
 from experiments.benchmarks.variants import scores_of
 from experiments.datasets import Split
-from experiments.figures import norms as figures
-from experiments.figures.rank_rises import rank_rises
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
@@ -84,7 +84,7 @@ class TimestepBias(Benchmark):
                 row, example = bias.most_frequent_row(subject, scores[name], self.k, kind)
                 report.add([row])
                 report.figure(f"influential_{kind}_{name}", self._curve_figure(experiment, replaying, bias, example, get))
-        report.figure("rank_rise", rank_rises([row for row in rises if row.minus is None]))
+        report.figure("rank_rise", figures.rank_rises([row for row in rises if row.minus is None]))
         for node in self._pretrained_norms(experiment):
             self._show_pretrained(node, experiment, get, report)
 
@@ -120,7 +120,7 @@ class TimestepBias(Benchmark):
 
     def _curve_figure(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], bias: Bias, example: int, get: Get
-    ) -> figures.Figure:
+    ) -> Figure:
         """The norm of the training image at position ``example`` over timesteps, beside the norms of the others."""
         alone = Split(experiment.data, "train", (example,))
         norms = get(self._curves(experiment, estimators, alone)).norms[:, 0]

@@ -1,4 +1,4 @@
-"""CIFAR-MNIST: airplanes mixed with a few handwritten zeros, a set with known sources (Diffusion-ReTrac §6.1)."""
+"""CIFAR-MNIST: airplanes mixed with a few handwritten zeros, a set with known sources (ReTrac §6.1)."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Patches of photographs mixed with a few handwritten zeros: CIFAR-MNIST (Diffusion-ReTrac §6.1) at 8 × 8 pixels, without files."""
+"""Patches of photographs mixed with a few handwritten zeros: CIFAR-MNIST (ReTrac §6.1) at 8 × 8 pixels, without files."""
 
 import functools
 from dataclasses import dataclass

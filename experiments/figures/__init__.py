@@ -1,12 +1,18 @@
-"""Figures of a report. Each function returns a matplotlib ``Figure`` and touches no global state."""
+"""Figures of a report. Each function returns a matplotlib ``Figure`` and touches no global state.
+
+Benchmarks and tasks use ``from experiments import figures``: every figure and the classes of its arguments are re-exported here.
+"""
 
 from experiments.figures.bars import bars, distinct_share
 from experiments.figures.compression import compression
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
 from experiments.figures.loss_weights import loss_weights
+from experiments.figures.norms import Curve, Scatter, algorithm_1, norm_curves, norms_by_timestep
+from experiments.figures.rank_rises import rank_rises
 from experiments.figures.regenerated import regenerated
 from experiments.figures.side_by_side import side_by_side
+from experiments.figures.sparse_timesteps import sparse_timesteps
 from experiments.figures.sweep import curve
 from experiments.figures.thumbnails import grid
 from experiments.figures.timesteps import by_timestep
@@ -14,6 +20,9 @@ from experiments.figures.tracing import over_k, ranked
 from experiments.figures.training import training_curve
 
 __all__ = [
+    "Curve",
+    "Scatter",
+    "algorithm_1",
     "bars",
     "by_timestep",
     "compression",
@@ -22,10 +31,14 @@ __all__ = [
     "grid",
     "loss_weights",
     "matrix",
+    "norm_curves",
+    "norms_by_timestep",
     "over_k",
     "proponents",
+    "rank_rises",
     "ranked",
     "regenerated",
     "side_by_side",
+    "sparse_timesteps",
     "training_curve",
 ]

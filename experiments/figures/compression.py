@@ -1,4 +1,4 @@
-"""How well scores of compressed gradients agree with those of uncompressed ones (K-FAC paper, app. C, fig. 6)."""
+"""How well scores of compressed gradients agree with those of uncompressed ones (K-FAC influence, app. C, fig. 6)."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _EXACT = 1e-12
 
 
 def compression(rows: Sequence[Row]) -> Figure:
-    """Correlation with the scores of uncompressed gradients against the compression ratio (K-FAC paper, fig. 6).
+    """Correlation with the scores of uncompressed gradients against the compression ratio (K-FAC influence, fig. 6).
 
     There is a column of panels for each metric, a line of them for each kind of queries, and a curve with intervals for each
     estimator, with its settings, and kind of compression. The axis of correlations is logarithmic in the distance to 1.

@@ -22,7 +22,7 @@ def matrix(
     row_name: str = "",
     column_name: str = "",
 ) -> Figure:
-    """Heat map of ``values [rows, columns]``, such as scores of pairs of (query, training) timesteps (K-FAC paper, fig. 11).
+    """Heat map of ``values [rows, columns]``, such as scores of pairs of (query, training) timesteps (K-FAC influence, fig. 11).
 
     If ``symmetric``, values above zero are blue and values below zero red, equally strong at equal distance; otherwise one color
     goes from the smallest value to the largest. NaN is gray, with a dash. Cells that are large enough show their numbers.

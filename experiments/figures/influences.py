@@ -1,4 +1,4 @@
-"""Queries with the training images of the largest, nearly zero and smallest scores (K-FAC paper, fig. 1)."""
+"""Queries with the training images of the largest, nearly zero and smallest scores (K-FAC influence, fig. 1)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def proponents(
     boxed: Mapping[str, Collection[int]] | None = None,
     boxed_means: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
-    """For each query, the training images with the largest scores, the scores nearest 0 and the smallest (K-FAC paper, fig. 1).
+    """For each query, the training images with the largest scores, the scores nearest 0 and the smallest (K-FAC influence, fig. 1).
 
     Up to three variants (estimators, or one at several settings) have a section each, with a line for each query. For more
     variants, every query has a section with a line for each variant, without the neutral images. The figure has at most 16 × 30

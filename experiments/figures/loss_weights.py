@@ -15,7 +15,7 @@ _DESCRIPTIONS = {
 
 
 def weights_by_timestep(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
-    """The weight of the square error at t in each measurement, float64 ``[T]``, t = 1 first, relative to its mean over t.
+    """The weight of the squared error at t in each measurement, float64 ``[T]``, t = 1 first, relative to its mean over t.
 
     The weight of ``elbo`` at t = 1 is NaN, because its term there is the decoder's log-probability; its mean is over t >= 2.
     """
@@ -28,7 +28,7 @@ def weights_by_timestep(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
 
 
 def loss_weights(schedule: NoiseSchedule) -> Figure:
-    """The weight of the square error at each timestep in a measurement, relative to its mean over t (K-FAC paper, fig. 18).
+    """The weight of the squared error at each timestep in a measurement, relative to its mean over t (K-FAC influence, fig. 18).
 
     Curves are labeled by the names of ``measurement=``; ``elbo`` begins at t = 2.
     """
@@ -42,7 +42,7 @@ def loss_weights(schedule: NoiseSchedule) -> Figure:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("diffusion timestep t")
-    axes.set_ylabel("weight of the square error,\nrelative to its mean over t")
+    axes.set_ylabel("weight of the squared error,\nrelative to its mean over t")
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     labels = [f"{name} – {_DESCRIPTIONS[name]}" for name in lines]
     figure.legend(list(lines.values()), labels, loc="outside lower center", fontsize=9, frameon=False)

@@ -31,7 +31,7 @@ Point = tuple[float | None, Row]
 
 
 def curve(rows: Sequence[Row], x: str, x_name: str | None = None) -> Figure:
-    """Values with intervals against the numeric setting ``x``, such as damping or draws (K-FAC paper, figs. 7-10).
+    """Values with intervals against the numeric setting ``x``, such as damping or draws (K-FAC influence, figs. 7-10).
 
     There is a panel for each metric and kind of queries, and in it a line for each estimator and combination of its other settings.
     A row without the setting, such as that of an estimator that does not have it, is a level across the panel. Reference levels of

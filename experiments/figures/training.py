@@ -1,4 +1,4 @@
-"""The curve of a training."""
+"""The curve of a training run."""
 
 from collections.abc import Sequence
 

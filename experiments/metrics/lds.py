@@ -69,8 +69,8 @@ def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstra
 def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
     """About what a perfect predictor of the mean over K seeds reaches: the mean over queries of √(K r / (1 + (K-1) r)).
 
-    r: Spearman's correlation between the measurements of two trainings of the same subsets, ``replicates [K', Q, M']``, mean over
-    pairs; K' >= 2. K is K' unless ``seeds`` is given.
+    r: Spearman's correlation between the measurements of two training runs on the same subsets, ``replicates [K', Q, M']``, mean
+    over pairs; K' >= 2. K is K' unless ``seeds`` is given.
     """
     count, seeds = len(replicates), seeds or len(replicates)
     pairs = [per_query(replicates[a], replicates[b]) for a in range(count) for b in range(a)]

@@ -1,4 +1,4 @@
-"""Precision by source (Diffusion-ReTrac §6.1): pure functions.
+"""Precision by source (ReTrac §6.1): pure functions.
 
 Q queries of one source, N training examples; ``in_source [N]`` marks the training examples of that source.
 """

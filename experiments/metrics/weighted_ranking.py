@@ -1,4 +1,4 @@
-"""Metrics of one ranking of examples in every resample of the examples (Diffusion-ReTrac §6.3).
+"""Metrics of one ranking of examples in every resample of the examples (ReTrac §6.3).
 
 N examples, P of which are positive (the outliers); B resamples, each with a weight for every example: how often it is drawn.
 """

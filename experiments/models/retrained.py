@@ -1,4 +1,4 @@
-"""Retrained models as store nodes: a training repeated on subsets, with weights of examples, or with other seeds."""
+"""Retrained models as store nodes: a training run repeated on subsets, with weights of examples, or with other seeds."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

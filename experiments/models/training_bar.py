@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""The progress bar of a training run."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from experiments.store.progress import track
 
 
 class TrainingBar(L.Callback):
-    """Shows the progress of a training and the time left."""
+    """Shows the progress of a training run and the time left."""
 
     bar: Iterator[int]
 

@@ -23,8 +23,8 @@ class Truth:
     """Models trained like ``record``, on each of M ``selections`` with each of K ``seeds``.
 
     They are trained for ``steps`` steps; None: for as many epochs as ``record``, averaged over the selections. The first
-    ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between trainings on
-    the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models.
+    ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between training runs
+    on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models.
     """
 
     record: TrainedModel

@@ -55,7 +55,7 @@ def retraining_speed(
 
 
 class _Training:
-    """The trainings to time, all with the same settings."""
+    """The training runs to time, all with the same settings."""
 
     def __init__(self, model: Callable[[], nn.Module], images: Images, measure: Measure, optimizer: BuildOptimizer, recipe: Recipe):
         self.model, self.images, self.measure, self.optimizer, self.recipe = model, images, measure, optimizer, recipe

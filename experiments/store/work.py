@@ -57,7 +57,7 @@ class Present:
 class Work:
     """The ``requested`` nodes with their missing parts and missing parents, to any depth, in levels.
 
-    Each level depends only on the levels before it. Processes with the same list divide all of its levels, down to the trainings.
+    Each level depends only on the levels before it. Processes with the same list divide all its levels, down to the training runs.
     ``open`` has the fingerprints of nodes whose parts are not known until other nodes are computed; those count as their sources
     meanwhile. ``parts`` has the parts of each node by fingerprint. A node is needed if it is requested, or as long as a needed node
     that depends on it is missing.

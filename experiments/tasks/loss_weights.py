@@ -27,7 +27,7 @@ def loss_weights(config: DictConfig) -> None:
 def weight_shares(schedule: NoiseSchedule) -> Iterator[Row]:
     """For each measurement and range of timesteps [first, last], the share of Σ_t w_t in the range.
 
-    The weights are those of the square error; ``elbo`` has none at t = 1.
+    The weights are those of the squared error; ``elbo`` has none at t = 1.
     """
     ends = [*(last for last in _LAST if last < schedule.T), schedule.T]
     for name, weights in weights_by_timestep(schedule).items():

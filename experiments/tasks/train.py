@@ -1,4 +1,4 @@
-"""``task=train``: one training, its curve and samples of the model."""
+"""``task=train``: one training run, its curve and samples of the model."""
 
 from collections.abc import Sequence
 
