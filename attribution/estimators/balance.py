@@ -1,4 +1,4 @@
-"""Balanced timesteps: the normalization of ReTrac inside influence functions [ours].
+"""Balanced timesteps: the normalization of ReTrac inside influence functions (introduced here).
 
 Gradient norms differ by orders of magnitude between timesteps, so the few timesteps with the largest norms dominate a mean over
 draws. Dividing the gradient of every draw by its norm (ReTrac eq. 9, query side), or by the mean norm at its timestep, gives all
@@ -43,7 +43,7 @@ class Balance:
     """How the gradients of single draws are weighted.
 
     ``side``: the side whose draws are weighted, "query" or "train". ``by``: "draw" weights each draw by 1/‖∇‖; "timestep" by 1 over
-    the mean norm of the training set at its timestep; a list gives one weight for each of as many equal intervals of timesteps.
+    the mean norm of the training set at its timestep; a list of n weights is for n equal intervals of timesteps.
     """
 
     NAME = "Balance"

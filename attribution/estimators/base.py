@@ -16,7 +16,7 @@ from attribution.nodes import Get, Node, execution
 from attribution.training import Recorded
 
 
-def as_list(values: float | Sequence[float]) -> tuple[float, ...]:
+def as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
     """Return one value or several as a tuple without repetitions."""
     return tuple(dict.fromkeys(values)) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)  # pyright: ignore[reportReturnType]
 
@@ -42,7 +42,7 @@ class Estimator(ABC):
     """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost."""
 
     VERSION: ClassVar[int] = 1
-    """Raised when the same settings come to mean other scores. Stored scores of the old version are then computed again."""
+    """Increment it when the same settings would give different scores. Stored scores of the old version are then computed again."""
 
     DRAW_LISTS: ClassVar[bool] = False
     """Whether ``draws`` may list several numbers of draws (``draws.n=[16,64]``)."""
@@ -65,7 +65,7 @@ class Estimator(ABC):
         return replace(self, measurement=measure) if any(field.name == "measurement" for field in fields(self)) else self
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
-        """The requested values of the scores' axes. All values of an axis that is not named here count as requested."""
+        """The requested values of the scores' axes. All values of an axis that is not named here are returned."""
         return {}
 
     def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:

@@ -34,7 +34,7 @@ class CLIP(Embedding):
     batch_size: int = 64
 
     def description(self) -> dict[str, Any]:
-        """The identity: the content of the folder, or the name. ``batch_size`` is no part of it."""
+        """The identity: the content of the folder, or the name. ``batch_size`` is not part of it."""
         path = Path(self.weights)
         files = sorted(p for p in path.glob("*") if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
         content = {p.name: digest(np.frombuffer(p.read_bytes(), np.uint8)) for p in files}

@@ -1,4 +1,4 @@
-"""Guided normalization (Xie et al. 2024, "Data Attribution for Diffusion Models", appendix B, which gives no equation).
+"""Guided normalization (Xie et al. 2024, "Data Attribution for Diffusion Models", appendix B, in words only).
 
 ReTrac divides every training gradient by its length. This removes the effect of the timestep on the length, but also the effect of
 the image. Guided normalization gives the direction G/‖G‖ a length that depends on the image alone: on its gradient norm n_z at a
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from attribution.checks import listed, number, whole
-from attribution.estimators.base import Estimator, as_list
+from attribution.estimators.base import Estimator, as_tuple
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
@@ -74,7 +74,7 @@ class Guided(Estimator):
     @property
     def strengths(self) -> tuple[float, ...]:
         """The requested strengths."""
-        return as_list(self.strength)
+        return as_tuple(self.strength)
 
     @property
     def retrac(self) -> ReTrac:

@@ -5,8 +5,8 @@ Coefficients q̃ are divided by s (whitened) and compressed before any damping i
     s = √(Λ + REFERENCE),        τ = Σ (q̃ / s) · z̃ · s / (Λ + λ)
 
 The coefficients themselves differ by orders of magnitude. Whitened they have similar sizes, so a compression error in any of them
-has a similar effect on the scores [ours]. The K-FAC influence paper compresses the preconditioned gradient instead: s = Λ +
-REFERENCE (``compression.preconditioned``).
+has a similar effect on the scores (introduced here). The K-FAC influence paper compresses the preconditioned gradient instead: s =
+Λ + REFERENCE (``compression.preconditioned``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,7 +105,7 @@ class HeldQueries:
         for layer, eigenvalues in self.basis.values.items():
             q, z = self._restored(prefix, layer).to(rotated[layer]), rotated[layer]
             total = total + self._products(eigenvalues.flatten(), q.flatten(-2).flatten(0, 1), z.flatten(-2).flatten(0, 1))
-        if not torch.isfinite(total).all():  # only in this case are all coefficients restored at once
+        if not torch.isfinite(total).all():  # restore all layers at once only for the message
             finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, rotated)
         bins, B = next(iter(rotated.values())).shape[:2]
         # [D, query bin, Q, train bin, B] to [D, query bin, train bin, Q, B]

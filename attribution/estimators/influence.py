@@ -19,7 +19,7 @@ import torch
 from attribution.checks import whole
 from attribution.curvature import Basis
 from attribution.estimators.balance import Balance, TimestepNorms
-from attribution.estimators.base import as_list, check_dampings
+from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
 from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, refuse_unstable, unstable_layer
 from attribution.estimators.scores import Scores
@@ -87,7 +87,7 @@ class KFACInfluence(ShardedEstimator):
     @property
     def dampings(self) -> tuple[float, ...]:
         """The dampings as a tuple."""
-        return as_list(self.damping)
+        return as_tuple(self.damping)
 
     def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from attribution.checks import whole
-from attribution.estimators.base import Estimator, as_list, check_dampings
+from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES
@@ -72,7 +72,7 @@ class KernelEstimator(Estimator):
     @property
     def dampings(self) -> tuple[float, ...]:
         """The dampings as a tuple."""
-        return as_list(self.damping)
+        return as_tuple(self.damping)
 
     def measuring(self, measure: Measure) -> Self:
         return self if self.measurement is None else replace(self, measurement=measure)
@@ -126,7 +126,7 @@ class KernelScores(ShardedScores):
     record: Recorded
 
     def parts(self, get: Get) -> list[Node]:
-        # As parts of one list, the inner products of several estimators and pools share their passes.
+        # Listed as parts, the inner products of several estimators and pools share their passes.
         queries, spectrum = self._features()
         return [*spectrum.parts(get), *([InnerProducts(queries, spectrum.train)] if spectrum.uses_gram else queries.shards)]
 

@@ -17,8 +17,8 @@ class ReTrac(TrajectoryEstimator):
 
     ``τ[q, z] = Σ_k η_k ⟨ 1/(n_t m) Σ_t Σ_i g_{t,i}/‖g_{t,i}‖, G/‖G‖ ⟩``, g = ∇ℓ_t(θ_k, ε_i, q), G = ∇ℓ_{t_train}(θ_k, ε_train, z).
 
-    The gradients of a query are normalized before they are averaged, and the average is not normalized again, so this is no cosine.
-    A zero gradient stays zero.
+    The gradients of a query are normalized before they are averaged, and the average is not normalized again, so this is not a
+    cosine. A zero gradient stays zero.
     """
 
     NAME = "ReTrac"

@@ -18,7 +18,7 @@ class Scores(Artifact):
 
     ``values`` float32 ``[.., Q, N]``: the leading axes are the swept values that ``axes`` names, in order (damping, draws).
     ``query_index [Q]`` and ``train_index [N]``: the ids of rows and columns in their sources. ``halves`` float32 ``[2, Q, N]``: the
-    scores from either half of the query draws, over all bins of timesteps. Their agreement is the reliability of ``values``. Only
+    scores from each half of the query draws, over all bins of timesteps. Their agreement is the reliability of ``values``. Only
     some estimators provide them.
     """
 

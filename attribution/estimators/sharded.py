@@ -1,4 +1,4 @@
-"""The shape of scores that are computed in blocks.
+"""Base classes of scores that are computed in blocks.
 
 ``ShardedScores`` are the scores of all queries and all training examples. Gradient methods cut them into two kinds of parts, which
 are computed by any number of workers and deleted once the scores are stored:
@@ -35,7 +35,7 @@ A = TypeVar("A")
 class ShardedEstimator(Estimator, ABC):
     """An estimator whose scores are inner products of the queries' gradients with the training examples'.
 
-    ``measurement``: what the queries' gradients are of. ``draws``: the draws of every query.
+    ``measurement``: the function that is differentiated for the queries. ``draws``: the draws of every query.
     """
 
     measurement: Measure

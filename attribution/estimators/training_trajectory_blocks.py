@@ -47,7 +47,7 @@ class CheckpointEstimator(ShardedEstimator):
 
 @dataclass(frozen=True)
 class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
-    """Q_k of a block of queries at checkpoint ``step``, as the mean over either half of the draws: ``[bins, 2, Q, out, in]``."""
+    """Q_k of a block of queries at checkpoint ``step``, as the mean over each half of the draws: ``[bins, 2, Q, out, in]``."""
 
     NAME = "TrajectoryQueryBlock"
     VERSION = 1

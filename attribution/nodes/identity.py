@@ -25,7 +25,7 @@ SOURCE = "source code"
 
 
 def execution(**kwargs: Any) -> Any:
-    """A dataclass field that says how something is computed. It is no part of the identity."""
+    """A dataclass field that says how something is computed. It is not part of the identity."""
     return dataclasses.field(metadata={"identity": False}, **kwargs)
 
 
@@ -115,7 +115,7 @@ def short_name(kind: type) -> str:
 
 
 def key(*parts: Any) -> str:
-    """One string for what several nodes have in common. Nodes enter by their fingerprints."""
+    """Return a string key for values that several nodes share. Nodes are represented by their fingerprints."""
     return json.dumps([getattr(part, "fingerprint", None) or describe(part) for part in parts], sort_keys=True)
 
 

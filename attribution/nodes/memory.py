@@ -13,7 +13,7 @@ from attribution.nodes.node import A, Node, groups
 class InMemory:
     """Computes each node once and keeps its artifact as long as this object lives.
 
-    Keep this object as long as the artifacts: large ones are read lazily from a temporary folder that is deleted with it.
+    Keep a reference while you use the artifacts: large ones are read lazily from a temporary folder that is deleted with it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Nodes: computations whose identity is the content of their fields. This module knows nothing of disks.
+"""Nodes: computations whose identity is the content of their fields. This module does no I/O.
 
 A node is a frozen dataclass. Its fields define its result, except those declared with ``execution()`` (device, workers, batch size
 of attribution), which say how to compute it. ``fingerprint`` hashes the description. A ``Get`` (the store, or ``InMemory``) turns a
@@ -49,7 +49,7 @@ class Node(ABC, Generic[_A]):
     """One unit of stored work.
 
     A class of this project sets NAME and VERSION itself. NAME identifies it, and stays when the class is renamed or moved; VERSION
-    is raised when the same fields come to mean another result. TITLE names the work in progress bars and plans.
+    is incremented when the same fields would give a different result. TITLE names the work in progress bars and plans.
     """
 
     NAME: ClassVar[str]
@@ -82,7 +82,7 @@ class Node(ABC, Generic[_A]):
         return [node.compute(get) for node in nodes]
 
     def cost(self) -> Cost:
-        """An estimate for the dry run. It leaves out parents, and includes parts until these are known."""
+        """An estimate for the dry run. It leaves out parents, and includes the cost of parts while they are unknown."""
         return Cost()
 
     def parents(self) -> "list[Node]":

@@ -85,7 +85,7 @@ def lambda_source(function: Any) -> str:
     """The code of a lambda, without comments and formatting.
 
     Raises:
-        ValueError: it cannot be told from another lambda in the same line.
+        ValueError: several lambdas share its line.
     """
     path, line = Path(sys.modules[function.__module__].__file__ or ""), function.__code__.co_firstlineno
     found = {ast.unparse(node) for node in ast.walk(_tree(path)) if isinstance(node, ast.Lambda) and node.lineno == line}
@@ -150,7 +150,7 @@ def _file_digest(path: Path) -> str:
 
 @functools.cache
 def _defined(path: Path, name: str) -> bool:
-    """Return whether the file defines or assigns the first part of a qualified name, or it is that of a lambda."""
+    """Return whether the file defines or assigns the first part of a qualified name. It is true for a lambda."""
     first, nodes = name.split(".")[0], list(ast.walk(_tree(path)))
     assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return first.startswith("<") or first in assigned | {node.name for node in nodes if isinstance(node, _DEFINITIONS)}
@@ -193,7 +193,7 @@ def _imported_names(tree: ast.Module, package: str) -> set[str]:
 
 @functools.cache
 def _spec(name: str) -> ModuleSpec | None:
-    """Where a module lies, or None. Nothing is imported."""
+    """Locate a module without importing it: its path, or None."""
     parent, _, last = name.rpartition(".")
     try:
         if not parent:

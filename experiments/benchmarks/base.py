@@ -12,13 +12,13 @@ from experiments.report.report import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ABC):
-    """Judges estimators: the chosen one and those that ``compare`` names (files of conf/estimator)."""
+    """Evaluates the chosen estimator and those named in ``compare`` (files of conf/estimator)."""
 
     compare: Sequence[str] = ()
 
     @abstractmethod
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        """All nodes that ``evaluate`` needs. They are computed before, as one list that processes share.
+        """All nodes that ``evaluate`` needs. They are computed beforehand, shared among processes.
 
         Raises:
             ValueError: a setting is wrong; nothing has been trained yet.

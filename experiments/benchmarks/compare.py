@@ -45,7 +45,7 @@ def compare(
 
 
 def pairs(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
-    """The positions (a, b) of the subjects to compare: b of every other estimator, a of the first estimator.
+    """Pair every subject b of another estimator with a subject a of the first estimator; return their positions (a, b).
 
     a is the first subject that has the same value as b in every setting that both have, or the first of all if there is none.
     Scores of bins of timesteps are not compared.

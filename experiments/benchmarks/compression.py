@@ -30,7 +30,7 @@ Compressed = tuple[str, str, float]
 class CompressionFidelity(Benchmark):
     """Each estimator with each of ``compressions``, compared with itself without compression.
 
-    All share the queries' gradients, and as many of them a pass over the training set as ``estimator.query_batch`` allows.
+    All compressions share the queries' gradients. Up to ``estimator.query_batch`` queries share a pass over the training set.
     """
 
     queries: Mapping[str, Queries]

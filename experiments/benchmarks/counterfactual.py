@@ -33,7 +33,7 @@ from experiments.report.row import Levels, Row, Subject
 
 DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"
 RANDOM, NOTHING = Subject("random removal"), Subject("nothing removed")
-OTHERS = ", for another query"
+FOR_ANOTHER_QUERY = ", for another query"
 PERCENT_REMOVED = "training images removed, %"
 MEASURED, ORIGINAL, INTACT = "counterfactual", "counterfactual images", "counterfactual images of the same seed"
 """The benchmarks that rows name: each has a table of its own."""
@@ -43,7 +43,7 @@ TITLES = {DELTA: "Δ measurement", PIXELS: "image ℓ2", EMBEDDED: "embedding"}
 
 @dataclass(frozen=True, eq=False)
 class Removed:
-    """The numbers of the sets that a variant removes, ``sets [F, Q]``, for each fraction and query."""
+    """The indices of the sets that a variant removes, ``sets [F, Q]``, for each fraction and query."""
 
     variant: Variant
     sets: np.ndarray
@@ -155,7 +155,7 @@ class Counterfactual(Benchmark):
     def _rows_of_others(
         self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap
     ) -> Iterator[Row]:
-        """The effect on a query of the sets that estimators removed for the other queries, at least one."""
+        """The mean effect on a query of the sets removed for the other queries, of which there must be at least one."""
         for f, fraction in enumerate(self.fractions):
             for each in removed:
                 subject, others = each.variant.subject, metrics.effect(outcome.values, metrics.of_others(each.sets[f]))
@@ -163,7 +163,7 @@ class Counterfactual(Benchmark):
                     benchmark=outcome.benchmark,
                     metric=f"{outcome.metric}@{_percent(fraction)}",
                     queries=outcome.queries,
-                    subject=dataclasses.replace(subject, name=f"{subject.name}{OTHERS}"),
+                    subject=dataclasses.replace(subject, name=f"{subject.name}{FOR_ANOTHER_QUERY}"),
                     estimate=bootstrap.mean(others.mean(1, keepdims=True), metrics.AXES).estimate(),
                     levels=self._levels(outcome, sets, f),
                     about=self._about(outcome, sets, f),
@@ -219,7 +219,7 @@ class Counterfactual(Benchmark):
         )
 
     def _check(self, experiment: Experiment) -> None:
-        """Check before anything is trained what would otherwise fail at the end."""
+        """Check early what would otherwise fail only after training."""
         train = experiment.data.load().train
         for fraction in self.fractions:
             removed_count(fraction, len(train))
@@ -246,7 +246,7 @@ def _percent(fraction: float) -> str:
 
 
 def _curves(title: str, rows: Iterable[Row]) -> list[Row]:
-    """Rows as points over the share that was removed; the value without removal is one level across all shares."""
+    """Rows as points over the share that was removed; the value without removal is one horizontal line."""
     points, levels = [], []
     for row in rows:
         row = dataclasses.replace(row, metric=title, levels=Levels())

@@ -72,11 +72,11 @@ def share_rows(
 
 
 def boxes(variants: Sequence[Variant], shown: int, influential: float) -> dict[str, set[int]]:
-    """By variant, the examples in the top ``shown`` of more than the share ``influential`` of the queries."""
+    """Return, per variant, the examples in the top ``shown`` of more than a fraction ``influential`` of the queries."""
     tops = {v.label: top_k(v.scores.values, min(shown, v.scores.values.shape[1])) for v in variants}
     return {label: set(generally_influential(top, influential).tolist()) for label, top in tops.items()}
 
 
-def boxed_means(shown: int, influential: float) -> str:
+def box_caption(shown: int, influential: float) -> str:
     """The explanation of the red boxes in a figure."""
     return f"generally influential: in the top {shown} of more than {influential:.0%} of the pool"

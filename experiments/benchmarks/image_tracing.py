@@ -111,7 +111,7 @@ class ImageTracing(Benchmark):
             top=self.shown,
             neutral=0,
             boxed=dict.fromkeys(shown, others),
-            boxed_means=f"not of the query's source, {self.sources[label]}",
+            box_caption=f"not of the query's source, {self.sources[label]}",
         )
         report.figure(f"proponents_{name}", figure)
 

@@ -10,7 +10,7 @@ from attribution.estimators import Estimator
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.retrained import PERCENT, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import PERCENT, RETRAINING, SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.metrics import lds as metrics
@@ -48,7 +48,7 @@ class LDS(SubsetBenchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
     The rows are means over queries with bootstrap intervals over subsets and queries: at the chosen dampings, and at the damping
-    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling are from all subsets if
+    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling use all subsets if
     there are two seeds or more, otherwise from those that are repeated. The figures show ``rows`` queries, each with ``shown``
     proponents.
     """

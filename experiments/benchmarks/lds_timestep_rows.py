@@ -17,7 +17,7 @@ TARGETS, SHAPE = "lds_timesteps", "lds_timesteps_shape"
 METRIC = "lds_%"
 BY_ALL = "lds_%_by_all"
 GAIN = "lds_%_−_by_all"
-ENOUGH = 4
+MIN_TIMESTEPS = 4
 """The least number of timesteps for which each one has others that are not beside it."""
 
 Timestep = int | str
@@ -85,9 +85,9 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
 
 
 def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
-    """The mean LDS at the target's timestep, beside it and farther off, and late in the diffusion minus early."""
+    """The mean LDS on the diagonal, next to it and farther away, and at late minus early timesteps."""
     n = len(predictor.timesteps) - 1
-    if n < ENOUGH:
+    if n < MIN_TIMESTEPS:
         return
     near, far = neighbors(n), farther(n)
     shapes = {"same_t": diagonal(n), "neighbors": near, "farther": far, "neighbors_−_farther": near - far}
@@ -136,7 +136,7 @@ def later(n: int) -> np.ndarray:
 
 
 def rounded(statistic: Statistic) -> Estimate:
-    """The estimate without the rounding errors that differences of equal means leave."""
+    """The estimate, rounded so that differences of equal means are exactly 0."""
     estimate = statistic.estimate()
     return Estimate(*(round(end, 9) + 0.0 for end in (estimate.value, estimate.low, estimate.high)), level=estimate.level)
 

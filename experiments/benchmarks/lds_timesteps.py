@@ -15,7 +15,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import lds_timestep_rows as rows
 from experiments.benchmarks.lds_timestep_rows import METRIC, Predictor, Target, Timestep
-from experiments.benchmarks.retrained import PERCENT, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import PERCENT, RETRAINING, SubsetBenchmark
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
@@ -32,7 +32,7 @@ ByTimestep = Mapping[Timestep, tuple[Estimator, Node[Scores]]]
 class TimestepLDS(SubsetBenchmark):
     """LDS (``benchmark=lds``) of every pair: scores for the loss at t predict the retrained models' loss at t'.
 
-    Besides ``timesteps`` there is "all": as a prediction the estimator's own measurement, as a target ``measurement``. The
+    The entry "all" means the estimator's own measurement for predictions, and ``measurement`` for targets. The
     retrained models are those of ``benchmark=lds`` with the same settings. A row is about one target; its ``by_predicted`` is the
     whole column of the matrix. An estimator without a measurement predicts the same for every target.
     """

@@ -84,7 +84,7 @@ class Normalization(Benchmark):
                 range(min(self.rows, len(images))),
                 self.shown,
                 distinct.boxes(columns, self.shown, self.influential),
-                distinct.boxed_means(self.shown, self.influential),
+                distinct.box_caption(self.shown, self.influential),
             )
             report.figure(f"side_by_side_{kind}", figure)
         rows = [row for row in rows if row.minus is None]
@@ -118,7 +118,7 @@ class Normalization(Benchmark):
         return rows
 
     def _curve(self, rows: Sequence[Row]) -> Figure:
-        """The figure of one metric over λ, which is a share: the axis is linear."""
+        """The figure of one metric over λ, with a linear axis because λ lies in [0, 1]."""
         figure = figures.curve(rows, SETTING, "λ, strength of guided normalization")
         for panel in figure.axes:
             panel.set_xscale("linear")

@@ -88,7 +88,7 @@ class Outlier(Benchmark):
     def _statistics(self, influence: np.ndarray, outliers: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, Statistic]:
         """Each metric of the ranking by ``influence [N]``.
 
-        The numbers of outliers and of others are part of the experiment's design: they, and so the levels, are the same in every
+        The numbers of outliers and of others are part of the experiment's design: they, and hence the levels, are the same in every
         resample.
         """
         bootstrap = Bootstrap(self.resamples, self.seed, {"examples": outliers})

@@ -44,9 +44,9 @@ class Ranking:
 
 @dataclass(frozen=True)
 class RemovedSets:
-    """M different sets of training images, numbered 0..M-1, and the numbers of the sets that each removal takes away.
+    """M different sets of training images, numbered 0..M-1, and the indices of the sets that each removal takes away.
 
-    Set 0 is empty. ``rows`` are the training rows in each set. ``random [F, R]`` are the numbers of the sets for each fraction and
+    Set 0 is empty. ``rows`` are the training rows in each set. ``random [F, R]`` are the indices of the sets for each fraction and
     random removal; ``top`` has an array ``[F, Q]`` of them for each ranking and variant, by fraction and query.
     """
 
@@ -176,7 +176,7 @@ def removed_count(fraction: float, examples: int) -> int:
     """The number of images in a fraction of ``examples`` training images.
 
     Raises:
-        ValueError: it is none of them, or all.
+        ValueError: the fraction rounds to no image, or to all images.
     """
     count = round(fraction * examples)
     if not 1 <= count < examples:

@@ -17,7 +17,7 @@ from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.source_precision import precision_rows, source_queries
-from experiments.benchmarks.timestep_bias import replaying_only
+from experiments.benchmarks.timestep_bias import require_replay
 from experiments.benchmarks.variants import Variant
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
@@ -78,7 +78,7 @@ class SparseTimesteps(Benchmark):
     def _precisions(
         self, variants: Sequence[Variant], kind: str, train: Images, images: Images, bootstrap: Bootstrap
     ) -> Iterator[Row]:
-        """Precision by source, for the queries of each label; besides the differences of estimators, all minus fewer timesteps."""
+        """Precision by source for the queries of each label, and differences of estimators and of timesteps."""
         subjects = [variant.subject for variant in variants]
         full = {subject.name: a for a, subject in enumerate(subjects) if subject.settings[SETTING] == ALL}
         fewer = [(full[subject.name], b) for b, subject in enumerate(subjects) if b not in full.values()]
@@ -149,7 +149,7 @@ class SparseTimesteps(Benchmark):
             whole(self, name, least=1)
         if not self.queries:
             raise FieldError(self, "queries", "name at least one kind of queries")
-        return replaying_only(estimators, NAME)
+        return require_replay(estimators, NAME)
 
 
 def _agreement(variants: Sequence[Variant], kind: str, bootstrap: Bootstrap) -> list[Row]:

@@ -67,7 +67,7 @@ class Targeted(Benchmark):
                     rows=range(min(self.rows, len(get(node)))),
                     top=self.shown,
                     boxed=distinct.boxes(shown, self.shown, self.influential),
-                    boxed_means=distinct.boxed_means(self.shown, self.influential),
+                    box_caption=distinct.box_caption(self.shown, self.influential),
                 ),
             )
         levels = [row for row in shares if row.minus is None]

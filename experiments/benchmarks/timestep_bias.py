@@ -196,7 +196,7 @@ class TimestepBias(Benchmark):
         return Bootstrap(self.resamples, self.seed)
 
     def _checked(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, TrajectoryEstimator]:
-        """Check before anything is trained what would otherwise fail at the end; return the estimators."""
+        """Check early what would otherwise fail only after training; return the estimators."""
         N, T = len(experiment.data.load().train), experiment.diffusion.process.T
         whole(self, "examples", least=2)
         for name, (least, most) in {
@@ -207,7 +207,7 @@ class TimestepBias(Benchmark):
             "resamples": (1, None),
         }.items():
             whole(self, name, least, most)
-        replaying = replaying_only(estimators, BENCHMARK)
+        replaying = require_replay(estimators, BENCHMARK)
         if len({str(estimator.checkpoints) for estimator in replaying.values()}) > 1:
             listed = ", ".join(f"{name} {estimator.checkpoints}" for name, estimator in replaying.items())
             raise ValueError(
@@ -217,7 +217,7 @@ class TimestepBias(Benchmark):
         return replaying
 
 
-def replaying_only(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:
+def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:
     """The estimators, which must replay training, as ``benchmark`` requires.
 
     Raises:

@@ -98,7 +98,7 @@ class Bias:
             yield Row(metric="algorithm_1_slope", estimate=result.slope, levels=Levels(random=0.0), **shared)
 
     def score_rows(self, scores: Mapping[str, Scores], subjects: Mapping[str, Subject], queries: str) -> list[Row]:
-        """Spearman between |τ[q, z]| and Σ_k η_k ‖G_k(z)‖, which bounds TracIn's |τ| up to a factor per query (ReTrac §5.2)."""
+        """Spearman's correlation between |τ[q, z]| and its bound Σ_k η_k ‖G_k(z)‖ (up to a factor per query, ReTrac §5.2)."""
         bound = np.tensordot(self.rates, self.norms, 1)
         of_queries = [spearman(np.abs(s.values), np.broadcast_to(bound, s.values.shape)) for s in scores.values()]
         return compare(
@@ -118,7 +118,7 @@ class Bias:
         most: int,
         queries: str,
     ) -> Iterator[Row]:
-        """By how many ranks of |τ| the examples with scores nearest 0 rise, each alone, in % of the training set.
+        """The mean rise in rank of |τ|, in % of the training set, when one example with a score near 0 gets another timestep.
 
         ``retimed`` are the scores ``[Q, P]`` by estimator and by what replaced the timestep of training; ``most`` is the largest
         number of examples.

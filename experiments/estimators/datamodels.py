@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from attribution.checks import FieldError, whole
-from attribution.estimators.base import Estimator, as_list, check_dampings
+from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
@@ -72,7 +72,7 @@ class Datamodels(Estimator):
     @property
     def dampings(self) -> tuple[float, ...]:
         """The dampings as a tuple."""
-        return as_list(self.damping)
+        return as_tuple(self.damping)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}

@@ -57,7 +57,7 @@ def proponents(
     top: int = 6,
     neutral: int = 3,
     boxed: Mapping[str, Collection[int]] | None = None,
-    boxed_means: str = "generally influential: among the top proponents of many queries",
+    box_caption: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
     """For each query, the training images with the largest scores, the scores nearest 0 and the smallest (K-FAC influence, fig. 1).
 
@@ -72,7 +72,7 @@ def proponents(
         top: the number of images with the largest scores, and of those with the smallest.
         neutral: the number of images with scores nearest 0.
         boxed: for each variant, positions of generally influential training images, which get a red box (ReTrac §6.2).
-        boxed_means: the explanation of a red box in the legend.
+        box_caption: the explanation of a red box in the legend.
     """
     by_query = len(scores) > SECTIONS
     names = min(_NAMES, max(text_width(name, 9) for name in scores)) + _BETWEEN if by_query else 0.0
@@ -83,7 +83,7 @@ def proponents(
     notes = [_MEANING + ("." if by_query or not neutral else "; neutral: those nearest 0.")]
     if groups[0].count < min(top, len(train)):
         notes.append(f"{groups[0].count} of {top} top and most negative images shown.")
-    legend = wrapped(boxed_means, width - 0.5, 9) if boxed else []
+    legend = wrapped(box_caption, width - 0.5, 9) if boxed else []
     room = TALLEST - 0.2 * (len(legend) + 4) - 0.4
     sections_of = _sections_of_queries if by_query else _sections_of_variants
     sections, left_out = sections_of(list(scores), list(rows), width - 2 * _MARGIN, room)

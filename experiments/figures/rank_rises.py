@@ -1,4 +1,4 @@
-"""By how many ranks examples rise among the influential ones if they are trained at other timesteps (ReTrac §4.2)."""
+"""How many ranks examples gain when their timestep is replaced (ReTrac §4.2)."""
 
 import math
 from collections.abc import Sequence

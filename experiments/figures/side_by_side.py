@@ -22,7 +22,7 @@ def side_by_side(
     rows: Sequence[int],
     top: int = 6,
     boxed: Mapping[str, Collection[int]] | None = None,
-    boxed_means: str = "generally influential: among the top proponents of many queries",
+    box_caption: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
     """For each query, the training images with the largest scores under one variant after the other, in descending order.
 
@@ -35,7 +35,7 @@ def side_by_side(
         scores: τ ``[Q, N]`` for each variant.
         top: the number of images for each query and variant.
         boxed: for each variant, positions of training images with a red box.
-        boxed_means: the explanation of a red box in the legend.
+        box_caption: the explanation of a red box in the legend.
     """
     names = [list(scores)[i] for i in np.linspace(0, len(scores) - 1, min(MOST, len(scores))).round().astype(int)]
     room = WIDEST - 2 * _MARGIN - _SIZE - len(names) * _BETWEEN
@@ -51,7 +51,7 @@ def side_by_side(
     if len(names) < len(scores):
         notes.append(f"{len(scores) - len(names)} of {len(scores)} variants are left out, in even steps.")
     below = [line for note in notes for line in wrapped(note, width - 2 * _MARGIN, 8)]
-    legend = wrapped(boxed_means, width - 2 * _MARGIN - 0.4, 9) if boxed else []
+    legend = wrapped(box_caption, width - 2 * _MARGIN - 0.4, 9) if boxed else []
 
     figure, axes = canvas(width, head + len(shown) * _LINE + 0.2 * len(legend) + 0.16 * len(below) + 0.16)
     axes.text(_MARGIN + _SIZE / 2, head - 0.1, "query", ha="center", va="bottom", fontsize=9, color=INK)

@@ -54,11 +54,11 @@ def over_k(rows: Sequence[Row], value_name: str) -> Figure:
 
 
 def ranked(
-    train: Images, lists: Mapping[str, Sequence[int] | np.ndarray], values: np.ndarray, boxed: Collection[int], boxed_means: str
+    train: Images, lists: Mapping[str, Sequence[int] | np.ndarray], values: np.ndarray, boxed: Collection[int], box_caption: str
 ) -> Figure:
     """Training images in the order of each of ``lists``, by title, with rank among all ``values [N]``, id and value below.
 
-    ``boxed`` are positions of images with a red box, which the legend explains by ``boxed_means``.
+    ``boxed`` are positions of images with a red box, which the legend explains by ``box_caption``.
     """
     rank = np.empty(len(values), np.int64)
     rank[np.argsort(-values, kind="stable")] = 1 + np.arange(len(values))
@@ -77,7 +77,7 @@ def ranked(
             thumbnail(axes, train, position, _GAP + right * step, y + head + down * (line + 0.1), _SIZE, text, position in red)
         y += head + lines[title] * (line + 0.1) + 0.1
     axes.add_patch(Rectangle((_GAP, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
-    axes.text(_GAP + 0.3, y + 0.09, boxed_means, va="center", fontsize=9, color=INK)
+    axes.text(_GAP + 0.3, y + 0.09, box_caption, va="center", fontsize=9, color=INK)
     for number, text in enumerate(foot):
         axes.text(_GAP, y + 0.3 + 0.16 * number, text, va="center", fontsize=8, color="#555555")
     return figure

@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike
 from experiments.metrics.estimate import Estimate, interval
 
 RESAMPLES = 5000
-"""The ends of a 95 % interval are then reproducible to about 1 % of its width."""
+"""With 5000 resamples, the ends of a 95 % interval are reproducible to about 1 % of its width."""
 _BLOCK = 1 << 22
 """Numbers held at once for a block of resamples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """``value [..]`` and ``spread [B, ..]``, the same number in every resample; ``spread`` is None where nothing was repeated.
+    """``value [..]`` and ``spread [B, ..]``, the same statistic of each resample; ``spread`` is None where nothing was repeated.
 
     Statistics of the same resamples are paired: ``a - b`` has the spread of the difference.
     """
@@ -112,8 +112,8 @@ class Bootstrap:
     def mean(self, values: ArrayLike, axes: Sequence[str] = ("queries",), where: np.ndarray | None = None) -> Statistic:
         """The mean of ``values [.., n1, n2, ..]`` where they are known (not NaN) and ``where`` is true.
 
-        ``axes`` name the last dimensions, which are resampled; those before are averaged plainly. A dimension of length 1 was not
-        repeated and adds nothing to the spread. Fewer than two known values along ``axes`` have no spread.
+        ``axes`` name the last dimensions, which are resampled; those before are averaged without resampling. A dimension of length
+        1 was not repeated and adds nothing to the spread. Fewer than two known values along ``axes`` have no spread.
         """
         values = np.asarray(values, np.float64)
         known = ~np.isnan(values) if where is None else where & ~np.isnan(values)

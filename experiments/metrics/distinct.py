@@ -28,9 +28,10 @@ def maximum_distinct_share(examples: int, n: int, k: int) -> float:
 
 
 def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
-    """Draw ``sets`` random sets of n *distinct* queries out of ``pool``: int64 ``[S, n]``, rows ascending. n = pool has one set.
+    """Draw ``sets`` random sets of n *distinct* queries out of ``pool``: int64 ``[S, n]``, rows ascending.
 
-    This is not a bootstrap: a query drawn twice shares all its proponents with itself and would lower the distinct share.
+    If n equals pool, there is one set. This is not a bootstrap: a query drawn twice shares all its proponents with itself and would
+    lower the distinct share.
 
     Raises:
         ValueError: n is outside 1..pool, or ``sets`` is less than 1.

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the ends of its interval, which holds the true number with probability ``level``.
+    """A number and the ends of its interval of probability ``level``; the metric says what the interval means.
 
     Numbers that are unknown are NaN. The interval is unknown where nothing that is random was repeated.
     """

@@ -37,9 +37,9 @@ def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> S
 
 
 def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
-    """The LDS of exact retraining ``[T, T]`` from ``measured [K, T, Q, M]``, K >= 2; no upper bound.
+    """The LDS of exact retraining ``[T, T]`` from ``measured [K, T, Q, M]``, K >= 2. It is not an upper bound.
 
-    What each training seed measures predicts the mean over the others. The result is the mean over seeds.
+    The measurements of each training seed predict the mean of the other seeds. The result is the mean over seeds.
     """
     return Statistic.mean([lds(seed, np.delete(measured, k, 0).mean(0), bootstrap) for k, seed in enumerate(measured)])
 
@@ -52,7 +52,7 @@ def folds(subsets: int) -> np.ndarray:
 def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple[Statistic, list[int]]:
     """The LDS of the best of a sweep ``[V, Q, M]``, chosen on the other half of the subsets, and the two choices.
 
-    Nothing is reported on the subsets that it was chosen on. The interval takes the choices as given: each half's subsets are
+    Each half is scored with the value chosen on the other half. The interval takes the choices as given: each half's subsets are
     resampled by themselves, the queries jointly for both.
     """
     Q, M = measured.shape
@@ -67,7 +67,7 @@ def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstra
 
 
 def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
-    """About what a perfect predictor of the mean over K seeds reaches: the mean over queries of √(K r / (1 + (K-1) r)).
+    """The approximate LDS of a perfect predictor of the mean over K seeds: the mean over queries of √(K r / (1 + (K-1) r)).
 
     r: Spearman's correlation between the measurements of two training runs on the same subsets, ``replicates [K', Q, M']``, mean
     over pairs; K' >= 2. K is K' unless ``seeds`` is given.

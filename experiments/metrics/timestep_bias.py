@@ -31,16 +31,17 @@ class Correlation:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; the first of equal values ranks before the others."""
+    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; equal values keep their order."""
     result = np.empty(len(values), np.int64)
     result[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     return result
 
 
 def algorithm_1(distance: np.ndarray, rank: np.ndarray, bootstrap: Bootstrap) -> Correlation:
-    """Algorithm 1: Spearman between |t_max(x) − t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
+    """Compute Algorithm 1 of ReTrac.
 
-    Intervals are over examples, which are ranked anew in every resample; the p-value is two-sided (SciPy).
+    It is Spearman's correlation between |t_max(x) − t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
+    Intervals are over examples, which are ranked again in every resample; the p-value is two-sided (SciPy).
     """
     x, y = np.asarray(distance, np.float64), np.asarray(rank, np.float64)
     if len(x) < 3 or x.std() == 0 or y.std() == 0:

@@ -12,9 +12,9 @@ import numpy as np
 class WeightedRanking:
     """Examples by descending score. All metrics follow from cumulative weights at the positive examples.
 
-    For each positive example: ``weight``, its own; ``before``, of all examples with a smaller place; ``above`` and ``up_to``, of
-    all examples with a larger score, and with a score that is at least as large, ``[B, P]`` each. ``positives_above`` and
-    ``positives_up_to`` are the same of the positive examples alone. ``total [B, 1]`` is the weight of all.
+    For each positive example: ``weight``, its own; ``before``, the total weight of the examples ranked ahead of it; ``above`` and
+    ``up_to``, of all examples with a larger score, and with a score that is at least as large, ``[B, P]`` each. ``positives_above``
+    and ``positives_up_to`` are the same of the positive examples alone. ``total [B, 1]`` is the weight of all.
     """
 
     weight: np.ndarray

@@ -19,20 +19,20 @@ SHARED = ("attribution.diffusion.denoiser",)
 
 
 @dataclass(frozen=True, eq=False)
-class Costs(Arrays):
+class MeasuredValues(Arrays):
     """``values [Q]`` float64: the measurement of each image, averaged over its draws."""
 
     values: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(JointNode[Costs]):
+class Measured(JointNode[MeasuredValues]):
     """The ``measure`` of ``images`` under a ``model``. All models get the same ``draws`` (common random numbers)."""
 
     NAME = "Measured"
     VERSION = 1
     TITLE = "measurements of models"
-    ARTIFACT = Costs
+    ARTIFACT = MeasuredValues
 
     model: Trained[Any]
     images: ImageSet
@@ -47,12 +47,12 @@ class Measured(JointNode[Costs]):
         return Cost(passes=self.images.count * self.draws.count / 3)  # a forward pass is about a third of forward and backward
 
     @classmethod
-    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Costs]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[MeasuredValues]:  # pyright: ignore[reportIncompatibleMethodOverride]
         device = nodes[0].execution.torch_device()
         network = nodes[0].model.network(get).to(device)
         return [node._values(network, get, device) for node in nodes]
 
-    def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> Costs:
+    def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> MeasuredValues:
         images, measured = get(self.measure.subject(self.images)), []
         dtype, T, K = next(network.parameters()).dtype, self.measure.process.T, self.draws.count
         with torch.inference_mode():
@@ -73,4 +73,4 @@ class Measured(JointNode[Costs]):
             raise FloatingPointError(
                 f"{int((~np.isfinite(values)).sum())} of {len(values)} measurements are not finite: did training diverge?"
             )
-        return Costs(values)
+        return MeasuredValues(values)

@@ -46,7 +46,7 @@ class Report:
         """Add rows, and return them with the fields of the run. Settings of a row take precedence over those of the run.
 
         Raises:
-            TypeError: a row has a value that JSON cannot hold.
+            TypeError: a value of a row is not JSON-serializable.
         """
         completed = [replace(row.with_swept(self._swept), **self._run) for row in rows]
         for row in completed:

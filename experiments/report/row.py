@@ -94,7 +94,7 @@ class Row:
         """The fields of the row in ``rows.jsonl`` as JSON values. Optional fields without a value are left out.
 
         Raises:
-            TypeError: a value that JSON cannot hold.
+            TypeError: a value is not JSON-serializable.
         """
         interval = self.estimate.low, self.estimate.high
         optional = {"queries": self.queries, "level": self.estimate.level if any(map(math.isfinite, interval)) else None}
@@ -152,7 +152,7 @@ def plain(value: Any) -> Any:
     """Convert to JSON values: NumPy numbers to Python's, NaN and infinities to None.
 
     Raises:
-        TypeError: a value that JSON cannot hold.
+        TypeError: a value is not JSON-serializable.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()

@@ -72,7 +72,7 @@ def cell(row: Row) -> Text:
 
 
 def number(value: float) -> str:
-    """Format with three decimals near one, four digits above ten, and a power of ten where these would hide the number."""
+    """Format with three decimals near one, four digits above ten, and a power of ten otherwise."""
     if not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -82,7 +82,7 @@ def number(value: float) -> str:
 
 
 def differing_settings(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each row its seed and settings, as far as the rows differ in them; settings that are fields of the rows are left out."""
+    """For each row the seed and settings in which the rows differ; settings that are fields of the rows are left out."""
     known = {"benchmark.compare", *RESERVED}.union(*(row.about for row in rows)) - {"seed"}
     settings = [{"seed": row.seed} | {n: v for n, v in row.settings.items() if n not in known} for row in rows]
     names = dict.fromkeys(name for setting in settings for name in setting)

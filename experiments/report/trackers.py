@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Tracker(ABC):
-    """Follows one run: ``start`` is called once; then the rest, any number of times; ``finish`` once, if the run succeeds."""
+    """Follows one run. Call ``start`` first, ``finish`` last if the run succeeds, and the others any number of times between."""
 
     @abstractmethod
     def start(self, config: Mapping[str, Any]) -> None:

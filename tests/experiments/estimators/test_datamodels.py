@@ -17,7 +17,7 @@ from attribution.retraining.selection import Selection
 from experiments.benchmarks.base import Benchmark
 from experiments.estimators.datamodels import GRID, Datamodels, fit, removed
 from experiments.metrics import lds as lds_metrics
-from experiments.models.measured import Costs, Measured
+from experiments.models.measured import Measured, MeasuredValues
 from experiments.models.retrained import Retrained
 from experiments.models.subsets import RandomSubsets, Subsets
 from experiments.store.plan import plan
@@ -71,7 +71,7 @@ class Linear(InMemory):
             return super().many(nodes, title)
         models = [node.model for node in nodes]
         self.seeds |= {model.seed for model in models}
-        return [Costs(self.cost(model.selection, model.seed)) for model in models]
+        return [MeasuredValues(self.cost(model.selection, model.seed)) for model in models]
 
 
 def scored(estimator: Datamodels, world: Linear):

@@ -107,7 +107,7 @@ def test_generally_influential_images_are_boxed_per_estimator(variants):
     """Claim: red boxes around the given positions of this estimator only; the legend says what they mean."""
     scores = {name: np.tile(np.arange(6.0), (3, 1)) for name in "abcde"[:variants]}
     boxed = {"a": {5, 3}, "b": set()}
-    figure = figures.proponents(images(3), images(6), scores, [0, 2], 2, neutral=0, boxed=boxed, boxed_means="in all tops")
+    figure = figures.proponents(images(3), images(6), scores, [0, 2], 2, neutral=0, boxed=boxed, box_caption="in all tops")
     assert len(boxes(figure)) == 2 * 1 + 1
     assert "in all tops" in texts(figure)
 

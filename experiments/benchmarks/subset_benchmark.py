@@ -25,7 +25,7 @@ RETRAINING = "exact retraining"
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetBenchmark(Benchmark):
-    """Judges estimators by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
+    """Evaluates estimators by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
 
     If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
     one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws``; it need not be the estimators'
