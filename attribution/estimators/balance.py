@@ -26,6 +26,8 @@ from attribution.images.draws import Uniform
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
+SHARED = ("attribution.estimators.retrac", "attribution.gradients.norms", "attribution.images.bins")
+
 INTERVALS = 50
 """The largest number of equal intervals of timesteps in which norms are averaged."""
 DRAWS_PER_INTERVAL = 40

@@ -35,6 +35,13 @@ from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least
 
+SHARED = (
+    "attribution.estimators.retrac",
+    "attribution.estimators.sharded",
+    "attribution.estimators.training_trajectory",
+    "attribution.training.checkpoints",
+)
+
 SETTING = "estimator.strength"
 ENDS = (0.0, 1.0)
 """The strengths whose scores are stored."""

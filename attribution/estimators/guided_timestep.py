@@ -12,6 +12,8 @@ from attribution.images.draws import Even
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.norms",)
+
 TIMESTEPS = 50
 """The number of evenly spaced timesteps that are compared."""
 SAMPLE = 32

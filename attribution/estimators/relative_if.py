@@ -6,6 +6,8 @@ import numpy as np
 
 from attribution.estimators.kernel import KernelEstimator, Solved
 
+SHARED = ("attribution.estimators.kernel",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeIF(KernelEstimator):

@@ -8,6 +8,8 @@ from torch import Tensor
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.gradients.per_example import Captured, LayerGradients
 
+SHARED = ("attribution.estimators.training_trajectory",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReTrac(TrajectoryEstimator):

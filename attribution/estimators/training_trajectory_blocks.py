@@ -21,7 +21,12 @@ from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, key
 
-SHARED = ("attribution.gradients.network_cache", "attribution.gradients.inner_products", "attribution.images.bins")
+SHARED = (
+    "attribution.estimators.sharded",
+    "attribution.gradients.inner_products",
+    "attribution.gradients.network_cache",
+    "attribution.images.bins",
+)
 
 HALVES = 2
 """The query draws are split into two interleaved halves. The agreement of the halves is the reliability of the scores."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from attribution.estimators.kernel import KernelEstimator, Solved
 
+SHARED = ("attribution.estimators.kernel",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TRAK(KernelEstimator):

@@ -10,6 +10,8 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.nodes import Get, key
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.layer_check", "attribution.gradients.per_example")
+
 
 def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:
     """Return the per-example gradients of the network at checkpoint ``step``, on the device of ``execution``.

@@ -14,6 +14,8 @@ from attribution.images import Images, ImageSet
 from attribution.nodes import Get, class_identity, describe, describe_fields, execution
 from experiments.datasets.errors import DataError
 
+SHARED = ("attribution.images.images",)
+
 Name = Literal["train", "validation"]
 
 
