@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.tasks.errors import EXPECTED, exit_with, sentences
+from experiments.tasks.errors import EXPECTED, errors_as_messages, exit_with
 from experiments.tasks.sweep_arguments import sweepable
 
 
@@ -34,7 +34,7 @@ def task(config: DictConfig) -> None:
 def main() -> None:
     """Run the command line: one job, or all jobs of a sweep."""
     sys.argv[1:] = sweepable(sys.argv[1:])
-    with sentences():
+    with errors_as_messages():
         task()
 
 

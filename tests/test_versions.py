@@ -55,6 +55,17 @@ KINDS = (
 )  # fmt: skip
 """Base classes of what enters identities. Other classes that do so without a NAME are refused when they are described."""
 
+NUMERICAL = {
+    f"attribution.{room}"
+    for room in (
+        "curvature", "diffusion", "estimators", "features", "gradients", "images", "measurements", "projection", "retraining",
+        "training",
+    )
+}  # fmt: skip
+"""Packages whose code computes what the store keeps."""
+UNSTORED = {"attribution.training.replay"}
+"""Modules of these packages on which nothing stored depends."""
+
 
 def modules() -> Iterator[ModuleType]:
     """All modules of the project."""
@@ -120,31 +131,38 @@ def test_changed_code_needs_a_decision():
     assert not gone, GONE.format(names=", ".join(gone))
 
 
-NUMERICAL = (
-    "images", "diffusion", "measurements", "training", "retraining", "gradients", "projection", "curvature", "features",
-    "estimators",
-)  # fmt: skip
-"""Packages of attribution that compute numbers."""
-WITHOUT_RESULTS = {
-    "attribution.estimators.base",  # interfaces and checks
-    "attribution.estimators.scores",  # a container and its reader
-    "attribution.features.projector_cache",
-    "attribution.gradients.layer_check",  # refuses, and compares with autograd
-    "attribution.training.replay",  # checks a record, nothing is stored
-}
+def is_numerical(module: str) -> bool:
+    return module.rpartition(".")[0] in NUMERICAL and module not in UNSTORED
 
 
-def test_every_numerical_module_is_in_the_ledger():
-    """Claim: the code of every module that computes numbers enters the digest of at least one class."""
-    in_a_digest = set().union(*(shared(cls.__module__) for cls in named().values()))
-    numerical = {
-        module.__name__
-        for module in modules()
-        if module.__name__.startswith("attribution.")
-        and module.__name__.count(".") == 2
-        and module.__name__.split(".")[1] in NUMERICAL
+def used(module: ModuleType) -> Iterator[str]:
+    """The modules whose functions a module imports, and those of the classes that its own classes inherit from."""
+    for value in vars(module).values():
+        if inspect.ismodule(value):
+            yield value.__name__
+        elif inspect.isfunction(inspect.unwrap(value)):
+            yield value.__module__
+        elif inspect.isclass(value) and value.__module__ == module.__name__:
+            yield from (base.__module__ for base in value.__mro__)
+
+
+def test_every_numerical_module_is_in_a_digest():
+    """Claim: no numbers are computed by code whose change the ledger would not see."""
+    digested = {name for cls in named().values() for name in shared(cls.__module__)}
+    numerical = {module.__name__ for module in modules() if is_numerical(module.__name__)}
+    unseen = sorted(numerical - digested)
+    assert not unseen, f"name these modules in SHARED of the modules that use them: {', '.join(unseen)}"
+
+
+def test_digests_hold_the_functions_and_base_classes_in_use():
+    """Claim: a module in a digest has in its SHARED, or theirs, the numerical modules whose functions or base classes it uses."""
+    digested = sorted({name for cls in named().values() for name in shared(cls.__module__)})
+    lacking = {
+        name: missing
+        for name in digested
+        if (missing := sorted({other for other in used(sys.modules[name]) if is_numerical(other)} - shared(name)))
     }
-    assert numerical - in_a_digest == WITHOUT_RESULTS, "name the module in SHARED of the module that uses it"
+    assert not lacking, f"add to SHARED of each module: {lacking}"
 
 
 def test_every_class_that_enters_identities_has_a_name_and_a_version():

@@ -28,7 +28,13 @@ from attribution.measurements.base import per_draw
 from attribution.nodes import Artifact, Cost, Get, Node, execution
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.basis", "attribution.gradients.network_cache", "attribution.gradients.inner_products")
+SHARED = (
+    "attribution.curvature.basis",
+    "attribution.curvature.pseudo_gradients",
+    "attribution.gradients.inner_products",
+    "attribution.gradients.network_cache",
+    "attribution.measurements.base",
+)
 
 MAX_PARAMETERS = 5000
 """The largest number of parameters: the matrix takes 200 MB and its eigendecomposition a minute or two."""

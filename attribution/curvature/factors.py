@@ -27,7 +27,7 @@ from attribution.gradients import hooks, layer_check
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.moments", "attribution.curvature.pseudo_gradients")
+SHARED = ("attribution.curvature.basis", "attribution.curvature.moments", "attribution.curvature.pseudo_gradients")
 
 Sharing = Literal["expand", "reduce"]
 

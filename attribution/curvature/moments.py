@@ -24,6 +24,8 @@ from torch import Tensor
 from attribution.gradients.convolution import ConvLayer
 from attribution.gradients.layers import STEP, LinearLayer, pieces
 
+SHARED = ("attribution.gradients.convolution", "attribution.gradients.layers")
+
 CHAIN = 2**12
 """The number of positions summed in one convolution, which adds them one by one.
 

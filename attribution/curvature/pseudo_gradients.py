@@ -24,7 +24,12 @@ from attribution.measurements import Inputs, Measure
 from attribution.nodes import Get, execution
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.network_cache", "attribution.gradients.inner_products", "attribution.images.philox")
+SHARED = (
+    "attribution.gradients.inner_products",
+    "attribution.gradients.network_cache",
+    "attribution.images.philox",
+    "attribution.measurements.base",
+)
 
 _MASK = 0xFFFFFFFF
 KroneckerLayer = LinearLayer | ConvLayer

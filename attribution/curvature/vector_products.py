@@ -22,8 +22,10 @@ from attribution.measurements import Measure
 from attribution.measurements.base import per_draw
 
 SHARED = (
-    "attribution.gradients.network_cache",
+    "attribution.curvature.pseudo_gradients",
     "attribution.gradients.inner_products",
+    "attribution.gradients.network_cache",
+    "attribution.measurements.base",
 )
 
 

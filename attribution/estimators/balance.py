@@ -26,11 +26,7 @@ from attribution.images.draws import Uniform
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 from attribution.training import Recorded
 
-SHARED = (
-    "attribution.estimators.retrac",
-    "attribution.gradients.norms",
-    "attribution.images.bins",
-)
+SHARED = ("attribution.estimators.retrac", "attribution.gradients.norms", "attribution.images.bins")
 
 INTERVALS = 50
 """The largest number of equal intervals of timesteps in which norms are averaged."""

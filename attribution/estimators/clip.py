@@ -14,6 +14,8 @@ from attribution.execution import ranges
 from attribution.images import Images
 from attribution.nodes import class_identity, describe, digest
 
+SHARED = ("attribution.estimators.embedding",)
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the channels of CLIP's training images."""

@@ -10,7 +10,7 @@ from attribution.images.bins import bin_of
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
 
-SHARED = ("attribution.images.bins",)
+SHARED = ("attribution.gradients.per_example", "attribution.images.bins")
 
 Mean = Callable[[Captured, Draws], LayerGradients]
 """Returns the (weighted) mean of the captured gradients over their draws."""

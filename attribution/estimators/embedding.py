@@ -14,7 +14,7 @@ from attribution.images import Images, ImageSet, philox
 from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 
-SHARED = ("attribution.images.philox",)
+SHARED = ("attribution.estimators.sharded", "attribution.images.philox")
 
 
 class Embedding(ABC):

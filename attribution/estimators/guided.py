@@ -37,7 +37,9 @@ from attribution.training.checkpoints import at_least
 
 SHARED = (
     "attribution.estimators.retrac",
+    "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory",
+    "attribution.training.checkpoints",
 )
 
 SETTING = "estimator.strength"

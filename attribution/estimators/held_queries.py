@@ -26,7 +26,7 @@ from attribution.gradients.layers import STEP, pieces
 from attribution.gradients.per_example import LayerGradients
 from attribution.nodes import Artifact
 
-SHARED = ("attribution.gradients.inner_products",)
+SHARED = ("attribution.curvature.basis", "attribution.gradients.inner_products", "attribution.gradients.layers")
 
 REFERENCE = 1e-8
 """The default damping. Compressed coefficients do not distinguish eigenvalues that are much smaller."""

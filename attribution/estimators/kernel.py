@@ -26,10 +26,7 @@ from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
 from attribution.training import Recorded
 
-SHARED = (
-    "attribution.estimators.sharded",
-    "attribution.features.spectrum",
-)
+SHARED = ("attribution.estimators.sharded", "attribution.features.spectrum")
 
 GRID = tuple(10.0**e for e in range(-12, 3))
 """Dampings that every score artifact holds."""

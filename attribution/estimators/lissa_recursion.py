@@ -16,6 +16,8 @@ from attribution.images import Images
 from attribution.images.draws import Draws, DrawScheme
 from attribution.training import Recorded
 
+SHARED = ("attribution.gradients.per_example",)
+
 SLACK = 1e-3
 """Tolerance for rounding in the bound on the growth of r."""
 

@@ -20,6 +20,8 @@ from attribution.nodes import Get, execution
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import select
 
+SHARED = ("attribution.images.draws", "attribution.training.checkpoints", "attribution.training.record")
+
 
 class Timing(ABC):
     """Chooses the timesteps. Subclasses are frozen dataclasses; their fields are their identity."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.gradients.per_example import Captured, LayerGradients
 
-SHARED = ("attribution.estimators.training_trajectory_blocks",)
+SHARED = ("attribution.estimators.training_trajectory",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,11 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
-SHARED = ("attribution.gradients.network_cache", "attribution.gradients.inner_products")
+SHARED = (
+    "attribution.estimators.training_trajectory",
+    "attribution.gradients.inner_products",
+    "attribution.gradients.network_cache",
+)
 
 
 @dataclass(frozen=True, eq=False)

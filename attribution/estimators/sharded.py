@@ -28,6 +28,8 @@ from attribution.measurements import Measure
 from attribution.nodes import Arrays, Artifact, Get, JointNode, Node
 from attribution.training import Recorded
 
+SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
+
 A = TypeVar("A")
 
 

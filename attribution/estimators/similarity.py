@@ -21,10 +21,7 @@ from attribution.projection import Projection
 from attribution.training import Recorded
 from attribution.training.checkpoints import select
 
-SHARED = (
-    "attribution.estimators.sharded",
-    "attribution.features.gram",
-)
+SHARED = ("attribution.estimators.sharded", "attribution.features.gram", "attribution.training.checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.gradients.per_example import Captured, LayerGradients
 
-SHARED = ("attribution.estimators.training_trajectory_blocks",)
+SHARED = ("attribution.estimators.training_trajectory",)
 
 
 @dataclass(frozen=True, kw_only=True)

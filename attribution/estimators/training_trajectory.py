@@ -19,7 +19,12 @@ from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
-SHARED = ("attribution.estimators.sharded", "attribution.images.bins")
+SHARED = (
+    "attribution.estimators.sharded",
+    "attribution.estimators.training_trajectory_blocks",
+    "attribution.images.bins",
+    "attribution.training.checkpoints",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,10 @@ from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, key
 
 SHARED = (
-    "attribution.gradients.network_cache",
+    "attribution.estimators.sharded",
     "attribution.gradients.inner_products",
+    "attribution.gradients.network_cache",
     "attribution.images.bins",
-    "attribution.training.record",
 )
 
 HALVES = 2

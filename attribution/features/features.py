@@ -24,7 +24,7 @@ from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 from attribution.projection import Identity, Projection
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.network_cache",)
+SHARED = ("attribution.features.projector_cache", "attribution.gradients.network_cache")
 
 
 class FeatureSettings(Protocol):

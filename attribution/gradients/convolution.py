@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from attribution.gradients.layers import STEP, Layer, gram_is_cheaper, gram_square_norms, pieces
 
+SHARED = ("attribution.gradients.layers",)
+
 
 class ConvLayer(Layer):
     """The gradients of an ``nn.Conv2d`` on ``[N, C, H, W]``; R is the number of output positions, height · width."""

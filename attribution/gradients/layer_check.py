@@ -16,6 +16,8 @@ from attribution.gradients.layers import GroupNormLayer, Layer, LayerNormLayer, 
 from attribution.images.draws import Draws
 from attribution.measurements import Inputs, Measure
 
+SHARED = ("attribution.diffusion.denoiser", "attribution.gradients.convolution", "attribution.gradients.layers")
+
 KINDS: tuple[type[Layer], ...] = (ConvLayer, LinearLayer, GroupNormLayer, LayerNormLayer)
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}

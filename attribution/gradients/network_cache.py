@@ -8,7 +8,7 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.nodes import Get, key
 from attribution.training import Recorded
 
-SHARED = ("attribution.gradients.per_example",)
+SHARED = ("attribution.gradients.layer_check", "attribution.gradients.per_example")
 
 
 def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:

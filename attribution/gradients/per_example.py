@@ -23,7 +23,12 @@ from attribution.gradients.layers import STEP, Layer, pieces
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
 
-SHARED = ("attribution.gradients.convolution", "attribution.gradients.hooks", "attribution.gradients.layers")
+SHARED = (
+    "attribution.gradients.convolution",
+    "attribution.gradients.hooks",
+    "attribution.gradients.layer_check",
+    "attribution.gradients.layers",
+)
 
 LayerGradients = dict[str, Tensor]
 """Layer (module) name → joint block ``[B, rows, columns]`` (see ``layers``); tied modules share the name of the first of them."""

@@ -22,6 +22,8 @@ from torch import Tensor
 from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import Captured, LayerGradients
 
+SHARED = ("attribution.gradients.inner_products", "attribution.gradients.per_example")
+
 LayerShapes = Mapping[str, tuple[int, int]]
 """Layer name → shape (rows, columns) of its gradient, ``attribution.gradients.layers.Layer.block``."""
 

@@ -22,7 +22,7 @@ from attribution.nodes import execution
 from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.random_matrices import NORMALS, SIGNS, normal_rows, rows_at_once, sign_rows
 
-SHARED = ("attribution.projection.base", "attribution.projection.random_matrices")
+SHARED = ("attribution.gradients.layers", "attribution.projection.base", "attribution.projection.random_matrices")
 
 
 @dataclass(frozen=True)

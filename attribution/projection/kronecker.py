@@ -34,7 +34,7 @@ from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.random_matrices import normal_rows
 
-SHARED = ("attribution.projection.base", "attribution.projection.random_matrices")
+SHARED = ("attribution.gradients.convolution", "attribution.projection.base", "attribution.projection.random_matrices")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from torch import Tensor
 from attribution.gradients.per_example import LayerGradients
 from attribution.projection.base import LayerShapes, Projection, Projector
 
+SHARED = ("attribution.projection.base",)
+
 
 @dataclass(frozen=True)
 class Identity(Projection):

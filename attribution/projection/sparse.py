@@ -20,7 +20,7 @@ from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.random_matrices import hashed_rows, rows_at_once
 
-SHARED = ("attribution.projection.base", "attribution.projection.random_matrices")
+SHARED = ("attribution.gradients.layers", "attribution.projection.base", "attribution.projection.random_matrices")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from attribution.measurements import Inputs, Measure
 from attribution.nodes import execution
 from attribution.retraining.stacked_forward import stacked_losses
 
-SHARED = ("attribution.retraining.stacked_forward",)
+SHARED = ("attribution.diffusion.denoiser", "attribution.retraining.stacked_forward")
 
 State = Mapping[str, Tensor]
 """Tensors of M models by name, ``[M, ...]``."""

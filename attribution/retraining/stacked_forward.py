@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from attribution.diffusion import denoiser
 from attribution.measurements import Inputs, Measure
 
+SHARED = ("attribution.diffusion.denoiser",)
+
 
 def stacked_losses(network: nn.Module, state: Mapping[str, Tensor], measure: Measure, inputs: Inputs) -> Tensor:
     """Return ``measure`` of M models, each at B inputs: ``[M, B]``, differentiable with respect to ``state``.

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from attribution.images import Images
 from attribution.training.order import Batch, batch_rows
 
+SHARED = ("attribution.images.images", "attribution.training.order")
+
 
 class BatchOrder(Sampler[list[int]]):
     """Batches from the trainer's current step to its last; each of W processes takes every W-th row of a batch."""

@@ -28,6 +28,8 @@ from attribution.images.draws import Draws
 from attribution.models.trained import Trained, TrainingResult, with_parameters
 from attribution.nodes import Get
 
+SHARED = ("attribution.models.trained",)
+
 SCHEMA = 1
 VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
 

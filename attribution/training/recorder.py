@@ -15,6 +15,8 @@ from attribution.training.module import DiffusionModule
 from attribution.training.order import steps_per_epoch
 from attribution.training.record import SCHEMA, VISIT, step_dtype
 
+SHARED = ("attribution.training.order", "attribution.training.record")
+
 
 class Recorder(L.Callback):
     """Record visits, steps and checkpoints in ``folder``, and every ``interval`` steps the state that resuming needs.

@@ -36,6 +36,8 @@ from experiments.models.subsets import Subsets
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
+SHARED = ("attribution.estimators.base", "attribution.estimators.sharded")
+
 GRID = (0.0, *(10.0**e for e in range(-6, 5)))
 """Dampings that every score artifact holds."""
 

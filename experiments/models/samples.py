@@ -14,7 +14,7 @@ from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, execution
 from experiments.store.progress import track
 
-SHARED = ("attribution.images.philox",)
+SHARED = ("attribution.images.images", "attribution.images.philox")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from experiments.models.experiment import Experiment
 from experiments.queries.base import Queries
 from experiments.queries.pixel_classifier import PixelClassifier
 
-SHARED = ("experiments.queries.pixel_classifier",)
+SHARED = ("attribution.images.images", "experiments.queries.pixel_classifier")
 
 
 @dataclass(frozen=True, kw_only=True)

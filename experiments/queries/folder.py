@@ -14,6 +14,8 @@ from experiments.datasets import DataError
 from experiments.models.experiment import Experiment
 from experiments.queries.base import Queries
 
+SHARED = ("attribution.images.images",)
+
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 

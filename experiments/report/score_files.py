@@ -12,12 +12,6 @@ from experiments.metrics.ranking import top_k
 COLUMNS = ("query", "side", "rank", "position", "index", "label", "score")
 
 
-def make_folder(path: Path) -> Path:
-    """Create the folder if it does not exist, and return it."""
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def write_proponents(folder: Path, scores: Scores, train: Images, top: int) -> list[Path]:
     """Write ``query-ID.csv`` for each query of scores ``[Q, N]``, and return the paths.
 

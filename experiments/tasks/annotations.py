@@ -1,4 +1,4 @@
-"""The types of parameters, as far as a plain value from the command line or a YAML file can have them."""
+"""Annotated parameter types, reduced to plain values: those that a command line or a YAML file can give."""
 
 import inspect
 import types
@@ -16,14 +16,14 @@ LISTS = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
 
 
 class Choice:
-    """Stands for a node with a ``_target_``, which becomes an object: a choice of a group."""
+    """Placeholder for a config node that will be instantiated."""
 
 
 @cache
 def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """The type of each parameter of a class or function by name, and whether it takes others as well (``**kwargs``).
+    """Return the type of each named parameter of a class or function, and whether it accepts further ones (``**kwargs``).
 
-    ``Any`` where the annotation says nothing, or nothing that can be resolved.
+    The type is ``Any`` if the annotation is absent or cannot be resolved.
     """
     signature = inspect.signature(target).parameters
     hints = _hints(target)
@@ -49,9 +49,9 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value, or one with :class:`Choice` in places of objects, has the annotated type.
+    """Return whether a plain value, with a :class:`Choice` for each object, has the annotated type.
 
-    Nothing is converted: text is no number, ``True`` is no number, 1000.0 is no whole number.
+    Values are not converted: text is not a number, ``True`` is not a number, and 1000.0 is not a whole number.
     """
     return _adapter(plain(annotation)).validator.isinstance_python(value)
 
@@ -62,7 +62,7 @@ def _adapter(annotation: Any) -> TypeAdapter:
 
 
 def plain(annotation: Any) -> Any:
-    """The annotation with lists for all sequences, text for paths, values for enumerations and :class:`Choice` for objects."""
+    """Return the annotation with lists for sequences, text for paths, values for enumerations and :class:`Choice` for objects."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in (Any, object, inspect.Parameter.empty) or isinstance(annotation, TypeVar | str):
         return Any
@@ -87,8 +87,8 @@ def plain(annotation: Any) -> Any:
     return Choice
 
 
-def words(annotation: Any, many: bool = False) -> str:
-    """What a value of the type is, to follow "must be"; ``many``: what several values are. The type is one from :func:`plain`."""
+def describe_type(annotation: Any, many: bool = False) -> str:
+    """Describe a type from :func:`plain` in words that complete "must be …"; ``many`` gives the plural."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _WORDS:
         return _WORDS[annotation][many]
@@ -96,9 +96,9 @@ def words(annotation: Any, many: bool = False) -> str:
         return _either([str(value) for value in arguments])
     if origin is Union:
         kinds = [argument for argument in arguments if not (argument is int and float in arguments)]
-        return _either([words(kind, many) for kind in sorted(kinds, key=lambda kind: kind is type(None))])
+        return _either([describe_type(kind, many) for kind in sorted(kinds, key=lambda kind: kind is type(None))])
     if origin is list:
-        items = "" if arguments[0] is Any else f" of {words(arguments[0], many=True)}"
+        items = "" if arguments[0] is Any else f" of {describe_type(arguments[0], many=True)}"
         return f"lists{items}" if many else f"a list{items}"
     if origin is dict:
         return "mappings {name: value, ...}" if many else "a mapping {name: value, ...}"
@@ -114,7 +114,7 @@ _WORDS = {
     type(None): ("null", "null"),
     Any: ("anything", "values"),
 }
-"""One, and many."""
+"""Singular and plural."""
 
 
 def _either(alternatives: Sequence[str]) -> str:
@@ -122,7 +122,7 @@ def _either(alternatives: Sequence[str]) -> str:
 
 
 def item(annotation: Any) -> Any:
-    """The type of a list's items, where a type that :func:`plain` returned has exactly one kind of list; None otherwise."""
+    """Return the type of a list's items if a type from :func:`plain` allows exactly one kind of list, and None otherwise."""
     kinds = get_args(annotation) if get_origin(annotation) is Union else (annotation,)
     lists = [kind for kind in kinds if get_origin(kind) is list]
     return get_args(lists[0])[0] if len(lists) == 1 else None

@@ -1,4 +1,4 @@
-"""``task=attribute``: scores of all training images for the chosen ``queries``, to take away."""
+"""``task=attribute``: scores of all training images for the chosen ``queries``, written to files."""
 
 from omegaconf import DictConfig
 
@@ -9,40 +9,43 @@ from experiments.benchmarks.variants import variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row, Subject
-from experiments.report.score_files import make_folder, write_proponents, write_self_influence
+from experiments.report.score_files import write_proponents, write_self_influence
 from experiments.tasks.composition import chosen_estimator
-from experiments.tasks.lab import announce, lab
+from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.settings import SettingError, build
 
 _SHOWN = 8
-"""Queries in the figure, at most."""
+"""The largest number of queries in the figure."""
 
 
 def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
     """Score all training images and write the files of :mod:`experiments.report.score_files`.
 
     Args:
-        top: Proponents and opponents in the CSV of a query.
-        self_influence: Write the self-influence of every training image as well.
+        top: Number of proponents and of opponents per CSV file.
+        self_influence: Also write the self-influence of every training image.
 
     Raises:
-        SettingError: ``top`` below 1, or an estimator without self-influence.
+        SettingError: If ``top`` is below 1, or ``self_influence`` is true and the estimator has none.
     """
     name, estimator = chosen_estimator(config)
     if self_influence and not isinstance(estimator, TrajectoryEstimator):
         raise SettingError(f"task.self_influence=true: estimator={name} has no self-influence; choose tracin or retrac")
     if top < 1:
-        raise SettingError(f"task.top={top}: proponents and opponents in a CSV; must be at least 1")
-    with lab(config) as run:
+        raise SettingError(f"task.top={top}: must be at least 1 (proponents and opponents per CSV)")
+    with run_context(config) as run:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
         node = estimator.scores(experiment.record, experiment.train, queries)
         announce([experiment.record, node], get)
         scores, train = get(node), get(experiment.train)
         variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]
-        scores.save(folder := make_folder(run.folder / "scores"))
+        folder = run.folder / "scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        scores.save(folder)
         for variant in variants:
-            path = folder if len(variants) == 1 else make_folder(folder / variant.label)
+            path = folder if len(variants) == 1 else folder / variant.label
+            path.mkdir(parents=True, exist_ok=True)
             write_proponents(path, variant.scores, train, top)
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:

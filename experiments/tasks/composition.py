@@ -18,16 +18,16 @@ from experiments.models.trained import LoggerFor
 from experiments.tasks.settings import build
 
 NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
-"""Groups and settings that say which task runs and where, but not what is measured."""
+"""Groups and settings that choose the task and the place where it runs, and do not change results."""
 SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.strength")
-"""Settings that take a list; each row names the one value that it belongs to."""
+"""Settings that accept a list; each row names its one value."""
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")
-"""Choices that every row has a field for, or that say which rows there are."""
+"""Choices for which every row has a field, or that determine which rows exist."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``task=evaluate`` computes: a benchmark of some estimators, by name, in an experiment."""
+    """The work of ``task=evaluate``: a benchmark, the estimators by name, and the experiment."""
 
     experiment: Experiment
     benchmark: Benchmark
@@ -37,7 +37,7 @@ class Evaluation:
 
 
 def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> Evaluation:
-    """The evaluation that a config describes, in ``experiment`` if that has been built already."""
+    """Build the evaluation that a config describes, in ``experiment`` if it is already built."""
     experiment = experiment or experiment_of(config)
     benchmark, estimators = build(config, "benchmark"), estimators_of(config)
     samples = experiment.samples(config.samples.n, config.samples.seed)
@@ -46,23 +46,29 @@ def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> E
 
 
 def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experiment:
-    """The experiment that the top level of a config describes."""
+    """Build the experiment that the top level of a config describes.
+
+    Raises:
+        SettingError: If a setting is invalid.
+        FieldError: If ``execution.device`` is not available.
+    """
     names = ("data", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
     parts = {name: build(config, name) for name in names}
+    parts["execution"].torch_device()  # a missing device must not be found only after training
     diffusion = build(config, "diffusion")
     diffusion = Diffusion(diffusion["process"], diffusion["sampler"])
     return Experiment(**parts, diffusion=diffusion, seed=config.seed, logger=logger)
 
 
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
-    """The name and the estimator of ``estimator=``."""
+    """Return the name of the chosen estimator, and the estimator."""
     return HydraConfig.get().runtime.choices["estimator"], build(config, "estimator")
 
 
 def estimators_of(config: DictConfig) -> dict[str, Estimator]:
-    """The chosen estimator and those of ``benchmark.compare``, by name.
+    """Return the chosen estimator and those of ``benchmark.compare``, by name.
 
-    The compared ones get the ``estimator.*`` settings of the command line as far as they have them, for a fair comparison.
+    For a fair comparison, the ``estimator.*`` settings of the command line also apply to compared estimators where they have them.
     """
     chosen = HydraConfig.get().runtime.choices["estimator"]
     names = dict.fromkeys([chosen, *(OmegaConf.select(config, "benchmark.compare") or ())])
@@ -70,7 +76,7 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
 
 
 def settings_of_run() -> dict[str, Any]:
-    """The settings of this run's command line by name, without those that only say how or where to run."""
+    """Return the settings of this run's command line by name, without those that do not change results."""
     settings: dict[str, Any] = {
         override.key_or_group: OmegaConf.to_object(OmegaConf.create({"value": override.value()}))["value"]  # pyright: ignore
         for override in _overrides()
@@ -88,13 +94,13 @@ def _overrides() -> list[Override]:
 
 
 def _composed_with(estimator: str) -> DictConfig:
-    """This run's config with another estimator."""
+    """Compose this run's config with another estimator."""
     overrides = _overrides()
-    others = [str(override.input_line) for override in overrides if not _concerns_estimator(override)]
+    remaining = [str(override.input_line) for override in overrides if not _concerns_estimator(override)]
     groups = [override for override in overrides if _concerns_estimator(override) and override.package]
-    arguments = [*others, f"estimator={estimator}"]
+    arguments = [*remaining, f"estimator={estimator}"]
     config = compose("config", arguments, return_hydra_config=bool(groups))
-    if groups:  # choices inside the estimator: those for which this estimator has a place
+    if groups:  # groups inside the estimator: keep only those this estimator accepts
         choices = config.hydra.runtime.choices
         config = compose("config", [*arguments, *(str(o.input_line) for o in groups if o.get_key_element() in choices)])
     for override in overrides:
@@ -104,12 +110,12 @@ def _composed_with(estimator: str) -> DictConfig:
 
 
 def _concerns_estimator(override: Override) -> bool:
-    """Whether it is ``estimator=``, ``estimator.draws.n=`` or ``draws@estimator.draws=``."""
+    """Return whether it is an override such as ``estimator=``, ``estimator.draws.n=`` or ``draws@estimator.draws=``."""
     return (override.package or override.key_or_group).split(".")[0] == "estimator"
 
 
 def _apply(override: Override, config: DictConfig) -> None:
-    """Set, or delete, a setting of the estimator as the command line says, if this estimator has it."""
+    """Apply an override of the command line (set or delete) to the estimator, if this estimator accepts it."""
     *parents, leaf = override.key_or_group.split(".")
     node: Any = config
     for parent in parents:
@@ -117,7 +123,7 @@ def _apply(override: Override, config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or parent not in node or OmegaConf.is_interpolation(node, parent):
             return
         node = node[parent]
-    if not isinstance(node, DictConfig) or leaf not in node or not _takes(config, node, override):
+    if not isinstance(node, DictConfig) or leaf not in node or not _accepts(config, node, override):
         return
     if override.is_delete():
         OmegaConf.set_struct(node, False)
@@ -127,10 +133,14 @@ def _apply(override: Override, config: DictConfig) -> None:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
 
 
-def _takes(config: DictConfig, node: DictConfig, override: Override) -> bool:
-    """Whether the estimator takes bins, and a list of numbers of draws: independent draws, of which the first n are n draws."""
-    kind = get_class(config.estimator._target_)
+def _accepts(config: DictConfig, node: DictConfig, override: Override) -> bool:
+    """Return whether the estimator accepts this override.
+
+    ``draws.bins`` needs DRAW_BINS; a list for ``draws.n`` needs DRAW_LISTS and ``Uniform``, whose first n draws are themselves a
+    valid set.
+    """
+    estimator = get_class(config.estimator._target_)
     if override.key_or_group == "estimator.draws.bins":
-        return kind.DRAW_BINS
+        return estimator.DRAW_BINS
     is_list = override.key_or_group == "estimator.draws.n" and isinstance(override.value(), list)
-    return not is_list or (kind.DRAW_LISTS and str(node.get("_target_")).endswith(".Uniform"))
+    return not is_list or (estimator.DRAW_LISTS and str(node.get("_target_")).endswith(".Uniform"))

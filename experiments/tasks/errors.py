@@ -1,4 +1,4 @@
-"""Errors that the user can correct end a run with one sentence instead of a traceback (HYDRA_FULL_ERROR=1 shows the traceback)."""
+"""Errors that the user can correct end a run with one line instead of a traceback (HYDRA_FULL_ERROR=1 shows the traceback)."""
 
 import os
 import sys
@@ -13,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.tasks.suggestions import composition_error
 
 EXPECTED = (ValueError, FloatingPointError, OSError, HydraException, OmegaConfBaseException)
+"""Errors that the user can correct."""
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
-    """Exits with "error: ..." where the body raises one of ``EXPECTED``; Hydra prints none of its own errors meanwhile."""
+def errors_as_messages() -> Iterator[None]:
+    """Turn ``EXPECTED`` errors in the body into a one-line exit; Hydra's own reporting is disabled."""
     with patch("hydra._internal.utils.run_and_report", _call):
         try:
             yield
@@ -26,7 +27,7 @@ def sentences() -> Iterator[None]:
 
 
 def exit_with(error: BaseException) -> NoReturn:
-    """Exits with the error's sentence."""
+    """Exit with "error: " and the message, or raise the error if HYDRA_FULL_ERROR=1."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     if isinstance(error, InstantiationException):

@@ -7,14 +7,14 @@ from omegaconf import DictConfig
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
 from experiments.tasks.composition import evaluation_of
-from experiments.tasks.lab import announce, lab
+from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.train import show_training
 from experiments.tasks.workers import workers
 
 
 def evaluate(config: DictConfig) -> None:
-    """Compute what is missing in the store, alone or with more workers, and report the benchmark."""
-    with lab(config) as run:
+    """Compute what is missing in the store, alone or with workers, and report the benchmark."""
+    with run_context(config) as run:
         evaluation = evaluation_of(config, run.experiment)
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)

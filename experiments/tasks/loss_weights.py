@@ -10,7 +10,7 @@ from experiments import figures
 from experiments.figures.loss_weights import weights_by_timestep
 from experiments.metrics.estimate import Estimate
 from experiments.report.row import Row, Subject
-from experiments.tasks.lab import lab
+from experiments.tasks.run_context import run_context
 
 _LAST = (10, 100)
 """The last timestep of each range, except the final range."""
@@ -18,7 +18,7 @@ _LAST = (10, 100)
 
 def loss_weights(config: DictConfig) -> None:
     """Draw the weight of each timestep, and report the share of the total weight in ranges of timesteps. Trains nothing."""
-    with lab(config) as run:
+    with run_context(config) as run:
         schedule = noise_schedule(run.experiment.diffusion.process, "task=loss_weights")
         run.report.add(weight_shares(schedule))
         run.report.figure("loss_weights", figures.loss_weights(schedule))

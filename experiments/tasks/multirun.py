@@ -12,7 +12,7 @@ from experiments.report.tables import print_rows
 
 
 class MultirunReport(Callback):
-    """When all jobs have ended, write their rows to one ``rows.jsonl`` in the folder of the sweep, and print them as one table."""
+    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, and print them as one table."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

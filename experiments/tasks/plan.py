@@ -7,11 +7,11 @@ from experiments.store import inventory_table
 from experiments.store.plan import plan as plan_of
 from experiments.store.store import Store
 from experiments.tasks.composition import evaluation_of
-from experiments.tasks.lab import set_threads
+from experiments.tasks.run_context import set_threads
 
 
 def plan(config: DictConfig) -> None:
-    """Show what is missing in the store, and about how much time, memory and disk it will take."""
+    """List what is missing in the store, with estimates of its time, memory and disk space."""
     set_threads(config)
     evaluation, store = evaluation_of(config), Store(config.store.root)
     experiment = evaluation.experiment

@@ -1,4 +1,4 @@
-"""From settings to objects: values are checked by type, and errors name the setting as the command line has it."""
+"""From settings to objects. Values are checked by type, and errors name the setting as written on the command line."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ _HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 class SettingError(ValueError):
-    """A setting has a value that it cannot have; the message is one sentence that begins with the setting."""
+    """Raised if a setting has an invalid value. The message is one sentence that begins with the setting."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """The settings of the top level that belong to no object."""
+class TopLevelSettings:
+    """Schema of the top-level settings that belong to no object."""
 
     seed: int
     threads: int | Literal["auto"]
@@ -31,8 +31,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class ReportedSamples:
-    """``samples``."""
+class SampleSettings:
+    """Schema of the settings under ``samples``."""
 
     n: int
     seed: int
@@ -40,21 +40,20 @@ class ReportedSamples:
 
 
 @dataclass(frozen=True)
-class Place:
-    """``store``."""
+class StoreSettings:
+    """Schema of the settings under ``store``."""
 
     root: str
 
 
 def build(config: DictConfig, setting: str) -> Any:
-    """The object that ``config`` describes at ``setting``, or the objects where that is a mapping or a list of them.
+    """Build the object that ``config`` describes at ``setting``, or a mapping or list of objects.
 
     Raises:
-        SettingError: a value of the wrong type or outside its range, a setting that the class does not have, or none where one is
-            needed.
+        SettingError: If a value has the wrong type or is outside its range, or a setting is unknown or missing.
     """
     check(OmegaConf.select(config, setting))
-    # Hydra replaces interpolations by values in what it instantiates and in what that leads to; errors need them.
+    # Hydra replaces interpolations by their values in the nodes that it instantiates; messages need the interpolations.
     copied = copy.deepcopy(config)
     try:
         return instantiate(OmegaConf.select(copied, setting), _convert_="all")
@@ -63,17 +62,21 @@ def build(config: DictConfig, setting: str) -> Any:
 
 
 def check_run(config: DictConfig) -> None:
-    """Check the settings that belong to no object. Raises :class:`SettingError`."""
-    for node, schema in ((config, Run), (config.samples, ReportedSamples), (config.store, Place)):
+    """Check the types of the settings that belong to no object.
+
+    Raises:
+        SettingError: If a type is wrong, or a setting is missing.
+    """
+    for node, schema in ((config, TopLevelSettings), (config.samples, SampleSettings), (config.store, StoreSettings)):
         for key, annotation in annotations.parameters(schema)[0].items():
             _check_value(node, key, annotation)
 
 
 def check(node: Any) -> None:
-    """Check every value below a node of a composed config against the annotations of the class or function it is for.
+    """Check every value below a node of a composed config against the annotations of the class or function that takes it.
 
     Raises:
-        SettingError: as :func:`build`, but for ranges.
+        SettingError: If a type is wrong, or a setting is unknown or missing. Ranges are not checked.
     """
     if isinstance(node, DictConfig) and "_target_" in node:
         named, takes_more = annotations.parameters(get_object(node._target_))
@@ -101,11 +104,11 @@ def _check_value(node: DictConfig, key: str, annotation: Any) -> None:
             name, value, annotation = f"{name}[{wrong}]", value[wrong], item
     quoted = isinstance(value, int | float) and annotations.fits("", annotation) and not annotations.fits(0, annotation)
     hint = f""" (quote it: '{name}="{value}"')""" if quoted else ""
-    raise SettingError(f"{name}={_shown(value)}: must be {annotations.words(annotation)}{hint}")
+    raise SettingError(f"{name}={_shown(value)}: must be {annotations.describe_type(annotation)}{hint}")
 
 
 def name_of(node: DictConfig, key: str) -> str:
-    """The setting that decides ``node[key]``: where the value stands, also if an interpolation leads there."""
+    """Return the full name of the setting that supplies ``node[key]``, following interpolations."""
     raw = node._get_node(key)
     if raw is not None and raw._is_interpolation():  # pyright: ignore[reportAttributeAccessIssue]
         target = raw._maybe_dereference_node()  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,14 +125,14 @@ def _children(node: Any) -> Iterator[Any]:
 
 
 def _outline(value: Any) -> Any:
-    """Plain lists and mappings, with :class:`Choice` for what becomes an object."""
+    """Return plain lists and mappings, with a :class:`Choice` for each node that will be instantiated."""
     if isinstance(value, DictConfig):
         return Choice() if "_target_" in value else {key: _outline(value[key]) for key in value}
     return [_outline(part) for part in value] if isinstance(value, ListConfig) else value
 
 
 def _shown(value: Any) -> str:
-    """The value as the command line has it."""
+    """Return the value as written on the command line."""
     if isinstance(value, list):
         return "[" + ",".join(map(_shown, value)) + "]"
     if isinstance(value, dict):
@@ -140,7 +143,10 @@ def _shown(value: Any) -> str:
 
 
 def by_setting(config: DictConfig, error: Exception) -> Exception:
-    """The error with the setting in place of the class and field, where it is, or was caused by, a :class:`FieldError`."""
+    """Convert a :class:`FieldError` (possibly wrapped by Hydra) into a :class:`SettingError` that names the setting.
+
+    Any other error is returned unwrapped.
+    """
     cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
     if not isinstance(cause, FieldError):
         return cause if isinstance(cause, Exception) else error
@@ -152,18 +158,18 @@ def by_setting(config: DictConfig, error: Exception) -> Exception:
 
 
 def settings_of(config: DictConfig, error: FieldError) -> list[str]:
-    """The settings that set the refused field: those with the refused value, or all if none has it."""
+    """Return the settings that set the refused field: those with the refused value, or all of them if none has it."""
     field, bracket, index = error.field.partition("[")
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for node in _objects(config):
         if field in node and _is_of(node._target_, type(error.owner)):
-            found[name_of(node, field) + bracket + index] = node[field]
+            values[name_of(node, field) + bracket + index] = node[field]
     whole = _plain(getattr(error.owner, field, error.value))
-    return [name for name, value in found.items() if _plain(value) == whole] or list(found)
+    return [name for name, value in values.items() if _plain(value) == whole] or list(values)
 
 
 def _objects(node: Any) -> Iterator[DictConfig]:
-    """All nodes with a ``_target_``, without following interpolations."""
+    """Yield all nodes with a ``_target_``, without following interpolations."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield node
@@ -182,7 +188,7 @@ def _is_of(target: str, kind: type) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, so that a setting equals the field it became."""
+    """Replace sequences by lists and mappings by dicts, so that a setting equals the field that it became."""
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -10,13 +10,13 @@ from experiments.speed.features import feature_speed
 from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
 from experiments.speed.scoring import scoring_speed
-from experiments.tasks.lab import lab
+from experiments.tasks.run_context import run_context
 from experiments.tasks.settings import build
 
 
 def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int], groups: Sequence[int], steps: int) -> None:
     """Compare this program with plain passes of the same network, and retraining side by side with Lightning's fit."""
-    with lab(config) as run:
+    with run_context(config) as run:
         experiment = run.experiment
         shape = experiment.shape
         network = experiment.model().to(experiment.execution.torch_device())

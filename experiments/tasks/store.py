@@ -1,4 +1,4 @@
-"""``task=store``: what is in the store."""
+"""``task=store``: list, explain or prune the contents of the store."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ def store(
     """List, explain or prune the store.
 
     Raises:
-        SettingError: ``explain`` without a node.
+        SettingError: If ``action`` is ``explain`` and ``node`` is None.
     """
     opened = Store(config.store.root)
     if action == "list":

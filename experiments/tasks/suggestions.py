@@ -1,4 +1,4 @@
-"""One sentence for an error of composing the config, with the nearest existing names for a misspelled setting, group or choice."""
+"""Messages for errors of composing the config, with similar names for a misspelt setting, group or choice."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def nearest(name: str, existing: Iterable[str]) -> str:
-    """ "; did you mean a or b?" with at most two similar names; "; choose from ..." with all if none is similar."""
+    """Return a hint to append to an error message: "; did you mean a or b?", or "; choose from ..." if no name is similar."""
     names = sorted(set(existing))
     if similar := difflib.get_close_matches(name, names, n=2, cutoff=0.8):
         return f"; did you mean {' or '.join(similar)}?"
@@ -22,7 +22,7 @@ def nearest(name: str, existing: Iterable[str]) -> str:
 
 
 def composition_error(error: HydraException) -> str:
-    """What is wrong with the arguments."""
+    """Return a message that says what is wrong with the arguments."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, name, choices = _choices(error.missing_cfg_file, error.options)
@@ -38,7 +38,7 @@ def composition_error(error: HydraException) -> str:
 
 
 def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]:
-    """The group, the misspelled choice and the group's choices, those in folders included."""
+    """Return the group, the misspelt choice and the group's choices, including those in folders."""
     group, _, name = missing.partition("/")
     choices = [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
     if group != "hydra" and choices:
@@ -48,10 +48,10 @@ def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]
 
 
 def _nearest_setting(name: str, parent: DictConfig) -> str:
-    """Similar settings of the whole config; without one, those beside the missing one."""
+    """Suggest similar settings from the whole config, or else the siblings of the missing one."""
     root: Any = parent._get_root()
-    others = (key for key in _settings(root) if not name.startswith(f"{key}."))
-    suggestion = nearest(name, (key for key in others if not key.startswith("hydra") or name.startswith("hydra")))
+    candidates = (key for key in _settings(root) if not name.startswith(f"{key}."))
+    suggestion = nearest(name, (key for key in candidates if not key.startswith("hydra") or name.startswith("hydra")))
     if suggestion.startswith("; did"):
         return suggestion
     prefix = parent._get_full_key(None)

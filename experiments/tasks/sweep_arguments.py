@@ -1,4 +1,4 @@
-"""The arguments of ``python run.py``, before Hydra reads them."""
+"""Changes of the arguments of ``python run.py`` before Hydra reads them."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from hydra.errors import HydraException
 
 
 def sweepable(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with settings as sweeps over one value where a group is swept.
+    """If a group is swept, rewrite plain settings as one-value sweeps.
 
     Before it starts the jobs of ``-m estimator=tracin,retrac estimator.checkpoints=3``, Hydra composes a config without the swept
     arguments. The default estimator, which has no checkpoints, refuses the setting. As ``estimator.checkpoints=choice(3)`` it is
-    swept too, and only the jobs see it.
+    swept too, so that only the jobs receive it.
     """
     parsed = [_parsed(argument) for argument in arguments]
     if not any(override and override.is_sweep_override() and "." not in override.key_or_group for override in parsed):

@@ -1,4 +1,4 @@
-"""``task=train``: one training run, its curve and samples of the model."""
+"""``task=train``: train one model; report its training curve and samples."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from attribution.training import TrainingRecord
 from experiments import figures
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.report.row import Row, Subject
-from experiments.tasks.lab import Lab, lab
+from experiments.tasks.run_context import RunContext, run_context
 
 
 def train(config: DictConfig) -> None:
-    """Train the model, unless the store has it; show its training curve and samples."""
-    with lab(config) as run:
+    """Train the model unless the store has it; report its training curve and samples."""
+    with run_context(config) as run:
         record = run.store(run.experiment.record)
         last_epoch = record.losses[-record.info["steps_per_epoch"] :]
         row = Row(
@@ -32,7 +32,7 @@ def train(config: DictConfig) -> None:
             print(f"sampling trajectories: {run.store.folder(node)}")
 
 
-def show_training(run: Lab, record: TrainingRecord, used: Sequence[int] = ()) -> None:
+def show_training(run: RunContext, record: TrainingRecord, used: Sequence[int] = ()) -> None:
     """Report the loss and the learning rate of every step, with the checkpoints ``used`` by an estimator, and samples."""
     table = record.step_table[record.step_table["rank"] == 0]
     rates = table["learning_rate"][:, 0]

@@ -1,17 +1,17 @@
-"""``task=work``: a worker, which shares the computations of ``task=evaluate`` with the processes that have the same settings."""
+"""``task=work``: a worker, which shares the computations of ``task=evaluate`` with other processes that have its settings."""
 
 from omegaconf import DictConfig
 
 from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import evaluation_of
-from experiments.tasks.lab import set_threads
-from experiments.tasks.workers import end_with
+from experiments.tasks.run_context import set_threads
+from experiments.tasks.workers import exit_with_parent
 
 
 def work(config: DictConfig, parent: int | None) -> None:
-    """Compute what is missing in the store, and report nothing. End when nothing is missing, or with the process ``parent``."""
+    """Compute what is missing in the store, and report nothing. Exit when nothing is missing or the process ``parent`` exits."""
     if parent is not None:
-        end_with(parent)
+        exit_with_parent(parent)
     set_threads(config)
     Store(config.store.root, track).many(evaluation_of(config).nodes)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from attribution.checks import FieldError
 from experiments.tasks.composition import experiment_of
 from experiments.tasks.settings import build, by_setting
 from tests.experiments.tasks.test_configs import composed
@@ -61,3 +62,11 @@ def test_refused_by_name(chosen, setting, said):
 def test_repeats_count_only_with_one_seed():
     """Claim: more repeats than subsets are no error where several seeds leave them out."""
     listed_nodes(*SMALL, *LDS, "benchmark.queries.generated.n=4", "benchmark.repeats=50", "benchmark.seeds=2")
+
+
+def test_a_missing_device_is_refused_with_the_experiment():
+    """Claim: a device that does not exist is refused when the experiment is built, before anything is trained."""
+    config = composed(*SMALL, "execution.device=foo")
+    with pytest.raises(FieldError) as refused:
+        experiment_of(config)
+    assert str(by_setting(config, refused.value)).startswith("execution.device=foo: not available")

@@ -1,4 +1,4 @@
-"""What the tasks share: the experiment, store, report and tracker of one run."""
+"""The objects that every task works with: the experiment, store, report and tracker of one run."""
 
 import logging
 import os
@@ -24,8 +24,8 @@ from experiments.tasks.settings import SettingError, build
 
 
 @dataclass(frozen=True)
-class Lab:
-    """The surroundings of one run."""
+class RunContext:
+    """The objects that a task works with."""
 
     config: DictConfig
     experiment: Experiment
@@ -35,19 +35,21 @@ class Lab:
 
     @property
     def folder(self) -> Path:
-        """Where the run writes its results."""
+        """The folder to which the run writes its results."""
         return self.report.folder
 
 
 _THREADS = torch.get_num_threads()
-"""Torch's own choice, for jobs that follow, in the same process, one with another number of threads."""
+"""Torch's default thread count, restored when a later job in this process uses `auto`."""
 
 
 def set_threads(config: DictConfig) -> None:
-    """Apply ``threads``. With "auto", OMP_NUM_THREADS in the environment decides.
+    """Set the number of torch's threads as ``threads`` says.
+
+    ``auto`` gives one thread for images up to 16 × 16 unless OMP_NUM_THREADS is set, and torch's default otherwise.
 
     Raises:
-        SettingError: less than one thread.
+        SettingError: If ``threads`` is below 1.
     """
     small = config.data.size <= 16 and "OMP_NUM_THREADS" not in os.environ
     threads = (1 if small else _THREADS) if config.threads == "auto" else config.threads
@@ -57,21 +59,22 @@ def set_threads(config: DictConfig) -> None:
 
 
 @contextmanager
-def lab(config: DictConfig) -> Iterator[Lab]:
-    """Yield the lab; when the task has succeeded, write the report and hand its rows and figures to the tracker."""
+def run_context(config: DictConfig) -> Iterator[RunContext]:
+    """Yield the context of a run; if the task succeeds, write the report and pass its rows and figures to the tracker."""
     hydra = HydraConfig.get()
     set_threads(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     tracker = build(config, "tracker")
+    experiment = experiment_of(config, tracker.lightning_logger)
     tracker.start(OmegaConf.to_container(config, resolve=True))
     report = Report(
         Path(hydra.runtime.output_dir),
         data=hydra.runtime.choices["data"],
         seed=config.seed,
         swept=settings_of_run(),
-        command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # sys.argv is a launcher's in a worker
+        command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's
     )
-    yield Lab(config, experiment_of(config, tracker.lightning_logger), Store(config.store.root, track), report, tracker)
+    yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
     report.close()
     tracker.rows(report.rows)
     for path in report.figures:
@@ -81,7 +84,7 @@ def lab(config: DictConfig) -> Iterator[Lab]:
 
 
 def announce(nodes: Sequence[Node], store: Store) -> bool:
-    """Print what is missing in the store and about to be computed; return whether anything is."""
+    """Print what the store lacks and the run will compute; return whether anything is missing."""
     if (line := announcement(nodes, store)) is not None:
         print(line)
     return line is not None
