@@ -44,7 +44,7 @@ def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def split_half_spearman(halves: np.ndarray) -> np.ndarray:
     """The reliability of scores.
 
-    It is Spearman's correlation between the scores from the two halves of the query draws, ``[2, .., Q, N] -> [.., Q]``, the
-    reliability of *half* the draws and understates that of all. It is NaN for a query whose scores are all equal.
+    It is Spearman's correlation between the scores from the two halves of the query draws, ``[2, .., Q, N] -> [.., Q]``: the
+    reliability of *half* the draws, which understates that of all. It is NaN for a query whose scores are all equal.
     """
     return spearman(halves[0], halves[1])

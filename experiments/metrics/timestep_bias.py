@@ -40,7 +40,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def algorithm_1(distance: np.ndarray, rank: np.ndarray, bootstrap: Bootstrap) -> Correlation:
     """Compute Algorithm 1 of ReTrac.
 
-    It is Spearman's correlation between |t_max(x) − t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
+    Spearman's correlation between |t_max(x) − t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
     Intervals are over examples, which are ranked again in every resample; the p-value is two-sided (SciPy).
     """
     x, y = np.asarray(distance, np.float64), np.asarray(rank, np.float64)
