@@ -88,7 +88,7 @@ def nodes(folder: Path) -> list[Node]:
             measurement=LOSS, measurement_draws=Even(4, seed=1), subsets=subsets, mode=mode, damping=[0.1, 1.0], execution=CPU
         ),
     ]
-    samples = Samples(record=RECORD, sampler=DDIMSampler(steps=5), shape=(1, 8, 8), n=3, seed=4, execution=CPU)
+    samples = Samples(trained=RECORD, sampler=DDIMSampler(steps=5), shape=(1, 8, 8), n=3, seed=4, execution=CPU)
     scores = trac.scores(RECORD, RECORD.data, QUERIES)
     rng = np.random.default_rng(0)
     for number in range(2):
@@ -102,7 +102,7 @@ def nodes(folder: Path) -> list[Node]:
         Split(Digits(n_train=6, n_validation=4), "train"),
         ImageFolder(path=folder, shape=(1, 8, 8)),
         Removals(
-            record=RECORD,
+            trained=RECORD,
             rankings=[Ranking(QUERIES, trac, scores)],
             fractions=[0.25],
             random=2,

@@ -35,8 +35,8 @@ class EKFAC(KroneckerCurvature):
     NAME = "EKFAC"
     VERSION = 1
 
-    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
-        return EKFACBasis(KFACBasis(AllFactors(self.pseudo_gradients(record, train, flips), self.sharing)))
+    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+        return EKFACBasis(KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class MomentShard(Node[SquareSums]):
 
     def cost(self) -> Cost:
         pseudo = self.basis.factors.pseudo
-        size = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.record))
+        size = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.trained))
         return Cost(passes=(self.rows[1] - self.rows[0]) * pseudo.draws.count, memory=size, disk=size)
 
     def compute(self, get: Get) -> SquareSums:
@@ -103,7 +103,7 @@ class EKFACBasis(Node[Basis]):
 
     def cost(self) -> Cost:
         pseudo = self.kfac.factors.pseudo
-        basis = basis_cost(pseudo.record)
+        basis = basis_cost(pseudo.trained)
         return Cost(passes=pseudo.train.count * pseudo.draws.count, memory=basis.memory, disk=basis.disk)
 
     def compute(self, get: Get) -> KroneckerBasis:

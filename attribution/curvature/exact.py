@@ -56,18 +56,18 @@ class ExactGGN:
     def __post_init__(self):
         self.draws.refuse_lists("a curvature")
 
-    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
+    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
         """The eigenbasis of the matrix at the trained model.
 
         Raises:
             ValueError: too many parameters.
         """
-        if record.parameter_count > MAX_PARAMETERS:
+        if trained.parameter_count > MAX_PARAMETERS:
             raise ValueError(
-                f"the exact curvature of {record.parameter_count} parameters: the dense matrix is for at most {MAX_PARAMETERS}; "
+                f"the exact curvature of {trained.parameter_count} parameters: the dense matrix is for at most {MAX_PARAMETERS}; "
                 "choose K-FAC or EK-FAC, or a smaller model"
             )
-        return DenseGGN(self.draws, record, train, flips, self.execution)
+        return DenseGGN(self.draws, trained, train, flips, self.execution)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,26 +130,26 @@ class DenseShard(Node[Sum]):
     TRANSIENT = True
 
     draws: DrawScheme
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     flips: bool
     rows: tuple[int, int]
     execution: Execution = execution(default=Execution())
 
     def cost(self) -> Cost:
-        size = 8 * self.record.parameter_count**2
+        size = 8 * self.trained.parameter_count**2
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Sum:
         device, images = self.execution.torch_device(), get(self.train)
-        per_example = PerExampleGradients(self.record.network(get).double().to(device), self.execution.batch_size)
+        per_example = PerExampleGradients(self.trained.network(get).double().to(device), self.execution.batch_size)
         total: Any = 0
         # A block holds the gradients of all its inputs for one pixel at a time.
-        block = self.execution.examples_at_once(2 * self.record.parameter_count * self.draws.count)
+        block = self.execution.examples_at_once(2 * self.trained.parameter_count * self.draws.count)
         for start, stop in ranges(*self.rows, block):
             rows = slice(start, stop)
-            draws = self.draws.draw("curvature", images.ids(rows).to(device), self.record.process.T, self.flips)
-            measure, x0 = OutputPixels(self.record.process), images.x0(rows).to(device).double()
+            draws = self.draws.draw("curvature", images.ids(rows).to(device), self.trained.process.T, self.flips)
+            measure, x0 = OutputPixels(self.trained.process), images.x0(rows).to(device).double()
             total = total + measure.gram(per_example, x0, draws, images.conditions(rows))
         return Sum(total.cpu())
 
@@ -190,19 +190,19 @@ class DenseGGN(Node[DenseBasis]):
     ARTIFACT = DenseBasis
 
     draws: DrawScheme
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     flips: bool
     execution: Execution = execution(default=Execution())
 
     def parts(self, get: Get) -> list[DenseShard]:
         return [
-            DenseShard(self.draws, self.record, self.train, self.flips, rows, self.execution)
+            DenseShard(self.draws, self.trained, self.train, self.flips, rows, self.execution)
             for rows in ranges(0, self.train.count, self.execution.shard)
         ]
 
     def cost(self) -> Cost:
-        size = 8 * self.record.parameter_count**2
+        size = 8 * self.trained.parameter_count**2
         return Cost(passes=self.train.count * self.draws.count, memory=4 * size, disk=size)
 
     def compute(self, get: Get) -> DenseBasis:

@@ -116,7 +116,7 @@ class FactorShard(Node[Factors]):
     rows: tuple[int, int]
 
     def cost(self) -> Cost:
-        size = factor_bytes(self.pseudo.record)
+        size = factor_bytes(self.pseudo.trained)
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.pseudo.draws.count, memory=size, disk=size)
 
     def compute(self, get: Get) -> Factors:
@@ -141,7 +141,7 @@ class AllFactors(Node[Factors]):
         return [FactorShard(self.pseudo, self.sharing, rows) for rows in self.pseudo.shards]
 
     def cost(self) -> Cost:
-        size = factor_bytes(self.pseudo.record)
+        size = factor_bytes(self.pseudo.trained)
         return Cost(passes=self.pseudo.train.count * self.pseudo.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Factors:
@@ -154,12 +154,12 @@ class AllFactors(Node[Factors]):
         return Factors(**sums)
 
 
-def blocks(record: Recorded) -> list[tuple[int, int]]:
+def blocks(trained: Recorded) -> list[tuple[int, int]]:
     """The shape (out, in (+1)) of every layer that has factors."""
-    layers = dict(layer_check.find_layers(record.outline).values())
+    layers = dict(layer_check.find_layers(trained.outline).values())
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
 
 
-def factor_bytes(record: Recorded) -> float:
+def factor_bytes(trained: Recorded) -> float:
     """The size of a model's factors in bytes."""
-    return FLOAT64_BYTES * sum(out**2 + columns**2 for out, columns in blocks(record))
+    return FLOAT64_BYTES * sum(out**2 + columns**2 for out, columns in blocks(trained))

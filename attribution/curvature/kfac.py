@@ -41,7 +41,7 @@ class KroneckerCurvature(ABC):
         self.draws.refuse_lists("a curvature")
 
     @abstractmethod
-    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
         """The eigenbasis of the training loss's curvature at the trained model.
 
         ``flips``: mirror images at random, as training did.
@@ -51,10 +51,10 @@ class KroneckerCurvature(ABC):
             FloatingPointError: a factor that is not finite or not positive semidefinite; the message names the layer.
         """
 
-    def pseudo_gradients(self, record: Recorded, train: ImageSet, flips: bool) -> PseudoGradients:
+    def pseudo_gradients(self, trained: Recorded, train: ImageSet, flips: bool) -> PseudoGradients:
         """The pseudo-gradients whose second moments are the factors."""
         return PseudoGradients(
-            record=record, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
+            trained=trained, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
         )
 
 
@@ -65,8 +65,8 @@ class KFAC(KroneckerCurvature):
     NAME = "KFAC"
     VERSION = 1
 
-    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
-        return KFACBasis(AllFactors(self.pseudo_gradients(record, train, flips), self.sharing))
+    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+        return KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class KFACBasis(Node[Basis]):
     factors: AllFactors
 
     def cost(self) -> Cost:
-        return basis_cost(self.factors.pseudo.record)
+        return basis_cost(self.factors.pseudo.trained)
 
     def compute(self, get: Get) -> KroneckerBasis:
         factors, device = get(self.factors), self.factors.pseudo.execution.torch_device()
@@ -95,7 +95,7 @@ class KFACBasis(Node[Basis]):
         return KroneckerBasis(QA, QB, values)
 
 
-def basis_cost(record: Recorded) -> Cost:
+def basis_cost(trained: Recorded) -> Cost:
     """Eigenvectors in float32 and eigenvalues in float64; no passes."""
-    size = sum(4 * (out**2 + columns**2) + 8 * out * columns for out, columns in blocks(record))
+    size = sum(4 * (out**2 + columns**2) + 8 * out * columns for out, columns in blocks(trained))
     return Cost(memory=2 * size, disk=size)

@@ -71,7 +71,7 @@ class PseudoGradients:
     NAME = "PseudoGradients"
     VERSION = 1
 
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     draws: DrawScheme
     fisher: Fisher
@@ -81,7 +81,7 @@ class PseudoGradients:
     @property
     def measure(self) -> Measure:
         """The measure that is differentiated."""
-        return self.record.objective if self.fisher == "empirical" else OutputProbe(self.record.process)
+        return self.trained.objective if self.fisher == "empirical" else OutputProbe(self.trained.process)
 
     @property
     def shards(self) -> list[tuple[int, int]]:
@@ -93,7 +93,7 @@ class PseudoGradients:
 
         ``on_layer`` is called with the calls of each layer in each pass.
         """
-        per_example = engine(self.record, None, self.execution, get)
+        per_example = engine(self.trained, None, self.execution, get)
         modules = kronecker_modules(per_example)
         images, device = get(self.train), self.execution.torch_device()
         dtype, K = per_example.parameters[0].dtype, self.draws.count
@@ -101,7 +101,7 @@ class PseudoGradients:
         for start, stop in ranges(*rows, max(1, self.execution.batch_size // K)):
             block = slice(start, stop)
             x0 = images.x0(block).to(device, dtype)
-            draws = self.draws.draw("curvature", images.ids(block).to(device), self.record.process.T, self.flips)
+            draws = self.draws.draw("curvature", images.ids(block).to(device), self.trained.process.T, self.flips)
             condition = images.conditions(block)
             condition = None if condition is None else condition.to(device)
             per_example.capture(self.measure, x0, draws, condition)  # the first capture compares the hooks with plain autograd

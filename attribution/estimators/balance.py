@@ -62,7 +62,7 @@ class Balance:
         if self.by == "timestep":
             return inverse(get(norms).at(timestep))
         weights = torch.tensor(list(self.by), dtype=torch.float32, device=timestep.device)
-        return weights[bin_of(timestep, len(weights), norms.record.process.T)]
+        return weights[bin_of(timestep, len(weights), norms.trained.process.T)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class TimestepNorms(Node[NormTable]):
     TITLE = "gradient norms by timestep"
     ARTIFACT = NormTable
 
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     seed: int
     execution: Execution = execution(default=Execution())
@@ -102,7 +102,7 @@ class TimestepNorms(Node[NormTable]):
         return self._norms.parts(get)
 
     def compute(self, get: Get) -> NormTable:
-        T, single = self.record.process.T, self._norms.compute(get)
+        T, single = self.trained.process.T, self._norms.compute(get)
         bins = min(INTERVALS, T)
         interval = bin_of(torch.from_numpy(single.timestep), bins, T).numpy().ravel()
         total, count = np.bincount(interval, single.norms.ravel(), bins), np.bincount(interval, minlength=bins)
@@ -112,5 +112,5 @@ class TimestepNorms(Node[NormTable]):
     def _norms(self) -> GradientNorms:
         """The norm of every draw. Only its shards are stored."""
         scheme = Uniform(self.draws, self.seed)
-        settings = {"images": self.train, "record": self.record, "execution": self.execution}
+        settings = {"images": self.train, "trained": self.trained, "execution": self.execution}
         return GradientNorms(GradientsAtDraws(step=None, scheme=scheme, role="norms", **settings))

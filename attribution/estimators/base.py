@@ -52,7 +52,7 @@ class Estimator(ABC):
     execution: Execution = execution(default=Execution())
 
     @abstractmethod
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node that computes the scores ``[.., Q, N]``.
 
         Raises:
@@ -79,6 +79,6 @@ class Estimator(ABC):
             variants.append((settings, scores.at(**point)))
         return variants
 
-    def score(self, record: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
+    def score(self, trained: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
         """Compute the scores."""
-        return get(self.scores(record, train, queries))
+        return get(self.scores(trained, train, queries))

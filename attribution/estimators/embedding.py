@@ -46,7 +46,7 @@ class EmbeddingSimilarity(Estimator):
     embedding: Embedding
     cosine: bool
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return EmbeddingScores(self, train, queries)
 
 
@@ -80,7 +80,7 @@ class Random(Estimator):
 
     seed: int = 0
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RandomScores(self, train, queries)
 
 

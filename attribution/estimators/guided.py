@@ -84,11 +84,11 @@ class Guided(Estimator):
         shared = {field.name: getattr(self, field.name) for field in fields(ReTrac)}
         return ReTrac(**shared)
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        self.retrac.scores(record, train, queries)  # raises if ReTrac cannot score these
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        self.retrac.scores(trained, train, queries)  # raises if ReTrac cannot score these
         if self.timestep is not None:
-            whole(self, "timestep", least=1, most=record.process.T)
-        return GuidedScores(replace(self, strength=ENDS), train, queries, record)
+            whole(self, "timestep", least=1, most=trained.process.T)
+        return GuidedScores(replace(self, strength=ENDS), train, queries, trained)
 
     def at_strength(self, scores: Scores, strength: float) -> Scores:
         """Return the scores ``[Q, N]`` at any λ: ``λ τ_1 + (1 - λ) τ_0``."""
@@ -112,7 +112,7 @@ class GuidedScores(ShardedScores):
     TITLE = "guided scores"
 
     estimator: Guided  # at the strengths ENDS, whichever were requested
-    record: Recorded
+    trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
         return [*self._retrac.parts(get), *self._curves(self._retrac.steps(get)), *self._norms(get).values()]
@@ -124,7 +124,7 @@ class GuidedScores(ShardedScores):
         return Cost(passes=products.passes + norms, memory=products.memory + 4 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        record, norms_at = get(self.record), self._norms(get)
+        record, norms_at = get(self.trained), self._norms(get)
         refuse_zero_rates({step: record.learning_rate(step) for step in norms_at})
         shares = half_shares(self.estimator.retrac)
         total: Any = 0
@@ -136,7 +136,7 @@ class GuidedScores(ShardedScores):
 
     @property
     def _retrac(self) -> TrajectoryScores:
-        return TrajectoryScores(self.estimator.retrac, self.train, self.queries, self.record)
+        return TrajectoryScores(self.estimator.retrac, self.train, self.queries, self.trained)
 
     def _norms(self, get: Get) -> dict[int, GradientNorms]:
         """The norms n_z of all training examples by checkpoint, without flips and with one noise per example."""
@@ -149,7 +149,7 @@ class GuidedScores(ShardedScores):
 
     def _norms_at(self, step: int, timestep: int) -> GradientNorms:
         scheme = Fixed((timestep,), seed=self.estimator.draws.seed)
-        settings = {"images": self.train, "record": self.record, "execution": self.estimator.execution}
+        settings = {"images": self.train, "trained": self.trained, "execution": self.estimator.execution}
         return GradientNorms(GradientsAtDraws(step=step, scheme=scheme, role="reference norms", **settings))
 
     def _curves(self, steps: Sequence[int]) -> list[NormCurve]:
@@ -158,7 +158,7 @@ class GuidedScores(ShardedScores):
         if self.estimator.timestep is not None:
             return []
         seed, execution = self.estimator.draws.seed, self.estimator.execution
-        return [NormCurve(self.record, self.train, step, seed, execution) for step in steps]
+        return [NormCurve(self.trained, self.train, step, seed, execution) for step in steps]
 
 
 def lengths(norms: np.ndarray, strength: float) -> np.ndarray:

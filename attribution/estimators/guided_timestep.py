@@ -46,20 +46,20 @@ class NormCurve(Node[NormsByTimestep]):
     TITLE = "gradient norms along the timesteps"
     ARTIFACT = NormsByTimestep
 
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     step: int
     seed: int
     execution: Execution = execution(default=Execution())
 
     def cost(self) -> Cost:
-        return Cost(passes=min(SAMPLE, self.train.count) * min(TIMESTEPS, self.record.process.T))
+        return Cost(passes=min(SAMPLE, self.train.count) * min(TIMESTEPS, self.trained.process.T))
 
     def compute(self, get: Get) -> NormsByTimestep:
-        images, scheme = get(self.train), Even(min(TIMESTEPS, self.record.process.T), seed=self.seed)
+        images, scheme = get(self.train), Even(min(TIMESTEPS, self.trained.process.T), seed=self.seed)
         sample = np.argsort(images.index)[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)]
         gradients = GradientsAtDraws(
-            images=self.train, record=self.record, step=self.step, scheme=scheme, role="norm curve", execution=self.execution
+            images=self.train, trained=self.trained, step=self.step, scheme=scheme, role="norm curve", execution=self.execution
         )
         single = compute_norms(gradients, images.take(sample), get)
         return NormsByTimestep(single.timestep[0, 0], single.norms[0].mean(0))

@@ -55,7 +55,7 @@ GRID = tuple(10.0**e for e in range(-12, 0))
 class Curvature(Protocol):
     """Anything that has an eigenbasis: ``KFAC``, ``EKFAC``, ``ExactGGN``."""
 
-    def basis(self, record: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]: ...
+    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,39 +89,39 @@ class KFACInfluence(ShardedEstimator):
         """The dampings as a tuple."""
         return as_tuple(self.damping)
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        find_layers(record.outline)  # raises if a layer has no per-example gradients
-        self.draws.check_bins(record.process.T)
+        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        self.draws.check_bins(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
-        return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, record)
+        return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, trained)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}
 
-    def basis(self, record: Recorded, train: ImageSet) -> Node[Basis]:
+    def basis(self, trained: Recorded, train: ImageSet) -> Node[Basis]:
         """The eigenbasis of the curvature."""
-        return self.curvature.basis(record, train, self.flips)
+        return self.curvature.basis(trained, train, self.flips)
 
-    def norms(self, record: Recorded, train: ImageSet) -> TimestepNorms:
+    def norms(self, trained: Recorded, train: ImageSet) -> TimestepNorms:
         """The mean gradient norms that balance timesteps."""
-        return TimestepNorms(record, train, self.draws.seed, execution=self.execution)
+        return TimestepNorms(trained, train, self.draws.seed, execution=self.execution)
 
     def balance_of(self, side: str) -> Balance | None:
         """How the gradients of ``side`` ("query" or "train") are balanced."""
         return self.balance if self.balance is not None and self.balance.side == side else None
 
-    def mean_of(self, side: str, record: Recorded, train: ImageSet, get: Get) -> Mean:
+    def mean_of(self, side: str, trained: Recorded, train: ImageSet, get: Get) -> Mean:
         """The mean over draws on ``side``."""
         balance = self.balance_of(side)
         if balance is None:
             return lambda captured, draws: captured.mean()
-        norms, measure = self.norms(record, train), self.measurement if side == "query" else record.objective
+        norms, measure = self.norms(trained, train), self.measurement if side == "query" else trained.objective
         return lambda captured, draws: captured.mean(balance.weights(measure.timesteps(draws), norms, get))
 
-    def gradient_bytes(self, record: Recorded) -> float:
+    def gradient_bytes(self, trained: Recorded) -> float:
         """The size of all prefixes and bins of one image's gradient, uncompressed."""
-        return FLOAT32_BYTES * len(self.draws.prefixes) * self.draws.bins * record.parameter_count
+        return FLOAT32_BYTES * len(self.draws.prefixes) * self.draws.bins * trained.parameter_count
 
 
 @dataclass(frozen=True)
@@ -139,23 +139,23 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
     def together(self) -> Hashable:
         estimator = self.estimator
         shared = (estimator.measurement, estimator.draws, estimator.balance_of("query"))
-        return key(self.record, self.train, self.queries, self.rows, *shared)
+        return key(self.trained, self.train, self.queries, self.rows, *shared)
 
     def cost(self) -> Cost:
-        size = self.count * self.estimator.gradient_bytes(self.record)
+        size = self.count * self.estimator.gradient_bytes(self.trained)
         return Cost(passes=self.count * self.estimator.draws.count, memory=3 * size, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, estimator = nodes[0], nodes[0].estimator
         x0, draws, condition = first.inputs(get)
-        per_example = engine(first.record, None, estimator.execution, get)
-        mean = estimator.mean_of("query", first.record, first.train, get)
+        per_example = engine(first.trained, None, estimator.execution, get)
+        mean = estimator.mean_of("query", first.trained, first.train, get)
         means = prefix_means(per_example, estimator.measurement, x0, draws, condition, estimator.draws, mean)
         return [node._coefficients(means, get, x0.device) for node in nodes]
 
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
-        basis = get(self.estimator.basis(self.record, self.train)).to(device)
+        basis = get(self.estimator.basis(self.trained, self.train)).to(device)
         return QueryCoefficients.of(means, basis, self.estimator.compression)
 
 
@@ -172,11 +172,11 @@ class InfluenceTrainingBlock(TrainingBlock):
     def together(self) -> Hashable:
         estimator = self.estimator
         shared = (estimator.draws, estimator.flips, estimator.balance_of("train"), estimator.query_batch)
-        return key(self.record, self.train, self.rows, *shared)
+        return key(self.trained, self.train, self.rows, *shared)
 
     def cost(self) -> Cost:
         estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
-        gradient = estimator.gradient_bytes(self.record)
+        gradient = estimator.gradient_bytes(self.trained)
         held = min(self.queries.count, estimator.query_batch) * gradient
         axes = len(estimator.dampings) * len(estimator.draws.prefixes) * estimator.draws.bins**2
         products = FLOAT32_BYTES * axes * self.queries.count * self.count
@@ -189,7 +189,7 @@ class InfluenceTrainingBlock(TrainingBlock):
         estimator = replace(self.estimator, damping=())  # no damping enters the coefficients
         subject = estimator.measurement.subject(self.queries)
         return [
-            InfluenceQueryBlock(estimator, self.record, subject, rows, self.train)
+            InfluenceQueryBlock(estimator, self.trained, subject, rows, self.train)
             for rows in ranges(0, self.queries.count, min(estimator.execution.query_shard, estimator.query_batch))
         ]
 
@@ -199,17 +199,17 @@ class InfluenceTrainingBlock(TrainingBlock):
         device, images = estimator.execution.torch_device(), get(first.train)
         for node in nodes:
             refuse_unstable(get(node.basis), set(node.estimator.dampings) - set(GRID))
-        per_example = engine(first.record, None, estimator.execution, get)
-        mean_over_draws = estimator.mean_of("train", first.record, first.train, get)
+        per_example = engine(first.trained, None, estimator.execution, get)
+        mean_over_draws = estimator.mean_of("train", first.trained, first.train, get)
         products: list[list[np.ndarray]] = [[] for _ in nodes]
         for batch in _batches(nodes, estimator.query_batch):
             held = [_held(nodes[number], blocks, get, device) for number, blocks in batch]
             bases = [nodes[number].basis.fingerprint for number, _ in batch]
             for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
-                draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.record.process.T, estimator.flips)
+                draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
                 x0, condition = images.x0(rows).to(device), images.conditions(rows)
-                means = prefix_means(per_example, first.record.objective, x0, draws, condition, estimator.draws, mean_over_draws)
+                means = prefix_means(per_example, first.trained.objective, x0, draws, condition, estimator.draws, mean_over_draws)
                 for prefix, mean in enumerate(means):
                     rotated: dict[str, LayerGradients] = {}
                     for queries, basis in zip(held, bases, strict=True):
@@ -223,13 +223,13 @@ class InfluenceTrainingBlock(TrainingBlock):
     @property
     def basis(self) -> Node[Basis]:
         """The eigenbasis of the curvature."""
-        return self.estimator.basis(self.record, self.train)
+        return self.estimator.basis(self.trained, self.train)
 
     @property
     def _examples_at_once(self) -> int:
         """The number of training examples whose gradients are held at a time."""
         draws = self.estimator.draws
-        return self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.record.parameter_count)
+        return self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.trained.parameter_count)
 
 
 def _batches(nodes: Sequence[InfluenceTrainingBlock], most: int) -> Iterator[list[tuple[int, list[InfluenceQueryBlock]]]]:
@@ -260,7 +260,7 @@ class InfluenceScores(ShardedScores):
     TITLE = "influence scores"
 
     estimator: KFACInfluence
-    record: Recorded
+    trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
         return with_query_blocks(self.training_blocks)
@@ -268,8 +268,8 @@ class InfluenceScores(ShardedScores):
     def parents(self) -> list[Node]:
         estimator = self.estimator
         balanced = estimator.balance is not None and estimator.balance.by == "timestep"
-        norms = [estimator.norms(self.record, self.train)] if balanced else []
-        return [*super().parents(), estimator.basis(self.record, self.train), *norms]
+        norms = [estimator.norms(self.trained, self.train)] if balanced else []
+        return [*super().parents(), estimator.basis(self.trained, self.train), *norms]
 
     def cost(self) -> Cost:
         estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
@@ -279,14 +279,14 @@ class InfluenceScores(ShardedScores):
         return Cost(passes=(self.queries.count + batches * self.train.count) * draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        draws, basis = self.estimator.draws, get(self.estimator.basis(self.record, self.train))
+        draws, basis = self.estimator.draws, get(self.estimator.basis(self.trained, self.train))
         stable = [unstable_layer(basis, damping) is None for damping in self.estimator.dampings]
         values = np.concatenate([block.values[stable] for block in get.many(self.training_blocks)], axis=-1)
         dampings = [damping for damping, kept in zip(self.estimator.dampings, stable, strict=True) if kept]
         axes: dict[str, Sequence[Any]] = {"damping": dampings, "draws": draws.prefixes}
         if draws.bins > 1:
             values = bins.with_sums(values, (2, 3))
-            names = bins.labels(draws.bins, self.record.process.T)
+            names = bins.labels(draws.bins, self.trained.process.T)
             axes |= {"query_bin": names, "train_bin": names}
         else:
             values = values[:, :, 0, 0]
@@ -296,6 +296,6 @@ class InfluenceScores(ShardedScores):
     def training_blocks(self) -> list[InfluenceTrainingBlock]:
         """The products with all training examples."""
         return [
-            InfluenceTrainingBlock(self.estimator, self.record, self.train, self.queries, rows)
+            InfluenceTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]

@@ -84,18 +84,18 @@ class KernelEstimator(Estimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
-        find_layers(record.outline)  # raises if a layer has no per-example gradients
+        find_layers(trained.outline)  # raises if a layer has no per-example gradients
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
-        members = [KernelScores(stored, train, queries, record.member(i)) for i in range(self.models)]
+        members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
 
-    def features(self, record: Recorded, images: ImageSet, role: str) -> Features:
+    def features(self, trained: Recorded, images: ImageSet, role: str) -> Features:
         """The features of queries (role "query") or training images (role "attribution")."""
-        measure = self.query_measure if role == "query" else self.train_feature or record.objective
-        return Features.of(self, record, images, measure, role)
+        measure = self.query_measure if role == "query" else self.train_feature or trained.objective
+        return Features.of(self, trained, images, measure, role)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class KernelScores(ShardedScores):
     TITLE = "kernel scores"
 
     estimator: KernelEstimator
-    record: Recorded
+    trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
         # Listed as parts, the inner products of several estimators and pools share their passes.
@@ -145,7 +145,7 @@ class KernelScores(ShardedScores):
 
     def _features(self) -> tuple[Features, Spectrum]:
         features = self.estimator.features
-        return features(self.record, self.queries, "query"), Spectrum(features(self.record, self.train, "attribution"))
+        return features(self.trained, self.queries, "query"), Spectrum(features(self.trained, self.train, "attribution"))
 
     def _stable(self, damping: float, values: np.ndarray) -> bool:
         if values.min() + damping > RESOLUTION * values.max():

@@ -80,13 +80,13 @@ class LiSSA(ShardedEstimator):
             raise FieldError(self, "scale", "must be above 0")
         self.draws.refuse_lists("LiSSA")
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        find_layers(record.outline)  # raises if a layer has no per-example gradients
+        find_layers(trained.outline)  # raises if a layer has no per-example gradients
         if self.batch_size > train.count * self.draws.count:
             available = f"there are only {train.count} training images × {self.draws.count} draws"
             raise FieldError(self, "batch_size", f"{available}; lower it, or take more draws")
-        return LissaScores(self, train, queries, record)
+        return LissaScores(self, train, queries, trained)
 
     @property
     def recursion(self) -> Recursion:
@@ -107,20 +107,20 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
     train: ImageSet
 
     def together(self) -> Hashable:
-        return key(self.record, self.train, self.estimator.recursion, self.rows[0] // self.estimator.query_batch)
+        return key(self.trained, self.train, self.estimator.recursion, self.rows[0] // self.estimator.query_batch)
 
     def cost(self) -> Cost:
         passes = self.count * self.estimator.draws.count + self.estimator.recursion.passes(self.count)
-        size = FLOAT32_BYTES * self.count * self.record.parameter_count
+        size = FLOAT32_BYTES * self.count * self.trained.parameter_count
         return Cost(passes=passes, memory=5 * size, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
-        per_example = engine(first.record, None, first.estimator.execution, get)
+        per_example = engine(first.trained, None, first.estimator.execution, get)
         gradients = [node._gradients(per_example, get) for node in nodes]
         v = {layer: torch.cat([block[layer] for block in gradients]) for layer in gradients[0]}
-        products = first.estimator.recursion(per_example, first.record, get(first.train), v)
+        products = first.estimator.recursion(per_example, first.trained, get(first.train), v)
         blocks = {layer: vectors.cpu().split([node.count for node in nodes]) for layer, vectors in products.items()}
         return [QueryVectors({layer: vectors[i] for layer, vectors in blocks.items()}) for i in range(len(nodes))]
 
@@ -140,32 +140,32 @@ class LissaTrainingBlock(TrainingBlock):
     estimator: LiSSA
 
     def together(self) -> Hashable:
-        return key(self.record, self.train, self.rows, self.estimator.draws, self.estimator.flips)
+        return key(self.trained, self.train, self.rows, self.estimator.draws, self.estimator.flips)
 
     def cost(self) -> Cost:
-        held = self.queries.count + 2 * self.estimator.execution.examples_at_once(self.record.parameter_count)
-        return Cost(passes=self.count * self.estimator.draws.count, memory=FLOAT32_BYTES * held * self.record.parameter_count)
+        held = self.queries.count + 2 * self.estimator.execution.examples_at_once(self.trained.parameter_count)
+        return Cost(passes=self.count * self.estimator.draws.count, memory=FLOAT32_BYTES * held * self.trained.parameter_count)
 
     def query_blocks(self) -> list[LissaQueryBlock]:
         batch = self.estimator.query_batch
         size = math.gcd(batch, min(self.estimator.execution.query_shard, batch))  # no block lies in two batches of queries
         subject = self.estimator.measurement.subject(self.queries)
         return [
-            LissaQueryBlock(self.estimator, self.record, subject, rows, self.train) for rows in ranges(0, self.queries.count, size)
+            LissaQueryBlock(self.estimator, self.trained, subject, rows, self.train) for rows in ranges(0, self.queries.count, size)
         ]
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, estimator = nodes[0], nodes[0].estimator
         device, images = estimator.execution.torch_device(), get(first.train)
-        per_example = engine(first.record, None, estimator.execution, get)
+        per_example = engine(first.trained, None, estimator.execution, get)
         queries = [get.many(node.query_blocks()) for node in nodes]
         products: list[list[Tensor]] = [[] for _ in nodes]
-        for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.record.parameter_count)):
+        for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.trained.parameter_count)):
             rows = slice(start, stop)
-            draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.record.process.T, estimator.flips)
+            draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
             x0, condition = images.x0(rows).to(device), images.conditions(rows)
-            gradients = per_example.capture(first.record.objective, x0, draws, condition).mean()
+            gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
             for blocks, vectors in zip(products, queries, strict=True):
                 blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors]).cpu())
         return [BlockProducts(torch.cat(blocks, 1).float().numpy()) for blocks in products]
@@ -180,7 +180,7 @@ class LissaScores(ShardedScores):
     TITLE = "LiSSA scores"
 
     estimator: LiSSA
-    record: Recorded
+    trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
         return with_query_blocks(self.training_blocks)
@@ -199,6 +199,6 @@ class LissaScores(ShardedScores):
     def training_blocks(self) -> list[LissaTrainingBlock]:
         """The products with all training examples."""
         return [
-            LissaTrainingBlock(self.estimator, self.record, self.train, self.queries, rows)
+            LissaTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]

@@ -42,7 +42,7 @@ class Recursion:
         """The number of passes for ``queries`` vectors."""
         return self.repeats * self.depth * self.batch_size * self.product.passes(queries)
 
-    def __call__(self, per_example: PerExampleGradients, record: Recorded, train: Images, v: LayerGradients) -> LayerGradients:
+    def __call__(self, per_example: PerExampleGradients, trained: Recorded, train: Images, v: LayerGradients) -> LayerGradients:
         """Return the mean of r_J/σ over the repeats, for all vectors ``[Q, ..]`` in ``v`` at once.
 
         Raises:
@@ -52,8 +52,8 @@ class Recursion:
         length = norms(v)
         for repeat in range(self.repeats):
             r = v
-            for j, (x0, draws, condition) in enumerate(self.batches(record, train, repeat, length.device), 1):
-                Hr = self.product(per_example, record.objective, x0, draws, r, condition)
+            for j, (x0, draws, condition) in enumerate(self.batches(trained, train, repeat, length.device), 1):
+                Hr = self.product(per_example, trained.objective, x0, draws, r, condition)
                 r = {layer: v[layer] + r[layer] - (Hr[layer] + self.damping * r[layer]) / self.scale for layer in v}
                 if not (norms(r) <= (1 + SLACK) * (j + 1) * length).all():
                     raise FloatingPointError(
@@ -65,7 +65,7 @@ class Recursion:
         return total
 
     def batches(
-        self, record: Recorded, train: Images, repeat: int, device: torch.device
+        self, trained: Recorded, train: Images, repeat: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Draws, Tensor | None]]:
         """Yield ``depth`` mini-batches (images, draws, conditions) of the N·K draws of the training set, shuffled in every round.
 
@@ -80,7 +80,7 @@ class Recursion:
                 left = np.concatenate([left, random.permutation(len(train) * K)])
             taken, left = left[: self.batch_size], left[self.batch_size :]
             example, number = by_id[taken // K], torch.from_numpy(taken % K).to(device)
-            draws = self.draws.draw("curvature", train.ids(example).to(device), record.process.T, self.flips)
+            draws = self.draws.draw("curvature", train.ids(example).to(device), trained.process.T, self.flips)
             column, condition = number.unsqueeze(1), train.conditions(example)
             condition = None if condition is None else condition.to(device)
             yield train.x0(example).to(device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition

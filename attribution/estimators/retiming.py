@@ -27,7 +27,7 @@ class Timing(ABC):
     """Chooses the timesteps. Subclasses are frozen dataclasses; their fields are their identity."""
 
     @abstractmethod
-    def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
+    def timesteps(self, trained: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
         """Return the timestep of each of n images at each of S checkpoints, int64 ``[S, n]``."""
 
 
@@ -41,15 +41,15 @@ class AtLargestNorm(Timing):
     grid: tuple[int, ...]
     execution: Execution = execution(default=Execution())
 
-    def norms(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int]) -> GradientNorms:
+    def norms(self, trained: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int]) -> GradientNorms:
         """The norms that are compared."""
         gradients = GradientsAtRecordedDraws(
-            images=images, record=record, checkpoints=checkpoints, timesteps=self.grid, execution=self.execution
+            images=images, trained=trained, checkpoints=checkpoints, timesteps=self.grid, execution=self.execution
         )
         return GradientNorms(gradients)
 
-    def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
-        return np.array(self.grid)[get(self.norms(record, images, checkpoints)).norms.argmax(2)]
+    def timesteps(self, trained: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
+        return np.array(self.grid)[get(self.norms(trained, images, checkpoints)).norms.argmax(2)]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class AtRandom(Timing):
 
     seed: int = 0
 
-    def timesteps(self, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
-        trained, ids = get(record), get(images).ids()[:, None]
-        steps = select(checkpoints, trained.steps, trained.losses)
-        zero, T = torch.zeros(1, dtype=torch.int64), record.process.T
+    def timesteps(self, trained: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], get: Get) -> np.ndarray:
+        record, ids = get(trained), get(images).ids()[:, None]
+        steps = select(checkpoints, record.steps, record.losses)
+        zero, T = torch.zeros(1, dtype=torch.int64), trained.process.T
         drawn = [random_draws(self.seed, f"retimed at {step}", ids, zero, T).timestep[:, 0] for step in steps]
         return torch.stack(drawn).numpy()
 
@@ -88,7 +88,7 @@ class RetimedTraining(TrainingRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Retimed(Recorded):
-    """``record`` with timesteps chosen by ``timing``, for scores of ``images`` at ``checkpoints``."""
+    """``trained`` with timesteps chosen by ``timing``, for scores of ``images`` at ``checkpoints``."""
 
     NAME = "Retimed"
     VERSION = 1
@@ -96,21 +96,21 @@ class Retimed(Recorded):
     STORED = False
     ARTIFACT = RetimedTraining
 
-    record: Recorded
+    trained: Recorded
     images: ImageSet
     checkpoints: int | str | Sequence[int]
     timing: Timing
 
     @classmethod
-    def of(cls, record: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], timing: Timing) -> "Retimed":
-        return cls(record.model, record.objective, record=record, images=images, checkpoints=checkpoints, timing=timing)
+    def of(cls, trained: Recorded, images: ImageSet, checkpoints: int | str | Sequence[int], timing: Timing) -> "Retimed":
+        return cls(trained.model, trained.objective, trained=trained, images=images, checkpoints=checkpoints, timing=timing)
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
-        return self.record.network(get, step)
+        return self.trained.network(get, step)
 
     def compute(self, get: Get) -> RetimedTraining:
-        trained, ids = get(self.record), get(self.images).index.tolist()
-        timesteps = self.timing.timesteps(self.record, self.images, self.checkpoints, get)
-        steps = select(self.checkpoints, trained.steps, trained.losses)
+        record, ids = get(self.trained), get(self.images).index.tolist()
+        timesteps = self.timing.timesteps(self.trained, self.images, self.checkpoints, get)
+        steps = select(self.checkpoints, record.steps, record.losses)
         by_id = {step: dict(zip(ids, row.tolist(), strict=True)) for step, row in zip(steps, timesteps, strict=True)}
-        return RetimedTraining(trained.folder, by_id)
+        return RetimedTraining(record.folder, by_id)

@@ -43,13 +43,13 @@ class SelfInfluenceShard(JointNode[Influence]):
     TRANSIENT = True
 
     estimator: CheckpointEstimator
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     rows: tuple[int, int]
     step: int
 
     def together(self) -> Hashable:
-        return key(self.record, self.train, self.rows, self.step, self.estimator.measurement, self.estimator.draws)
+        return key(self.trained, self.train, self.rows, self.step, self.estimator.measurement, self.estimator.draws)
 
     def cost(self) -> Cost:
         return Cost(passes=(self.rows[1] - self.rows[0]) * (1 + self.estimator.draws.count))
@@ -58,19 +58,19 @@ class SelfInfluenceShard(JointNode[Influence]):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, estimator = nodes[0], nodes[0].estimator
         device, execution = estimator.execution.torch_device(), estimator.execution
-        per_example = engine(first.record, first.step, execution, get)
-        record, train = get(first.record), get(first.train)
+        per_example = engine(first.trained, first.step, execution, get)
+        record, train = get(first.trained), get(first.train)
         products: list[list[torch.Tensor]] = [[] for _ in nodes]
         estimator.measurement.subject(first.train)  # raises if the training images cannot be measured
         # A block holds both sides of its examples, and its query draws should fill a pass.
-        block = min(execution.examples_at_once(2 * first.record.parameter_count), execution.batch_size // estimator.draws.count)
+        block = min(execution.examples_at_once(2 * first.trained.parameter_count), execution.batch_size // estimator.draws.count)
         for start, stop in ranges(*first.rows, max(1, block)):
             rows = slice(start, stop)
             x0, ids, condition = train.x0(rows).to(device), train.ids(rows).to(device), train.conditions(rows)
-            draws = estimator.draws.draw("query", ids, first.record.process.T)
+            draws = estimator.draws.draw("query", ids, first.trained.process.T)
             query = per_example.capture(estimator.measurement, x0, draws, condition)
             visited = record.latest_draws(first.step, train.index[rows]).to(device)
-            trained = per_example.capture(first.record.objective, x0, visited, condition)
+            trained = per_example.capture(first.trained.objective, x0, visited, condition)
             for blocks, node in zip(products, nodes, strict=True):
                 blocks.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)).cpu())
         index = np.array(train.index[slice(*first.rows)])
@@ -87,7 +87,7 @@ class SelfInfluence(Node[Influence]):
     ARTIFACT = Influence
 
     estimator: TrajectoryEstimator
-    record: Recorded
+    trained: Recorded
     train: ImageSet
 
     def cost(self) -> Cost:
@@ -95,15 +95,15 @@ class SelfInfluence(Node[Influence]):
         return Cost(passes=steps * self.train.count * (1 + self.estimator.draws.count), disk=12 * self.train.count)
 
     def parts(self, get: Get) -> list[SelfInfluenceShard]:
-        record, at_step = get(self.record), replace(self.estimator, checkpoints=())  # the step is a field of the shard
+        record, at_step = get(self.trained), replace(self.estimator, checkpoints=())  # the step is a field of the shard
         return [
-            SelfInfluenceShard(at_step, self.record, self.train, rows, step)
+            SelfInfluenceShard(at_step, self.trained, self.train, rows, step)
             for step in select(self.estimator.checkpoints, record.steps, record.losses)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]
 
     def compute(self, get: Get) -> Influence:
-        record, train = get(self.record), get(self.train)
+        record, train = get(self.trained), get(self.train)
         shards = self.parts(get)
         refuse_zero_rates({shard.step: record.learning_rate(shard.step) for shard in shards})
         total: dict[tuple[int, int], Any] = {}

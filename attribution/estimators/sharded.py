@@ -72,7 +72,7 @@ class QueryBlock(JointNode[A]):
     TRANSIENT = True
 
     estimator: ShardedEstimator
-    record: Recorded
+    trained: Recorded
     queries: Node
     rows: tuple[int, int]
 
@@ -84,7 +84,7 @@ class QueryBlock(JointNode[A]):
     def inputs(self, get: Get) -> tuple[Tensor, Draws, Tensor | None]:
         """The queries ``[Q, C, H, W]``, their draws ``[Q, K]``, both on the device, and their conditions."""
         device, images, rows = self.estimator.execution.torch_device(), get(self.queries), slice(*self.rows)
-        draws = self.estimator.draws.draw("query", images.ids(rows).to(device), self.record.process.T)
+        draws = self.estimator.draws.draw("query", images.ids(rows).to(device), self.trained.process.T)
         return images.x0(rows).to(device), draws, images.conditions(rows)
 
 
@@ -96,7 +96,7 @@ class TrainingBlock(JointNode[BlockProducts]):
     TRANSIENT = True
 
     estimator: ShardedEstimator
-    record: Recorded
+    trained: Recorded
     train: ImageSet
     queries: ImageSet
     rows: tuple[int, int]

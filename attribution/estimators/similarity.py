@@ -44,14 +44,14 @@ class GradientSimilarity(Estimator):
     def __post_init__(self):
         self.draws.refuse_lists("a feature")
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        find_layers(record.outline)  # raises if a layer has no per-example gradients
-        return SimilarityScores(self, train, queries, record)
+        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        return SimilarityScores(self, train, queries, trained)
 
-    def features(self, record: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
+    def features(self, trained: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
         """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""
-        return Features.of(self, record, images, self.measurement if role == "query" else record.objective, role, step)
+        return Features.of(self, trained, images, self.measurement if role == "query" else trained.objective, role, step)
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class SimilarityScores(ShardedScores):
     TITLE = "gradient similarities"
 
     estimator: GradientSimilarity
-    record: Recorded
+    trained: Recorded
 
     def parts(self, get: Get) -> list[InnerProducts]:
         features = self.estimator.features
         return [
             InnerProducts(
-                features(self.record, self.queries, "query", step), features(self.record, self.train, "attribution", step)
+                features(self.trained, self.queries, "query", step), features(self.trained, self.train, "attribution", step)
             )
             for step in self._steps(get)
         ]
@@ -91,5 +91,5 @@ class SimilarityScores(ShardedScores):
     def _steps(self, get: Get) -> Sequence[int | None]:
         if self.estimator.checkpoints is None:
             return [None]
-        record = get(self.record)
+        record = get(self.trained)
         return select(self.estimator.checkpoints, record.steps, record.losses, self.estimator)

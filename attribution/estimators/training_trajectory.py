@@ -39,16 +39,16 @@ class TrajectoryEstimator(CheckpointEstimator):
 
     checkpoints: int | str | Sequence[int] = 4
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        if not isinstance(record, Recorded):
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        if not isinstance(trained, Recorded):
             raise TypeError(
-                f"{type(self).__name__} replays training and needs its record, but {type(record).__name__} has none: "
+                f"{type(self).__name__} replays training and needs its record, but {type(trained).__name__} has none: "
                 "train the model here, or choose an estimator that works on a final model"
             )
         self.measurement.subject(queries)
-        find_layers(record.outline)  # raises if a layer has no per-example gradients
-        self.draws.check_bins(record.process.T)
-        return TrajectoryScores(self, train, queries, record)
+        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        self.draws.check_bins(trained.process.T)
+        return TrajectoryScores(self, train, queries, trained)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TrajectoryScores(ShardedScores):
     TITLE = "scores over the checkpoints"
 
     estimator: TrajectoryEstimator
-    record: Recorded
+    trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
         # Checkpoint by checkpoint: a worker then loads each network once.
@@ -70,13 +70,13 @@ class TrajectoryScores(ShardedScores):
         steps, bins = at_least(self.estimator.checkpoints), self.estimator.draws.bins
         passes = self.queries.count * self.estimator.draws.count + self.train.count
         # All query blocks lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
-        sides = FLOAT32_BYTES * HALVES * bins * self.queries.count * self.record.parameter_count
+        sides = FLOAT32_BYTES * HALVES * bins * self.queries.count * self.trained.parameter_count
         scores = FLOAT32_BYTES * self.pairs * ((bins + (bins > 1)) ** 2 + HALVES)
         summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
         return Cost(passes=steps * passes, memory=sides + summed, disk=steps * sides + scores)
 
     def compute(self, get: Get) -> Scores:
-        record, train, scheme, T = get(self.record), get(self.train), self.estimator.draws, self.record.process.T
+        record, train, scheme, T = get(self.trained), get(self.train), self.estimator.draws, self.trained.process.T
         refuse_zero_rates({step: record.learning_rate(step) for step in self.steps(get)})
         total: Any = 0
         for step in self.steps(get):
@@ -100,13 +100,13 @@ class TrajectoryScores(ShardedScores):
         """The products with all training examples at one checkpoint."""
         at_step = replace(self.estimator, checkpoints=())  # the step is a field of the block
         return [
-            TrajectoryTrainingBlock(at_step, self.record, self.train, self.queries, rows, step)
+            TrajectoryTrainingBlock(at_step, self.trained, self.train, self.queries, rows, step)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]
 
     def steps(self, get: Get) -> list[int]:
         """The steps of the chosen checkpoints."""
-        record = get(self.record)
+        record = get(self.trained)
         return select(self.estimator.checkpoints, record.steps, record.losses, self.estimator)
 
 

@@ -59,18 +59,18 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
 
     def together(self) -> Hashable:
         estimator = self.estimator
-        return key(self.record, self.queries, self.rows, self.step, estimator.measurement, estimator.draws)
+        return key(self.trained, self.queries, self.rows, self.step, estimator.measurement, estimator.draws)
 
     def cost(self) -> Cost:
         draws = self.estimator.draws
-        size = draws.bins * HALVES * self.count * self.record.parameter_count * FLOAT32_BYTES
+        size = draws.bins * HALVES * self.count * self.trained.parameter_count * FLOAT32_BYTES
         return Cost(passes=self.count * draws.count, memory=2 * size, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
-        measurement, scheme, T = first.estimator.measurement, first.estimator.draws, first.record.process.T
-        per_example = engine(first.record, first.step, first.estimator.execution, get)
+        measurement, scheme, T = first.estimator.measurement, first.estimator.draws, first.trained.process.T
+        per_example = engine(first.trained, first.step, first.estimator.execution, get)
         x0, draws, condition = first.inputs(get)
         halves: list[list[LayerGradients]] = [[] for _ in nodes]
         for columns in half_columns(scheme):
@@ -117,17 +117,17 @@ class TrajectoryTrainingBlock(TrainingBlock):
     step: int
 
     def together(self) -> Hashable:
-        return key(self.record, self.train, self.rows, self.step)
+        return key(self.trained, self.train, self.rows, self.step)
 
     def cost(self) -> Cost:
-        examples = self.estimator.execution.examples_at_once(self.record.parameter_count)
+        examples = self.estimator.execution.examples_at_once(self.trained.parameter_count)
         held = 2 * examples + self.estimator.draws.bins * HALVES * self.queries.count
-        return Cost(passes=self.count, memory=held * self.record.parameter_count * FLOAT32_BYTES)
+        return Cost(passes=self.count, memory=held * self.trained.parameter_count * FLOAT32_BYTES)
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
         return [
-            TrajectoryQueryBlock(self.estimator, self.record, subject, rows, self.step)
+            TrajectoryQueryBlock(self.estimator, self.trained, subject, rows, self.step)
             for rows in ranges(0, self.queries.count, self.estimator.execution.query_shard)
         ]
 
@@ -135,14 +135,14 @@ class TrajectoryTrainingBlock(TrainingBlock):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, execution = nodes[0], nodes[0].estimator.execution
         device = execution.torch_device()
-        per_example = engine(first.record, first.step, execution, get)
-        record, train = get(first.record), get(first.train)
+        per_example = engine(first.trained, first.step, execution, get)
+        record, train = get(first.trained), get(first.train)
         queries = [get.many(node.query_blocks()) for node in nodes]
         products: list[list[Tensor]] = [[] for _ in nodes]
-        for start, stop in ranges(*first.rows, execution.examples_at_once(first.record.parameter_count)):
+        for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
             rows = slice(start, stop)
             draws = record.latest_draws(first.step, train.index[rows]).to(device)
-            captured = per_example.capture(first.record.objective, train.x0(rows).to(device), draws, train.conditions(rows))
+            captured = per_example.capture(first.trained.objective, train.x0(rows).to(device), draws, train.conditions(rows))
             for blocks, node, vectors in zip(products, nodes, queries, strict=True):
                 gradients = node.estimator.train_side(captured)
                 blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors], dim=-2).cpu())

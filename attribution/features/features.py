@@ -53,7 +53,7 @@ class Features:
     NAME = "Features"
     VERSION = 1
 
-    record: Recorded
+    trained: Recorded
     images: ImageSet
     measure: Measure
     draws: DrawScheme
@@ -65,14 +65,14 @@ class Features:
 
     @classmethod
     def of(
-        cls, settings: FeatureSettings, record: Recorded, images: ImageSet, measure: Measure, role: str, step: int | None = None
+        cls, settings: FeatureSettings, trained: Recorded, images: ImageSet, measure: Measure, role: str, step: int | None = None
     ) -> Self:
         """Return the features of queries (role "query") or training images (role "attribution") under an estimator's settings.
 
         Only training images are mirrored.
         """
         return cls(
-            record=record,
+            trained=trained,
             images=images,
             measure=measure,
             draws=settings.draws,
@@ -91,7 +91,7 @@ class Features:
     @property
     def size(self) -> int:
         """k, the number of features of an image."""
-        return self.projection.size(gradient_shapes(self.record))
+        return self.projection.size(gradient_shapes(self.trained))
 
     @property
     def stored(self) -> bool:
@@ -120,18 +120,18 @@ class Features:
         """Yield the captured passes of images ``rows[0]..rows[1]-1``, with their row slice, as many at once as memory allows."""
         per_example = self.engine(get)
         images, device = get(self.measure.subject(self.images)), self.execution.torch_device()
-        for start, stop in ranges(*rows, self.execution.examples_at_once(self.record.parameter_count)):
+        for start, stop in ranges(*rows, self.execution.examples_at_once(self.trained.parameter_count)):
             block = slice(start, stop)
-            draws = self.draws.draw(self.role, images.ids(block).to(device), self.record.process.T, self.flips)
+            draws = self.draws.draw(self.role, images.ids(block).to(device), self.trained.process.T, self.flips)
             yield block, per_example.capture(self.measure, images.x0(block).to(device), draws, images.conditions(block))
 
     def engine(self, get: Get) -> PerExampleGradients:
         """The network, ready for per-example gradients."""
-        return engine(self.record, self.step, self.execution, get)
+        return engine(self.trained, self.step, self.execution, get)
 
     def pass_settings(self) -> list[Any]:
         """The settings that features share if one pass of the network serves them all."""
-        return [self.record, self.images, self.measure, self.draws, self.role, self.flips, self.step]
+        return [self.trained, self.images, self.measure, self.draws, self.role, self.flips, self.step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ class FeatureShard(JointNode[FeatureTable]):
 
     def cost(self) -> Cost:
         count, features = self.rows[1] - self.rows[0], self.features
-        parameters = features.record.parameter_count
+        parameters = features.trained.parameter_count
         held = 2 * min(count, features.execution.examples_at_once(parameters)) * parameters
         size = count * features.size
         return Cost(passes=count * features.draws.count, memory=FLOAT32_BYTES * (held + size), disk=FLOAT32_BYTES * size)

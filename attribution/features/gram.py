@@ -64,7 +64,7 @@ class InnerProducts(Node[GramMatrix]):
     @property
     def _gram_shards(self) -> "list[GramShard]":
         """Shards for as many whole gradients on the right as ``gradient_memory`` holds."""
-        at_once = max(1, int(self.right.execution.gradient_memory / (FLOAT32_BYTES * self.right.record.parameter_count)))
+        at_once = max(1, int(self.right.execution.gradient_memory / (FLOAT32_BYTES * self.right.trained.parameter_count)))
         return [GramShard(self.left, self.right, rows) for rows in ranges(0, self.right.count, at_once)]
 
 
@@ -90,7 +90,7 @@ class GramShard(JointNode[GramMatrix]):
         others = self.left.count - (held if self.left == self.right else 0)
         return Cost(
             passes=held * self.right.draws.count + others * self.left.draws.count,
-            memory=FLOAT32_BYTES * (held + 2 * self.right.execution.batch_size) * self.right.record.parameter_count,
+            memory=FLOAT32_BYTES * (held + 2 * self.right.execution.batch_size) * self.right.trained.parameter_count,
         )
 
     @classmethod

@@ -72,7 +72,7 @@ class GradientsAtRecordedDraws(GradientSet):
     NAME = "GradientsAtRecordedDraws"
     VERSION = 1
 
-    record: Recorded
+    trained: Recorded
     checkpoints: int | str | Sequence[int]
     timesteps: tuple[int, ...] | None = None
 
@@ -82,14 +82,14 @@ class GradientsAtRecordedDraws(GradientSet):
 
     @property
     def objective(self) -> Measure:
-        return self.record.objective
+        return self.trained.objective
 
     @property
     def models(self) -> int:
         return at_least(self.checkpoints)
 
     def per_model(self, get: Get) -> "Sequence[GradientsAtRecordedDraws]":
-        record = get(self.record)
+        record = get(self.trained)
         return [replace(self, checkpoints=(step,)) for step in select(self.checkpoints, record.steps, record.losses)]
 
     @property
@@ -97,10 +97,10 @@ class GradientsAtRecordedDraws(GradientSet):
         return _diverged_message(self._step)
 
     def engine(self, get: Get) -> PerExampleGradients:
-        return engine(self.record, self._step, self.execution, get)
+        return engine(self.trained, self._step, self.execution, get)
 
     def draws(self, index: np.ndarray, get: Get) -> Draws:
-        recorded = get(self.record).latest_draws(self._step, index)
+        recorded = get(self.trained).latest_draws(self._step, index)
         if self.timesteps is None:
             return recorded
         shape = len(index), len(self.timesteps)
@@ -121,7 +121,7 @@ class GradientsAtDraws(GradientSet):
     NAME = "GradientsAtDraws"
     VERSION = 1
 
-    record: Recorded
+    trained: Recorded
     step: int | None
     scheme: DrawScheme
     role: str
@@ -132,17 +132,17 @@ class GradientsAtDraws(GradientSet):
 
     @property
     def objective(self) -> Measure:
-        return self.record.objective
+        return self.trained.objective
 
     @property
     def diverged_message(self) -> str:
         return _diverged_message(self.step)
 
     def engine(self, get: Get) -> PerExampleGradients:
-        return engine(self.record, self.step, self.execution, get)
+        return engine(self.trained, self.step, self.execution, get)
 
     def draws(self, index: np.ndarray, get: Get) -> Draws:
-        return self.scheme.draw(self.role, torch.from_numpy(index), self.record.process.T)
+        return self.scheme.draw(self.role, torch.from_numpy(index), self.trained.process.T)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,12 +70,12 @@ class CompressionFidelity(Benchmark):
                     )
                 for compression in (Uncompressed(), *self.compressions):
                     compressed = replace(estimator, compression=compression)
-                    yield kind, name, compressed, compressed.scores(experiment.record, experiment.train, queries.node(experiment))
+                    yield kind, name, compressed, compressed.scores(experiment.trained, experiment.train, queries.node(experiment))
 
 
 def _ratio(estimator: KFACInfluence, experiment: Experiment, get: Get) -> float:
     """Bytes of a query's gradients before compression over bytes after."""
-    basis = get(estimator.curvature.basis(experiment.record, experiment.train, estimator.flips))
+    basis = get(estimator.curvature.basis(experiment.trained, experiment.train, estimator.flips))
     shapes = [values.shape for values in basis.values.values()]
     return round(sum(map(Uncompressed().size, shapes)) / sum(map(estimator.compression.size, shapes)), 2)
 

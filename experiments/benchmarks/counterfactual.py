@@ -203,7 +203,7 @@ class Counterfactual(Benchmark):
         self._check(experiment)
         nodes = scores_of(experiment, estimators, self.queries)
         return Removals(
-            record=experiment.record,
+            trained=experiment.trained,
             rankings=[
                 Ranking(self.queries[kind].node(experiment), estimators[name], scores) for (kind, name), scores in nodes.items()
             ],

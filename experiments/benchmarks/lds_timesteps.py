@@ -108,7 +108,7 @@ class TimestepLDS(SubsetBenchmark):
             images = queries.node(experiment)
             for name, estimator in estimators.items():
                 by_t = {**{t: estimator.measuring(loss) for t, loss in losses.items()}, ALL: estimator}
-                scores[kind, name] = {t: (e, e.scores(experiment.record, experiment.train, images)) for t, e in by_t.items()}
+                scores[kind, name] = {t: (e, e.scores(experiment.trained, experiment.train, images)) for t, e in by_t.items()}
         return scores
 
     def _measured(self, experiment: Experiment) -> dict[tuple[str, Timestep], list[Measured]]:

@@ -77,7 +77,7 @@ class Removals(Node[Outcomes]):
     TITLE = "retraining without removed images"
     ARTIFACT = Outcomes
 
-    record: TrainedModel
+    trained: TrainedModel
     rankings: Sequence[Ranking]
     fractions: Sequence[float]
     random: int
@@ -104,7 +104,7 @@ class Removals(Node[Outcomes]):
     def sets(self, get: Get) -> RemovedSets:
         """The sets of images to remove. Equal sets have one number."""
         get.many([ranking.scores for ranking in self.rankings])  # together, in the passes that they share
-        N = self.record.data.count
+        N = self.trained.data.count
         counts = [removed_count(fraction, N) for fraction in self.fractions]
         rows, numbers = [np.zeros(0, np.int64)], {b"": 0}
 
@@ -125,8 +125,8 @@ class Removals(Node[Outcomes]):
     def truth(self, sets: RemovedSets) -> Truth:
         """The retrained models, with a selection for each set."""
         return Truth(
-            record=self.record,
-            selections=[Selection.without(removed, self.record.data.count) for removed in sets.rows],
+            trained=self.trained,
+            selections=[Selection.without(removed, self.trained.data.count) for removed in sets.rows],
             seeds=self.seeds,
             steps=self.steps,
             draws=self.draws,
@@ -143,7 +143,7 @@ class Removals(Node[Outcomes]):
         top = [variants for ranking, variants in pairs if ranking.queries.fingerprint == queries.fingerprint]
         numbers = sorted({0, *sets.random.flat, *(number for variants in top for array in variants for number in array.flat)})
         models, M = self.truth(sets).models(), len(sets.rows)
-        return numbers, [dataclasses.replace(queries, record=models[k * M + m]) for k in range(len(self.seeds)) for m in numbers]
+        return numbers, [dataclasses.replace(queries, trained=models[k * M + m]) for k in range(len(self.seeds)) for m in numbers]
 
     def parts(self, get: Get) -> Sequence[Node]:
         sets = self.sets(get)
@@ -156,7 +156,7 @@ class Removals(Node[Outcomes]):
         sets = self.sets(get)
         truth = self.truth(sets)
         measured = [truth.measured(truth.nodes(self.measurement, queries), get) for queries in self.queries]
-        removed = np.zeros((len(sets.rows), self.record.data.count), dtype=bool)
+        removed = np.zeros((len(sets.rows), self.trained.data.count), dtype=bool)
         for mask, rows in zip(removed, sets.rows, strict=True):
             mask[rows] = True
         return Outcomes(removed, np.concatenate(measured, 1))
@@ -164,8 +164,8 @@ class Removals(Node[Outcomes]):
     def cost(self) -> Cost:
         """An upper bound for one variant of each estimator: which sets are equal is known only from the scores."""
         sets = 1 + len(self.fractions) * (self.random + sum(ranking.queries.count for ranking in self.rankings))
-        all_images = Selection(np.arange(self.record.data.count))
-        one = Retrained.of(self.record, all_images, self.seeds[0], self.steps, self.mode, self.execution).cost()
+        all_images = Selection(np.arange(self.trained.data.count))
+        one = Retrained.of(self.trained, all_images, self.seeds[0], self.steps, self.mode, self.execution).cost()
         measuring = sum(queries.count for queries in self.queries) * self.draws.count / 3
         sampling = sum(queries.cost().passes for queries in self.queries if isinstance(queries, Samples))
         models = len(self.seeds) * sets

@@ -62,7 +62,7 @@ class SubsetBenchmark(Benchmark):
         if self.seeds == 1:
             whole(self, "repeats", least=0, most=len(selections))
         return Truth(
-            record=experiment.record,
+            trained=experiment.trained,
             selections=selections,
             seeds=[experiment.seed + 1 + seed for seed in range(self.seeds)],
             repeats=self.repeats if self.seeds == 1 else 0,

@@ -106,7 +106,7 @@ class TimestepBias(Benchmark):
         report.figure("norm_over_timesteps", self._curve_figure(experiment, estimators, bias, first, get))
 
     def _bias(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], pool: ImageSet, get: Get) -> Bias:
-        record = get(experiment.record)
+        record = get(experiment.trained)
         steps = select(_checkpoints(estimators), record.steps, record.losses)
         return Bias(
             steps=steps,
@@ -151,11 +151,11 @@ class TimestepBias(Benchmark):
         return experiment.train if all_images else Split(experiment.data, "train", tuple(columns.tolist()))
 
     def _at_training(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator]) -> GradientNorms:
-        settings = {"record": experiment.record, "checkpoints": _checkpoints(estimators), "execution": experiment.execution}
+        settings = {"trained": experiment.trained, "checkpoints": _checkpoints(estimators), "execution": experiment.execution}
         return GradientNorms(GradientsAtRecordedDraws(images=experiment.train, **settings))
 
     def _curves(self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], images: ImageSet) -> GradientNorms:
-        return self._largest(experiment).norms(experiment.record, images, _checkpoints(estimators))
+        return self._largest(experiment).norms(experiment.trained, images, _checkpoints(estimators))
 
     def _largest(self, experiment: Experiment) -> AtLargestNorm:
         grid = np.linspace(1, experiment.diffusion.process.T, self.timesteps).round().astype(int)
@@ -166,10 +166,10 @@ class TimestepBias(Benchmark):
     ) -> dict[tuple[str, str, str], Node[Scores]]:
         """Scores as if the examples had been trained at other timesteps, by kind of queries, estimator and timing."""
         timings: dict[str, Timing] = {T_MAX: self._largest(experiment), RANDOM: AtRandom(self.seed)}
-        records = {name: Retimed.of(experiment.record, pool, _checkpoints(estimators), timing) for name, timing in timings.items()}
+        records = {name: Retimed.of(experiment.trained, pool, _checkpoints(estimators), timing) for name, timing in timings.items()}
         return {
-            (kind, name, timing): estimator.scores(record, pool, queries.node(experiment))
-            for timing, record in records.items()
+            (kind, name, timing): estimator.scores(trained, pool, queries.node(experiment))
+            for timing, trained in records.items()
             for kind, queries in self.queries.items()
             for name, estimator in estimators.items()
         }

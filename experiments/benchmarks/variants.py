@@ -34,7 +34,7 @@ def scores_of(
 ) -> dict[tuple[str, str], Node[Scores]]:
     """The scores that a benchmark needs, by (kind of queries, estimator)."""
     return {
-        (kind, name): estimator.scores(experiment.record, experiment.train, choice.node(experiment))
+        (kind, name): estimator.scores(experiment.trained, experiment.train, choice.node(experiment))
         for kind, choice in queries.items()
         for name, estimator in estimators.items()
     }

@@ -79,13 +79,13 @@ class Datamodels(Estimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
-    def scores(self, record: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Raises ValueError: a record that says too little to train again, other images than it was trained on, equal subsets."""
-        if not isinstance(record, TrainedModel):
+        if not isinstance(trained, TrainedModel):
             raise ValueError(
-                f"{type(record).__name__} cannot be trained again: datamodels take an experiments.training.TrainedModel"
+                f"{type(trained).__name__} cannot be trained again: datamodels take an experiments.training.TrainedModel"
             )
-        if train.fingerprint != record.data.fingerprint:
+        if train.fingerprint != trained.data.fingerprint:
             raise ValueError("datamodels score the images that the model was trained on: give its record's data")
         self.measurement.subject(queries)
         selections = tuple(self.subsets.selections(InMemory()(train)))
@@ -93,13 +93,13 @@ class Datamodels(Estimator):
             raise FieldError(self, "subsets", f"all {len(selections)} leave out the same, and a regression needs differences")
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
-        return DatamodelScores(stored, train, queries, record, selections)
+        return DatamodelScores(stored, train, queries, trained, selections)
 
-    def truth(self, record: TrainedModel, selections: Sequence[Selection]) -> Truth:
+    def truth(self, trained: TrainedModel, selections: Sequence[Selection]) -> Truth:
         """The models that are trained."""
-        first = record.seed + self.FIRST_SEED
+        first = trained.seed + self.FIRST_SEED
         return Truth(
-            record=record,
+            trained=trained,
             selections=selections,
             seeds=range(first, first + self.seeds),
             steps=self.steps,
@@ -118,7 +118,7 @@ class DatamodelScores(ShardedScores):
     TITLE = "datamodels"
 
     estimator: Datamodels
-    record: TrainedModel
+    trained: TrainedModel
     selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
@@ -137,7 +137,7 @@ class DatamodelScores(ShardedScores):
 
     @cached_property
     def _truth(self) -> Truth:
-        return self.estimator.truth(self.record, self.selections)
+        return self.estimator.truth(self.trained, self.selections)
 
     @cached_property
     def _measured(self) -> list[Measured]:

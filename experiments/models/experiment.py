@@ -47,7 +47,7 @@ class Experiment:
         return Split(self.data, "train")
 
     @property
-    def record(self) -> TrainedModel:
+    def trained(self) -> TrainedModel:
         """The trained model and its record."""
         return TrainedModel(
             model=self.model,
@@ -70,5 +70,5 @@ class Experiment:
     def samples(self, n: int, seed: int) -> Samples:
         """``n`` images that the trained model generates."""
         return Samples(
-            record=self.record, sampler=self.diffusion.sampler, shape=self.shape, n=n, seed=seed, execution=self.execution
+            trained=self.trained, sampler=self.diffusion.sampler, shape=self.shape, n=n, seed=seed, execution=self.execution
         )

@@ -48,15 +48,15 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     execution: Execution = execution(default=Execution())
 
     @classmethod
-    def of(cls, record: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
-        """Repeat the training of ``record`` on ``selection``, with ``seed``, for ``steps`` steps."""
+    def of(cls, trained: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
+        """Repeat the training of ``trained`` on ``selection``, with ``seed``, for ``steps`` steps."""
         return cls(
-            model=record.model,
-            objective=record.objective,
-            data=record.data,
-            optimizer=record.optimizer,
-            recipe=dataclasses.replace(record.recipe, steps=steps),
-            flips=record.flips,
+            model=trained.model,
+            objective=trained.objective,
+            data=trained.data,
+            optimizer=trained.optimizer,
+            recipe=dataclasses.replace(trained.recipe, steps=steps),
+            flips=trained.flips,
             seed=seed,
             selection=selection,
             mode=mode,

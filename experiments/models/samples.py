@@ -26,7 +26,7 @@ class SampleShard(ImageSet):
     TITLE = "generated images, in shards"
     TRANSIENT = True
 
-    record: Trained
+    trained: Trained
     sampler: Sampler
     shape: tuple[int, int, int]
     seed: int
@@ -38,15 +38,15 @@ class SampleShard(ImageSet):
         return self.rows[1] - self.rows[0]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.timesteps(self.record.process.T))
+        steps = len(self.sampler.timesteps(self.trained.process.T))
         return Cost(passes=self.count * steps / 3)  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> Images:
         device = self.execution.torch_device()
-        network = self.record.network(get).float().to(device)
+        network = self.trained.network(get).float().to(device)
         index = np.arange(*self.rows)
         seeds = torch.tensor([_seed(self.seed, int(i)) for i in index], device=device)
-        x0 = self.sampler.sample(network, self.record.process, self.shape, seeds, progress=_bar())
+        x0 = self.sampler.sample(network, self.trained.process, self.shape, seeds, progress=_bar())
         return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1))
 
 
@@ -58,7 +58,7 @@ class Samples(ImageSet):
     VERSION = 1
     TITLE = "generated images"
 
-    record: Trained
+    trained: Trained
     sampler: Sampler
     shape: tuple[int, int, int]
     n: int
@@ -76,13 +76,13 @@ class Samples(ImageSet):
     def parts(self, get: Get) -> Sequence[Node]:
         return [
             SampleShard(
-                record=self.record, sampler=self.sampler, shape=self.shape, seed=self.seed, rows=rows, execution=self.execution
+                trained=self.trained, sampler=self.sampler, shape=self.shape, seed=self.seed, rows=rows, execution=self.execution
             )
             for rows in ranges(0, self.n, self.execution.shard)
         ]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.timesteps(self.record.process.T))
+        steps = len(self.sampler.timesteps(self.trained.process.T))
         return Cost(passes=self.n * steps / 3)
 
     def compute(self, get: Get) -> Images:
@@ -103,17 +103,17 @@ class SampleTrajectories(Node[Trajectories]):
     samples: Samples
 
     def cost(self) -> Cost:
-        steps = len(self.samples.sampler.timesteps(self.samples.record.process.T))
+        steps = len(self.samples.sampler.timesteps(self.samples.trained.process.T))
         return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
 
     def compute(self, get: Get) -> Trajectories:
         s = self.samples
         device = s.execution.torch_device()
-        network = s.record.network(get).float().to(device)
+        network = s.trained.network(get).float().to(device)
         states = []
         for start, stop in ranges(0, s.n, s.execution.batch_size):
             seeds = torch.tensor([_seed(s.seed, i) for i in range(start, stop)], device=device)
-            trajectory = s.sampler.sample(network, s.record.process, s.shape, seeds, trajectory=True, progress=_bar())
+            trajectory = s.sampler.sample(network, s.trained.process, s.shape, seeds, trajectory=True, progress=_bar())
             states.append(trajectory.states.cpu().numpy())
         return Trajectories(np.concatenate(states), np.arange(s.n))
 

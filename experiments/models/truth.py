@@ -20,14 +20,14 @@ from experiments.models.trained import TrainedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Models trained like ``record``, on each of M ``selections`` with each of K ``seeds``.
+    """Models trained like ``trained``, on each of M ``selections`` with each of K ``seeds``.
 
-    They are trained for ``steps`` steps; None: for as many epochs as ``record``, averaged over the selections. The first
+    They are trained for ``steps`` steps; None: for as many epochs as ``trained``, averaged over the selections. The first
     ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between training runs
     on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models.
     """
 
-    record: TrainedModel
+    trained: TrainedModel
     selections: Sequence[Selection]
     seeds: Sequence[int]
     steps: int | None
@@ -39,15 +39,15 @@ class Truth:
     def __post_init__(self):
         """Check that ``mode`` can train this network, before any model is trained. Raises ValueError if it cannot."""
         with torch.device("meta"):
-            self.mode.prepare(self.record.model())
+            self.mode.prepare(self.trained.model())
 
     def models(self) -> list[Retrained]:
         """The K·M models, with all subsets of a seed before those of the next seed, and then the repeated ones."""
         pairs = [(selection, seed) for seed in self.seeds for selection in self.selections]
         pairs += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
-        share = sum(map(len, self.selections)) / len(self.selections) / self.record.data.count
-        steps = self.steps or max(1, round(share * self.record.recipe.steps))
-        return in_blocks([Retrained.of(self.record, *pair, steps, self.mode, self.execution) for pair in pairs])
+        share = sum(map(len, self.selections)) / len(self.selections) / self.trained.data.count
+        steps = self.steps or max(1, round(share * self.trained.recipe.steps))
+        return in_blocks([Retrained.of(self.trained, *pair, steps, self.mode, self.execution) for pair in pairs])
 
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The nodes that measure ``images`` under each of the models."""

@@ -36,8 +36,8 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
     with run_context(config) as run:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
-        node = estimator.scores(experiment.record, experiment.train, queries)
-        announce([experiment.record, node], get)
+        node = estimator.scores(experiment.trained, experiment.train, queries)
+        announce([experiment.trained, node], get)
         scores, train = get(node), get(experiment.train)
         variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]
         folder = run.folder / "scores"
@@ -55,7 +55,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.figure("proponents", figures.proponents(get(queries), train, values, shown))
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
-            influence = get(SelfInfluence(estimator, experiment.record, experiment.train))
+            influence = get(SelfInfluence(estimator, experiment.trained, experiment.train))
             path = run.folder / "self_influence.csv"
             write_self_influence(path, influence.values, train)
             print(f"self-influence of every training image: {path}")

@@ -41,7 +41,7 @@ def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> E
     experiment = experiment or experiment_of(config)
     benchmark, estimators = build(config, "benchmark"), estimators_of(config)
     samples = experiment.samples(config.samples.n, config.samples.seed)
-    nodes = [experiment.record, *benchmark.nodes(experiment, estimators), samples]
+    nodes = [experiment.trained, *benchmark.nodes(experiment, estimators), samples]
     return Evaluation(experiment, benchmark, estimators, nodes)
 
 

@@ -19,7 +19,7 @@ def evaluate(config: DictConfig) -> None:
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
             evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
-        record = run.store(run.experiment.record)
+        record = run.store(run.experiment.trained)
         chosen = next(iter(evaluation.estimators.values()))
         used = select(chosen.checkpoints, record.steps, record.losses, chosen) if isinstance(chosen, TrajectoryEstimator) else ()
         show_training(run, record, used)

@@ -16,5 +16,5 @@ def plan(config: DictConfig) -> None:
     evaluation, store = evaluation_of(config), Store(config.store.root)
     experiment = evaluation.experiment
     network = experiment.model().to(experiment.execution.torch_device())
-    rate = seconds_per_pass(network, experiment.shape, experiment.record.objective)
+    rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)
     inventory_table.show(plan_of(evaluation.nodes, store, rate), f"missing in {store.root}")

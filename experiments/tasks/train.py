@@ -14,14 +14,14 @@ from experiments.tasks.run_context import RunContext, run_context
 def train(config: DictConfig) -> None:
     """Train the model unless the store has it; report its training curve and samples."""
     with run_context(config) as run:
-        record = run.store(run.experiment.record)
+        record = run.store(run.experiment.trained)
         last_epoch = record.losses[-record.info["steps_per_epoch"] :]
         row = Row(
             benchmark="train",
             metric="training_loss_of_last_epoch",
             subject=Subject("none"),
             estimate=Bootstrap().mean(last_epoch, ["steps"]).estimate(),
-            about={"model": run.experiment.record.fingerprint},
+            about={"model": run.experiment.trained.fingerprint},
         )
         run.report.add([row])
         show_training(run, record)

@@ -54,7 +54,7 @@ def gradients(get, step, images, draws):
 def norms_at(get, step, timestep):
     """``n_z [1, N, 1]``, as the estimator takes them."""
     scheme = Fixed((timestep,), seed=DRAWS.seed)
-    settings = {"images": RECORD.data, "record": RECORD, "execution": CPU}
+    settings = {"images": RECORD.data, "trained": RECORD, "execution": CPU}
     return get(GradientNorms(GradientsAtDraws(step=step, scheme=scheme, role="reference norms", **settings)))
 
 

@@ -121,8 +121,8 @@ def test_the_lemma():
     np.testing.assert_allclose(solved(z, 0.3), np.linalg.solve(z.T @ z / 5 + 0.3 * np.eye(40), z.T), rtol=1e-10)
 
 
-def only(method, get, queries=QUERIES, record=RECORD):
-    ((_, scores),) = method.variants(method.score(record, RECORD.data, queries, get))
+def only(method, get, queries=QUERIES, trained=RECORD):
+    ((_, scores),) = method.variants(method.score(trained, RECORD.data, queries, get))
     return scores.values
 
 
@@ -280,7 +280,7 @@ def test_ensembles_are_means_over_training_seeds(get):
     """Claim: models=2 is the mean of the scores of the trainings with seeds s and s + 1."""
     other = replace(RECORD, seed=RECORD.seed + 1)
     both = only(estimator(models=2), get)
-    each = [only(estimator(), get, record=record) for record in (RECORD, other)]
+    each = [only(estimator(), get, trained=record) for record in (RECORD, other)]
     np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-5)
     assert not np.allclose(each[0], each[1])
 
@@ -290,7 +290,7 @@ def test_journey_is_the_loss_at_the_models_own_images(get):
     from attribution.diffusion.samplers import DDIMSampler
 
     sampler = DDIMSampler(steps=5)
-    samples = Samples(record=RECORD, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=CPU)
+    samples = Samples(trained=RECORD, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=CPU)
     draws = Even(5, seed=1)
     method = estimator(query_feature=JourneyLoss(PROCESS, sampler), draws=draws)
     values = only(method, get, samples)

@@ -36,7 +36,7 @@ def get():
 
 
 def as_trained(**changes):
-    settings = {"images": POOL, "record": RECORD, "checkpoints": CHECKPOINTS, "execution": CPU}
+    settings = {"images": POOL, "trained": RECORD, "checkpoints": CHECKPOINTS, "execution": CPU}
     return GradientsAtRecordedDraws(**{**settings, **changes})
 
 
@@ -70,7 +70,7 @@ def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
     """Claim: norms of a checkpoint and of the final model, with one draw or several, are those of backward passes."""
     images = get(POOL)
     for step, scheme in ((4, Fixed((40,), seed=2)), (None, Uniform(3, seed=5))):
-        of = GradientsAtDraws(images=POOL, record=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
+        of = GradientsAtDraws(images=POOL, trained=RECORD, step=step, scheme=scheme, role="a role", execution=CPU)
         draws = scheme.draw("a role", images.ids(), PROCESS.T)
         slow = draw_gradients(Loss(PROCESS), RECORD.network(get, step).double(), images.x0().double(), draws)
         np.testing.assert_allclose(get(GradientNorms(of)).norms[0], draw_norms(slow), rtol=1e-5)
@@ -83,7 +83,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
     monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
     little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
     for n, most in ((1, 2), (2, 3)):
-        of = GradientsAtDraws(images=POOL, record=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
+        of = GradientsAtDraws(images=POOL, trained=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
         counted.clear()
         found = GradientNorms(of).compute(fresh(get))
         assert counted == [most] * (8 // most) + [8 % most] * (8 % most > 0)
@@ -93,7 +93,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
 def test_norms_that_are_not_finite_are_named(get, monkeypatch):
     """Claim: the error names the checkpoint, the timestep and the settings to change."""
     monkeypatch.setattr(Captured, "norms", lambda self: torch.tensor([[1.0], [np.nan]]).expand(2, self._draws.count))
-    of = GradientsAtDraws(images=Blobs(n=2), record=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
+    of = GradientsAtDraws(images=Blobs(n=2), trained=RECORD, step=9, scheme=Fixed((40,), seed=7), role="a role", execution=CPU)
     with pytest.raises(FloatingPointError, match=r"1 of 2 .*timestep 40 under checkpoint 9.*lower the learning rate.*clip"):
         GradientNorms(of).compute(fresh(get))
 

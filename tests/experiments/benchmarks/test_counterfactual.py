@@ -49,14 +49,14 @@ RECORD = TrainedModel(
     hardware=Hardware(accelerator="cpu"),
 )  # fmt: skip
 HELD_OUT = Blobs(n=3, first=900)
-GENERATED = Samples(record=RECORD, sampler=DDIMSampler(steps=4), shape=(1, 8, 8), n=2, seed=1)
+GENERATED = Samples(trained=RECORD, sampler=DDIMSampler(steps=4), shape=(1, 8, 8), n=2, seed=1)
 
 
 def removals(*rankings: tuple[Any, Any], **changes: Any) -> Removals:
     """Two fractions (2 and 6 of 24 images), two random removals, two seeds."""
     pairs = rankings or ((HELD_OUT, RAW), (HELD_OUT, CHANCE), (GENERATED, RAW))
     settings: dict[str, Any] = {
-        "record": RECORD,
+        "trained": RECORD,
         "rankings": [Ranking(queries, how, how.scores(RECORD, RECORD.data, queries)) for queries, how in pairs],
         "fractions": [0.1, 0.25],
         "random": 2,

@@ -114,7 +114,7 @@ def test_measuring_is_the_measurement_of_the_command_line(world, name):
     assert (at_500 is estimator) == (name in MEASURES_NOTHING)
     if name not in MEASURES_NOTHING:
         said = instantiate(composed(f"estimator={name}", "measurement=loss_at_t", "measurement.t=500").estimator, _convert_="all")
-        nodes = [how.scores(experiment.record, experiment.train, queries) for how in (at_500, said, estimator)]
+        nodes = [how.scores(experiment.trained, experiment.train, queries) for how in (at_500, said, estimator)]
         assert nodes[0].fingerprint == nodes[1].fingerprint != nodes[2].fingerprint
 
 
@@ -123,7 +123,7 @@ def test_timesteps_share_the_passes_over_the_training_set(world):
     experiment, queries = world
     estimator = instantiate(composed("estimator=kfac").estimator, _convert_="all")
     estimators = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.process, t)) for t in (1, 999))]
-    scores = [each.scores(experiment.record, experiment.train, queries) for each in estimators]
+    scores = [each.scores(experiment.trained, experiment.train, queries) for each in estimators]
     assert len({node.fingerprint for node in scores}) == 3
     blocks = [node.training_blocks for node in scores]
     assert all(len({block.together() for block in same}) == 1 for same in zip(*blocks, strict=True))

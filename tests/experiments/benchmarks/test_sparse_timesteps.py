@@ -88,7 +88,7 @@ def two_sources(tmp_path_factory):
 def scores(world, name, draws):
     _, experiment, estimators, get = world
     queries = BENCHMARK.queries["validation"].node(experiment)
-    return replace(estimators[name], draws=draws).score(experiment.record, experiment.train, queries, get)
+    return replace(estimators[name], draws=draws).score(experiment.trained, experiment.train, queries, get)
 
 
 @pytest.mark.parametrize("name", ["tracin", "retrac"])
@@ -154,9 +154,9 @@ def test_every_round_is_the_first_query_with_every_choice(world, monkeypatch):
     queries, schemes = BENCHMARK.queries["validation"].node(experiment), {ALL: Even(T), "5": Even(5), "1": Uniform(1)}
     seen, run = [], hooks.run
     monkeypatch.setattr(hooks, "run", lambda *given: seen.append(len(given[3][0])) or run(*given))
-    query_seconds(estimators["retrac"], experiment.record, queries, schemes, 1, get)  # the first capture checks its gradients
+    query_seconds(estimators["retrac"], experiment.trained, queries, schemes, 1, get)  # the first capture checks its gradients
     seen.clear()
-    seconds = query_seconds(estimators["retrac"], experiment.record, queries, schemes, 2, get)
+    seconds = query_seconds(estimators["retrac"], experiment.trained, queries, schemes, 2, get)
     assert seen == [24, 5, 1] * 3
     assert {name: len(times) for name, times in seconds.items()} == {ALL: 2, "5": 2, "1": 2}
 

@@ -195,7 +195,7 @@ def test_nothing_is_shared_with_the_truth_of_lds(seed):
     seeds, subsets, settings = what_defines(truth)
     for name, shared in (("datamodels", set()), ("retraining", subsets)):
         estimator = instantiate(composed(*chosen, f"estimator={name}").estimator, _convert_="all")
-        node = estimator.scores(experiment.record, experiment.train, truth[0].images)
+        node = estimator.scores(experiment.trained, experiment.train, truth[0].images)
         own = what_defines([part for part in node.parts(InMemory()) if isinstance(part, Measured)])
         assert not {experiment.seed, *seeds} & own[0]
         assert subsets & own[1] == shared

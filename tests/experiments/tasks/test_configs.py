@@ -96,7 +96,7 @@ def test_launcher_presets_extend_the_plugins(preset, plugin):
 
 def test_an_experiment_with_another_benchmark():
     """Claim: an experiment that chooses no benchmark takes any."""
-    assert experiment_of(composed("experiment=digits_1000", "benchmark=targeted")).record.fingerprint
+    assert experiment_of(composed("experiment=digits_1000", "benchmark=targeted")).trained.fingerprint
 
 
 def test_queries_from_the_command_line():
@@ -168,7 +168,7 @@ def test_every_estimator_scores(name, tmp_path):
     assert isinstance(estimator, Estimator)
     experiment = experiment_of(config)
     queries = instantiate(config.queries, n=3, _convert_="all").node(experiment)
-    scores = estimator.score(experiment.record, experiment.train, queries, InMemory())
+    scores = estimator.score(experiment.trained, experiment.train, queries, InMemory())
     for _, variant in estimator.variants(scores):
         assert variant.values.shape == (3, 24)
         assert np.isfinite(variant.values).all()
@@ -200,7 +200,7 @@ def test_every_optimizer_and_diffusion_trains(optimizer, diffusion):
     """Claim: each trains for a few steps and records them."""
     config = composed(*TINY, f"optimizer={optimizer}", f"diffusion={diffusion}")
     get = InMemory()
-    assert get(experiment_of(config).record).steps == [3, 6]
+    assert get(experiment_of(config).trained).steps == [3, 6]
 
 
 @pytest.mark.parametrize("trainer", options("trainer"))
@@ -216,14 +216,14 @@ def test_every_recipe_and_checkpoint_rule(trainer, checkpoints):
 
 def test_the_sampler_retrains_nothing():
     """Claim: sampling by DDPM or DDIM, or by more steps, is no part of the trained model's identity."""
-    records = {experiment_of(composed(*o)).record.fingerprint for o in ((), ("diffusion=ddpm",), ("diffusion.sampler.steps=10",))}
+    records = {experiment_of(composed(*o)).trained.fingerprint for o in ((), ("diffusion=ddpm",), ("diffusion.sampler.steps=10",))}
     assert len(records) == 1
-    assert experiment_of(composed("diffusion.schedule.kind=cosine")).record.fingerprint not in records
+    assert experiment_of(composed("diffusion.schedule.kind=cosine")).trained.fingerprint not in records
 
 
 def test_defaults_written_out_change_no_fingerprint():
     """Claim: identity is content: the same settings said in another way are the same node."""
-    plain = experiment_of(composed()).record
-    said = experiment_of(composed("seed=0", "trainer.warmup=1e-1", "optimizer.lr=0.001", "hardware.interval=7")).record
+    plain = experiment_of(composed()).trained
+    said = experiment_of(composed("seed=0", "trainer.warmup=1e-1", "optimizer.lr=0.001", "hardware.interval=7")).trained
     assert plain.fingerprint == said.fingerprint
     assert describe(plain)["data"]["content"] == describe(said)["data"]["content"]
