@@ -26,6 +26,7 @@ SHARED = (
     "attribution.gradients.inner_products",
     "attribution.gradients.network_cache",
     "attribution.images.bins",
+    "attribution.training.record",
 )
 
 HALVES = 2

@@ -18,7 +18,7 @@ from attribution.nodes import Get, execution
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 
-SHARED = ("attribution.gradients.network_cache", "attribution.training.checkpoints")
+SHARED = ("attribution.gradients.network_cache", "attribution.training.checkpoints", "attribution.training.record")
 
 
 @dataclass(frozen=True, kw_only=True)
