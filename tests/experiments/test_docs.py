@@ -163,11 +163,11 @@ def test_links_lead_somewhere(page):
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
-def test_rooms_of_the_architecture_exist():
-    """Claim: the page lists every room of both packages, and no other."""
+def test_packages_of_the_architecture_exist():
+    """Claim: the page lists every subpackage of both packages, and no other."""
     text = ARCHITECTURE.read_text()
     for package in ("attribution", "experiments"):
-        section = text.partition(f"## Rooms of `{package}`")[2].partition("\n## ")[0]
+        section = text.partition(f"## Packages of `{package}`")[2].partition("\n## ")[0]
         listed = set(re.findall(r"^\| `(\w+)/` \|", section, re.MULTILINE))
         assert listed == {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
 
