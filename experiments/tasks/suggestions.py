@@ -1,4 +1,4 @@
-"""Messages for errors of composing the config, with similar names for a misspelt setting, group or choice."""
+"""Messages for errors of composing the config, with similar names for a misspelled setting, group or choice."""
 
 import difflib
 import re
@@ -38,7 +38,7 @@ def composition_error(error: HydraException) -> str:
 
 
 def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]:
-    """Return the group, the misspelt choice and the group's choices, including those in folders."""
+    """Return the group, the misspelled choice and the group's choices, including those in folders."""
     group, _, name = missing.partition("/")
     choices = [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
     if group != "hydra" and choices:
