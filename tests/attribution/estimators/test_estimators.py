@@ -1,4 +1,4 @@
-"""Diffusion-TracIn and Diffusion-ReTrac against a literal transcription of their equations."""
+"""TracIn and ReTrac against a literal transcription of their equations."""
 
 import functools
 from dataclasses import replace
@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.estimators import ReTrac, SelfInfluence, TracIn
+from attribution.curvature import KFAC
+from attribution.estimators import Guided, LiSSA, ReTrac, SelfInfluence, TracIn
+from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.gradients import hooks
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory
+from attribution.projection import Identity
 from tests.worlds import PROCESS, Blobs, Reordered, trained
 
 RECORD = trained()
@@ -254,3 +259,23 @@ class _EveryOther(Uniform):
 
     def draw(self, role, example, T, flips=False):
         return Uniform(self.n, self.seed).draw(role, example, T, flips).columns(slice(0, None, 2))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        estimator(TracIn),
+        estimator(ReTrac),
+        estimator(Guided),
+        LiSSA(measurement=LOSS, draws=DRAWS, damping=0.1, scale=1.0, depth=1, batch_size=2),
+        KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=KFAC(draws=DRAWS)),
+        TRAK(measurement=LOSS, draws=DRAWS, projection=Identity()),
+        GradientSimilarity(measurement=LOSS, draws=DRAWS, projection=Identity(), cosine=False),
+    ],
+    ids=lambda kind: type(kind).__name__,
+)
+def test_layers_without_gradients_are_refused_before_training(kind):
+    """Claim: ``scores`` raises, before anything is computed, if the model has a layer without per-example gradients."""
+    record = trained(model=lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)))
+    with pytest.raises(ValueError, match=r"1\.weight, 1\.bias \(BatchNorm2d\)"):
+        kind.scores(record, record.data, QUERIES)
