@@ -23,7 +23,7 @@ def compare(
     """Return a row for each subject's value, then one for the difference of each pair.
 
     Args:
-        subjects: what is compared; the first one's estimator is the one that others are compared with.
+        subjects: what is compared; the other estimators are compared with that of the first.
         values: a number for each subject, all in the same resamples.
         levels: the reference levels, common to all subjects or one for each.
         swept: settings in which these rows differ from other rows of the benchmark.

@@ -20,7 +20,7 @@ from experiments.report.report import Report
 from experiments.report.row import Levels, Row
 
 COMPRESSION = ("compression", "kind", "ratio")
-"""The settings by which rows name a compression: its own name, that of its family, bytes before over bytes after."""
+"""The settings by which rows name a compression: its name, the name of its family, bytes before over bytes after."""
 
 Compressed = tuple[str, str, float]
 """Values of ``COMPRESSION``."""

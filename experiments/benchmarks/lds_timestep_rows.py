@@ -1,4 +1,4 @@
-"""The rows of LDS by timestep: about every target, and about the shape of each predictor's grid."""
+"""The rows of LDS by timestep: those of every target, and those of the shape of each predictor's grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ METRIC = "lds_%"
 BY_ALL = "lds_%_by_all"
 GAIN = "lds_%_−_by_all"
 MIN_TIMESTEPS = 4
-"""The least number of timesteps for which each one has others that are not beside it."""
+"""The smallest number of timesteps at which every timestep has one that is not adjacent to it."""
 
 Timestep = int | str
 """A timestep, or ``ALL`` for the whole measurement."""
@@ -120,12 +120,12 @@ def diagonal(n: int) -> np.ndarray:
 
 
 def neighbors(n: int) -> np.ndarray:
-    """Weights of the mean over targets of the mean over the predictions beside their own, n >= 2."""
+    """Weights of the mean over targets of the mean over the predictions at adjacent timesteps, n >= 2."""
     return _mean_over_targets(_distance(n) == 1)
 
 
 def farther(n: int) -> np.ndarray:
-    """Weights of the mean over targets of the mean over the predictions that are neither their own nor beside it, n >= 4."""
+    """Weights of the mean over targets of the mean over the predictions that are neither at their timestep nor adjacent, n >= 4."""
     return _mean_over_targets(_distance(n) >= 2)
 
 

@@ -79,7 +79,7 @@ class TimestepLDS(SubsetBenchmark):
         yield from rows.rows_of_differences(predictors, kind)
 
     def _retraining(self, replicates: np.ndarray, bootstrap: Bootstrap) -> list[Predictor]:
-        """Exact retraining as a predictor; none for a single training of each subset."""
+        """Exact retraining as a predictor; none if every subset is trained on only once."""
         if len(replicates) == 1:
             return []
         grid = metrics.retraining(replicates, bootstrap) * PERCENT

@@ -1,4 +1,4 @@
-"""How strongly to normalize (ReTrac, appendix B and figure 11): from ReTrac by guided normalization to TracIn."""
+"""Guided normalization at several strengths, from TracIn to ReTrac (ReTrac, appendix B and figure 11)."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ TWO_SOURCES = 2
 class Normalization(Benchmark):
     """Distinct shares, and on data of two sources the precision of tracing, against the strength λ of guided normalization.
 
-    Guided estimators are judged at all ``strengths``, and shown at their own in the figure of proponents. Other estimators are
-    references: every strength is compared with each of them. ``queries``, ``n``, ``k``, ``sets``, ``influential``, ``rows`` and
-    ``shown`` are as in ``Targeted``. If the training images have two labels, these are two sources, and precision@k is the share of
-    the top k that are from the query's source, for the queries of each source.
+    Guided estimators are judged at all ``strengths``, and shown at their own strengths in the figure of proponents. Other
+    estimators are references: every strength is compared with each of them. ``queries``, ``n``, ``k``, ``sets``, ``influential``,
+    ``rows`` and ``shown`` are as in ``Targeted``. If the training images have two labels, these are two sources, and precision@k is
+    the share of the top k that are from the query's source, for the queries of each source.
     """
 
     queries: Mapping[str, Queries]

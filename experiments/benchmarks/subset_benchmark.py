@@ -56,7 +56,7 @@ class SubsetBenchmark(Benchmark):
         """The retrained models and their measurements.
 
         Raises:
-            ValueError: there are fewer subsets than are to be repeated.
+            ValueError: ``repeats`` exceeds the number of subsets.
         """
         selections = self.subsets.selections(experiment.data.load().train)
         if self.seeds == 1:

@@ -1,4 +1,4 @@
-"""Figures that every benchmark draws where settings were swept: curves over numbers, matrices over pairs of bins of timesteps."""
+"""Figures of swept settings, which benchmarks share: curves over numbers, matrices over pairs of bins of timesteps."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from experiments.report.report import Report
 from experiments.report.row import Row
 from experiments.report.tables import differing_settings
 
-LEAST = 3
-"""The least number of values that make a curve."""
+MIN_VALUES = 3
+"""The smallest number of values that make a curve."""
 
 
 def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
@@ -21,7 +21,7 @@ def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
     all_timesteps = [row for row in rows if row.subject.all_timesteps]
     for name in dict.fromkeys(name for row in all_timesteps for name in row.settings):
         values = [row.settings[name] for row in all_timesteps if name in row.settings]
-        if all(isinstance(value, int | float) for value in values) and len(set(values)) >= LEAST:
+        if all(isinstance(value, int | float) for value in values) and len(set(values)) >= MIN_VALUES:
             report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(all_timesteps, name))
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row, settings in zip(rows, differing_settings(rows), strict=True):

@@ -1,4 +1,4 @@
-"""Targeted attribution (ReTrac §6.2, table 1, figure 6): does every query have proponents of its own, or do all have the same?"""
+"""Targeted attribution (ReTrac §6.2, table 1, figure 6): does every query have its own proponents, or do all share them?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

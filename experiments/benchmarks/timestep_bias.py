@@ -121,7 +121,7 @@ class TimestepBias(Benchmark):
     def _curve_figure(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], bias: Bias, example: int, get: Get
     ) -> Figure:
-        """The norm of the training image at position ``example`` over timesteps, beside the norms of the others."""
+        """The norm of the training image at position ``example`` over timesteps, next to the norms of the others."""
         alone = Split(experiment.data, "train", (example,))
         norms = get(self._curves(experiment, estimators, alone)).norms[:, 0]
         curves = [
@@ -175,7 +175,7 @@ class TimestepBias(Benchmark):
         }
 
     def _pretrained_norms(self, experiment: Experiment) -> list[GradientNorms]:
-        """The pipeline's norms at one new draw of each example; the draws of its training are unknown."""
+        """The pipeline's norms at one new draw of each example; the draws that it was trained with are unknown."""
         if self._pipeline is None:
             return []
         try:
@@ -218,10 +218,10 @@ class TimestepBias(Benchmark):
 
 
 def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:
-    """The estimators, which must replay training, as ``benchmark`` requires.
+    """Return the estimators if all replay training, as ``benchmark`` requires.
 
     Raises:
-        ValueError: one does not, or one has scores for several numbers of draws or bins of timesteps.
+        ValueError: an estimator does not replay training, or has scores for several numbers of draws or bins of timesteps.
     """
     replaying = {}
     for name, estimator in estimators.items():

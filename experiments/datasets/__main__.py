@@ -1,4 +1,4 @@
-"""Command line to download a data set: ``python -m experiments.datasets download cifar10 ROOT``; use it by ``data.root=ROOT``."""
+"""Command line to download a data set: ``python -m experiments.datasets download cifar10 ROOT``; then set ``data.root=ROOT``."""
 
 import argparse
 import sys

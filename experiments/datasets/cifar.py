@@ -13,7 +13,7 @@ from experiments.datasets.source import Source, Splits
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Source):
-    """``n_train`` training and ``n_validation`` test images of CIFAR-10 (None: all), equally many of each of ``classes``.
+    """``n_train`` training and ``n_validation`` test images of CIFAR-10 (None: all), the same number from each of ``classes``.
 
     The images are selected at random by ``seed``, or by ``index_file``, an npz file with a published split: its arrays
     ``train_key`` and ``validation_key`` list positions, and their order is kept. With ``validation_key=None``, validation images

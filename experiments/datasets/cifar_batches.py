@@ -44,7 +44,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the pixels ``[N, 3, 32, 32]`` uint8 and labels ``[N]`` int64 of one batch file.
 
     Raises:
-        DataError: the file is not such a batch, is truncated, or contains other objects than arrays and plain values.
+        DataError: the file is not such a batch, is truncated, or contains objects other than arrays and plain values.
     """
     again = "delete it and download CIFAR-10 (python version) again"
     try:
@@ -77,7 +77,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 def _constructors() -> dict[tuple[str, str], Callable[..., Any]]:
     """Map the names by which numpy 1 and 2 rebuild pickled arrays to the functions of the installed numpy."""
     array = np.empty(0)
-    # In pickle protocols 0 to 2, Python 3 writes bytes by _codecs.encode.
+    # In pickle protocols 0 to 2, Python 3 writes bytes with _codecs.encode.
     constructors: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,

@@ -14,7 +14,7 @@ from experiments.datasets.source import Source, Splits
 
 @dataclass(frozen=True, kw_only=True)
 class MNIST(Source):
-    """``n_train`` training and ``n_validation`` test images of MNIST (None: all), equally many of each of ``classes``.
+    """``n_train`` training and ``n_validation`` test images of MNIST (None: all), the same number from each of ``classes``.
 
     The images are selected at random by ``seed``. A black border of ``pad`` pixels turns 28 × 28 images into 32 × 32. Ids are
     positions in the training file and in the test file.

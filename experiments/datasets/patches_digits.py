@@ -26,9 +26,10 @@ HELD_OUT = (0.4, 0.6)
 class PatchesDigits(Source):
     """``patches`` patches of scikit-learn's two photographs (None: all 3,910) and ``zeros`` of its digits, with 17 gray levels.
 
-    ``validation_patches`` patches come from another part of the photographs, without a common pixel. ``validation_zeros`` zeros
-    are others of the 178. The images are selected at random by ``seed``. Labels: 0 patch, 1 zero. Patches come first; the id of a
-    patch is the number of its window, and the id of a zero is its row in the digits plus the number of windows. Needs no files.
+    ``validation_patches`` patches come from another part of the photographs, with no pixel in common. ``validation_zeros``
+    zeros are different ones of the 178. The images are selected at random by ``seed``. Labels: 0 patch, 1 zero. Patches come first;
+    the id of a patch is the number of its window, and the id of a zero is its row in the digits plus the number of windows. Needs
+    no files.
     """
 
     NAME = "PatchesDigits"
@@ -81,7 +82,7 @@ def _mixed(patches: Images, zeros: Images) -> Images:
 
 @functools.cache
 def _patches() -> tuple[Images, Images, int]:
-    """Return all training patches, all validation patches, without duplicates, and the number of windows."""
+    """Return the training and validation patches, without duplicates, and the number of windows."""
     from sklearn.datasets import load_sample_images
 
     windows, columns = [], []

@@ -1,4 +1,4 @@
-"""Selection of images: a random selection with equally many images per class, or the positions listed in an index file."""
+"""Selection of images: a random selection with the same number from each class, or the positions listed in an index file."""
 
 import zipfile
 import zlib
@@ -25,7 +25,7 @@ def random_order(seed: int, role: str, ids: np.ndarray) -> np.ndarray:
 
 
 def select_random(pool: Images, setting: str, n: int | None, classes: Sequence[int] | None = None, seed: int = 0) -> Images:
-    """Select ``n`` images of the ``classes`` (None: all classes) at random, equally many per class, in the order of the pool.
+    """Select ``n`` images of the ``classes`` (None: all) at random, the same number from each class, in the order of the pool.
 
     If the number of classes does not divide ``n``, the first classes get one image more. ``n=None`` selects all images of the
     classes. ``setting`` is the name of ``n`` in messages; selections for different settings are independent.

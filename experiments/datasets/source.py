@@ -77,7 +77,7 @@ class Source(ABC):
         return _load(self).content[name]
 
     def description(self) -> dict[str, Any]:
-        """Return class, settings and content. Sources with the same settings but other files are different."""
+        """Return class, settings and content. Sources with the same settings but different files differ."""
         return {**class_identity(type(self)), **describe_fields(self), "content": _load(self).content}
 
 

@@ -1,15 +1,17 @@
-"""Datamodels (Ilyas et al. 2022): a linear regression of what retrained models measure on what they were not trained on.
+"""Datamodels (Ilyas et al. 2022), and exact retraining as an estimator (``estimator=retraining``), which is their case λ = 0.
 
-With r_i(S) the weight that a subset S takes away from example i,
+Datamodels are a linear regression of the measurements of models that are retrained on subsets on the images that the subsets leave
+out. With r_i(S) the weight that a subset S takes away from example i,
 
     m(q | S) ≈ const + (1/N) Σ_i r_i(S) τ[q, i],
 
-fitted over M subsets by ridge regression. With R ``[M, N]`` and Y ``[Q, M]``, r and m less their means over the subsets,
+fitted over M subsets by ridge regression. With R ``[M, N]`` and Y ``[Q, M]``, r and m minus their means over the subsets,
 
-    τ = N · Y (RRᵀ/M + λI)⁻¹ R/M = N/M · Σ_j (Y u_j) s_j / (s_j²/M + λ) v_jᵀ,      R = Σ_j s_j u_j v_jᵀ:
+    τ = N · Y (RRᵀ/M + λI)⁻¹ R/M = N/M · Σ_j (Y u_j) s_j / (s_j²/M + λ) v_jᵀ,      R = Σ_j s_j u_j v_jᵀ.
 
-λ is added to RᵀR/M, the curvature of the mean over subsets. λ = 0 is the solution of least norm. Where R has the rank M - 1, as
-random subsets of more than M examples do, it gives every subset's measurement back: exact retraining, as an estimator.
+λ is added to RᵀR/M, the curvature of the mean over subsets. λ = 0 is the solution of minimum norm. If R has rank M - 1, as for
+random subsets of a training set with M examples or more, this solution predicts the measurement of every subset exactly. Fitted to
+the subsets of a benchmark, it is therefore exact retraining.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,22 +41,22 @@ from experiments.models.truth import Truth
 SHARED = ("attribution.estimators.base", "attribution.estimators.sharded")
 
 GRID = (0.0, *(10.0**e for e in range(-6, 5)))
-"""Dampings that every score artifact holds."""
+"""The dampings that are always computed and stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Datamodels(Estimator):
-    """Regresses ``measurement`` of the queries, a mean over ``measurement_draws``, on what the ``subsets`` take away.
+    """Regresses ``measurement`` of the queries, a mean over ``measurement_draws``, on the weights that ``subsets`` take away.
 
-    On each subset ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model); the mean over
-    their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of least norm.
+    On each subset, ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model). The mean of
+    their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of minimum norm.
     """
 
     NAME = "Datamodels"
     VERSION = 1
 
     FIRST_SEED: ClassVar[int] = 1000
-    """Training seeds are the explained model's plus this number, and the following: not those that benchmarks retrain with."""
+    """The first training seed minus that of the explained model. Benchmarks retrain with other seeds."""
 
     measurement: Measure
     measurement_draws: DrawScheme
@@ -80,23 +82,25 @@ class Datamodels(Estimator):
         return {"damping": self.dampings}
 
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        """Raises ValueError: a record that says too little to train again, other images than it was trained on, equal subsets."""
+        """Return the node of the scores.
+
+        Raises:
+            ValueError: ``trained`` is not a ``TrainedModel``, ``train`` is not its training set, or all subsets are equal.
+        """
         if not isinstance(trained, TrainedModel):
-            raise ValueError(
-                f"{type(trained).__name__} cannot be trained again: datamodels take an experiments.training.TrainedModel"
-            )
+            raise ValueError(f"{type(trained).__name__} cannot be trained again: give an experiments.models.trained.TrainedModel")
         if train.fingerprint != trained.data.fingerprint:
-            raise ValueError("datamodels score the images that the model was trained on: give its record's data")
+            raise ValueError("datamodels score the images that the model was trained on: give its training set")
         self.measurement.subject(queries)
         selections = tuple(self.subsets.selections(InMemory()(train)))
         if np.ptp(removed(selections, train.count), axis=0).max() == 0:
-            raise FieldError(self, "subsets", f"all {len(selections)} leave out the same, and a regression needs differences")
+            raise FieldError(self, "subsets", f"all {len(selections)} leave out the same images: a regression needs different ones")
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
         return DatamodelScores(stored, train, queries, trained, selections)
 
     def truth(self, trained: TrainedModel, selections: Sequence[Selection]) -> Truth:
-        """The models that are trained."""
+        """The retrained models and their measurements."""
         first = trained.seed + self.FIRST_SEED
         return Truth(
             trained=trained,
@@ -111,7 +115,7 @@ class Datamodels(Estimator):
 
 @dataclass(frozen=True)
 class DatamodelScores(ShardedScores):
-    """The scores under all stored dampings. ``selections``: the training images of each subset."""
+    """The scores under all stored dampings. ``selections``: the training images in each subset."""
 
     NAME = "DatamodelScores"
     VERSION = 1
@@ -125,7 +129,7 @@ class DatamodelScores(ShardedScores):
         return [*self._truth.models(), *self._measured]
 
     def cost(self) -> Cost:
-        """Its passes are its parts', which are always known."""
+        """No passes: all of them are those of the parts, which are always known."""
         size = FLOAT32_BYTES * len(self.estimator.dampings) * self.pairs
         return Cost(memory=4 * FLOAT64_BYTES * len(self.selections) * self.train.count + 2 * size, disk=size)
 
@@ -145,11 +149,11 @@ class DatamodelScores(ShardedScores):
 
 
 def removed(selections: Sequence[Selection], count: int) -> np.ndarray:
-    """How much of the weight of each of ``count`` examples the M selections take away, ``[M, N]``."""
-    taken = np.ones((len(selections), count))
-    for row, selection in zip(taken, selections, strict=True):
+    """The weight that each of M selections takes away from each of ``count`` examples, ``[M, N]``."""
+    lost = np.ones((len(selections), count))
+    for row, selection in zip(lost, selections, strict=True):
         row[selection.rows] -= selection.weights_of(np.arange(len(selection)))
-    return taken
+    return lost
 
 
 def fit(measured: np.ndarray, removed: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
@@ -159,7 +163,7 @@ def fit(measured: np.ndarray, removed: np.ndarray, dampings: Sequence[float]) ->
     u, s, vT = np.linalg.svd(R, full_matrices=False)
     resolved = s > s[0] * max(M, N) * np.finfo(s.dtype).eps
     u, s, vT = u[:, resolved], s[resolved], vT[resolved]
-    found = np.empty((len(dampings), len(Y), N), np.float32)
-    for scores, damping in zip(found, dampings, strict=True):
+    values = np.empty((len(dampings), len(Y), N), np.float32)
+    for scores, damping in zip(values, dampings, strict=True):
         scores[:] = N / M * (Y @ u * (s / (s**2 / M + damping))) @ vT
-    return found
+    return values

@@ -15,8 +15,8 @@ from experiments.report.tables import REFERENCES, differing_settings
 def distinct_share(rows: Sequence[Row]) -> Figure:
     """Distinct share of the top k (ReTrac §6.2, table 1) as bars with intervals; a panel for each kind of queries.
 
-    Bars are grouped by metric, labeled by ``k`` in ``about``. Random level and maximum are lines across their group. Panels stand
-    below each other where they would be too wide together.
+    Bars are grouped by metric, labeled by ``k`` in ``about``. Random level and maximum are lines across their group. Panels are
+    stacked if they would be too wide side by side.
     """
     rows = [row for row in rows if math.isfinite(row.estimate.value)]
     kinds = list(dict.fromkeys(row.queries for row in rows))

@@ -17,7 +17,7 @@ from experiments.report.row import Row
 from experiments.report.tables import differing_settings
 
 _POINT, _CURVE, _RATIO = "compression", "kind", "ratio"
-"""Settings of the rows: the names of the point and of its curve, and bytes before over bytes after."""
+"""Settings of the rows: the name of the point, the name of its curve, and bytes before over bytes after."""
 _EXACT = 1e-12
 """Correlations nearer to 1 than this are 1 up to the rounding of float64."""
 
@@ -25,11 +25,11 @@ _EXACT = 1e-12
 def compression(rows: Sequence[Row]) -> Figure:
     """Correlation with the scores of uncompressed gradients against the compression ratio (K-FAC influence, fig. 6).
 
-    There is a column of panels for each metric, a line of them for each kind of queries, and a curve with intervals for each
+    There is a column of panels for each metric, a row for each kind of queries, and a curve with intervals for each
     estimator, with its settings, and kind of compression. The axis of correlations is logarithmic in the distance to 1.
 
     Args:
-        rows: with the settings ``compression``, the name of a point ("int8", "svd rank 4"), ``kind``, that of its curve
+        rows: with the settings ``compression``, the name of a point ("int8", "svd rank 4"), ``kind``, the curve's name
             ("quantized", "svd"), and ``ratio``, bytes before over bytes after. Unknown values are not shown; without any value the
             figure is empty.
     """

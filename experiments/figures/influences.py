@@ -1,4 +1,4 @@
-"""Queries with the training images of the largest, nearly zero and smallest scores (K-FAC influence, fig. 1)."""
+"""Queries with the training images that have the largest, nearly zero and smallest scores (K-FAC influence, fig. 1)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from experiments.figures.thumbnails import canvas, foot, thumbnail
 from experiments.metrics.ranking import top_k
 
 SECTIONS = 3
-"""The largest number of variants with a section each; more variants are lines in a section for each query."""
+"""The largest number of variants with a section each; more variants are rows in a section for each query."""
 _SIZE, _GAP, _TEXT, _LARGE = 0.62, 0.06, 0.33, 1.1
 _STEP, _LINE = _SIZE + _GAP, _SIZE + _TEXT
 _MARGIN, _BETWEEN, _HEADING, _NAMES, _NARROWEST = 0.1, 0.22, 0.28, 2.2, 6.5
 _MEANING = (
-    "Below each training image its id and its score. A score above 0: training on the image lowered the query's cost. "
+    "Below each training image: its id and its score. A score above 0: training on the image lowered the query's cost. "
     "Top: the largest scores; most negative: the smallest"
 )
 
@@ -39,7 +39,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Section:
-    """Lines under one heading, each the row of a query and the name of a variant."""
+    """Rows of images under one heading: for each, the position of a query and the name of a variant."""
 
     title: Sequence[str]
     lines: Sequence[tuple[int, str]]
@@ -61,8 +61,8 @@ def proponents(
 ) -> Figure:
     """For each query, the training images with the largest scores, the scores nearest 0 and the smallest (K-FAC influence, fig. 1).
 
-    Up to three variants (estimators, or one at several settings) have a section each, with a line for each query. For more
-    variants, every query has a section with a line for each variant, without the neutral images. The figure has at most 16 × 30
+    Up to three variants (estimators, or one at several settings) have a section each, with a row for each query. For more
+    variants, every query has a section with a row for each variant, without the neutral images. The figure has at most 16 × 30
     inches; it leaves out the last queries, or variants in even steps, that do not fit, and says how many.
 
     Args:
@@ -109,7 +109,7 @@ def proponents(
 
 
 def _groups(left: float, top: int, neutral: int, examples: int) -> list[_Group]:
-    """Top, neutral and most negative images from ``left`` on; the largest groups shrink where the width is not sufficient."""
+    """Top, neutral and most negative images from ``left`` on; the largest groups shrink if the width is not sufficient."""
     counts = [min(count, examples) for count in (top, neutral, top)]
     while left + sum(counts) * _STEP + 2 * _BETWEEN + _MARGIN > WIDEST:
         counts = [min(count, max(counts) - 1) for count in counts]
@@ -148,7 +148,7 @@ def _left_out(queries: int) -> list[str]:
 
 
 def _head(axes: Axes, section: _Section, groups: list[_Group], query: float, y: float, width: float) -> float:
-    """Draw the title and the headings, and return the vertical position of the first line."""
+    """Draw the title and the headings, and return the vertical position of the first row."""
     for line in section.title:
         axes.text(_MARGIN, y, line, va="top", fontsize=12, weight="bold", color=INK)
         y += 0.24

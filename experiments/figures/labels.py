@@ -1,4 +1,4 @@
-"""Names beside points, placed where they cover as little as possible."""
+"""Labels next to points, placed where they cover as little as possible."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _POINTER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 1, "
 
 
 def place_labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each (x, y, name) beside its point, where it covers the fewest names, markers and lines, or farther off with a pointer.
+    """Write each name next to its point (x, y), where it covers the fewest names, markers and lines, or farther off with a line.
 
     Call it after everything else has been drawn: the free places depend on the final layout.
     """

@@ -39,7 +39,7 @@ class Curve:
 
 
 def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretches: int) -> Figure:
-    """Norm against timestep with a dot for each example, and the means in equal stretches (ReTrac, figs. 2, 8 and 10).
+    """Norm against timestep with a dot for each example, and the means in equal intervals (ReTrac, figs. 2, 8 and 10).
 
     The examples with the largest and the smallest norm are marked, and shown below each panel.
     """
@@ -56,9 +56,8 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
         stretch = (panel.timestep - 1) * min(stretches, T) // T
         stretches_present = np.unique(stretch)
         middles = [panel.timestep[stretch == s].mean() for s in stretches_present]
-        axes.plot(
-            middles, [panel.norm[stretch == s].mean() for s in stretches_present], color=INK, linewidth=1.8, label="mean nearby"
-        )
+        means = [panel.norm[stretch == s].mean() for s in stretches_present]
+        axes.plot(middles, means, color=INK, linewidth=1.8, label="mean in interval")
         for column, (name, color, row) in enumerate(
             (("largest", RED, int(panel.norm.argmax())), ("smallest", GREEN, int(panel.norm.argmin())))
         ):
@@ -73,7 +72,7 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
 
 
 def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
-    """One example's norm over timesteps at its recorded noise, beside those of others (ReTrac, figs. 3, 7 and 9).
+    """One example's norm over timesteps at its recorded noise, next to those of others (ReTrac, figs. 3, 7 and 9).
 
     ``image`` is the example alone. The median of the others and the range of 80 % of them are gray.
     """
@@ -91,7 +90,7 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
         axes.fill_between(panel.timesteps, low, high, color="#d9d9d9", linewidth=0, label="80 % of all examples")
         axes.plot(panel.timesteps, middle, color=FAINT, linewidth=1.4, linestyle="--", label="their median")
         axes.plot(panel.timesteps, panel.norm, color=COLORS[0], linewidth=1.6, label="this example")
-        axes.axvline(panel.t_train, color=RED, linewidth=1.6, label="timestep of its training")
+        axes.axvline(panel.t_train, color=RED, linewidth=1.6, label="timestep it was trained at")
         peak = int(panel.norm.argmax())
         axes.plot(panel.timesteps[peak], panel.norm[peak], "v", color=INK, markersize=8, linestyle="none", label="t_max")
         _axis(axes, T, leftmost=column == 0)
@@ -126,7 +125,7 @@ def algorithm_1(steps: Sequence[int], correlations: Sequence[Correlation], examp
 
 
 def _grid(panels: int) -> tuple[int, int]:
-    """The numbers of columns and of lines."""
+    """The numbers of columns and of rows."""
     down = -(-panels // _ACROSS)
     return -(-panels // down), down
 

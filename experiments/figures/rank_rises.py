@@ -17,7 +17,7 @@ _LEVELS = {"random": "new rank at random", "maximum": "new rank 1"}
 def rank_rises(rows: Sequence[Row]) -> Figure:
     """Mean rise of the rank of |score|, in % of the training set, with intervals; a panel for each kind of queries.
 
-    Rows have what replaced the timestep in their setting ``timestep``. Lines across an estimator's bars are its levels.
+    The setting ``timestep`` of a row says what replaced the timestep. Lines across an estimator's bars are its reference levels.
     """
     rows = [row for row in rows if math.isfinite(row.estimate.value)]
     kinds = list(dict.fromkeys(row.queries for row in rows)) or [None]

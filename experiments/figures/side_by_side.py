@@ -1,4 +1,4 @@
-"""Proponents under several variants side by side, with a line for each query (ReTrac, fig. 11)."""
+"""Proponents under several variants side by side, with a row for each query (ReTrac, fig. 11)."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, wrapped
 from experiments.figures.thumbnails import canvas, foot, thumbnail
 from experiments.metrics.ranking import top_k
 
-MOST = 6
+MAX_VARIANTS = 6
 """The largest number of variants side by side; of more variants, some are shown in even steps."""
 _SIZE, _GAP, _LINE, _MARGIN, _BETWEEN = 0.62, 0.06, 0.84, 0.1, 0.3
 
@@ -24,7 +24,7 @@ def side_by_side(
     boxed: Mapping[str, Collection[int]] | None = None,
     box_caption: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
-    """For each query, the training images with the largest scores under one variant after the other, in descending order.
+    """For each query, the training images with the largest scores under each variant, in descending order.
 
     The figure has at most 16 × 30 inches; it leaves out images, queries, or variants in even steps, that do not fit, and says how
     many.
@@ -37,7 +37,7 @@ def side_by_side(
         boxed: for each variant, positions of training images with a red box.
         box_caption: the explanation of a red box in the legend.
     """
-    names = [list(scores)[i] for i in np.linspace(0, len(scores) - 1, min(MOST, len(scores))).round().astype(int)]
+    names = [list(scores)[i] for i in np.linspace(0, len(scores) - 1, min(MAX_VARIANTS, len(scores))).round().astype(int)]
     room = WIDEST - 2 * _MARGIN - _SIZE - len(names) * _BETWEEN
     count = min(top, len(train), int((room / len(names) + _GAP) / (_SIZE + _GAP)))
     across = count * (_SIZE + _GAP) - _GAP
@@ -45,7 +45,7 @@ def side_by_side(
     titles = [wrapped(name, across, 10, "bold") for name in names]
     head = 0.18 * max(len(title) for title in titles) + 0.14
     shown = list(rows)[: int((TALLEST - head - 1.2) / _LINE)]
-    notes = [f"Below each image its id. The {count} training images with the largest scores, the largest first."]
+    notes = [f"Below each image: its id. The {count} training images with the largest scores are in descending order."]
     if len(shown) < len(rows):
         notes.append(f"{len(rows) - len(shown)} more queries are left out.")
     if len(names) < len(scores):

@@ -92,7 +92,7 @@ def _axis(axes: Axes, ticks: list[float]) -> None:
 
 
 def _series(axes: Axes, points: list[Point], name: str, rank: int, offset: float) -> None:
-    """Draw a line with intervals, ``offset`` points to the side so that the intervals of several lines stand beside each other."""
+    """Draw a line with intervals, ``offset`` points to the side so that the intervals of several lines are side by side."""
     color = COLORS[rank % len(COLORS)]
     look: dict[str, Any] = {"color": color, "linestyle": LINES[rank // len(COLORS) % len(LINES)], "label": name}
     moved = axes.transData + ScaledTranslation(offset / 72, 0, axes.figure.dpi_scale_trans)

@@ -33,7 +33,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def foot(axes: Axes, x: float, y: float, boxed: Sequence[str], notes: Sequence[str]) -> None:
-    """Write from ``y`` on the explanation of a red box, in lines (none if there are no boxes), and the notes below it."""
+    """Write, from ``y`` down, the explanation of the red box and then the notes; without ``boxed`` there is no box."""
     if boxed:
         axes.add_patch(Rectangle((x, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))
     for line in boxed:

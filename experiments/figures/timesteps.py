@@ -22,10 +22,10 @@ Timestep = int | str
 
 
 def by_timestep(rows: Sequence[Row], x: str, x_name: str, value_name: str) -> Figure:
-    """Values with intervals at each timestep, a panel for each kind of queries; series stand beside each other.
+    """Values with intervals at each timestep, a panel for each kind of queries; series are side by side.
 
-    Rows have the timestep in their setting ``x``. A text in place of a timestep ("all") stands apart behind the timesteps, and no
-    line leads to it. The ``ceiling`` of a timestep is a line over its position, ``random`` a line across. An unknown value leaves a
+    Rows have the timestep in their setting ``x``. Text instead of a timestep ("all") is placed apart, after the timesteps, not
+    joined by a line. The ``ceiling`` of a timestep is a line over its position, ``random`` a line across. An unknown value leaves a
     gap.
     """
     settings = [{name: value for name, value in differing.items() if name != x} for differing in differing_settings(rows)]

@@ -64,7 +64,7 @@ def ranked(
     rank[np.argsort(-values, kind="stable")] = 1 + np.arange(len(values))
     columns = max(6, min(_COLUMNS, max(len(positions) for positions in lists.values())))
     step, line, head = _SIZE + _GAP, _SIZE + _TEXT, 0.3
-    foot = wrapped("Below each training image its rank, its id and its value.", columns * step, 8)
+    foot = wrapped("Below each training image: its rank, its id and its value.", columns * step, 8)
     lines = {title: -(-len(positions) // columns) for title, positions in lists.items()}
     height = sum(head + count * (line + 0.1) + 0.1 for count in lines.values()) + 0.3 + 0.16 * len(foot)
     figure, axes = canvas(columns * step + 2 * _GAP, height)
@@ -93,7 +93,7 @@ def _line(axes: Axes, rows: Sequence[Row], name: str, rank: int) -> None:
 
 
 def _axis(axes: Axes, rows: Sequence[Row]) -> None:
-    """Begin the vertical axis at 0, or just below the smallest number if all are above 1/2, as for a common source."""
+    """Begin the vertical axis at 0, or just below the smallest number if all are at least 1/2, as for a common source."""
     ks = sorted({row.about["k"] for row in rows})
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())

@@ -20,7 +20,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """``value [..]`` and ``spread [B, ..]``, the same statistic of each resample; ``spread`` is None where nothing was repeated.
+    """``value [..]`` and ``spread [B, ..]``, the same statistic of each resample; ``spread`` is None if nothing was repeated.
 
     Statistics of the same resamples are paired: ``a - b`` has the spread of the difference.
     """

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 class Estimate:
     """A number and the ends of its interval of probability ``level``; the metric says what the interval means.
 
-    Numbers that are unknown are NaN. The interval is unknown where nothing that is random was repeated.
+    Numbers that are unknown are NaN. The interval is unknown if nothing random was repeated.
     """
 
     value: float

@@ -110,6 +110,6 @@ def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _centered_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis of ``[.., Q, M]``, less their mean."""
+    """Ranks along the last axis of ``[.., Q, M]``, minus their mean."""
     M = values.shape[-1]
     return mean_ranks(np.ascontiguousarray(values).reshape(-1, M)).reshape(values.shape) - (M - 1) / 2

@@ -49,7 +49,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
     @classmethod
     def of(cls, trained: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
-        """Repeat the training of ``trained`` on ``selection``, with ``seed``, for ``steps`` steps."""
+        """Return the model of ``trained`` trained again on ``selection``, with ``seed``, for ``steps`` steps."""
         return cls(
             model=trained.model,
             objective=trained.objective,
@@ -68,7 +68,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
     @cached_property
     def _family(self) -> str:
-        """A fingerprint of what models have in common that differ in seed and selection only."""
+        """Fingerprint of what is common to models that differ only in seed and selection."""
         return dataclasses.replace(self, seed=0, selection=Selection(np.zeros(1, np.int64))).fingerprint
 
     @classmethod

@@ -52,7 +52,7 @@ class SampleShard(ImageSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(ImageSet):
-    """``n`` images that the trained model generates. Sample i has noise of its own, so it does not depend on ``n``."""
+    """``n`` images that the trained model generates. Sample i has its own noise, so it does not depend on ``n``."""
 
     NAME = "Samples"
     VERSION = 1
@@ -93,7 +93,7 @@ class Samples(ImageSet):
 
 @dataclass(frozen=True)
 class SampleTrajectories(Node[Trajectories]):
-    """The trajectories of ``samples``: every state of the same sampling."""
+    """The trajectories of ``samples``: every state of the same sampling run."""
 
     NAME = "SampleTrajectories"
     VERSION = 2

@@ -22,7 +22,7 @@ LoggerFor = Callable[[str], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Recorded):
-    """``model`` trained on ``data`` by ``recipe``, with the record of its training."""
+    """``model`` trained on ``data`` by ``recipe``, with the record of the training run."""
 
     NAME = "TrainedModel"
     VERSION = 1
@@ -38,7 +38,7 @@ class TrainedModel(Recorded):
     logger: LoggerFor | None = execution(default=None)
 
     def member(self, i: int) -> "TrainedModel":
-        """The same training with the seed ``seed + i``."""
+        """The same training run with the seed ``seed + i``."""
         return replace(self, seed=self.seed + i)
 
     def cost(self) -> Cost:

@@ -62,7 +62,7 @@ class Truth:
         return self._values(nodes[: K * M], get).reshape(K, M, -1).transpose(0, 2, 1)
 
     def replicates(self, nodes: Sequence[Measured], get: Get) -> np.ndarray:
-        """The measurements of the subsets with most seeds: ``[K + 1, Q, repeats]``, or ``[K, Q, M]`` without repeats."""
+        """The measurements of the subsets with the most seeds: ``[K + 1, Q, repeats]``, or ``[K, Q, M]`` without repeats."""
         measured = self.measured(nodes, get)
         if not self.repeats:
             return measured

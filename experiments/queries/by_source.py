@@ -1,4 +1,4 @@
-"""Equally many queries from every source, where the labels of the training images are their sources (ReTrac §6.1)."""
+"""The same number of queries from each source, where the labels of the training images are their sources (ReTrac §6.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SHARED = ("attribution.images.images", "experiments.queries.pixel_classifier")
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutOfEach(Queries):
-    """``n`` held-out images of every label in the training set, chosen at random by ``seed``; a rare source gets as many too."""
+    """``n`` random held-out images of each label in the training set: the same number for every label, however rare."""
 
     n: int
     seed: int
@@ -29,8 +29,8 @@ class HeldOutOfEach(Queries):
             held_out = np.flatnonzero(splits.validation.label == label)
             if not 1 <= self.n <= len(held_out):
                 raise ValueError(
-                    f"benchmark.queries.*.n={self.n} held-out images of each source: for label {label} there are {len(held_out)}; "
-                    "lower it, or hold out more images by the settings of data"
+                    f"benchmark.queries.*.n={self.n} asks for {self.n} per source, but label {label} has only {len(held_out)} "
+                    f"held-out images: give 1 to {len(held_out)}, or hold out more images by the settings of data"
                 )
             rows += np.random.default_rng([self.seed, label]).permutation(held_out)[: self.n].tolist()
         return Split(experiment.data, "validation", tuple(sorted(rows)))
@@ -50,7 +50,8 @@ class GeneratedOfEach(Queries):
     def node(self, experiment: Experiment) -> ImageSet:
         if not 1 <= self.n <= self.pool:
             raise ValueError(
-                f"benchmark.queries.*.n={self.n} of benchmark.queries.*.pool={self.pool} generated images: set n to 1..pool"
+                f"benchmark.queries.*.n={self.n} of benchmark.queries.*.pool={self.pool} generated images: n must be between 1 and "
+                "pool"
             )
         return OfEachSource(experiment.samples(self.pool, self.seed), experiment.train, self.n)
 

@@ -53,7 +53,7 @@ class Levels:
 class Row:
     """One measured number: of ``subject``, or of ``subject`` minus another one.
 
-    ``swept`` are settings in which the rows of a benchmark, or the runs of a sweep, differ, besides the subject's own. ``about``
+    ``swept`` are settings in which the rows of a benchmark, or the runs of a sweep, differ, other than the subject's own. ``about``
     has further facts as JSON values: k, n, subsets, seeds, ... A report adds ``data``, ``seed`` and ``command``, which identify the
     run.
     """
@@ -87,8 +87,8 @@ class Row:
 
     def with_swept(self, settings: Mapping[str, Any]) -> "Row":
         """This row with further swept ``settings``; those that it has already take precedence."""
-        own = self.settings
-        return replace(self, swept={**{name: value for name, value in settings.items() if name not in own}, **self.swept})
+        present = self.settings
+        return replace(self, swept={**{name: value for name, value in settings.items() if name not in present}, **self.swept})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the row in ``rows.jsonl`` as JSON values. Optional fields without a value are left out.

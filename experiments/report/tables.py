@@ -15,7 +15,7 @@ from rich.text import Text
 from experiments.report.row import RESERVED, Row
 
 _WIDTH = 140
-"""Characters in a line of a table that goes to a file, where no terminal sets the width."""
+"""The width in characters of a table that is written to a file, where no terminal sets it."""
 REFERENCES = {"random": "random level", "maximum": "maximum", "ceiling": "noise ceiling"}
 
 

@@ -1,4 +1,4 @@
-"""Trackers, which follow a run while it lasts. This is the only file that imports wandb.
+"""Trackers, which follow a run while it proceeds. This is the only file that imports wandb.
 
 The report (``report.py``) always writes rows and figures; a tracker receives the same, and training curves as they grow.
 """
@@ -27,7 +27,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def lightning_logger(self, name: str) -> "Logger | None":
-        """The logger of a Trainer for the curves of the training ``name``, or None."""
+        """The logger of a Trainer for the curves of the training run ``name``, or None."""
 
     @abstractmethod
     def rows(self, rows: Sequence[Row]) -> None:
@@ -39,7 +39,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
-        """Record complete curves, such as those of a stored training; each of ``values`` has one number per step."""
+        """Record complete curves, such as those of a stored training run; each of ``values`` has one number per step."""
 
     @abstractmethod
     def finish(self) -> str:

@@ -76,7 +76,7 @@ class _Passes:
         return lambda: self._run(FactorSums(sharing).add)
 
     def eigenvalues(self) -> Run:
-        """Return the pass of EK-FAC's second moments, in the basis of the identity, which takes as long as any other."""
+        """Return the pass of EK-FAC's second moments, with the identity as basis, which costs as much as any."""
 
         def identity(size: int) -> Tensor:
             return torch.eye(size, dtype=self.x0.dtype, device=self.x0.device)

@@ -60,7 +60,7 @@ def _passes(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, exam
 
 
 class _Scoring:
-    """Scores of a block of training examples and random queries, in the basis of the identity, which takes as long as any other."""
+    """Scores of a block of training examples and random queries, with the identity as basis, which costs as much as any."""
 
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, batch_size: int):
         self.per_example, self.measure, self.x0, self.draws = PerExampleGradients(model, batch_size), objective, x0, draws

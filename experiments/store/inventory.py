@@ -125,7 +125,7 @@ def _kinds(root: Path) -> list[Path]:
 
 
 def _kind(description: dict[str, Any]) -> str:
-    """The folder's name for nodes of the described class: without the module of a class that has no NAME."""
+    """The folder name of the described class: its NAME, or its name without module."""
     return str(description["class"]).rpartition(".")[2]
 
 
@@ -162,7 +162,7 @@ def _check(entry: Entry) -> str:
 
 
 def _nodes_in(value: Any, kinds: Container[str]) -> Iterator[dict[str, Any]]:
-    """The descriptions of stored classes of nodes (``kinds``) within a description, starting with the description itself."""
+    """All descriptions of stored nodes (of classes ``kinds``) nested in ``value``, including itself."""
     if isinstance(value, dict):
         if "class" in value and _kind(value) in kinds:
             yield value

@@ -39,7 +39,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
 
 
 def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | None = None) -> None:
-    """Print the rows as a table. None is shown as "?". Fingerprints stay in one line; other long texts wrap."""
+    """Print the rows as a table. None is shown as "?". Fingerprints stay on one line; other long texts wrap."""
     console = console or Console()
     if not rows:
         console.print(f"{title}: nothing")
@@ -54,7 +54,7 @@ def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | 
 
 
 def show_explanation(explanation: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the result of ``inventory.explain``: plain values on a line each, nodes as tables, everything else as JSON."""
+    """Print the result of ``inventory.explain``: plain values one per line, nodes as tables, everything else as JSON."""
     console = console or Console()
     for key, value in explanation.items():
         if key in ("depends_on", "needed_by"):

@@ -37,7 +37,7 @@ class _Display:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        # If the body of a loop fails, the traceback keeps its generator and so its bar alive: restore the cursor at exit.
+        # If the body of a loop fails, the traceback keeps its generator, and with it its bar, alive: restore the cursor at exit.
         atexit.register(self._stop)
 
     def add(self, title: str, total: int | None) -> tuple[Progress, TaskID]:

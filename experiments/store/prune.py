@@ -24,7 +24,7 @@ def prune(
     """Remove the entries that meet all given conditions, and return a row for each.
 
     ``unfinished``: only remains of crashes; ``older_than_days``: only older entries; ``node_class``: only this class; ``keep``:
-    only nodes that are not among these and that these do not need. With ``dry_run`` nothing is removed. A row has class,
+    spare these nodes and everything they need. With ``dry_run`` nothing is removed. A row has class,
     fingerprint, state, bytes, age (seconds) and removed.
 
     Raises:

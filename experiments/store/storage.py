@@ -1,4 +1,4 @@
-"""Folders of stored nodes. A folder is complete or does not exist: it is written aside, hashed, and then renamed.
+"""Folders of stored nodes. A folder is complete or does not exist: it is written to a temporary folder, hashed, and then renamed.
 
 A stored node is the folder ``<root>/<NAME>/<fingerprint>``: the files of its artifact, ``node.json`` (its description and how it
 was computed) and ``manifest.json`` (size and SHA-256 of every other file). ``<fingerprint>.part`` holds work in progress,
@@ -75,7 +75,8 @@ def verify(folder: Path) -> None:
     """Check every byte of a stored node against its manifest, and its description against the name of its folder.
 
     Raises:
-        StoreError: a file is missing, changed or unexpected, or the folder describes another node than its name says.
+        StoreError: a file is missing, changed or unexpected, or the folder describes a different node from the one it is named
+            after.
     """
     remedy = f"delete {folder} (the node will be computed again), or restore it"
     try:
@@ -84,7 +85,9 @@ def verify(folder: Path) -> None:
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder} is damaged: its {NODE} or {MANIFEST} is missing or unreadable ({error}): {remedy}") from error
     if fingerprint_of(description) != folder.name:
-        raise StoreError(f"{folder} describes another node than its name says (class, version or a field differs): {remedy}")
+        raise StoreError(
+            f"{folder} describes a different node from the one it is named after (class, version or a field differs): {remedy}"
+        )
     present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     if different := sorted(expected.keys() ^ present.keys()):
         problem = "is missing" if different[0] in expected else "does not belong there"

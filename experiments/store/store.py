@@ -36,7 +36,7 @@ class Store:
     read back before it is used, so that a run that computes and a run that finds it continue from the same bytes.
 
     Every method that returns artifacts raises
-        StoreError: a stored node is damaged or is another node, the disk is full or not writable, or a node depends on itself.
+        StoreError: a stored node is damaged or is a different node, the disk is full or not writable, or a node depends on itself.
     """
 
     def __init__(self, root: Path | str, progress: Track | None = None):
@@ -66,7 +66,7 @@ class Store:
     def workspace(self, node: Node) -> Path:
         """A folder for the progress of a node that is being computed. It survives a crash, and the next attempt finds it."""
         if not node.STORED:
-            raise StoreError(f"{type(node).__name__} has STORED = False and so no folder for its progress: set STORED = True")
+            raise StoreError(f"{type(node).__name__} has STORED = False, so it has no folder for its progress: set STORED = True")
         part = self.folder(node).with_suffix(PART)
         part.mkdir(parents=True, exist_ok=True)
         return part
@@ -91,7 +91,7 @@ class Store:
                 later = [node for nodes in levels[number:] for node in nodes]
                 requested = any(node.fingerprint in work.requested for node in level)
                 heading = (title if requested else "") or ", ".join(dict.fromkeys(node.title() for node in level))
-                for _ in self._track(self._settle(level, later, work, made), heading, len(level)):
+                for _ in self._track(self._wait_for(level, later, work, made), heading, len(level)):
                     pass
         for group in groups([node for node in missing if not node.STORED]):
             with self._computing(group):
@@ -100,7 +100,7 @@ class Store:
                 made[node.fingerprint] = self._remember(node, artifact)
         return made
 
-    def _settle(self, nodes: Sequence[Node], later: Sequence[Node], work: Work, made: dict[str, Any]) -> Iterator[Node]:
+    def _wait_for(self, nodes: Sequence[Node], later: Sequence[Node], work: Work, made: dict[str, Any]) -> Iterator[Node]:
         """Yield each node once any process has stored it, or once it is no longer needed. Requested artifacts go to ``made``.
 
         Groups that other processes are computing are postponed, so that processes with the same list divide it. When only such
@@ -108,16 +108,16 @@ class Store:
         """
         waiting = list(nodes)
         while waiting:
-            settled: set[str] = set()
+            done: set[str] = set()
             for group in groups(waiting):
                 for node in self._attempt(group, work):
-                    settled.add(node.fingerprint)
+                    done.add(node.fingerprint)
                     if node.fingerprint in work.requested:
                         made[node.fingerprint] = self(node)
                     self._sweep(work.spare_parts(node))
                     yield node
-            waiting = [node for node in waiting if node.fingerprint not in settled]
-            if waiting and not settled and not self._work_ahead(later, work):
+            waiting = [node for node in waiting if node.fingerprint not in done]
+            if waiting and not done and not self._work_ahead(later, work):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _work_ahead(self, nodes: Sequence[Node], work: Work) -> bool:
@@ -135,7 +135,7 @@ class Store:
                 remove(self.root, self.folder(part))
 
     def _attempt(self, group: Sequence[Node], work: Work) -> list[Node]:
-        """Compute the missing nodes of a group unless another process is computing them; return the settled nodes."""
+        """Compute the missing nodes of a group unless another process is computing them; return the nodes that are done."""
         missing = self._missing(group, work)
         if missing:
             with self._computing(missing), locked(self.root, [node.fingerprint for node in missing]) as free:
@@ -144,14 +144,14 @@ class Store:
                 if free and (missing := self._missing(missing, work)):
                     self._compute(missing, work)
                     missing = []
-        unsettled = {node.fingerprint for node in missing}
-        return [node for node in group if node.fingerprint not in unsettled]
+        undone = {node.fingerprint for node in missing}
+        return [node for node in group if node.fingerprint not in undone]
 
     def _missing(self, group: Sequence[Node], work: Work) -> list[Node]:
         return [node for node in group if not self.has(node) and work.needs(node)]
 
     def _compute(self, nodes: Sequence[Node], work: Work) -> None:
-        """Compute and store nodes whose locks this process holds. After a failure their ``.part`` folders remain."""
+        """Compute and store nodes; this process holds their locks. After a failure their ``.part`` folders remain."""
         kind = type(nodes[0])
         for node in nodes:
             begin(self.workspace(node), node)
@@ -219,7 +219,7 @@ class Store:
 
 
 def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
-    """The content of node.json besides the description. ``seconds``: of the successful attempt, without parents and parts."""
+    """The content of node.json except the description. ``seconds``: of the successful attempt, without parents and parts."""
     cost = node.cost()
     if has_parts:  # passes and seconds count toward the parts
         cost = dataclasses.replace(cost, passes=0.0)

@@ -25,7 +25,7 @@ class Absent(Exception):
 
 
 class Present:
-    """A ``Get`` of the nodes that ``lookup`` has. It computes nodes that live in memory only, and none that belong on disk.
+    """A ``Get`` of the nodes that ``lookup`` has. It computes nodes that are kept in memory only, and none that are stored.
 
     Every method that returns artifacts raises
         Absent: stored nodes are missing.
@@ -57,10 +57,10 @@ class Present:
 class Work:
     """The ``requested`` nodes with their missing parts and missing parents, to any depth, in levels.
 
-    Each level depends only on the levels before it. Processes with the same list divide all its levels, down to the training runs.
-    ``open`` has the fingerprints of nodes whose parts are not known until other nodes are computed; those count as their sources
-    meanwhile. ``parts`` has the parts of each node by fingerprint. A node is needed if it is requested, or as long as a needed node
-    that depends on it is missing.
+    Each level depends only on the levels before it. Processes with the same list divide all its levels, including training runs.
+    ``open`` has the fingerprints of nodes with parts that are not known until other nodes are computed; until then, their known
+    parents stand in. ``parts`` has the parts of each node by fingerprint. A node is needed if it is requested, or as long as a
+    needed node that depends on it is missing.
 
     Raises:
         StoreError: a node depends on itself.
@@ -94,7 +94,7 @@ class Work:
         return any(not self._lookup.has(user) and self.needs(user) for user in self._users.get(node.fingerprint, ()))
 
     def ready(self, node: Node) -> bool:
-        """Return whether all nodes that this one depends on are there."""
+        """Return whether all nodes that this one depends on are available."""
         return all(self._lookup.has(source) for source in self._sources[node.fingerprint])
 
     def spare_parts(self, node: Node) -> list[Node]:
@@ -105,7 +105,7 @@ class Work:
     def _visit(self, node: Node, above: tuple[str, ...]) -> None:
         name = node.fingerprint
         if name in above:
-            raise StoreError(f"{type(node).__name__} {name} is made from itself: its parts() and parents() must not contain it")
+            raise StoreError(f"{type(node).__name__} {name} depends on itself: its parts() and parents() must not contain it")
         if name in self._level:
             return
         parts, absent = self._parts_of(node)
@@ -130,7 +130,7 @@ class Work:
             return (), absent.nodes
 
     def _stored(self, parents: Iterable[Node]) -> Iterator[Node]:
-        """The parents that belong on disk. A parent that does not, and is not in memory, is replaced by its own parents."""
+        """The parents that are stored nodes. Any other parent is replaced by its own parents unless it is in memory."""
         for parent in parents:
             if parent.STORED:
                 yield parent

@@ -1,4 +1,4 @@
-"""Further processes that share the work of a run (``workers``). Each runs ``task=work`` with the settings of the run."""
+"""Additional processes that share the work of a run (``workers``). Each runs ``task=work`` with the settings of the run."""
 
 import os
 import subprocess

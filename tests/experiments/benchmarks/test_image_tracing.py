@@ -159,7 +159,7 @@ def test_queries_of_each_source():
     assert isinstance(node, Split)
     assert node.name == "validation"
     assert set(InMemory()(HeldOutOfEach(n=9, seed=1).node(experiment)).index) != set(images.index)
-    with pytest.raises(ValueError, match=r"benchmark\.queries\.\*\.n=101 .* label 0 there are 100"):
+    with pytest.raises(ValueError, match=r"benchmark\.queries\.\*\.n=101 .* label 0 has only 100 held-out images"):
         HeldOutOfEach(n=101, seed=0).node(experiment)
 
 

@@ -186,7 +186,7 @@ def test_parts_may_depend_on_what_a_parent_holds(tmp_path, log):
 def test_a_part_of_itself_is_an_error(tmp_path, monkeypatch):
     """Whether it is its own part or its parts are told by itself."""
     monkeypatch.setattr(Table, "parts", lambda self, get: [Table(shards=self.shards)])
-    with pytest.raises(StoreError, match="made from itself"):
+    with pytest.raises(StoreError, match="depends on itself"):
         Store(tmp_path)(Table(shards=2))
     monkeypatch.setattr(Table, "parts", lambda self, get: [get(self)])
     with pytest.raises(StoreError, match="depends on the node itself"):
@@ -228,7 +228,7 @@ def damage(folder: Path, how: str) -> str:
         record = json.loads((folder / "node.json").read_text())
         record["description"]["version"] = 7
         (folder / "node.json").write_text(json.dumps(record))
-        return "describes another node"
+        return "describes a different node"
     raise ValueError(how)
 
 
@@ -256,7 +256,7 @@ def test_a_folder_that_holds_another_node_is_an_error(tmp_path):
     store = Store(tmp_path)
     store(Draw(number=1))
     os.rename(store.folder(Draw(number=1)), store.folder(Draw(number=2)))
-    with pytest.raises(StoreError, match="describes another node"):
+    with pytest.raises(StoreError, match="describes a different node"):
         Store(tmp_path)(Draw(number=2))
 
 
