@@ -1,5 +1,6 @@
 """A trained model as a store node."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,6 +55,9 @@ class TrainedModel(Recorded):
         # Lightning takes seconds to import, and a run with a stored model does without it.
         from attribution.training.fit import fit
         from experiments.models.training_bar import TrainingBar
+
+        # The import sets Lightning's logger to INFO; the progress bar says what a user needs.
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
         folder = get.workspace(self)
         fit(

@@ -38,9 +38,8 @@ def announcement(nodes: Sequence[Node], store: Store) -> str | None:
         return None
     unknown = f" plus {total['unknown']} nodes without an estimate" if total["unknown"] else ""
     time = f"about {duration(total['seconds'])}{unknown}" if total["seconds"] is not None else "no estimate of time yet"
-    work = ", ".join(dict.fromkeys(row["work"] for row in rows))
     return (
-        f"to compute: {work} ({total['nodes']} nodes, {total['passes']:,.0f} passes of an image): {time}; at most "
+        f"to compute: {total['nodes']} nodes, {total['passes']:,.0f} passes of an image, {time}; at most "
         f"{size(total['memory'])} of memory, {size(total['disk'])} on disk (task=plan lists them)"
     )
 

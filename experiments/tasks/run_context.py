@@ -1,6 +1,5 @@
 """The objects that every task works with: the experiment, store, report and tracker of one run."""
 
-import logging
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -63,7 +62,6 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
     """Yield the context of a run; if the task succeeds, write the report and pass its rows and figures to the tracker."""
     hydra = HydraConfig.get()
     set_threads(config)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     tracker = build(config, "tracker")
     experiment = experiment_of(config, tracker.lightning_logger)
     tracker.start(OmegaConf.to_container(config, resolve=True))

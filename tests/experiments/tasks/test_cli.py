@@ -90,6 +90,7 @@ def test_the_main_job_and_again(tmp_path):
     first = process(tmp_path, *MAIN, "workers=2", f'hydra.run.dir="{folder}"')
     assert first.returncode == 0, first.stdout + first.stderr
     assert "noise ceiling" in first.stdout
+    assert "GPU available" not in first.stdout + first.stderr  # Lightning is silent
     assert str(folder / "rows.jsonl") in first.stdout
     found = rows(folder)
     names = ["kfac", "balanced_kfac", "trak", "dtrak", "raw_cos", "random"]
