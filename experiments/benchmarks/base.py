@@ -21,7 +21,7 @@ class Benchmark(ABC):
         """All nodes that ``evaluate`` needs. They are computed beforehand, shared among processes.
 
         Raises:
-            ValueError: a setting is wrong; nothing has been trained yet.
+            ValueError: a setting is wrong. The check runs before any training.
         """
 
     @abstractmethod

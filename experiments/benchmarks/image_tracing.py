@@ -70,7 +70,7 @@ class ImageTracing(Benchmark):
             for label, source in self.sources.items():
                 rows = np.flatnonzero(labels == label)
                 if not len(rows):
-                    print(f"{kind} queries: none of {len(labels)} is of the source {source}, which is left out")
+                    print(f"{kind} queries: no query out of {len(labels)} comes from source {source}; skipping {source}")
                     continue
                 name, in_source = source_queries(kind, source), train.label == label
                 at_k = precision_rows(variants, rows, in_source, self.k, bootstrap, benchmark=BENCHMARK, queries=name)
@@ -100,7 +100,7 @@ class ImageTracing(Benchmark):
     def _proponents(
         self, report: Report, name: str, images: Images, train: Images, variants: Sequence[Variant], rows: np.ndarray, label: int
     ) -> None:
-        """The figure of the proponents of the first of ``rows``, queries of the source with a label."""
+        """Draw the proponents of the first ``self.rows`` queries of one source."""
         shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
         others = np.flatnonzero(train.label != label).tolist()
         figure = figures.proponents(

@@ -29,8 +29,8 @@ HELD_OUT = "lds_%_held_out_damping"
 class Measurements:
     """The truth for one kind of queries.
 
-    ``measured [K, Q, M]`` are the measurements under all retrained models, ``replicates [K', Q, M']`` those of the subsets with the
-    most training runs; ``removed [M, N]`` are the weights that the subsets take away.
+    ``measured [K, Q, M]`` are the measurements under all retrained models, ``replicates [K', Q, M']`` those of the subsets trained
+    most often; ``removed [M, N]``: the weight each subset removes from each example.
     """
 
     measured: np.ndarray
@@ -48,8 +48,8 @@ class LDS(SubsetBenchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
     The rows are means over queries with bootstrap intervals over subsets and queries: at the chosen dampings, and at the damping
-    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling use all subsets if
-    there are two seeds or more, otherwise from those that are repeated. The figures show ``rows`` queries, each with ``shown``
+    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling are computed from all
+    subsets if ``seeds`` is at least 2, and from the repeated ones otherwise. The figures show ``rows`` queries, each with ``shown``
     proponents.
     """
 

@@ -34,7 +34,7 @@ TWO_SOURCES = 2
 class Normalization(Benchmark):
     """Distinct shares, and on data of two sources the precision of tracing, against the strength λ of guided normalization.
 
-    Guided estimators are judged at all ``strengths``, and shown at their own strengths in the figure of proponents. Other
+    Guided estimators are evaluated at all ``strengths``; the figure of proponents shows the strengths in their settings. Other
     estimators are references: every strength is compared with each of them. ``queries``, ``n``, ``k``, ``sets``, ``influential``,
     ``rows`` and ``shown`` are as in ``Targeted``. If the training images have two labels, these are two sources, and precision@k is
     the share of the top k that are from the query's source, for the queries of each source.

@@ -78,7 +78,10 @@ class SparseTimesteps(Benchmark):
     def _precisions(
         self, variants: Sequence[Variant], kind: str, train: Images, images: Images, bootstrap: Bootstrap
     ) -> Iterator[Row]:
-        """Precision by source for the queries of each label, and differences of estimators and of timesteps."""
+        """Precision by source for the queries of each label.
+
+        Differences: between estimators, and for each estimator between all timesteps and fewer.
+        """
         subjects = [variant.subject for variant in variants]
         full = {subject.name: a for a, subject in enumerate(subjects) if subject.settings[SETTING] == ALL}
         fewer = [(full[subject.name], b) for b, subject in enumerate(subjects) if b not in full.values()]
@@ -97,7 +100,7 @@ class SparseTimesteps(Benchmark):
                 )
 
     def _times(self, experiment: Experiment, name: str, estimator: TrajectoryEstimator, get: Get) -> Iterator[Row]:
-        """The median of the ratios in all rounds with their quartiles; the maximum is the ratio of the numbers of passes.
+        """The median of the ratios in all rounds with their quartiles. The maximum is the ratio of passes.
 
         Every run measures the times again: they depend on the machine's load and are not stored.
         """

@@ -121,7 +121,7 @@ class TimestepBias(Benchmark):
     def _curve_figure(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], bias: Bias, example: int, get: Get
     ) -> Figure:
-        """The norm of the training image at position ``example`` over timesteps, next to the norms of the others."""
+        """The norm of the training image at position ``example`` over timesteps, with the norms of the other images."""
         alone = Split(experiment.data, "train", (example,))
         norms = get(self._curves(experiment, estimators, alone)).norms[:, 0]
         curves = [

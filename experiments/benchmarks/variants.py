@@ -25,7 +25,7 @@ class Variant:
 
     @property
     def all_timesteps(self) -> bool:
-        """Whether the scores are of all timesteps, not of some bins of them."""
+        """Whether the scores cover all timesteps rather than a bin."""
         return self.subject.all_timesteps
 
 
@@ -41,5 +41,5 @@ def scores_of(
 
 
 def variants_of(name: str, estimator: Estimator, node: Node[Scores], scores: Scores) -> list[Variant]:
-    """The variants that one estimator's scores hold."""
+    """The variants in the scores of one estimator."""
     return [Variant(Subject(name, settings, node.fingerprint), values) for settings, values in estimator.variants(scores)]

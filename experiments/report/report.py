@@ -117,7 +117,7 @@ def merge(folder: Path | str) -> list[Row]:
     """Return the rows of all jobs of a Hydra multirun below ``folder``, in the order of the jobs.
 
     The settings in which the jobs differ (their ``.hydra/overrides.yaml``) are added to the ``swept`` of each row. Rows that are
-    equal except for the command, such as those of an estimator that ran together with several others, are kept once.
+    equal except for the command, such as those of an estimator that was compared with several others, are kept once.
     """
     folder = Path(folder)
     jobs = sorted((path.parent for path in folder.rglob(FILE) if path.parent != folder), key=_natural)
