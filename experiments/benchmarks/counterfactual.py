@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from attribution.checks import FieldError, listed, number, whole
+from attribution.checks import listed, number, whole
 from attribution.estimators import Estimator
 from attribution.estimators.embedding import Embedding
 from attribution.images import Images
@@ -18,7 +18,7 @@ from attribution.measurements import Measure
 from attribution.nodes import Get, Node
 from attribution.retraining.modes import Mode
 from experiments import figures
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
@@ -27,7 +27,6 @@ from experiments.metrics import counterfactual as metrics
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.samples import Samples
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
 
@@ -69,7 +68,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counterfactual(Benchmark):
+class Counterfactual(QueryBenchmark):
     """How a query's measurement and regenerated image change when its top ``fractions`` of the training images are removed.
 
     Models are trained without each set of images for ``steps`` steps, with each of ``seeds`` seeds. Δ is ``measurement`` (a mean
@@ -81,7 +80,6 @@ class Counterfactual(Benchmark):
     ``resamples`` bootstrap resamples of queries, seeds and random removals. A figure shows ``shown`` generated queries.
     """
 
-    queries: Mapping[str, Queries]
     fractions: Sequence[float]
     random: int
     seeds: int
@@ -95,11 +93,10 @@ class Counterfactual(Benchmark):
     shown: int = 5
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("random", "seeds", "steps", "resamples", "shown"):
             whole(self, name, least=1)
         listed(self, "fractions", partial(number, least=0, below=1))
-        if not self.queries:
-            raise FieldError(self, "queries", "name at least one kind of queries")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         removals = self._removals(experiment, estimators)

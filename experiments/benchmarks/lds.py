@@ -10,11 +10,12 @@ from attribution.estimators import Estimator
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.subset_benchmark import PERCENT, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import PERCENT
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
@@ -67,18 +68,14 @@ class LDS(SubsetBenchmark):
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes, truth = scores_of(experiment, estimators, self.queries), self.truth(experiment)
-        scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
+        scores = computed(nodes, get)
         retrained = self._measured(experiment)
         train = get(experiment.train)
         removed, bootstrap = self.subsets.removed(train), self.bootstrap
         values, held_out, table = [], [], []
         for kind, queries in self.queries.items():
             measurements = Measurements(truth.measured(retrained[kind], get), truth.replicates(retrained[kind], get), removed)
-            variants = [
-                variant
-                for name, estimator in estimators.items()
-                for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
-            ]
+            variants = variants_for(kind, estimators, nodes, scores)
             images = get(queries.node(experiment))
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
             per_query = PERCENT * metrics.per_query(predictions, measurements.target)

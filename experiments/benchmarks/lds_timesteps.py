@@ -15,10 +15,11 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import lds_timestep_rows as rows
 from experiments.benchmarks.lds_timestep_rows import METRIC, Predictor, Target, Timestep
-from experiments.benchmarks.subset_benchmark import PERCENT, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import PERCENT
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report

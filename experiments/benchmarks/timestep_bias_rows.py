@@ -12,6 +12,7 @@ from experiments.benchmarks.compare import compare
 from experiments.metrics import timestep_bias as metrics
 from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.metrics.correlation import spearman
+from experiments.metrics.estimate import PERCENT
 from experiments.metrics.ranking import top_k
 from experiments.metrics.timestep_bias import Correlation
 from experiments.report.row import Levels, Row, Subject
@@ -21,7 +22,6 @@ NORMS = Subject("none")
 """The subject of rows about gradient norms, which do not depend on an estimator."""
 STRETCHES = 20
 """The number of equal stretches of timesteps between which mean norms are compared."""
-PERCENT = 100
 T_MAX, RANDOM = "t_max", "random"
 """What replaces the timestep of training."""
 RISE = "rank_rise_%"

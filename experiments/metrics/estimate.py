@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+PERCENT = 100
+"""Multiply a share by it to express the share in per cent."""
+
 
 @dataclass(frozen=True)
 class Estimate:

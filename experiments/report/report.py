@@ -62,11 +62,12 @@ class Report:
         return path
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Save ``rows``, mappings with the same keys, as ``name``.csv, and return its path."""
+        """Save ``rows``, mappings with the same keys, as ``name``.csv, and return its path. Without rows, the file is empty."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        if rows:
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         path = self.folder / f"{name}.csv"
         _write(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
         self.tables.append(path)
