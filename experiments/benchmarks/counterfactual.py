@@ -112,7 +112,7 @@ class Counterfactual(QueryBenchmark):
         images: list[Row] = []
         for kind, choice in self.queries.items():
             queries = choice.node(experiment)
-            removed = [each for name in estimators for each in _removed(name, *top[kind, name], get)]
+            removed = [removal for name in estimators for removal in _removed(name, *top[kind, name], get)]
             change = Outcome(MEASURED, DELTA, kind, changes[:, removals.place(queries)])
             measured += self._report(change, removed, sets, bootstrap, report)
             if isinstance(queries, Samples):
@@ -135,11 +135,11 @@ class Counterfactual(QueryBenchmark):
 
     def _rows(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
         """Estimators, random removals and no removal at each fraction, and their differences."""
-        values, subjects = outcome.values, [each.variant.subject for each in removed]
+        values, subjects = outcome.values, [removal.variant.subject for removal in removed]
         _, Q, _ = values.shape
         against_random = [(position, len(subjects)) for position in range(len(subjects))]
         for f, fraction in enumerate(self.fractions):
-            indices = [each.sets[f, :, None] for each in removed]
+            indices = [removal.sets[f, :, None] for removal in removed]
             indices += [np.broadcast_to(sets.random[f], (Q, self.random)), np.zeros((Q, 1), np.int64)]
             effects = [metrics.effect(values, sets_of_subject) for sets_of_subject in indices]
             yield from compare(
@@ -158,8 +158,8 @@ class Counterfactual(QueryBenchmark):
     ) -> Iterator[Row]:
         """Mean effect on a query of the sets removed for other queries. Needs two queries."""
         for f, fraction in enumerate(self.fractions):
-            for each in removed:
-                subject, others = each.variant.subject, metrics.effect(outcome.values, metrics.of_others(each.sets[f]))
+            for removal in removed:
+                subject, others = removal.variant.subject, metrics.effect(outcome.values, metrics.of_others(removal.sets[f]))
                 yield Row(
                     benchmark=outcome.benchmark,
                     metric=f"{outcome.metric}@{_percent(fraction)}",
@@ -193,7 +193,7 @@ class Counterfactual(QueryBenchmark):
         indices = {
             NOTHING.label: np.zeros(Q, np.int64),
             RANDOM.label: np.repeat(sets.random[f, :1], Q),
-            **{each.variant.label: each.sets[f] for each in removed},
+            **{removal.variant.label: removal.sets[f] for removal in removed},
         }
         images = {label: dataclasses.replace(original, pixels=regenerated.under(chosen)) for label, chosen in indices.items()}
         distances = {label: metrics.pixel_distance(image.pixels, original.pixels) for label, image in images.items()}

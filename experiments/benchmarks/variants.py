@@ -69,7 +69,7 @@ def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[
     """Check that every estimator replays training, and return them.
 
     Raises:
-        ValueError: an estimator does not, or it has scores for several numbers of draws or bins of timesteps.
+        ValueError: an estimator does not replay training, or has scores for several numbers of draws or bins of timesteps.
     """
     replaying = {}
     for name, estimator in estimators.items():

@@ -120,13 +120,13 @@ class Bootstrap:
         values = np.asarray(values, np.float64)
         known = ~np.isnan(values) if where is None else where & ~np.isnan(values)
         leading = tuple(range(values.ndim - len(axes)))
-        total, number = np.where(known, values, 0).sum(leading), known.sum(leading).astype(np.float64)
-        value = total.sum() / number.sum() if number.any() else np.nan
-        if np.count_nonzero(number) < 2:
+        total, count = np.where(known, values, 0).sum(leading), known.sum(leading).astype(np.float64)
+        value = total.sum() / count.sum() if count.any() else np.nan
+        if np.count_nonzero(count) < 2:
             return Statistic.of(value, None)
         totals = self._resampled(total, axes)
-        numbers = np.full(self.count, number.sum()) if known.all() else self._resampled(number, axes)
-        return Statistic.of(value, np.divide(totals, numbers, out=np.full(self.count, np.nan), where=numbers > 0))
+        counts = np.full(self.count, count.sum()) if known.all() else self._resampled(count, axes)
+        return Statistic.of(value, np.divide(totals, counts, out=np.full(self.count, np.nan), where=counts > 0))
 
     def _resampled(self, values: np.ndarray, axes: Sequence[str]) -> np.ndarray:
         """The sum over ``values [n1, n2, ..]``, each as often as its indices are drawn: ``[B]``."""
