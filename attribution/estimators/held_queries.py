@@ -147,7 +147,11 @@ def unstable_layer(basis: Basis, damping: float) -> str | None:
 
 
 def refuse_unstable(basis: Basis, dampings: Iterable[float]) -> None:
-    """Raises FloatingPointError: one of ``dampings`` is too small for a layer. The message names both."""
+    """Check that no damping amplifies rounding errors to the size of the scores.
+
+    Raises:
+        FloatingPointError: one of ``dampings`` is too small for a layer. The message names both.
+    """
     for damping in dampings:
         if (layer := unstable_layer(basis, damping)) is not None:
             low, high = float(basis.values[layer].min()), float(basis.values[layer].max())

@@ -62,10 +62,10 @@ class Curvature(Protocol):
 class KFACInfluence(ShardedEstimator):
     """Influence with the curvature that ``curvature`` defines, such as K-FAC or EK-FAC.
 
-    ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: the draws of either side, which are
-    independent of each other. ``balance``: how single draws are weighted. ``flips``: mirror training images at random, as training
-    did (queries are never mirrored). ``compression``: how the queries' coefficients are stored. ``query_batch``: the largest number
-    of queries held during a pass over the training set; more queries take another pass.
+    ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: the draws of each side; the two sides
+    have independent draws. ``balance``: how single draws are weighted. ``flips``: mirror training images at random, as training did
+    (queries are never mirrored). ``compression``: how the queries' coefficients are stored. ``query_batch``: the largest number of
+    queries held during a pass over the training set; more queries take another pass.
     """
 
     NAME = "KFACInfluence"
@@ -203,8 +203,8 @@ class InfluenceTrainingBlock(TrainingBlock):
         mean_over_draws = estimator.mean_of("train", first.trained, first.train, get)
         products: list[list[np.ndarray]] = [[] for _ in nodes]
         for batch in _batches(nodes, estimator.query_batch):
-            held = [_held(nodes[number], blocks, get, device) for number, blocks in batch]
-            bases = [nodes[number].basis.fingerprint for number, _ in batch]
+            held = [_held(nodes[i], blocks, get, device) for i, blocks in batch]
+            bases = [nodes[i].basis.fingerprint for i, _ in batch]
             for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
                 draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
@@ -216,8 +216,8 @@ class InfluenceTrainingBlock(TrainingBlock):
                         if basis not in rotated:
                             rotated[basis] = queries.basis.rotate(mean)
                         queries.add(prefix, rotated[basis])
-            for (number, _), queries in zip(batch, held, strict=True):
-                products[number].append(queries.products())
+            for (i, _), queries in zip(batch, held, strict=True):
+                products[i].append(queries.products())
         return [BlockProducts(np.concatenate(batches, axis=-2)) for batches in products]
 
     @property
@@ -233,15 +233,15 @@ class InfluenceTrainingBlock(TrainingBlock):
 
 
 def _batches(nodes: Sequence[InfluenceTrainingBlock], most: int) -> Iterator[list[tuple[int, list[InfluenceQueryBlock]]]]:
-    """Yield the query blocks of all nodes in batches of at most ``most`` queries: pairs of a node's number and its blocks."""
+    """Yield the query blocks of all nodes in batches of at most ``most`` queries: pairs of a node's index and its blocks."""
     batch: dict[int, list[InfluenceQueryBlock]] = {}
     held = 0
-    for number, node in enumerate(nodes):
+    for i, node in enumerate(nodes):
         for block in node.query_blocks():
             if held + block.count > most:
                 yield list(batch.items())
                 batch, held = {}, 0
-            batch.setdefault(number, []).append(block)
+            batch.setdefault(i, []).append(block)
             held += block.count
     yield list(batch.items())
 

@@ -60,10 +60,10 @@ class KernelEstimator(Estimator):
         whole(self, "models", least=1)
         self.draws.refuse_lists("a feature")
         if (self.measurement is None) == (self.query_feature is None):
-            raise ValueError(f"{type(self).__name__}: give either measurement or query_feature")
+            raise ValueError(f"{type(self).__name__}: give exactly one of measurement and query_feature")
 
     @abstractmethod
-    def scale(self, eigen: "Solved", damping: float) -> np.ndarray | float:
+    def scale(self, eigen: "TrainingEigen", damping: float) -> np.ndarray | float:
         """Return the factor on the scores of each training image, ``[N]`` or one number."""
 
     @property
@@ -99,7 +99,7 @@ class KernelEstimator(Estimator):
 
 
 @dataclass(frozen=True)
-class Solved:
+class TrainingEigen:
     """The training images in the eigenbasis: Λ ``values [r]``, coordinates ``right [N, r]``, ‖φ(z)‖² ``squares [N]``.
 
     ``metric [r]`` gives norms: ‖f(C) φ(z)‖² = Σ_j metric_j right_zj² f(Λ_j)².
@@ -138,7 +138,7 @@ class KernelScores(ShardedScores):
         eigen = get(spectrum)
         left, right = sides(get, queries, spectrum.train, eigen)
         metric = len(right) * eigen.values if eigen.gram else np.ones(len(eigen.values))
-        solved = Solved(eigen.values, right, metric, eigen.squares)
+        solved = TrainingEigen(eigen.values, right, metric, eigen.squares)
         dampings = [damping for damping in self.estimator.dampings if self._stable(damping, eigen.values)]
         values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(solved, damping) for damping in dampings]
         return self.assembled(np.stack(values), get, axes={"damping": dampings})

@@ -3,8 +3,7 @@
     τ[q, z] = ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),      (H + λI)⁻¹ v ≈ r_J/σ,      r_j = v + (I - (H_batch + λI)/σ) r_{j-1}
 
 H is the curvature of the mean training loss over *all* parameters in one block. The only approximations are mini-batches and the
-end of the recursion after J steps, when directions with a curvature below about σ/J have not converged: J acts like a damping of
-that size.
+truncation after J steps, which acts like extra damping of about σ/J: directions with a smaller curvature have not converged.
 """
 
 import math
@@ -53,8 +52,8 @@ class LiSSA(ShardedEstimator):
     ``product``: ``Hessian``, of the training loss by double backward as in the paper, or ``GaussNewton``, which has no negative
     eigenvalues and costs the same for any number of queries. ``scale``: σ, at least half of the largest eigenvalue of H_batch + λI.
     ``depth``: J; ``repeats``: recursions with different batches, which are averaged; ``batch_size``: draws (an image at a timestep
-    with a noise) in a batch, taken from the ``draws`` of every training image. ``draws`` also define the draws of either side,
-    which are independent of each other. ``flips``: mirror training images at random, as training did. ``query_batch``: the largest
+    with a noise) in a batch, taken from the ``draws`` of every training image. ``draws`` also define the draws of each side; the
+    two sides have independent draws. ``flips``: mirror training images at random, as training did. ``query_batch``: the largest
     number of queries of a pool that share a recursion; all queries are held as whole gradients during the pass over the training
     set.
     """

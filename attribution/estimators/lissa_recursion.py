@@ -79,9 +79,9 @@ class Recursion:
             if len(left) < self.batch_size:
                 left = np.concatenate([left, random.permutation(len(train) * K)])
             taken, left = left[: self.batch_size], left[self.batch_size :]
-            example, number = by_id[taken // K], torch.from_numpy(taken % K).to(device)
+            example, draw = by_id[taken // K], torch.from_numpy(taken % K).to(device)
             draws = self.draws.draw("curvature", train.ids(example).to(device), trained.process.T, self.flips)
-            column, condition = number.unsqueeze(1), train.conditions(example)
+            column, condition = draw.unsqueeze(1), train.conditions(example)
             condition = None if condition is None else condition.to(device)
             yield train.x0(example).to(device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attribution.estimators.kernel import KernelEstimator, Solved
+from attribution.estimators.kernel import KernelEstimator, TrainingEigen
 
 SHARED = ("attribution.estimators.kernel",)
 
@@ -16,6 +16,6 @@ class RelativeIF(KernelEstimator):
     NAME = "RelativeIF"
     VERSION = 1
 
-    def scale(self, eigen: Solved, damping: float) -> np.ndarray:
+    def scale(self, eigen: TrainingEigen, damping: float) -> np.ndarray:
         squares = (eigen.right / (eigen.values + damping)) ** 2 @ eigen.metric
         return 1 / np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))

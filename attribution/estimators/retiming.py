@@ -1,4 +1,4 @@
-"""Training records with other timesteps: what the scores would be if examples had been trained at them (ReTrac §4.2).
+"""Training records with replaced timesteps: what would the scores be if examples had been trained at these (ReTrac §4.2)?
 
 ``Retimed`` is a record like any other. An estimator that replays training takes it in place of the true record.
 """
@@ -71,12 +71,12 @@ class AtRandom(Timing):
 
 @dataclass(frozen=True, eq=False)
 class RetimedTraining(TrainingRecord):
-    """A record with other timesteps: ``timesteps`` maps checkpoint → example id → timestep. Noise and flips are as recorded."""
+    """A record with replaced timesteps: ``timesteps`` maps checkpoint → example id → timestep. Noise and flips are as recorded."""
 
     timesteps: Mapping[int, Mapping[int, int]]
 
     def latest_draws(self, step: int, examples: np.ndarray) -> Draws:
-        """Return the draws of the true record with the other timesteps.
+        """Return the draws of the true record with replaced timesteps.
 
         Raises:
             KeyError: there is no timestep for a checkpoint or an example.

@@ -13,7 +13,7 @@ SHARED = ("attribution.estimators.training_trajectory",)
 
 @dataclass(frozen=True, kw_only=True)
 class ReTrac(TrajectoryEstimator):
-    """TracIn with every single gradient on either side divided by its norm:
+    """TracIn with every single gradient on both sides divided by its norm:
 
     ``τ[q, z] = Σ_k η_k ⟨ 1/(n_t m) Σ_t Σ_i g_{t,i}/‖g_{t,i}‖, G/‖G‖ ⟩``, g = ∇ℓ_t(θ_k, ε_i, q), G = ∇ℓ_{t_train}(θ_k, ε_train, z).
 

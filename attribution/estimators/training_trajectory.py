@@ -116,7 +116,11 @@ def half_shares(estimator: CheckpointEstimator) -> np.ndarray:
 
 
 def refuse_zero_rates(rates: Mapping[int, float]) -> None:
-    """Raises ValueError: every checkpoint has learning rate 0, so all scores would be 0."""
+    """Check that the learning rates, by step, are not all 0.
+
+    Raises:
+        ValueError: every rate is 0, so all scores would be 0.
+    """
     if not any(rates.values()):
         raise ValueError(
             f"the learning rate is 0 at checkpoint {', '.join(map(str, rates))}: all scores would be 0; choose other "

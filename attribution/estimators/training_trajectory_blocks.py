@@ -151,5 +151,5 @@ class TrajectoryTrainingBlock(TrainingBlock):
 
 
 def half_columns(scheme: DrawScheme) -> list[Tensor]:
-    """The numbers of the draws in each half: every other draw, or all of them if there is only one."""
+    """Return the indices of the draws in each half: even and odd ones, or a single half if there is only one draw."""
     return [torch.arange(first, scheme.count, HALVES) for first in range(min(HALVES, scheme.count))]

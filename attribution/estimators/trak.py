@@ -5,7 +5,7 @@ D-TRAK (Zheng et al. 2024) is the class TRAK (Park et al. 2023) with another fea
 
 from dataclasses import dataclass
 
-from attribution.estimators.kernel import KernelEstimator, Solved
+from attribution.estimators.kernel import KernelEstimator, TrainingEigen
 
 SHARED = ("attribution.estimators.kernel",)
 
@@ -21,5 +21,5 @@ class TRAK(KernelEstimator):
     NAME = "TRAK"
     VERSION = 1
 
-    def scale(self, eigen: Solved, damping: float) -> float:
+    def scale(self, eigen: TrainingEigen, damping: float) -> float:
         return 1.0

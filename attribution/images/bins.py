@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 ALL = "all"
+"""The label of all timesteps."""
 
 
 def bin_of(timestep: Tensor, bins: int, T: int) -> Tensor:

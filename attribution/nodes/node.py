@@ -46,7 +46,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Node(ABC, Generic[_A]):
-    """One unit of stored work.
+    """A computation whose result is an artifact.
 
     A class of this project sets NAME and VERSION itself. NAME identifies it, and stays when the class is renamed or moved; VERSION
     is incremented when the same fields would give a different result. TITLE names the work in progress bars and plans.
@@ -73,7 +73,7 @@ class Node(ABC, Generic[_A]):
         return ()
 
     def together(self) -> Hashable | None:
-        """A key: ``compute_together`` computes all missing nodes of one class with equal keys. None: the node is computed alone."""
+        """Return the key under which missing nodes are computed in one call, or None to compute this one alone."""
         return None
 
     @classmethod

@@ -2,9 +2,9 @@
 
 A network or a data source that a user wrote changes whenever its code does, so its identity includes a digest of that code: the
 syntax tree of its module, and of every module that this one imports, without comments, docstrings and formatting. Three kinds of
-modules do not enter. ``attribution`` and ``experiments`` have versions of their own; packages in site-packages and the standard
+modules are excluded. ``attribution`` and ``experiments`` have versions of their own; packages in site-packages and the standard
 library are identified by name. Imports are read from the syntax tree, so a module that is imported by a computed name
-(``importlib.import_module(name)``) does not enter either.
+(``importlib.import_module(name)``) is excluded too.
 """
 
 import ast
@@ -66,7 +66,7 @@ def qualified_name(value: Callable[..., Any]) -> str:
 
 
 def source_digest(value: Callable[..., Any]) -> str:
-    """SHA-256 of the code that a user's class or function is made of: its module and the modules that this one imports.
+    """SHA-256 of the code that defines a user's class or function: its module and the modules that this one imports.
 
     Raises:
         ValueError: the source cannot be read, e.g. because the class was typed at a prompt or made by ``exec``.
@@ -85,13 +85,13 @@ def lambda_source(function: Any) -> str:
     """The code of a lambda, without comments and formatting.
 
     Raises:
-        ValueError: several lambdas share its line.
+        ValueError: several lambdas share the line.
     """
     path, line = Path(sys.modules[function.__module__].__file__ or ""), function.__code__.co_firstlineno
-    found = {ast.unparse(node) for node in ast.walk(_tree(path)) if isinstance(node, ast.Lambda) and node.lineno == line}
-    if len(found) != 1:
-        raise ValueError(f"{path.name} line {line} has {len(found)} different lambdas: define the function with def")
-    return found.pop()
+    lambdas = {ast.unparse(node) for node in ast.walk(_tree(path)) if isinstance(node, ast.Lambda) and node.lineno == line}
+    if len(lambdas) != 1:
+        raise ValueError(f"{path.name} line {line} has {len(lambdas)} different lambdas: define the function with def")
+    return lambdas.pop()
 
 
 def _module_of(value: Any) -> str:
@@ -150,7 +150,10 @@ def _file_digest(path: Path) -> str:
 
 @functools.cache
 def _defined(path: Path, name: str) -> bool:
-    """Return whether the file defines or assigns the first part of a qualified name. It is true for a lambda."""
+    """Return whether the file defines or assigns the first part of a qualified name.
+
+    Also true for a lambda, whose name starts with '<'.
+    """
     first, nodes = name.split(".")[0], list(ast.walk(_tree(path)))
     assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return first.startswith("<") or first in assigned | {node.name for node in nodes if isinstance(node, _DEFINITIONS)}

@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.nodes import Get, Node
 from experiments.models.experiment import Experiment
+from experiments.queries import Queries
 from experiments.report.report import Report
 
 
@@ -21,9 +23,20 @@ class Benchmark(ABC):
         """All nodes that ``evaluate`` needs. They are computed beforehand, shared among processes.
 
         Raises:
-            ValueError: a setting is wrong; nothing has been trained yet.
+            ValueError: a setting is wrong. The check runs before any training.
         """
 
     @abstractmethod
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         """Add rows and figures to the report. The other estimators are compared with the first one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryBenchmark(Benchmark):
+    """A benchmark of scores for ``queries``, by kind."""
+
+    queries: Mapping[str, Queries]
+
+    def __post_init__(self):
+        if not self.queries:
+            raise FieldError(self, "queries", "name at least one kind of queries")

@@ -9,13 +9,12 @@ from attribution.estimators.scores import Scores
 from attribution.gradients.compression import Compression, Uncompressed
 from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant, variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import pearson, spearman
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row
 
@@ -27,13 +26,12 @@ Compressed = tuple[str, str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressionFidelity(Benchmark):
+class CompressionFidelity(QueryBenchmark):
     """Each estimator with each of ``compressions``, compared with itself without compression.
 
     All compressions share the queries' gradients. Up to ``estimator.query_batch`` queries share a pass over the training set.
     """
 
-    queries: Mapping[str, Queries]
     compressions: Sequence[Compression]
     seed: int = 0
 

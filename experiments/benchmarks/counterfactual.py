@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from attribution.checks import FieldError, listed, number, whole
+from attribution.checks import listed, number, whole
 from attribution.estimators import Estimator
 from attribution.estimators.embedding import Embedding
 from attribution.images import Images
@@ -18,7 +18,7 @@ from attribution.measurements import Measure
 from attribution.nodes import Get, Node
 from attribution.retraining.modes import Mode
 from experiments import figures
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
@@ -27,7 +27,6 @@ from experiments.metrics import counterfactual as metrics
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.samples import Samples
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
 
@@ -35,8 +34,12 @@ DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"
 RANDOM, NOTHING = Subject("random removal"), Subject("nothing removed")
 FOR_ANOTHER_QUERY = ", for another query"
 PERCENT_REMOVED = "training images removed, %"
-MEASURED, ORIGINAL, INTACT = "counterfactual", "counterfactual images", "counterfactual images of the same seed"
-"""The benchmarks that rows name: each has its own table."""
+MEASURED = "counterfactual"
+"""The benchmark in rows about changes of the measurement."""
+ORIGINAL = "counterfactual images"
+"""The benchmark in rows about distances from the original images."""
+INTACT = "counterfactual images of the same seed"
+"""The benchmark in rows about distances from the images that models of all data generate with the same seed."""
 REFERENCES = {ORIGINAL: " from the original", INTACT: ", same seed"}
 TITLES = {DELTA: "Δ measurement", PIXELS: "image ℓ2", EMBEDDED: "embedding"}
 
@@ -65,7 +68,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counterfactual(Benchmark):
+class Counterfactual(QueryBenchmark):
     """How a query's measurement and regenerated image change when its top ``fractions`` of the training images are removed.
 
     Models are trained without each set of images for ``steps`` steps, with each of ``seeds`` seeds. Δ is ``measurement`` (a mean
@@ -77,7 +80,6 @@ class Counterfactual(Benchmark):
     ``resamples`` bootstrap resamples of queries, seeds and random removals. A figure shows ``shown`` generated queries.
     """
 
-    queries: Mapping[str, Queries]
     fractions: Sequence[float]
     random: int
     seeds: int
@@ -91,11 +93,10 @@ class Counterfactual(Benchmark):
     shown: int = 5
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("random", "seeds", "steps", "resamples", "shown"):
             whole(self, name, least=1)
         listed(self, "fractions", partial(number, least=0, below=1))
-        if not self.queries:
-            raise FieldError(self, "queries", "name at least one kind of queries")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         removals = self._removals(experiment, estimators)
@@ -111,7 +112,7 @@ class Counterfactual(Benchmark):
         images: list[Row] = []
         for kind, choice in self.queries.items():
             queries = choice.node(experiment)
-            removed = [each for name in estimators for each in _removed(name, *top[kind, name], get)]
+            removed = [removal for name in estimators for removal in _removed(name, *top[kind, name], get)]
             change = Outcome(MEASURED, DELTA, kind, changes[:, removals.place(queries)])
             measured += self._report(change, removed, sets, bootstrap, report)
             if isinstance(queries, Samples):
@@ -134,13 +135,13 @@ class Counterfactual(Benchmark):
 
     def _rows(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
         """Estimators, random removals and no removal at each fraction, and their differences."""
-        values, subjects = outcome.values, [each.variant.subject for each in removed]
+        values, subjects = outcome.values, [removal.variant.subject for removal in removed]
         _, Q, _ = values.shape
         against_random = [(position, len(subjects)) for position in range(len(subjects))]
         for f, fraction in enumerate(self.fractions):
-            numbers = [each.sets[f, :, None] for each in removed]
-            numbers += [np.broadcast_to(sets.random[f], (Q, self.random)), np.zeros((Q, 1), np.int64)]
-            effects = [metrics.effect(values, of_subject) for of_subject in numbers]
+            indices = [removal.sets[f, :, None] for removal in removed]
+            indices += [np.broadcast_to(sets.random[f], (Q, self.random)), np.zeros((Q, 1), np.int64)]
+            effects = [metrics.effect(values, sets_of_subject) for sets_of_subject in indices]
             yield from compare(
                 [*subjects, RANDOM, NOTHING],
                 [bootstrap.mean(effect, metrics.AXES) for effect in effects],
@@ -155,10 +156,10 @@ class Counterfactual(Benchmark):
     def _rows_of_others(
         self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap
     ) -> Iterator[Row]:
-        """The mean effect on a query of the sets removed for the other queries, of which there must be at least one."""
+        """Mean effect on a query of the sets removed for other queries. Needs two queries."""
         for f, fraction in enumerate(self.fractions):
-            for each in removed:
-                subject, others = each.variant.subject, metrics.effect(outcome.values, metrics.of_others(each.sets[f]))
+            for removal in removed:
+                subject, others = removal.variant.subject, metrics.effect(outcome.values, metrics.of_others(removal.sets[f]))
                 yield Row(
                     benchmark=outcome.benchmark,
                     metric=f"{outcome.metric}@{_percent(fraction)}",
@@ -189,12 +190,12 @@ class Counterfactual(Benchmark):
     def _pictures(self, original: Images, regenerated: Regenerated, removed: Sequence[Removed], sets: RemovedSets) -> Figure:
         """Queries regenerated by models trained with the first seed, after the largest removal."""
         f, Q = int(np.argmax(self.fractions)), len(original)
-        numbers = {
+        indices = {
             NOTHING.label: np.zeros(Q, np.int64),
             RANDOM.label: np.repeat(sets.random[f, :1], Q),
-            **{each.variant.label: each.sets[f] for each in removed},
+            **{removal.variant.label: removal.sets[f] for removal in removed},
         }
-        images = {label: dataclasses.replace(original, pixels=regenerated.under(chosen)) for label, chosen in numbers.items()}
+        images = {label: dataclasses.replace(original, pixels=regenerated.under(chosen)) for label, chosen in indices.items()}
         distances = {label: metrics.pixel_distance(image.pixels, original.pixels) for label, image in images.items()}
         title = f"Generated from the same noise after {_percent(self.fractions[f])} of the training images were removed"
         return figures.regenerated(title, original, images, distances, range(min(self.shown, Q)))
@@ -246,7 +247,7 @@ def _percent(fraction: float) -> str:
 
 
 def _curves(title: str, rows: Iterable[Row]) -> list[Row]:
-    """Rows as points over the share that was removed; the value without removal is one horizontal line."""
+    """Rows as points over the share that was removed; the value without removal is drawn as one horizontal line."""
     points, levels = [], []
     for row in rows:
         row = dataclasses.replace(row, metric=title, levels=Levels())

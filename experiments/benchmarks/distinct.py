@@ -72,7 +72,7 @@ def share_rows(
 
 
 def boxes(variants: Sequence[Variant], shown: int, influential: float) -> dict[str, set[int]]:
-    """Return, per variant, the examples in the top ``shown`` of more than a fraction ``influential`` of the queries."""
+    """Return, per variant, the examples in the top ``shown`` for more than a fraction ``influential`` of the queries."""
     tops = {v.label: top_k(v.scores.values, min(shown, v.scores.values.shape[1])) for v in variants}
     return {label: set(generally_influential(top, influential).tolist()) for label, top in tops.items()}
 

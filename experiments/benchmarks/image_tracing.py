@@ -12,16 +12,15 @@ from attribution.estimators.scores import Scores
 from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.estimate import exact_share
 from experiments.metrics.precision import auroc
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
 from experiments.queries.by_source import OfEachSource, check_sources
 from experiments.queries.pixel_classifier import UNKNOWN, PixelClassifier
 from experiments.report.report import Report
@@ -32,7 +31,7 @@ SHARE = "own source among the top k"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTracing(Benchmark):
+class ImageTracing(QueryBenchmark):
     """The share of the top k proponents that are from the query's source, for the queries of each source, over k.
 
     ``sources`` names the labels of the training set. A query without a label, such as a generated one, gets the label that a
@@ -40,7 +39,6 @@ class ImageTracing(Benchmark):
     source with ``shown`` proponents; proponents from another source have a box.
     """
 
-    queries: Mapping[str, Queries]
     sources: Mapping[int, str]
     k: Sequence[int] = (1, 5, 20, 100)
     seed: int = 0
@@ -52,7 +50,7 @@ class ImageTracing(Benchmark):
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes = self._scores(experiment, estimators)
-        scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
+        scores = computed(nodes, get)
         train, classifier, bootstrap = get(experiment.train), PixelClassifier(get(experiment.train)), Bootstrap(seed=self.seed)
         precisions = []
         for kind, queries in self.queries.items():
@@ -62,15 +60,11 @@ class ImageTracing(Benchmark):
             if (unlabeled := pool.label == UNKNOWN).any():
                 recall = classifier.recall(experiment.data.load().validation)
                 report.add(self._classified(kind, classifier.labels(pool)[unlabeled], recall, train))
-            variants = [
-                variant
-                for name, estimator in estimators.items()
-                for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
-            ]
+            variants = variants_for(kind, estimators, nodes, scores)
             for label, source in self.sources.items():
                 rows = np.flatnonzero(labels == label)
                 if not len(rows):
-                    print(f"{kind} queries: none of {len(labels)} is of the source {source}, which is left out")
+                    print(f"{kind} queries: no query out of {len(labels)} comes from source {source}; skipping {source}")
                     continue
                 name, in_source = source_queries(kind, source), train.label == label
                 at_k = precision_rows(variants, rows, in_source, self.k, bootstrap, benchmark=BENCHMARK, queries=name)
@@ -100,7 +94,7 @@ class ImageTracing(Benchmark):
     def _proponents(
         self, report: Report, name: str, images: Images, train: Images, variants: Sequence[Variant], rows: np.ndarray, label: int
     ) -> None:
-        """The figure of the proponents of the first of ``rows``, queries of the source with a label."""
+        """Draw the proponents of the first ``self.rows`` queries of one source."""
         shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
         others = np.flatnonzero(train.label != label).tolist()
         figure = figures.proponents(

@@ -10,11 +10,12 @@ from attribution.estimators import Estimator
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.subset_benchmark import PERCENT, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import PERCENT
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
@@ -29,8 +30,8 @@ HELD_OUT = "lds_%_held_out_damping"
 class Measurements:
     """The truth for one kind of queries.
 
-    ``measured [K, Q, M]`` are the measurements under all retrained models, ``replicates [K', Q, M']`` those of the subsets with the
-    most training runs; ``removed [M, N]`` are the weights that the subsets take away.
+    ``measured [K, Q, M]`` are the measurements under all retrained models, ``replicates [K', Q, M']`` those of the subsets trained
+    most often; ``removed [M, N]``: the weight each subset removes from each example.
     """
 
     measured: np.ndarray
@@ -48,8 +49,8 @@ class LDS(SubsetBenchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
     The rows are means over queries with bootstrap intervals over subsets and queries: at the chosen dampings, and at the damping
-    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling use all subsets if
-    there are two seeds or more, otherwise from those that are repeated. The figures show ``rows`` queries, each with ``shown``
+    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling are computed from all
+    subsets if ``seeds`` is at least 2, and from the repeated ones otherwise. The figures show ``rows`` queries, each with ``shown``
     proponents.
     """
 
@@ -67,18 +68,14 @@ class LDS(SubsetBenchmark):
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes, truth = scores_of(experiment, estimators, self.queries), self.truth(experiment)
-        scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
+        scores = computed(nodes, get)
         retrained = self._measured(experiment)
         train = get(experiment.train)
         removed, bootstrap = self.subsets.removed(train), self.bootstrap
         values, held_out, table = [], [], []
         for kind, queries in self.queries.items():
             measurements = Measurements(truth.measured(retrained[kind], get), truth.replicates(retrained[kind], get), removed)
-            variants = [
-                variant
-                for name, estimator in estimators.items()
-                for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
-            ]
+            variants = variants_for(kind, estimators, nodes, scores)
             images = get(queries.node(experiment))
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
             per_query = PERCENT * metrics.per_query(predictions, measurements.target)

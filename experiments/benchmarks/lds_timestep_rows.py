@@ -18,7 +18,7 @@ METRIC = "lds_%"
 BY_ALL = "lds_%_by_all"
 GAIN = "lds_%_−_by_all"
 MIN_TIMESTEPS = 4
-"""The smallest number of timesteps at which every timestep has one that is not adjacent to it."""
+"""The fewest timesteps for which each has a non-adjacent one."""
 
 Timestep = int | str
 """A timestep, or ``ALL`` for the whole measurement."""
@@ -36,7 +36,7 @@ class Predictor:
     settings: Mapping[str, Any]
     scores: Mapping[Timestep, str | None]
     grid: Statistic
-    measures: bool
+    depends_on_target: bool
     """Whether its predictions differ between targets."""
 
     @property
@@ -51,7 +51,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Target:
-    """The reference levels of the LDS of one target, and the numbers of subsets and seeds."""
+    """The reference levels of the LDS of one target, and how many subsets and seeds it was measured with."""
 
     levels: Levels
     subsets: int
@@ -77,7 +77,7 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
             about={**predicted, **counts, "by_predicted": column},
             **shared,
         )
-        if predictor.measures and timestep != ALL:
+        if predictor.depends_on_target and timestep != ALL:
             by_all, gain = rounded(grid[-1, place]), rounded(grid[place, place] - grid[-1, place])
             about = {"predicted_t": ALL, **counts}
             yield Row(metric=BY_ALL, subject=predictor.subject(ALL), estimate=by_all, levels=target.levels, about=about, **shared)
@@ -85,7 +85,7 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
 
 
 def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
-    """The mean LDS on the diagonal, next to it and farther away, and at late minus early timesteps."""
+    """Mean LDS on the diagonal, next to it and farther away; and late minus early timesteps."""
     n = len(predictor.timesteps) - 1
     if n < MIN_TIMESTEPS:
         return
@@ -125,12 +125,12 @@ def neighbors(n: int) -> np.ndarray:
 
 
 def farther(n: int) -> np.ndarray:
-    """Weights of the mean over targets of the mean over the predictions that are neither at their timestep nor adjacent, n >= 4."""
+    """Weights of the mean over targets of the mean over the predictions at timesteps two or more places away, n >= 4."""
     return _mean_over_targets(_distance(n) >= 2)
 
 
 def later(n: int) -> np.ndarray:
-    """Weights of the diagonal's second half minus its first, n >= 2; the middle of an odd number is left out."""
+    """Weights of the diagonal's second half minus its first, n >= 2; the middle timestep is left out if n is odd."""
     half = n // 2
     return np.diag([-1 / half] * half + [0.0] * (n % 2) + [1 / half] * half)
 

@@ -15,10 +15,11 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import lds_timestep_rows as rows
 from experiments.benchmarks.lds_timestep_rows import METRIC, Predictor, Target, Timestep
-from experiments.benchmarks.subset_benchmark import PERCENT, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import PERCENT
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
@@ -32,9 +33,9 @@ ByTimestep = Mapping[Timestep, tuple[Estimator, Node[Scores]]]
 class TimestepLDS(SubsetBenchmark):
     """LDS (``benchmark=lds``) of every pair: scores for the loss at t predict the retrained models' loss at t'.
 
-    The entry "all" means the estimator's own measurement for predictions, and ``measurement`` for targets. The
-    retrained models are those of ``benchmark=lds`` with the same settings. A row is about one target; its ``by_predicted`` is the
-    whole column of the matrix. An estimator without a measurement predicts the same for every target.
+    The entry "all" means the estimator's own measurement for predictions, and ``measurement`` for targets. The retrained models are
+    those of ``benchmark=lds`` with the same settings. A row is about one target; its ``by_predicted`` is the whole column of the
+    matrix. An estimator without a measurement predicts the same for every target.
     """
 
     timesteps: Sequence[int]
@@ -57,7 +58,7 @@ class TimestepLDS(SubsetBenchmark):
             predictors += exact
             report.add(row for predictor in predictors for row in rows.rows_of_shape(predictor, kind))
             for predictor in predictors:
-                if predictor.measures:
+                if predictor.depends_on_target:
                     name = f"lds_{kind}_{predictor.subject().label}"
                     report.figure(name.replace(" ", "_"), _matrix(predictor, kind))
         shown = [row for row in by_target if row.metric == METRIC and row.minus is None]
@@ -132,11 +133,13 @@ def _predictors(
             fingerprints = {t: variant.subject.scores for t, variant in zip(scores, variants, strict=True)}
             settings = {setting: value for setting, value in variants[0].subject.settings.items() if value != ALL}
             grid = metrics.lds(predictions, measured, bootstrap) * PERCENT
-            yield Predictor(name, settings, fingerprints, grid, measures=len(set(fingerprints.values())) > 1)
+            yield Predictor(name, settings, fingerprints, grid, depends_on_target=len(set(fingerprints.values())) > 1)
 
 
 def _matrix(predictor: Predictor, kind: str) -> Figure:
     """The heat map of a predictor's grid."""
     names, title = [str(t) for t in predictor.timesteps], f"{predictor.subject().label}, {kind} queries: LDS, %"
     values = predictor.grid.value
-    return figures.matrix(values, names, names, title, "LDS, %", False, "predicted: loss at t", "measured: loss at t'")
+    return figures.matrix(
+        values, names, names, title, "LDS, %", symmetric=False, row_name="predicted: loss at t", column_name="measured: loss at t'"
+    )

@@ -16,31 +16,28 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import distinct
-from experiments.benchmarks.base import Benchmark
-from experiments.benchmarks.source_precision import precision_rows, source_queries
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.base import QueryBenchmark
+from experiments.benchmarks.source_precision import has_two_sources, precision_rows, source_queries
+from experiments.benchmarks.variants import Variant, computed, scores_of, variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Row, Subject
 
 BENCHMARK = "normalization"
-TWO_SOURCES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normalization(Benchmark):
+class Normalization(QueryBenchmark):
     """Distinct shares, and on data of two sources the precision of tracing, against the strength λ of guided normalization.
 
-    Guided estimators are judged at all ``strengths``, and shown at their own strengths in the figure of proponents. Other
+    Guided estimators are evaluated at all ``strengths``; the figure of proponents shows the strengths in their settings. Other
     estimators are references: every strength is compared with each of them. ``queries``, ``n``, ``k``, ``sets``, ``influential``,
     ``rows`` and ``shown`` are as in ``Targeted``. If the training images have two labels, these are two sources, and precision@k is
     the share of the top k that are from the query's source, for the queries of each source.
     """
 
-    queries: Mapping[str, Queries]
     strengths: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     n: int = 16
     k: Sequence[int] = (10, 50)
@@ -51,6 +48,7 @@ class Normalization(Benchmark):
     shown: int = 5
 
     def __post_init__(self):
+        super().__post_init__()
         listed(self, "strengths", partial(number, least=0, most=1))
         if len(set(self.strengths)) < max(2, len(self.strengths)):
             raise FieldError(self, "strengths", "give two or more different numbers from 0 to 1")
@@ -62,7 +60,7 @@ class Normalization(Benchmark):
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes = self._scores(experiment, estimators)
-        scores = dict(zip(nodes, get.many(list(nodes.values()), "scores"), strict=True))
+        scores = computed(nodes, get)
         train, rows = get(experiment.train), []
         for kind, queries in self.queries.items():
             images = get(queries.node(experiment))
@@ -103,7 +101,7 @@ class Normalization(Benchmark):
         for k in self.k:
             rows += distinct.share_rows(variants, sets, k, benchmark=BENCHMARK, queries=kind, differences=differences)
         sources, bootstrap = np.unique(train.label), Bootstrap(seed=self.seed)
-        if len(sources) == TWO_SOURCES:
+        if has_two_sources(train):
             for source in sources[np.isin(sources, images.label)].tolist():
                 rows += precision_rows(
                     variants,

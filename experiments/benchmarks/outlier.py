@@ -88,8 +88,8 @@ class Outlier(Benchmark):
     def _statistics(self, influence: np.ndarray, outliers: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, Statistic]:
         """Each metric of the ranking by ``influence [N]``.
 
-        The numbers of outliers and of others are part of the experiment's design: they, and hence the levels, are the same in every
-        resample.
+        How many outliers and other images there are is part of the experiment's design, so these counts, and hence the reference
+        levels, are fixed across resamples.
         """
         bootstrap = Bootstrap(self.resamples, self.seed, {"examples": outliers})
         N = len(outliers)

@@ -19,22 +19,23 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Regenerated:
-    """Images or their embeddings: ``original [Q, ...]``, and ``regenerated [K, M', Q, ...]`` without M' of M sets of images.
+    """Images or their embeddings, from models trained without each of M' out of M sets.
 
-    ``numbers [M']`` are the numbers of these sets among 0..M-1, where set 0 is empty; ``sets`` is M.
+    ``original [Q, ...]`` and ``regenerated [K, M', Q, ...]``. ``indices [M']`` are the indices of the M' sets among 0..M-1, where
+    set 0 is empty; ``sets`` is M.
     """
 
     original: np.ndarray
     regenerated: np.ndarray
-    numbers: Sequence[int]
+    indices: Sequence[int]
     sets: int
 
     @classmethod
     def of(cls, removals: Removals, queries: Samples, sets: RemovedSets, get: Get) -> "Regenerated":
         """The images ``[.., C, H, W]``, float32 in [-1, 1]."""
-        numbers, nodes = removals.regenerated(queries, sets)
+        indices, nodes = removals.regenerated(queries, sets)
         pixels = np.stack([images.pixels for images in get.many(nodes, "sampling")])
-        return cls(get(queries).pixels, pixels.reshape(-1, len(numbers), *pixels.shape[1:]), numbers, len(sets.rows))
+        return cls(get(queries).pixels, pixels.reshape(-1, len(indices), *pixels.shape[1:]), indices, len(sets.rows))
 
     def embedded(self, embedding: Embedding, device: torch.device) -> "Regenerated":
         """The embeddings ``[.., d]`` of the images."""
@@ -44,18 +45,18 @@ class Regenerated:
     @property
     def intact(self) -> np.ndarray:
         """The images from models trained on all images, ``[K, 1, Q, ...]``, the reference of those with the same seed."""
-        return self.regenerated[:, [list(self.numbers).index(0)]]
+        return self.regenerated[:, [list(self.indices).index(0)]]
 
     def distances(self, reference: np.ndarray, metric: Distance) -> np.ndarray:
         """Distances from ``reference`` (``original`` or ``intact``), ``[K, Q, M]``; NaN for sets without regenerated images."""
         known = metric(self.regenerated, reference)
         values = np.full((len(known), len(self.original), self.sets), np.nan)
-        values[:, :, list(self.numbers)] = known.transpose(0, 2, 1)
+        values[:, :, list(self.indices)] = known.transpose(0, 2, 1)
         return values
 
     def under(self, sets: np.ndarray) -> np.ndarray:
         """Each query under the first seed's model that was trained without the query's set: ``[Q] -> [Q, ...]``."""
-        places = [list(self.numbers).index(number) for number in sets]
+        places = [list(self.indices).index(index) for index in sets]
         return self.regenerated[0, places, np.arange(len(sets))]
 
 

@@ -44,7 +44,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class RemovedSets:
-    """M different sets of training images, numbered 0..M-1, and the indices of the sets that each removal takes away.
+    """M different sets of training images, and the indices 0..M-1 of the set that each removal takes away.
 
     Set 0 is empty. ``rows`` are the training rows in each set. ``random [F, R]`` are the indices of the sets for each fraction and
     random removal; ``top`` has an array ``[F, Q]`` of them for each ranking and variant, by fraction and query.
@@ -102,21 +102,21 @@ class Removals(Node[Outcomes]):
         return slice(start, start + queries.count)
 
     def sets(self, get: Get) -> RemovedSets:
-        """The sets of images to remove. Equal sets have one number."""
+        """The sets of images to remove. Equal sets have the same index."""
         get.many([ranking.scores for ranking in self.rankings])  # together, in the passes that they share
         N = self.trained.data.count
         counts = [removed_count(fraction, N) for fraction in self.fractions]
-        rows, numbers = [np.zeros(0, np.int64)], {b"": 0}
+        rows, indices = [np.zeros(0, np.int64)], {b"": 0}
 
-        def numbered(removed: np.ndarray) -> int:
+        def index_of(removed: np.ndarray) -> int:
             removed = np.sort(removed).astype(np.int64)
-            if (name := removed.tobytes()) not in numbers:
-                numbers[name] = len(rows)
+            if (content := removed.tobytes()) not in indices:
+                indices[content] = len(rows)
                 rows.append(removed)
-            return numbers[name]
+            return indices[content]
 
         def prefixes(orders: np.ndarray) -> np.ndarray:
-            return np.array([[numbered(order[:k]) for order in orders] for k in counts])
+            return np.array([[index_of(order[:k]) for order in orders] for k in counts])
 
         random = prefixes(random_orders(N, self.random, self.random_seed))
         top = [[prefixes(top_k(scores, max(counts))) for scores in ranking.of_all_timesteps(get)] for ranking in self.rankings]
@@ -135,15 +135,15 @@ class Removals(Node[Outcomes]):
         )
 
     def regenerated(self, queries: Samples, sets: RemovedSets) -> tuple[list[int], list[Samples]]:
-        """The numbers of the M' sets that are removed for ``queries``, and the queries sampled again from the same noise.
+        """The indices of the M' sets that are removed for ``queries``, and the queries sampled again from the same noise.
 
         There are K·M' nodes, ordered by seed, then by set.
         """
         pairs = zip(self.rankings, sets.top, strict=True)
         top = [variants for ranking, variants in pairs if ranking.queries.fingerprint == queries.fingerprint]
-        numbers = sorted({0, *sets.random.flat, *(number for variants in top for array in variants for number in array.flat)})
+        indices = sorted({0, *sets.random.flat, *(index for variants in top for array in variants for index in array.flat)})
         models, M = self.truth(sets).models(), len(sets.rows)
-        return numbers, [dataclasses.replace(queries, trained=models[k * M + m]) for k in range(len(self.seeds)) for m in numbers]
+        return indices, [dataclasses.replace(queries, trained=models[k * M + m]) for k in range(len(self.seeds)) for m in indices]
 
     def parts(self, get: Get) -> Sequence[Node]:
         sets = self.sets(get)
@@ -176,7 +176,7 @@ def removed_count(fraction: float, examples: int) -> int:
     """The number of images in a fraction of ``examples`` training images.
 
     Raises:
-        ValueError: the fraction rounds to no image, or to all images.
+        ValueError: the fraction rounds to no image or to all images.
     """
     count = round(fraction * examples)
     if not 1 <= count < examples:
@@ -189,4 +189,4 @@ def removed_count(fraction: float, examples: int) -> int:
 
 def random_orders(examples: int, count: int, seed: int) -> np.ndarray:
     """``count`` random orders of the rows, ``[count, N]``. An order does not depend on ``count``."""
-    return np.stack([np.random.default_rng([seed, 0xC0F, number]).permutation(examples) for number in range(count)])
+    return np.stack([np.random.default_rng([seed, 0xC0F, index]).permutation(examples) for index in range(count)])

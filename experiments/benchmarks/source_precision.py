@@ -4,12 +4,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from attribution.images import Images
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant
 from experiments.metrics import precision as metrics
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.ranking import top_k
 from experiments.report.row import Levels, Row
+
+
+def has_two_sources(train: Images) -> bool:
+    """Whether the training images have two labels, which are then taken as their sources."""
+    return len(np.unique(train.label)) == 2
 
 
 def precision_rows(

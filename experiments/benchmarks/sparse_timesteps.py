@@ -6,38 +6,35 @@ from functools import partial
 
 import numpy as np
 
-from attribution.checks import FieldError, listed, whole
+from attribution.checks import listed, whole
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import Images
+from attribution.images.bins import ALL
 from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
 from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
-from experiments.benchmarks.source_precision import precision_rows, source_queries
-from experiments.benchmarks.timestep_bias import require_replay
-from experiments.benchmarks.variants import Variant
+from experiments.benchmarks.source_precision import has_two_sources, precision_rows, source_queries
+from experiments.benchmarks.variants import Variant, require_replay
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
 from experiments.speed.queries import query_seconds
 from experiments.speed.timing import quotient
 
 NAME = "sparse_timesteps"
-ALL = "all"
 SETTING = "timesteps"
 """The name that rows give to the choice of timesteps."""
 SPEARMAN, FASTER = "spearman_with_all", "times_faster"
-SOURCES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseTimesteps(Benchmark):
+class SparseTimesteps(QueryBenchmark):
     """Each estimator with ``n`` even timesteps, with the one timestep ``fixed``, and with one random timestep for each query.
 
     Only the estimator's draws are replaced; there are ``noises`` draws at each timestep. The rows are Spearman's correlation over
@@ -46,7 +43,6 @@ class SparseTimesteps(Benchmark):
     the top ``k`` proponents that have the query's label.
     """
 
-    queries: Mapping[str, Queries]
     n: Sequence[int] = (50, 100, 200)
     fixed: int = 500
     noises: int = 1
@@ -68,7 +64,7 @@ class SparseTimesteps(Benchmark):
                 for scheme in schemes
             ]
             rows += report.add(_agreement(variants, kind, bootstrap))
-            if len(np.unique(train.label)) == SOURCES:
+            if has_two_sources(train):
                 rows += report.add(self._precisions(variants, kind, train, get(queries.node(experiment)), bootstrap))
         for name, estimator in replaying.items():
             rows += report.add(self._times(experiment, name, estimator, get))
@@ -78,7 +74,10 @@ class SparseTimesteps(Benchmark):
     def _precisions(
         self, variants: Sequence[Variant], kind: str, train: Images, images: Images, bootstrap: Bootstrap
     ) -> Iterator[Row]:
-        """Precision by source for the queries of each label, and differences of estimators and of timesteps."""
+        """Precision by source for the queries of each label.
+
+        Differences: between estimators, and for each estimator between all timesteps and fewer.
+        """
         subjects = [variant.subject for variant in variants]
         full = {subject.name: a for a, subject in enumerate(subjects) if subject.settings[SETTING] == ALL}
         fewer = [(full[subject.name], b) for b, subject in enumerate(subjects) if b not in full.values()]
@@ -97,7 +96,7 @@ class SparseTimesteps(Benchmark):
                 )
 
     def _times(self, experiment: Experiment, name: str, estimator: TrajectoryEstimator, get: Get) -> Iterator[Row]:
-        """The median of the ratios in all rounds with their quartiles; the maximum is the ratio of the numbers of passes.
+        """The median of the ratios in all rounds with their quartiles. The maximum is the ratio of passes.
 
         Every run measures the times again: they depend on the machine's load and are not stored.
         """
@@ -143,12 +142,10 @@ class SparseTimesteps(Benchmark):
         T, train = experiment.diffusion.process.T, experiment.data.load().train
         listed(self, "n", partial(whole, least=1, most=T - 1))
         whole(self, "fixed", least=1, most=T)
-        if len(np.unique(train.label)) == SOURCES:
+        if has_two_sources(train):
             whole(self, "k", least=1, most=len(train))
         for name in ("noises", "repeats"):
             whole(self, name, least=1)
-        if not self.queries:
-            raise FieldError(self, "queries", "name at least one kind of queries")
         return require_replay(estimators, NAME)
 
 

@@ -1,6 +1,5 @@
 """The settings of retrained models, shared by benchmarks that retrain on subsets."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,22 +8,21 @@ from attribution.checks import FieldError, whole
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.retraining.modes import Mode
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
+from experiments.metrics.estimate import PERCENT
 from experiments.metrics.lds import noise_ceiling
 from experiments.models.experiment import Experiment
 from experiments.models.subsets import Subsets
 from experiments.models.truth import Truth
-from experiments.queries import Queries
 from experiments.report.row import Levels
 
-PERCENT = 100
 RETRAINING = "exact retraining"
 """The name of exact retraining as an estimator."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetBenchmark(Benchmark):
+class SubsetBenchmark(QueryBenchmark):
     """Evaluates estimators by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
 
     If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
@@ -32,7 +30,6 @@ class SubsetBenchmark(Benchmark):
     measurement. Intervals are from ``resamples`` bootstrap resamples of subsets and queries.
     """
 
-    queries: Mapping[str, Queries]
     subsets: Subsets
     seeds: int
     repeats: int
@@ -44,6 +41,7 @@ class SubsetBenchmark(Benchmark):
     seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("seeds", "resamples"):
             whole(self, name, least=1)
         if self.steps is not None:

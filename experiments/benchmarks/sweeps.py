@@ -10,7 +10,7 @@ from experiments.report.row import Row
 from experiments.report.tables import differing_settings
 
 MIN_VALUES = 3
-"""The smallest number of values that make a curve."""
+"""The fewest values that make a curve."""
 
 
 def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
@@ -40,6 +40,13 @@ def _bins(report: Report, name: str, queries: str, metric: str, rows: Sequence[R
         values[labels.index(row.settings["query_bin"]), labels.index(row.settings["train_bin"])] = row.estimate.value
     title = f"{name}, {queries} queries: {metric.replace('_', ' ')}"
     figure = figures.matrix(
-        values, labels, labels, title, metric.replace("_", " "), False, "timesteps of the query", "timesteps of the training image"
+        values,
+        labels,
+        labels,
+        title,
+        metric.replace("_", " "),
+        symmetric=False,
+        row_name="timesteps of the query",
+        column_name="timesteps of the training image",
     )
     report.figure(f"bins_{queries}_{name}_{metric}".replace(" ", "_"), figure)

@@ -11,28 +11,26 @@ from attribution.estimators.scores import Scores
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import distinct
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targeted(Benchmark):
+class Targeted(QueryBenchmark):
     """The share of distinct examples among the top k of n queries, over many sets of n distinct queries from a pool.
 
     ``queries`` are the pools by kind. An example among the top ``shown`` of more than the share ``influential`` of the pool is
     generally influential: it has a box in the figures, which show ``shown`` proponents of the first ``rows`` queries.
     """
 
-    queries: Mapping[str, Queries]
     n: int = 16
     k: Sequence[int] = (10, 50, 100)
     sets: int = 1000
@@ -46,15 +44,11 @@ class Targeted(Benchmark):
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         nodes = self._scores(experiment, estimators)
-        scores = dict(zip(nodes, get.many(list(nodes.values())), strict=True))
+        scores = computed(nodes, get)
         train, shares = get(experiment.train), []
         for kind, queries in self.queries.items():
             node = queries.node(experiment)
-            variants = [
-                variant
-                for name, estimator in estimators.items()
-                for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
-            ]
+            variants = variants_for(kind, estimators, nodes, scores)
             shares += report.add(self._shares(variants, random_sets(len(get(node)), self.n, self.sets, self.seed), kind))
             report.add(self._reliability(variants, kind))
             shown = [v for v in variants if v.all_timesteps]

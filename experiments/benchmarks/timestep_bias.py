@@ -20,19 +20,18 @@ from attribution.models.pipeline import Pipeline
 from attribution.nodes import Get, Node
 from attribution.training.checkpoints import select
 from experiments import figures
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.timestep_bias_rows import BENCHMARK, RANDOM, STRETCHES, T_MAX, Bias, explained_row
-from experiments.benchmarks.variants import scores_of
+from experiments.benchmarks.variants import require_replay, scores_of
 from experiments.datasets import Split
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
 from experiments.report.report import Report
 from experiments.report.row import Row, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimestepBias(Benchmark):
+class TimestepBias(QueryBenchmark):
     """How gradient norms depend on the timestep, and how scores depend on these norms, at the estimators' checkpoints.
 
     All norms are of the training loss at the noise that an example was last trained with. Those of up to ``examples`` training
@@ -46,7 +45,6 @@ class TimestepBias(Benchmark):
     ``pretrained`` adds the norms of another model, a diffusers pipeline.
     """
 
-    queries: Mapping[str, Queries]
     examples: int = 2000
     timesteps: int = 50
     correlated: int = 50
@@ -121,7 +119,7 @@ class TimestepBias(Benchmark):
     def _curve_figure(
         self, experiment: Experiment, estimators: Mapping[str, TrajectoryEstimator], bias: Bias, example: int, get: Get
     ) -> Figure:
-        """The norm of the training image at position ``example`` over timesteps, next to the norms of the others."""
+        """The norm of the training image at position ``example`` over timesteps, with the norms of the other images."""
         alone = Split(experiment.data, "train", (example,))
         norms = get(self._curves(experiment, estimators, alone)).norms[:, 0]
         curves = [
@@ -215,21 +213,6 @@ class TimestepBias(Benchmark):
             )
         self._pretrained_norms(experiment)
         return replaying
-
-
-def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:
-    """Return the estimators if all replay training, as ``benchmark`` requires.
-
-    Raises:
-        ValueError: an estimator does not replay training, or has scores for several numbers of draws or bins of timesteps.
-    """
-    replaying = {}
-    for name, estimator in estimators.items():
-        if not isinstance(estimator, TrajectoryEstimator):
-            raise ValueError(f"benchmark={benchmark}: estimator={name} does not replay training; choose tracin or retrac")
-        estimator.draws.refuse_lists(f"benchmark={benchmark}")
-        replaying[name] = estimator
-    return replaying
 
 
 def _checkpoints(estimators: Mapping[str, TrajectoryEstimator]) -> int | str | Sequence[int]:

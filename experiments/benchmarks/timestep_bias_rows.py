@@ -12,6 +12,7 @@ from experiments.benchmarks.compare import compare
 from experiments.metrics import timestep_bias as metrics
 from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.metrics.correlation import spearman
+from experiments.metrics.estimate import PERCENT
 from experiments.metrics.ranking import top_k
 from experiments.metrics.timestep_bias import Correlation
 from experiments.report.row import Levels, Row, Subject
@@ -21,7 +22,6 @@ NORMS = Subject("none")
 """The subject of rows about gradient norms, which do not depend on an estimator."""
 STRETCHES = 20
 """The number of equal stretches of timesteps between which mean norms are compared."""
-PERCENT = 100
 T_MAX, RANDOM = "t_max", "random"
 """What replaces the timestep of training."""
 RISE = "rank_rise_%"
@@ -31,8 +31,8 @@ RISE = "rank_rise_%"
 class Bias:
     """Norms at the checkpoints ``steps`` [S], with learning rates ``rates``, of a model with timesteps 1..T.
 
-    ``trained`` are those of all N training examples at their recorded draws; ``curves`` those of P of them, at ``columns [P]``,
-    over timesteps.
+    ``trained``: the norms of all N training examples at their recorded draws. ``curves``: the norms of the P examples at positions
+    ``columns``, over all compared timesteps.
     """
 
     steps: Sequence[int]
@@ -118,10 +118,10 @@ class Bias:
         most: int,
         queries: str,
     ) -> Iterator[Row]:
-        """The mean rise in rank of |τ|, in % of the training set, when one example with a score near 0 gets another timestep.
+        """Mean rise in rank of |τ|, in % of the training set, when one near-zero example at a time is retimed.
 
-        ``retimed`` are the scores ``[Q, P]`` by estimator and by what replaced the timestep of training; ``most`` is the largest
-        number of examples.
+        ``retimed`` are the scores ``[Q, P]`` by estimator and by what replaced the timestep of training. ``most`` limits the number
+        of examples per query.
         """
         N, count = self.norms.shape[1], min(most, len(self.columns) // 2)
         rises: dict[tuple[str, str], Statistic] = {}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
-from attribution.nodes import Node
+from attribution.estimators.training_trajectory import TrajectoryEstimator
+from attribution.nodes import Get, Node
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.report.row import Subject
@@ -25,7 +26,7 @@ class Variant:
 
     @property
     def all_timesteps(self) -> bool:
-        """Whether the scores are of all timesteps, not of some bins of them."""
+        """Whether the scores cover all timesteps rather than a bin."""
         return self.subject.all_timesteps
 
 
@@ -40,6 +41,40 @@ def scores_of(
     }
 
 
+def computed(nodes: Mapping[tuple[str, str], Node[Scores]], get: Get) -> dict[tuple[str, str], Scores]:
+    """Compute the scores of all ``nodes`` together; return them by the same keys."""
+    return dict(zip(nodes, get.many(list(nodes.values())), strict=True))
+
+
+def variants_for(
+    kind: str,
+    estimators: Mapping[str, Estimator],
+    nodes: Mapping[tuple[str, str], Node[Scores]],
+    scores: Mapping[tuple[str, str], Scores],
+) -> list[Variant]:
+    """The variants of all estimators for one kind of queries. ``nodes`` are those of ``scores_of``, and ``scores`` their scores."""
+    return [
+        variant
+        for name, estimator in estimators.items()
+        for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
+    ]
+
+
 def variants_of(name: str, estimator: Estimator, node: Node[Scores], scores: Scores) -> list[Variant]:
-    """The variants that one estimator's scores hold."""
+    """The variants in the scores of one estimator."""
     return [Variant(Subject(name, settings, node.fingerprint), values) for settings, values in estimator.variants(scores)]
+
+
+def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:
+    """Check that every estimator replays training, and return them.
+
+    Raises:
+        ValueError: an estimator does not replay training, or has scores for several numbers of draws or bins of timesteps.
+    """
+    replaying = {}
+    for name, estimator in estimators.items():
+        if not isinstance(estimator, TrajectoryEstimator):
+            raise ValueError(f"benchmark={benchmark}: estimator={name} does not replay training; choose tracin or retrac")
+        estimator.draws.refuse_lists(f"benchmark={benchmark}")
+        replaying[name] = estimator
+    return replaying

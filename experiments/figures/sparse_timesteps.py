@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from attribution.images.bins import ALL
 from experiments.figures.intervals import draw_interval, draw_level
 from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame
 from experiments.report.row import Row
@@ -24,7 +25,7 @@ def sparse_timesteps(rows: Sequence[Row], agreement: str, faster: str) -> Figure
     rows = [row for row in rows if math.isfinite(row.estimate.value)]
     names = list(dict.fromkeys(row.estimator for row in rows))
     schemes = list(dict.fromkeys(row.settings[_SETTING] for row in rows))
-    schemes = [scheme for scheme in schemes if scheme == "all"] + [scheme for scheme in schemes if scheme != "all"]
+    schemes = [scheme for scheme in schemes if scheme == ALL] + [scheme for scheme in schemes if scheme != ALL]
     panels = list(dict.fromkeys((row.metric, row.queries) for row in rows))
     across = 2 if len(panels) == 4 else min(3, len(panels))
     down = -(-len(panels) // across)

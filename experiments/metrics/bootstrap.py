@@ -1,7 +1,7 @@
 """The bootstrap (Efron 1979) of every metric: statistics in resamples of queries, subsets, seeds, training examples, ...
 
-B resamples. An *axis* is something random that an experiment repeats: its queries, the subsets or seeds that models were retrained
-with. A resample draws as many indices of the axis, with replacement, as the experiment has.
+An *axis* is something random that an experiment repeats: its queries, the subsets or seeds that models were retrained with. A
+resample draws as many indices of the axis, with replacement, as the experiment has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,9 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """``value [..]`` and ``spread [B, ..]``, the same statistic of each resample; ``spread`` is None if nothing was repeated.
+    """``value [..]`` and ``spread [B, ..]``, the same statistic recomputed in each of B resamples.
+
+    ``spread`` is None if nothing was repeated.
 
     Statistics of the same resamples are paired: ``a - b`` has the spread of the difference.
     """
@@ -77,7 +79,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """``count`` resamples of any axes.
+    """Draws ``count`` resamples of any axes.
 
     What is drawn from an axis depends on nothing but ``seed``, the axis's name, its length n and its strata. Everything that is
     measured along the same axis is therefore paired, whatever the estimator, the metric or the benchmark. ``strata``, by axis, are
@@ -118,13 +120,13 @@ class Bootstrap:
         values = np.asarray(values, np.float64)
         known = ~np.isnan(values) if where is None else where & ~np.isnan(values)
         leading = tuple(range(values.ndim - len(axes)))
-        total, number = np.where(known, values, 0).sum(leading), known.sum(leading).astype(np.float64)
-        value = total.sum() / number.sum() if number.any() else np.nan
-        if np.count_nonzero(number) < 2:
+        total, count = np.where(known, values, 0).sum(leading), known.sum(leading).astype(np.float64)
+        value = total.sum() / count.sum() if count.any() else np.nan
+        if np.count_nonzero(count) < 2:
             return Statistic.of(value, None)
         totals = self._resampled(total, axes)
-        numbers = np.full(self.count, number.sum()) if known.all() else self._resampled(number, axes)
-        return Statistic.of(value, np.divide(totals, numbers, out=np.full(self.count, np.nan), where=numbers > 0))
+        counts = np.full(self.count, count.sum()) if known.all() else self._resampled(count, axes)
+        return Statistic.of(value, np.divide(totals, counts, out=np.full(self.count, np.nan), where=counts > 0))
 
     def _resampled(self, values: np.ndarray, axes: Sequence[str]) -> np.ndarray:
         """The sum over ``values [n1, n2, ..]``, each as often as its indices are drawn: ``[B]``."""

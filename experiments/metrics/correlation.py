@@ -11,8 +11,7 @@ _BLOCK = 1 << 20
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation along the last axis: ``[.., N], [.., N] -> [..]`` float64.
 
-    Equal values share their mean rank. The correlation is NaN where either side is constant. Memory beyond the input does not grow
-    with it.
+    Equal values share their mean rank. The correlation is NaN if all values on one side are equal. Temporary memory is bounded.
 
     Raises:
         ValueError: the shapes differ, or a value is NaN.
@@ -35,7 +34,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the last axis: ``[.., N], [.., N] -> [..]`` float64; NaN where either side is constant."""
+    """Pearson's correlation along the last axis: ``[.., N], [.., N] -> [..]`` float64; NaN if one side is constant."""
     x, y = (side - side.mean(-1, keepdims=True) for side in (np.asarray(first, np.float64), np.asarray(second, np.float64)))
     scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
     return np.clip(np.divide((x * y).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0), -1, 1)

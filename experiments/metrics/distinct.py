@@ -50,7 +50,7 @@ def over_sets(shares: np.ndarray) -> Statistic:
     """The mean over sets of queries ``[S]``; its spread is that of the sets themselves, not a bootstrap.
 
     The interval is where 95 % of the sets lie: what one experiment with n queries would show. It is not the standard error of the
-    mean, which shrinks with the number of sets although sets of one pool are not independent. Differences on the same sets are free
-    of the spread that the choice of queries gives to both sides.
+    mean, which shrinks with the number of sets although sets of one pool are not independent. Differences on the same sets are
+    paired, so variation shared by both sides cancels.
     """
     return Statistic.of(shares.mean(), shares)

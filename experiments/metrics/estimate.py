@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+PERCENT = 100
+"""Multiply a share by it to express the share in per cent."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the ends of its interval of probability ``level``; the metric says what the interval means.
+    """A number and the ends of an interval of probability ``level``; see the metric for its meaning.
 
-    Numbers that are unknown are NaN. The interval is unknown if nothing random was repeated.
+    Unknown numbers are NaN. The interval is unknown if nothing random was repeated.
     """
 
     value: float

@@ -1,8 +1,8 @@
 """The linear datamodeling score (LDS; Park et al. 2023, TRAK) and its bootstrap: pure functions.
 
-The LDS of a query is Spearman's correlation over M subsets between what scores predict and what retrained models measure. P
-predictions of T targets for Q queries; K training seeds; B resamples of the subsets and the queries, in which every subset keeps
-the rank that it has among all: all resamples are then matrix products.
+The LDS of a query is Spearman's correlation over M subsets between what scores predict and what retrained models measure. There are
+P predictions of T targets for Q queries, K training seeds, and B resamples of the subsets and the queries. Ranks are computed once
+over all subsets and reused, so resampling reduces to matrix products.
 """
 
 import numpy as np
@@ -37,9 +37,10 @@ def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> S
 
 
 def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
-    """The LDS of exact retraining ``[T, T]`` from ``measured [K, T, Q, M]``, K >= 2. It is not an upper bound.
+    """The LDS of exact retraining ``[T, T]`` from ``measured [K, T, Q, M]``. Requires K >= 2.
 
-    The measurements of each training seed predict the mean of the other seeds. The result is the mean over seeds.
+    The measurements of each training seed are used to predict the mean of the other seeds. The result, a mean over seeds, is not an
+    upper bound on the LDS.
     """
     return Statistic.mean([lds(seed, np.delete(measured, k, 0).mean(0), bootstrap) for k, seed in enumerate(measured)])
 
@@ -52,8 +53,8 @@ def folds(subsets: int) -> np.ndarray:
 def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple[Statistic, list[int]]:
     """The LDS of the best of a sweep ``[V, Q, M]``, chosen on the other half of the subsets, and the two choices.
 
-    Each half is scored with the value chosen on the other half. The interval takes the choices as given: each half's subsets are
-    resampled by themselves, the queries jointly for both.
+    Each half is scored with the value chosen on the other. The interval does not include the choice's uncertainty: the subsets of
+    each half are resampled separately, the queries jointly.
     """
     Q, M = measured.shape
     halves, by_half = folds(M), Bootstrap(bootstrap.count, bootstrap.seed, {"subsets": folds(M)})
@@ -67,7 +68,7 @@ def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstra
 
 
 def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
-    """The approximate LDS of a perfect predictor of the mean over K seeds: the mean over queries of √(K r / (1 + (K-1) r)).
+    """Approximate LDS of a perfect predictor of the mean over K seeds: the mean over queries of √(K r / (1 + (K-1) r)).
 
     r: Spearman's correlation between the measurements of two training runs on the same subsets, ``replicates [K', Q, M']``, mean
     over pairs; K' >= 2. K is K' unless ``seeds`` is given.

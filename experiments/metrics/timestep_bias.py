@@ -19,7 +19,7 @@ from experiments.metrics.estimate import Estimate
 class Correlation:
     """``distance [n]`` against ``rank [n]``: Spearman's ρ with its p-value, and the least-squares line of the rank.
 
-    ρ and the line are NaN where a side is constant.
+    ρ and the line are NaN if one side is constant.
     """
 
     distance: np.ndarray
@@ -31,7 +31,7 @@ class Correlation:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; equal values keep their order."""
+    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; ties keep their order."""
     result = np.empty(len(values), np.int64)
     result[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     return result
@@ -41,7 +41,7 @@ def algorithm_1(distance: np.ndarray, rank: np.ndarray, bootstrap: Bootstrap) ->
     """Compute Algorithm 1 of ReTrac.
 
     Spearman's correlation between |t_max(x) − t_train(x)| and the rank of x's gradient norm in the training set, ``[n]`` each.
-    Intervals are over examples, which are ranked again in every resample; the p-value is two-sided (SciPy).
+    Intervals are over examples, which are re-ranked in every resample; the p-value is two-sided (SciPy).
     """
     x, y = np.asarray(distance, np.float64), np.asarray(rank, np.float64)
     if len(x) < 3 or x.std() == 0 or y.std() == 0:

@@ -12,9 +12,9 @@ import numpy as np
 class WeightedRanking:
     """Examples by descending score. All metrics follow from cumulative weights at the positive examples.
 
-    For each positive example: ``weight``, its own; ``before``, the total weight of the examples ranked ahead of it; ``above`` and
-    ``up_to``, of all examples with a larger score, and with a score that is at least as large, ``[B, P]`` each. ``positives_above``
-    and ``positives_up_to`` are the same of the positive examples alone. ``total [B, 1]`` is the weight of all.
+    For each positive example, ``[B, P]`` each: ``weight``: its weight; ``before``: total weight of the examples ranked ahead of it;
+    ``above``: total weight of the examples with a larger score; ``up_to``: total weight of those with a score at least as large.
+    ``positives_above`` and ``positives_up_to`` count positive examples only. ``total [B, 1]`` is the weight of all examples.
     """
 
     weight: np.ndarray
@@ -27,7 +27,7 @@ class WeightedRanking:
 
     @classmethod
     def of(cls, scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> "WeightedRanking":
-        """Rank by ``scores [N]``, equal ones in their order; ``positive [N]`` bool, ``weights [B, N]``."""
+        """Rank by ``scores [N]``, ties in their order; ``positive [N]`` bool, ``weights [B, N]``."""
         descending = -np.asarray(scores, np.float64)
         order = np.argsort(descending, kind="stable")
         descending, places = descending[order], np.flatnonzero(positive[order])

@@ -62,11 +62,12 @@ class Report:
         return path
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Save ``rows``, mappings with the same keys, as ``name``.csv, and return its path."""
+        """Save ``rows``, mappings with the same keys, as ``name``.csv, and return its path. Without rows, the file is empty."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        if rows:
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         path = self.folder / f"{name}.csv"
         _write(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
         self.tables.append(path)
@@ -117,7 +118,7 @@ def merge(folder: Path | str) -> list[Row]:
     """Return the rows of all jobs of a Hydra multirun below ``folder``, in the order of the jobs.
 
     The settings in which the jobs differ (their ``.hydra/overrides.yaml``) are added to the ``swept`` of each row. Rows that are
-    equal except for the command, such as those of an estimator that ran together with several others, are kept once.
+    equal except for the command, such as those of an estimator that was compared with several others, are kept once.
     """
     folder = Path(folder)
     jobs = sorted((path.parent for path in folder.rglob(FILE) if path.parent != folder), key=_natural)

@@ -13,7 +13,7 @@ from experiments.metrics.estimate import Estimate
 
 BINS = ("query_bin", "train_bin")
 REQUIRED = ("benchmark", "estimator", "metric", "value", "low", "high", "data", "seed")
-"""Fields of every row in ``rows.jsonl``. A number that is not known is null."""
+"""Fields of every row in ``rows.jsonl``. Unknown numbers are null."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Subject:
 
     @property
     def all_timesteps(self) -> bool:
-        """Whether its scores are of all timesteps, not of some bins of them."""
+        """Whether its scores cover all timesteps rather than a bin."""
         return all(self.settings.get(name, ALL) == ALL for name in BINS)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Reference levels of a metric: what scores at ``random`` reach, the noise ``ceiling``, the ``maximum``. None: unknown."""
+    """Reference levels of a metric: the value of ``random`` scores, the noise ``ceiling``, the ``maximum``. None: unknown."""
 
     random: float | None = None
     ceiling: float | None = None
@@ -87,8 +87,8 @@ class Row:
 
     def with_swept(self, settings: Mapping[str, Any]) -> "Row":
         """This row with further swept ``settings``; those that it has already take precedence."""
-        present = self.settings
-        return replace(self, swept={**{name: value for name, value in settings.items() if name not in present}, **self.swept})
+        added = {name: value for name, value in settings.items() if name not in self.settings}
+        return replace(self, swept={**added, **self.swept})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the row in ``rows.jsonl`` as JSON values. Optional fields without a value are left out.

@@ -59,7 +59,7 @@ def table(title: str, rows: Sequence[Row]) -> Table:
             levels = (_levels(rows, metric, reference) for metric in metrics)
             result.add_row(Text(label, style="dim"), *[""] * len(names), *(Text(level, style="dim") for level in levels))
     if any(_has_interval(row) for row in rows):
-        result.caption = "in brackets: the interval of the number beside it"
+        result.caption = "in brackets: the interval of each number"
     return result
 
 

@@ -203,10 +203,10 @@ def test_what_is_measured_is_what_models_trained_by_hand_measure(get, tmp_path):
     anew = Regenerated.of(node, GENERATED, sets, get)
     seeds = torch.tensor([_seed(1, i) for i in range(2)])
     expected = GENERATED.sampler.sample(networks[1].float(), PROCESS, (1, 8, 8), seeds)
-    np.testing.assert_allclose(anew.regenerated[1, list(anew.numbers).index(0)], expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(anew.regenerated[1, list(anew.indices).index(0)], expected.numpy(), atol=1e-4)
     distances = anew.distances(anew.original, metrics.pixel_distance)
     own, intact = int(sets.top[2][0][1, 1]), anew.distances(anew.intact, metrics.pixel_distance)
-    pair = [np.clip(anew.regenerated[1, list(anew.numbers).index(m), 1], -1, 1) / 2 for m in (own, 0)]
+    pair = [np.clip(anew.regenerated[1, list(anew.indices).index(m), 1], -1, 1) / 2 for m in (own, 0)]
     assert intact[1, 1, own] == pytest.approx(np.linalg.norm(pair[0] - pair[1]), rel=1e-5)
     assert (intact[:, :, 0] == 0).all()
     shown = [np.clip(image, -1, 1) / 2 for image in (expected.numpy()[1], get(GENERATED).pixels[1])]

@@ -210,7 +210,7 @@ def test_image_tracing_on_the_command_line(tmp_path):
     zeros = min(pool, max(2, 5 - (7 - pool)))
     for source, random in (("main", 60 / 70), ("zeros", 10 / 70)):
         made = zeros if source == "zeros" else 5 - zeros
-        assert (f"none of 5 is of the source {source}" in printed) == (made == 0)
+        assert (f"no query out of 5 comes from source {source}" in printed) == (made == 0)
         for kind, n in (("validation", 6), ("generated", made)):
             of_kind = [r for r in found if r["queries"] == f"{kind} {source}"]
             assert bool(of_kind) == (n > 0)

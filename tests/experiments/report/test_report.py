@@ -123,6 +123,13 @@ def test_command_hides_the_folder_of_the_program(monkeypatch, tmp_path):
     assert report.rows[0].command == command_line()
 
 
+def test_a_table_without_rows_is_an_empty_file(tmp_path):
+    """Claim: a CSV has a header and its rows, and is empty if there are none."""
+    report = Report(tmp_path, **RUN)
+    assert report.table("some", [{"a": 1, "b": 2}]).read_text() == "a,b\n1,2\n"
+    assert report.table("none", []).read_text() == ""
+
+
 def test_table_has_every_number_with_its_interval_levels_and_command(tmp_path):
     """One table per kind of queries: estimators by metrics, interval in brackets, levels below, the command last."""
     report = Report(tmp_path, **RUN, command="python run.py x=[1]")
