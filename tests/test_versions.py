@@ -113,7 +113,7 @@ def _is_silent(line: ast.stmt) -> bool:
 
 
 def digest(cls: type) -> str:
-    """Of the code of a class's module and the modules that it shares. Where these lie does not matter."""
+    """The digest of the code of a class's module and of the modules in its SHARED, wherever they lie."""
     parts = sorted(hashlib.sha256(code(name).encode()).hexdigest() for name in shared(cls.__module__))
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 

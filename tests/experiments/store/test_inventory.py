@@ -125,7 +125,7 @@ def test_nothing_is_removed_unless_told_so(store):
 
 
 def test_conditions_are_met_together(store):
-    """Of a class and older than: both."""
+    """Conditions on the class and on the age are combined."""
     store.many([Draw(number=1), Draw(number=2)])
     store(Child(parent=Draw(number=1)))
     make_older(store, Draw(number=1), days=10)

@@ -236,7 +236,7 @@ def damage(folder: Path, how: str) -> str:
     "how", ["a bit flipped", "truncated", "missing", "one too many", "no manifest", "broken manifest", "another version"]
 )
 def test_damage_is_an_error_that_names_folder_and_mend_and_deletes_nothing(tmp_path, log, how):
-    """Never a wrong number, never a silent recomputation; after the mend that it names, the node is computed again."""
+    """Never a wrong number, never a silent recomputation; after the remedy that the error names, the node is computed again."""
     node = Draw(number=1, log=str(log))
     store = Store(tmp_path)
     store(node)
