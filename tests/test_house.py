@@ -16,7 +16,8 @@ ROOMS = {
         "projection", "curvature", "features", "estimators",
     ),
     "experiments": (
-        "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed", "benchmarks", "tasks",
+        "disk", "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed", "benchmarks",
+        "tasks",
     ),
 }  # fmt: skip
 """The rooms of each package. A room imports only from itself and from rooms before it."""

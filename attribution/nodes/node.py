@@ -31,7 +31,7 @@ class Get(Protocol):
         ...
 
     def workspace(self, node: "Node") -> Path:
-        """A folder for the progress of a long computation. It survives a crash, and its final content is kept."""
+        """A folder for the progress of a long computation. What ``attribution.nodes.saves`` saved there survives a crash."""
         ...
 
 

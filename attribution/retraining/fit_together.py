@@ -4,7 +4,7 @@ Batch order, draws, dropout seeds, initial parameters, learning rates, clipping 
 the images of its selection with its seed. Unlike ``fit``, this keeps no record of visits and does not use Lightning's hardware.
 """
 
-import os
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from attribution.images import Images, philox
 from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Inputs, Measure
 from attribution.models.trained import PARAMETERS
+from attribution.nodes.saves import Saves
 from attribution.retraining.modes import Mode, StackedBatch
 from attribution.retraining.selection import Selection
 from attribution.retraining.stacked_state import BuildOptimizer, Stack
@@ -32,14 +33,27 @@ SHARED = (
     "attribution.training.order",
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Member:
-    """One of the models: its seed, its selection, and the ``folder`` for its progress and, at the end, its parameters."""
+    """One of the models: its seed, its selection, and the ``folder`` for its progress and, at the end, its parameters.
+
+    ``owner``, the fingerprint of the model, is written into every save: files of another model are not resumed from.
+    """
 
     seed: int
     selection: Selection
     folder: Path
+    owner: str = ""
+
+    @property
+    def parameters(self) -> Path:
+        return self.folder / PARAMETERS
+
+    def state(self, step: int) -> Path:
+        return self.folder / "progress" / f"state-{step:09d}.safetensors"
 
 
 def fit_together(
@@ -57,7 +71,7 @@ def fit_together(
     """Train ``members`` and write the parameters of each to its folder, resuming an earlier call that was killed.
 
     The result is bit-equal to an uninterrupted call with the same members; with other members, or in another order, it is equal up
-    to rounding.
+    to rounding. If a file is damaged, all members resume from an earlier step or start again, with a warning in the log.
 
     Args:
         images: the whole training set; the selections hold rows of it.
@@ -68,13 +82,15 @@ def fit_together(
         FloatingPointError: a loss became NaN or infinite.
     """
     _check_rows(members, len(images))
-    members = [member for member in members if not (member.folder / PARAMETERS).exists()]
-    if not members:
+    saves = [Saves(member.folder, member.owner) for member in members]
+    start = _start(members, saves)
+    if start is None:
         return
     with torch.random.fork_rng():
         stack = Stack(model, [member.seed for member in members], optimizer, recipe, torch.device(device))
         mode.prepare(stack.network)
-        start = _resume(members, stack)
+        if start:
+            stack.restore([load_file(member.state(start)) for member in members])
         losses: list[Tensor] = []
         with _default_dtype(stack.dtype):
             for step in progress(range(start, recipe.steps)):
@@ -84,13 +100,13 @@ def fit_together(
                 losses.append(loss)
                 if (step + 1) % mode.interval == 0 or step + 1 == recipe.steps:
                     _check_finite(torch.stack(losses), step + 1, members)
-                    _save(members, stack, step + 1)
+                    _save(members, saves, stack, step + 1)
                     losses.clear()
     for m, member in enumerate(members):
-        _write(stack.final(m), member.folder / PARAMETERS)
-    for member in members:
-        for path in _saved(member).values():
-            path.unlink()
+        save_file(stack.final(m), member.parameters)
+    for member, saved in zip(members, saves, strict=True):
+        saved.finish([member.parameters])
+    _discard(saves)  # only now: after a kill, all members still share a step
 
 
 def _batch(
@@ -129,34 +145,33 @@ def _draws(members: Sequence[Member], ids: Tensor, step: int, T: int, flips: boo
     return Draws(timestep.view(-1, 1), noise_seed.view(-1, 1), flip.view(-1, 1))
 
 
-def _resume(members: Sequence[Member], stack: Stack) -> int:
-    """Restore the last step that all members saved and return it; 0 if there is none."""
-    saved = [_saved(member) for member in members]
-    step = max(set(saved[0]).intersection(*saved[1:]), default=0)
-    if step:
-        stack.restore([load_file(paths[step]) for paths in saved])
+def _start(members: Sequence[Member], saves: Sequence[Saves]) -> int | None:
+    """The last step that all members saved, 0 if there is none, or None if all are finished; later saves are deleted.
+
+    Rounding depends on the members that are trained together, so a finished member whose saves are gone is trained again if another
+    member has to be.
+    """
+    found = [saved.intact(member.parameters) for member, saved in zip(members, saves, strict=True)]
+    if all(each.finished for each in found):
+        _discard(saves)
+        return None
+    step = max(set(found[0].steps).intersection(*(each.steps for each in found[1:])), default=0)
+    if damaged := next((each for each in found if each.problem), None):
+        log.warning(damaged.warning(step))
+    for saved in saves:
+        saved.resume(step)
     return step
 
 
-def _save(members: Sequence[Member], stack: Stack, step: int) -> None:
-    """Save the progress of all members, then delete earlier files, so that all share a step even if this is interrupted."""
-    for m, member in enumerate(members):
-        _write(stack.state(m), member.folder / f"progress-{step:09d}.safetensors")
-    for member in members:
-        for earlier, path in _saved(member).items():
-            if earlier < step:
-                path.unlink()
+def _save(members: Sequence[Member], saves: Sequence[Saves], stack: Stack, step: int) -> None:
+    for m, (member, saved) in enumerate(zip(members, saves, strict=True)):
+        save_file(stack.state(m), saved.path(member.state(step).name))
+        saved.save(step, [member.state(step)])
 
 
-def _saved(member: Member) -> dict[int, Path]:
-    return {int(path.stem.rpartition("-")[2]): path for path in member.folder.glob("progress-*.safetensors")}
-
-
-def _write(state: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    save_file(state, part)
-    os.replace(part, path)
+def _discard(saves: Sequence[Saves]) -> None:
+    for saved in saves:
+        saved.discard()
 
 
 def _check_rows(members: Sequence[Member], count: int) -> None:

@@ -1,6 +1,6 @@
 """One training run by Lightning."""
 
-import shutil
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,12 +8,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from attribution.images import Images
 from attribution.measurements import Measure
+from attribution.nodes.saves import Saves
 from attribution.training.batches import Batches
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
@@ -26,6 +29,8 @@ SHARED = (
     "attribution.training.order",
     "attribution.training.recorder",
 )
+
+log = logging.getLogger(__name__)
 
 
 def fit(
@@ -41,23 +46,31 @@ def fit(
     hardware: Hardware | None = None,
     callbacks: Sequence[L.Callback] = (),
     logger: Any = False,
+    owner: str = "",
 ) -> None:
     """Train a model and write its record (``attribution.training.record``) to ``folder``, resuming an earlier call that was killed.
+
+    ``owner``, the fingerprint of the model, is written into every save: files of another model are not resumed from. If a file is
+    damaged, training resumes from an earlier save or starts again, with a warning in the log.
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
         ValueError: hardware that Lightning does not support here, or that cannot share the batches.
     """
-    if (folder / "record.json").exists():  # an earlier call was killed after it wrote the record
-        shutil.rmtree(folder / "progress", ignore_errors=True)
+    saves = Saves(folder, owner)
+    found = saves.intact(folder / "record.json")
+    if found.finished:  # an earlier call was killed after it wrote the record
+        saves.discard()
         return
+    if found.problem and getattr(rank_zero_only, "rank", 0) == 0:
+        log.warning(found.warning(found.last))
     hardware = hardware or Hardware()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = DiffusionModule(
             model(), measure, optimizer, seed, flips, recipe.lr_schedule, recipe.warmup, recipe.clip, recipe.ema
         ).train()
-        recorder = Recorder(folder, checkpoints, hardware.interval, len(images), recipe.batch_size, seed)
+        recorder = Recorder(saves, found.last, checkpoints, hardware.interval, len(images), recipe.batch_size, seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
@@ -69,6 +82,7 @@ def fit(
                 precision=recipe.precision,  # pyright: ignore[reportArgumentType]
                 max_steps=recipe.steps,
                 callbacks=[recorder, *callbacks],
+                plugins=[_DirectCheckpoints()],
                 logger=logger,
                 log_every_n_steps=max(1, min(50, recipe.steps // 20)),
                 enable_checkpointing=False,
@@ -80,10 +94,16 @@ def fit(
             # Lightning converts the module after it restores a checkpoint, which would round float64 parameters to float32.
             trainer.precision_plugin.convert_module(module)
             trainer.fit(module, Batches(images, seed, recipe.batch_size), ckpt_path=recorder.resume_from, weights_only=True)
-    if trainer.is_global_zero:
-        if not (folder / "record.json").exists():
-            raise RuntimeError(f"training ended without a record in {folder}; its progress is kept there, run it again to resume")
-        shutil.rmtree(recorder.progress)
+    if trainer.is_global_zero and not saves.finished:
+        raise RuntimeError(f"training ended without a record in {folder}; its progress is kept there, run it again to resume")
+
+
+class _DirectCheckpoints(TorchCheckpointIO):
+    """Write checkpoints to their paths. Lightning would copy them in memory first, and to the folder of temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def _trainer(**settings: Any) -> L.Trainer:

@@ -1,7 +1,6 @@
 """The callback that writes the training record while Lightning trains."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from attribution.nodes.saves import Saves
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
 from attribution.training.order import steps_per_epoch
@@ -19,34 +19,30 @@ SHARED = ("attribution.training.order", "attribution.training.record")
 
 
 class Recorder(L.Callback):
-    """Record visits, steps and checkpoints in ``folder``, and every ``interval`` steps the state that resuming needs.
+    """Record visits, steps and checkpoints in the folder of ``saves``, and every ``interval`` steps the state that resuming needs.
 
     Rows are kept in memory for an interval and written to ``progress/*.npy`` just before Lightning's checkpoint
-    ``progress/resume.ckpt`` replaces the previous one. A training run that is killed loses the steps after that checkpoint and
-    repeats them exactly.
+    ``progress/resume-N.ckpt``; ``saves`` then lists all files of the training run so far. A training run that is killed loses the
+    steps after its last save and repeats them exactly. ``start`` is the step of the save to resume from, or 0.
     """
 
-    def __init__(self, folder: Path, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
-        self.folder, self.rule, self.interval = folder, rule, interval
+    def __init__(self, saves: Saves, start: int, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
+        self.folder, self.rule, self.interval = saves.folder, rule, interval
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.progress = folder / "progress"
+        self.saves, self.start = saves, start
         self.visits: list[np.ndarray] = []
         self.steps: list[tuple] = []
 
     @property
     def resume_from(self) -> Path | None:
         """The Lightning checkpoint of an earlier attempt, or None."""
-        path = self.progress / "resume.ckpt"
-        return path if path.exists() else None
+        return self._resumption(self.start) if self.start else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for folder in (self.progress, self.folder / "checkpoints"):
-            folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.checkpoint_steps = set(self.rule.candidates(trainer.max_steps, steps_per_epoch(self.n, self.batch_size)))
         if trainer.is_global_zero:
-            for path in self.progress.glob("*.npy"):
-                if int(path.stem.rsplit("-", 1)[1]) > trainer.global_step:  # its resume.ckpt was not written
-                    path.unlink()
+            self.saves.resume(self.start)
         trainer.strategy.barrier("resume")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
@@ -54,32 +50,37 @@ class Recorder(L.Callback):
         done = trainer.global_step
         self._record(pl_module, done - 1, trainer.global_rank)
         if done in self.checkpoint_steps and trainer.is_global_zero:
-            _write(pl_module.model.state_dict(), self.folder / "checkpoints" / f"{done}.safetensors")
+            _write(pl_module.model.state_dict(), self._checkpoint(done))
         if done % self.interval == 0 or done == trainer.max_steps:
             self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
         # Not at the end: Lightning has nothing to resume from there, so on_train_end would not run and write the record.
         if done % self.interval == 0 and done < trainer.max_steps:
-            trainer.save_checkpoint(self.progress / "resume.tmp", weights_only=False)
+            trainer.save_checkpoint(self._resumption(done), weights_only=False)  # ends when all processes have written their rows
             if trainer.is_global_zero:
-                os.replace(self.progress / "resume.tmp", self.progress / "resume.ckpt")
+                self.saves.save(
+                    done, [*self._checkpoints(done), *self._rows("visits"), *self._rows("steps"), self._resumption(done)]
+                )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         trainer.strategy.barrier("record")
         if not trainer.is_global_zero:
             return
-        visits, steps = (
-            np.concatenate([np.load(path) for path in sorted(self.progress.glob(f"{kind}-*.npy"))]) for kind in ("visits", "steps")
-        )
+        self.saves.verify([*self._rows("visits"), *self._rows("steps")])
+        visits, steps = (np.concatenate([np.load(path) for path in self._rows(kind)]) for kind in ("visits", "steps"))
         np.save(self.folder / "visits.npy", visits[np.argsort(visits["step"], kind="stable")])
         np.save(self.folder / "steps.npy", steps[np.argsort(steps["step"], kind="stable")])
+        files = [self.folder / name for name in ("visits.npy", "steps.npy", "record.json")]
         if pl_module.average is not None:
-            _write(pl_module.average.module.state_dict(), self.folder / "average.safetensors")
+            files.append(self.folder / "average.safetensors")
+            _write(pl_module.average.module.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
-        for step in self.checkpoint_steps - set(kept):
-            (self.folder / "checkpoints" / f"{step}.safetensors").unlink()
         self._describe(kept, trainer.precision)
+        self.saves.finish([*files, *(self._checkpoint(step) for step in kept)])
+        self.saves.discard()
+        for step in self.checkpoint_steps - set(kept):
+            self._checkpoint(step).unlink(missing_ok=True)
 
     def _record(self, module: DiffusionModule, step: int, rank: int) -> None:
         rows = np.empty(len(module.ids), VISIT)
@@ -98,8 +99,8 @@ class Recorder(L.Callback):
                 f"the training loss became NaN or infinite at step {bad}: lower the learning rate, clip "
                 "gradients, or train in 32-bit precision; earlier progress is kept"
             )
-        np.save(self.progress / f"visits-{rank}-{done:09d}.npy", np.concatenate(self.visits))
-        np.save(self.progress / f"steps-{rank}-{done:09d}.npy", steps)
+        np.save(self.saves.path(f"visits-{rank}-{done:09d}.npy"), np.concatenate(self.visits))
+        np.save(self.saves.path(f"steps-{rank}-{done:09d}.npy"), steps)
         self.visits, self.steps = [], []
 
     def _describe(self, kept: Sequence[int], precision: str) -> None:
@@ -112,9 +113,19 @@ class Recorder(L.Callback):
             "steps_per_epoch": steps_per_epoch(self.n, self.batch_size),
             "checkpoints": list(kept),
         }
-        part = self.folder / "record.part"
-        part.write_text(json.dumps(info, indent=1))
-        os.replace(part, self.folder / "record.json")  # its existence marks the record as complete
+        (self.folder / "record.json").write_text(json.dumps(info, indent=1))
+
+    def _resumption(self, step: int) -> Path:
+        return self.saves.path(f"resume-{step:09d}.ckpt")
+
+    def _rows(self, kind: str) -> list[Path]:
+        return sorted(self.saves.path("").glob(f"{kind}-*.npy"))
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"{step}.safetensors"
+
+    def _checkpoints(self, done: int) -> list[Path]:
+        return [self._checkpoint(step) for step in sorted(self.checkpoint_steps) if step <= done]
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import wrap_file
 
 from experiments.datasets.errors import DataError
+from experiments.disk import explained, is_full
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10 = ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
@@ -45,6 +46,7 @@ def download_cifar10(root: Path) -> None:
 
     Raises:
         DataError: the network is unavailable, the content is wrong, or the folder exists.
+        DiskError: the disk is full or not writable.
     """
     target = root / CIFAR10_FOLDER
     with _staging(root, target) as staging:
@@ -64,6 +66,7 @@ def download_mnist(root: Path) -> None:
 
     Raises:
         DataError: the network is unavailable, the content is wrong, or the folder exists.
+        DiskError: the disk is full or not writable.
     """
     with _staging(root, root / "MNIST" / "raw") as staging:
         for name, md5 in MNIST.items():
@@ -81,6 +84,8 @@ def _fetch(url: str, md5: str, path: Path) -> None:
                     digest.update(chunk)
                     file.write(chunk)
     except (OSError, http.client.HTTPException) as error:
+        if is_full(error):
+            raise
         raise DataError(
             f"{url} cannot be downloaded ({error}): try again, or download it elsewhere and unpack it in data.root"
         ) from error
@@ -93,16 +98,17 @@ def _staging(root: Path, target: Path) -> Iterator[Path]:
     """Yield a temporary folder in ``root`` that becomes ``target`` on success and is removed on failure."""
     if target.exists() and any(target.iterdir()):
         raise DataError(f"{target} exists already: remove it, or choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders are private
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with explained(root, "data.root", "nothing of this download is kept"):
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
         try:
-            os.replace(folder, target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process has finished the same download
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            yield folder
+            folder.chmod(0o755)  # temporary folders are private
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(folder, target)
+            except OSError:
+                if not target.is_dir():  # otherwise another process has finished the same download
+                    raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -75,7 +75,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> Sequence[FinalParameters]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, folders = nodes[0], [get.workspace(node) for node in nodes]
         images = get(first.data)
-        members = [Member(node.seed, node.selection, folder) for node, folder in zip(nodes, folders, strict=True)]
+        members = [Member(node.seed, node.selection, folder, node.fingerprint) for node, folder in zip(nodes, folders, strict=True)]
         for start in range(0, len(members), first.mode.group):
             group = members[start : start + first.mode.group]
             title = f"training {len(group)} model{'s' * (len(group) > 1)}"

@@ -73,5 +73,6 @@ class TrainedModel(Recorded):
             self.hardware,
             callbacks=[TrainingBar()],
             logger=(self.logger and self.logger(self.fingerprint)) or False,
+            owner=self.fingerprint,
         )
         return TrainingRecord(folder)

@@ -1,13 +1,17 @@
 """List a store and explain one of its nodes. Rows are plain dicts; ``experiments.store.inventory_table`` prints them."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from attribution.nodes import SOURCE, fingerprint_of
-from experiments.store.storage import GONE, LOCKS, NODE, PART, StoreError, locked, read_json, verify
+from attribution.nodes.files import read_json
+from experiments.store.errors import StoreError
+from experiments.store.leftovers import PARTS, orphans
+from experiments.store.locks import LOCKS, locked
+from experiments.store.storage import GONE, NODE, PART, verify
 
 _SUMMARY_WIDTH = 100
 
@@ -52,8 +56,18 @@ class Entry:
         """``stored``, ``damaged`` (no readable node.json; only ``explain`` checks every byte), ``running`` or ``unfinished``."""
         if self.finished:
             return "stored" if self.description else "damaged"
-        with locked(root, [self.fingerprint]) as free:
-            return "unfinished" if free else "running"
+        try:
+            with locked(root, [self.fingerprint]) as free:
+                return "unfinished" if free else "running"
+        except OSError:  # a store that this user cannot write
+            return "unfinished"
+
+
+def leftovers(everything: Iterable[Entry]) -> set[Path]:
+    """The folders of stored parts whose whole is stored: of no use, they remain if a process is killed at that moment."""
+    finished = [entry for entry in everything if entry.finished]
+    names = orphans(entry.record for entry in finished)
+    return {entry.folder for entry in finished if entry.fingerprint in names}
 
 
 def entries(root: Path) -> Iterator[Entry]:
@@ -65,17 +79,19 @@ def entries(root: Path) -> Iterator[Entry]:
 
 def listing(root: Path) -> list[dict[str, Any]]:
     """One row per entry: class, fingerprint, state, bytes, age and computing time (both in seconds), and a summary."""
+    everything = list(entries(root))
+    left = leftovers(everything)
     return [
         {
             "class": entry.kind,
             "fingerprint": entry.fingerprint,
-            "state": entry.state(root),
+            "state": "leftover" if entry.folder in left else entry.state(root),
             "bytes": entry.bytes,
             "age": entry.age,
             "seconds": entry.record.get("seconds"),
             "summary": _summary(entry.description),
         }
-        for entry in entries(root)
+        for entry in everything
     ]
 
 
@@ -113,7 +129,7 @@ def explain(root: Path, prefix: str) -> dict[str, Any]:
         "check": _check(entry),
         "folder": str(entry.folder),
         "bytes": entry.bytes,
-        **{key: value for key, value in entry.record.items() if key not in ("class", "fingerprint")},
+        **{key: value for key, value in entry.record.items() if key not in ("class", "fingerprint", PARTS)},
         "depends_on": [{"class": _kind(inner), "fingerprint": name, "stored": name in stored} for name, inner in below.items()],
         "needed_by": [{"class": other.kind, "fingerprint": other.fingerprint, "stored": other.finished} for other in above],
     }
@@ -134,7 +150,19 @@ def _record(folder: Path) -> dict[str, Any]:
         record = read_json(folder / NODE)
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return record if _valid(record) else {}
+
+
+def _valid(record: Any) -> bool:
+    """Return whether the content of node.json has the types that a store writes."""
+    try:
+        created = datetime.fromisoformat(record.get("created", "2000-01-01T00:00:00+00:00"))
+        numbers = (record.get("seconds", 0), record.get("cost", {}).get("passes", 0))
+        texts = [record["description"]["class"], *(name for names in record.get(PARTS, {}).values() for name in names)]
+        kinds = all(isinstance(number, int | float) for number in numbers) and all(isinstance(text, str) for text in texts)
+        return created.tzinfo is not None and kinds
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def _last_change(folder: Path, default: float) -> float:

@@ -2,42 +2,37 @@
 
 A stored node is the folder ``<root>/<NAME>/<fingerprint>``: the files of its artifact, ``node.json`` (its description and how it
 was computed) and ``manifest.json`` (size and SHA-256 of every other file). ``<fingerprint>.part`` holds work in progress,
-``<fingerprint>.gone`` a folder that is being removed. The process that computes a node holds ``<root>/locks/<fingerprint>.lock``;
-the lock is released when that process ends.
+``<fingerprint>.gone`` a folder that is being removed.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from attribution.nodes import Node, describe, fingerprint_of
+from attribution.nodes.files import Digest, read_json, sync_folder, write_json
+from attribution.nodes.saves import FOLDER as PROGRESS
+from attribution.nodes.saves import Saves
+from experiments import disk
+from experiments.store.errors import StoreError
+from experiments.store.locks import forget, locked
 
 NODE = "node.json"
 MANIFEST = "manifest.json"
 PART = ".part"
 GONE = ".gone"
-LOCKS = "locks"
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY}
-_MINIMAL_SPACE = 1 << 20
-
-
-class StoreError(OSError):
-    """The store cannot return an artifact. The message names the folder or the setting, and the remedy."""
 
 
 def begin(part: Path, node: Node) -> None:
-    """Create the ``.part`` folder of a node, or reopen the one of an earlier attempt, and write its description there.
+    """Create the ``.part`` folder of a node, or reopen that of an earlier attempt if it has saves, and write its description there.
 
     Raises:
         StoreError: the description of the node is not plain JSON, so it could not be compared later.
@@ -45,22 +40,37 @@ def begin(part: Path, node: Node) -> None:
     description = json.loads(json.dumps(describe(node)))
     if fingerprint_of(description) != node.fingerprint:
         raise StoreError(f"the description of {type(node).__name__} is not plain JSON: use strings as keys")
+    if part.is_dir() and not (part / PROGRESS).is_dir():  # nothing tells whether the files are complete
+        shutil.rmtree(part)
     part.mkdir(parents=True, exist_ok=True)
     write_json(part / NODE, {"fingerprint": node.fingerprint, "description": description})
 
 
-def publish(part: Path, final: Path, facts: dict[str, Any]) -> None:
-    """Turn a finished ``.part`` folder into the stored node: add ``facts`` to node.json, hash and sync all files, then rename."""
-    write_json(part / NODE, read_json(part / NODE) | facts)
-    manifest = {}
+def settle(part: Path, node: Node) -> dict[str, Digest]:
+    """Keep those files of a computed node that its last save lists, before the artifact adds its own, and return their digests."""
+    digests = Saves(part, node.fingerprint).published()
     for path in _files(part):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        manifest[path.relative_to(part).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_json(part / MANIFEST, manifest)
+        if (name := _name(path, part)) not in digests and name != NODE and not name.startswith(f"{PROGRESS}/"):
+            path.unlink()
+    return digests
+
+
+def publish(part: Path, final: Path, facts: dict[str, Any], saved: dict[str, Digest]) -> None:
+    """Turn a finished ``.part`` folder into the stored node: add ``facts`` to node.json, hash and sync all files, then rename.
+
+    Raises:
+        StoreError: a file in ``saved`` is no longer what it was when it was saved.
+    """
+    write_json(part / NODE, read_json(part / NODE) | facts)
+    files = {name: path for path in _files(part) if not (name := _name(path, part)).startswith(f"{PROGRESS}/")}
+    digests = {name: Digest.of(path, sync=True) for name, path in files.items()}
+    if changed := sorted(name for name, digest in saved.items() if digests.get(name) != digest):
+        raise StoreError(f"{part / changed[0]} has changed since it was saved: run again to compute the node from what is intact")
+    if (part / PROGRESS).is_dir():
+        shutil.rmtree(part / PROGRESS)
+    write_json(part / MANIFEST, {name: asdict(digest) for name, digest in digests.items()})
     for folder in (*(path for path in part.rglob("*") if path.is_dir()), part):
-        _sync(folder)
+        sync_folder(folder)
     try:
         os.rename(part, final)
     except OSError as error:
@@ -68,11 +78,14 @@ def publish(part: Path, final: Path, facts: dict[str, Any]) -> None:
             raise
         # On a network file system a stored node may become visible late, so that it is computed twice. The first one stays.
         shutil.rmtree(part)
-    _sync(final.parent)
+    sync_folder(final.parent)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path) -> dict[str, Any]:
     """Check every byte of a stored node against its manifest, and its description against the name of its folder.
+
+    Returns:
+        The content of node.json.
 
     Raises:
         StoreError: a file is missing, changed or unexpected, or the folder describes a different node from the one it is named
@@ -80,44 +93,27 @@ def verify(folder: Path) -> None:
     """
     remedy = f"delete {folder} (the node will be computed again), or restore it"
     try:
-        description, manifest = read_json(folder / NODE)["description"], read_json(folder / MANIFEST)
+        record, manifest = read_json(folder / NODE), read_json(folder / MANIFEST)
+        name = fingerprint_of(record["description"])
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder} is damaged: its {NODE} or {MANIFEST} is missing or unreadable ({error}): {remedy}") from error
-    if fingerprint_of(description) != folder.name:
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder} is damaged: its {NODE} or {MANIFEST} is missing: {remedy}") from error
+    except (IsADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{folder} is damaged: its {NODE} or {MANIFEST} is unreadable ({error}): {remedy}") from error
+    if name != folder.name:
         raise StoreError(
             f"{folder} describes a different node from the one it is named after (class, version or a field differs): {remedy}"
         )
-    present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    present = {_name(path, folder): path for path in _files(folder)}
     if different := sorted(expected.keys() ^ present.keys()):
         problem = "is missing" if different[0] in expected else "does not belong there"
         raise StoreError(f"{folder} is damaged: {different[0]} {problem}: {remedy}")
     for name, (size, digest) in expected.items():
         if (actual := present[name].stat().st_size) != size:
             raise StoreError(f"{folder} is damaged: {name} has {actual} bytes instead of {size}: {remedy}")
-        with present[name].open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise StoreError(f"{folder} is damaged: the content of {name} is not what was stored: {remedy}")
-
-
-@contextmanager
-def locked(root: Path, fingerprints: Iterable[str]) -> Iterator[bool]:
-    """Hold the locks of all these nodes and yield True. If another process holds one of them, hold none and yield False.
-
-    This never waits. All processes take the locks in the same order, so of several with overlapping sets one always succeeds.
-    """
-    folder = root / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            for fingerprint in sorted(fingerprints):
-                held.enter_context(FileLock(folder / f"{fingerprint}.lock", blocking=False))
-        except Timeout:
-            held.close()
-            free = False
-        else:
-            free = True
-        yield free
+        if Digest.of(present[name]).sha256 != digest:
+            raise StoreError(f"{folder} is damaged: the content of {name} is not what was stored: {remedy}")
+    return record
 
 
 def remove(root: Path, folder: Path) -> bool:
@@ -125,7 +121,8 @@ def remove(root: Path, folder: Path) -> bool:
 
     The folder is renamed first: a reader finds all of it or nothing, and an interrupted removal leaves no stored node.
     """
-    with locked(root, [folder.name.split(".")[0]]) as free:
+    fingerprint = folder.name.split(".")[0]
+    with locked(root, [fingerprint]) as free:
         if not free or not folder.is_dir():
             return False
         gone = folder if folder.suffix == GONE else folder.with_suffix(GONE)
@@ -133,55 +130,16 @@ def remove(root: Path, folder: Path) -> bool:
             shutil.rmtree(gone, ignore_errors=True)
             os.rename(folder, gone)
         shutil.rmtree(gone)
+        forget(root, [fingerprint])
         return True
 
 
 @contextmanager
 def explained(root: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission under ``root`` into a StoreError that names the setting and the remedy."""
-    try:
+    """Turn a full disk, a missing permission or a misplaced file under ``root`` into a StoreError with setting and remedy."""
+    kept = "stored nodes are intact and will be reused (task=store task.action=prune removes what is no longer needed)"
+    with disk.explained(root, "store.root", kept, StoreError):
         yield
-    except StoreError:
-        raise
-    except Exception as error:
-        name = getattr(error, "filename", None)
-        inside = isinstance(name, str | os.PathLike) and root.absolute() in (path := Path(name).absolute(), *path.parents)
-        if _is_full(error, root) and (inside or name is None):
-            message = f"the disk of store.root={root} is full ({_free(root) / 1e6:.1f} MB free)"
-            remedy = "free some space (prune the store) or set store.root to another disk"
-        elif isinstance(error, OSError) and error.errno in _DENIED and inside:
-            message, remedy = (
-                f"store.root={root} cannot be used ({error})",
-                "correct its permissions or set store.root to another folder",
-            )
-        else:
-            raise
-        raise StoreError(f"{message}: {remedy}, then run again; stored nodes are intact and will be reused") from error
-
-
-def _is_full(error: Exception, root: Path) -> bool:
-    if isinstance(error, OSError) and error.errno is None:
-        # numpy reports a short write as an OSError with the number of written items, but without the cause.
-        return _free(root) < _MINIMAL_SPACE
-    # safetensors puts the system's message into its own exception.
-    return getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
-
-
-def _free(root: Path) -> int:
-    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(existing).free
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` and sync the file to disk."""
-    with path.open("w") as file:
-        file.write(json.dumps(value, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -190,9 +148,5 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in files if path != folder / MANIFEST]
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()

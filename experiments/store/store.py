@@ -1,7 +1,7 @@
 """The store: a ``Get`` on disk that any number of processes share. Each node is computed once.
 
 Existence means complete. A worker that is killed loses at most the node (the shard) that it was computing, or less if the node
-keeps its progress in ``workspace``. Its locks are released when it ends.
+makes saves (``attribution.nodes.saves``) in its ``workspace``. Its locks are released when it ends.
 
 The processes cannot deadlock: a waiting process holds only the locks of nodes that it is computing, and waits only for nodes that
 these depend on. Dependence has no cycles, so the process at the end of every chain of waiting is computing. (The locks of nodes
@@ -11,16 +11,19 @@ that are computed together are held together, so none of them may depend on a no
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from attribution.nodes import Artifact, Node, groups, short_name
+from experiments.store.errors import StoreError
+from experiments.store.leftovers import PARTS, Leftovers, listed
+from experiments.store.locks import forget, locked
 from experiments.store.progress import Track
 from experiments.store.provenance import provenance
-from experiments.store.storage import PART, StoreError, begin, explained, locked, publish, remove, verify
+from experiments.store.storage import PART, begin, explained, publish, remove, settle, verify
 from experiments.store.work import Work
 
 A = TypeVar("A")
@@ -46,6 +49,8 @@ class Store:
         self._recent: dict[str, Any] = {}
         self._verified: set[str] = set()
         self._in_progress: set[str] = set()
+        self._leftovers = Leftovers(self.root)
+        self._calls = 0
         self._seconds_below = 0.0
 
     def __call__(self, node: Node[A]) -> A:
@@ -54,17 +59,22 @@ class Store:
     def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
         """The artifacts of all ``nodes``, in order. Missing nodes and their missing parents are shared with other processes."""
         start, below = time.perf_counter(), self._seconds_below
+        self._calls += 1
         try:
             with explained(self.root):
                 unique = {node.fingerprint: node for node in nodes}
                 artifacts = {name: artifact for name, node in unique.items() if (artifact := self._find(node)) is not None}
                 artifacts |= self._make([node for name, node in unique.items() if name not in artifacts], title)
-                return [artifacts[node.fingerprint] for node in nodes]
+            if self._calls == 1:  # calls for parents come in between, while others may still need the parts
+                self._sweep(self._leftovers.parts(spared={*unique, *self._alive}))
+                self._leftovers.remove_locks()
+            return [artifacts[node.fingerprint] for node in nodes]
         finally:
+            self._calls -= 1
             self._seconds_below = below + time.perf_counter() - start
 
     def workspace(self, node: Node) -> Path:
-        """A folder for the progress of a node that is being computed. It survives a crash, and the next attempt finds it."""
+        """A folder for the progress of a node that is being computed. After a crash the next attempt finds what was saved."""
         if not node.STORED:
             raise StoreError(f"{type(node).__name__} has STORED = False, so it has no folder for its progress: set STORED = True")
         part = self.folder(node).with_suffix(PART)
@@ -114,7 +124,7 @@ class Store:
                     done.add(node.fingerprint)
                     if node.fingerprint in work.requested:
                         made[node.fingerprint] = self(node)
-                    self._sweep(work.spare_parts(node))
+                    self._sweep(self.folder(part) for part in work.spare_parts(node) if self.has(part))
                     yield node
             waiting = [node for node in waiting if node.fingerprint not in done]
             if waiting and not done and not self._work_ahead(later, work):
@@ -127,12 +137,13 @@ class Store:
                 return True
         return False
 
-    def _sweep(self, parts: Iterable[Node]) -> None:
-        for part in parts:
-            if self.has(part):
-                self._verified.discard(part.fingerprint)
-                self._recent.pop(part.fingerprint, None)
-                remove(self.root, self.folder(part))
+    def _sweep(self, folders: Iterable[Path]) -> None:
+        """Remove the folders of parts. If that fails, as in a read-only store, they stay: they do no harm."""
+        for folder in folders:
+            self._verified.discard(folder.name)
+            self._recent.pop(folder.name, None)
+            with suppress(OSError):
+                remove(self.root, folder)
 
     def _attempt(self, group: Sequence[Node], work: Work) -> list[Node]:
         """Compute the missing nodes of a group unless another process is computing them; return the nodes that are done."""
@@ -141,8 +152,10 @@ class Store:
             with self._computing(missing), locked(self.root, [node.fingerprint for node in missing]) as free:
                 # Before the lock was taken, another process may have finished these nodes, or the nodes that they are parts of.
                 # Under the lock neither can happen: a process that stores a node removes only parts whose locks are free.
-                if free and (missing := self._missing(missing, work)):
-                    self._compute(missing, work)
+                if free and (still := self._missing(missing, work)):
+                    self._compute(still, work)
+                if free:
+                    forget(self.root, (node.fingerprint for node in missing))
                     missing = []
         undone = {node.fingerprint for node in missing}
         return [node for node in group if node.fingerprint not in undone]
@@ -165,8 +178,9 @@ class Store:
             )
         for node, artifact in zip(nodes, artifacts, strict=True):
             part = self.workspace(node)
+            saved = settle(part, node)
             artifact.save(part)
-            publish(part, self.folder(node), _facts(node, seconds, bool(work.parts[node.fingerprint])))
+            publish(part, self.folder(node), _facts(node, seconds, work.parts[node.fingerprint]), saved)
             self._verified.add(node.fingerprint)
 
     @contextmanager
@@ -196,7 +210,7 @@ class Store:
         while (before := _inode(folder)) is not None:
             try:
                 if node.fingerprint not in self._verified:
-                    verify(folder)
+                    self._leftovers.note(verify(folder))
                     self._verified.add(node.fingerprint)
                 return node.ARTIFACT.load(folder)
             except Exception:
@@ -218,10 +232,10 @@ class Store:
         return artifact
 
 
-def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
+def _facts(node: Node, seconds: float, parts: Sequence[Node]) -> dict[str, Any]:
     """The content of node.json except the description. ``seconds``: of the successful attempt, without parents and parts."""
     cost = node.cost()
-    if has_parts:  # passes and seconds count toward the parts
+    if parts:  # passes and seconds count toward the parts
         cost = dataclasses.replace(cost, passes=0.0)
     settings = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("identity", True)}
     return {
@@ -233,6 +247,7 @@ def _facts(node: Node, seconds: float, has_parts: bool) -> dict[str, Any]:
         "execution": {
             name: value if isinstance(value, bool | int | float | None) else str(value) for name, value in settings.items()
         },
+        **({PARTS: names} if (names := listed(parts)) else {}),
         **provenance(),
     }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from attribution.nodes import Get, Node
-from experiments.store.storage import StoreError
+from experiments.store.errors import StoreError
 
 A = TypeVar("A")
 

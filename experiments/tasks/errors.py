@@ -10,6 +10,7 @@ from unittest.mock import patch
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.disk import DiskError, is_full
 from experiments.tasks.suggestions import composition_error
 
 EXPECTED = (ValueError, FloatingPointError, OSError, HydraException, OmegaConfBaseException)
@@ -32,7 +33,15 @@ def exit_with(error: BaseException) -> NoReturn:
         raise error
     if isinstance(error, InstantiationException):
         error = error.__cause__ or error
-    sys.exit(f"error: {composition_error(error) if isinstance(error, HydraException) else error}")
+    sys.exit(f"error: {_message(error)}")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, HydraException):
+        return composition_error(error)
+    if isinstance(error, OSError) and not isinstance(error, DiskError) and is_full(error):
+        return f"{error}: free some space, or set hydra.run.dir (in a sweep hydra.sweep.dir) to another disk, then run again"
+    return str(error)
 
 
 def _call(function: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from attribution.nodes import Node
+from experiments.disk import explained
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
 from experiments.report.trackers import Tracker
@@ -72,13 +73,14 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
         swept=settings_of_run(),
         command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's
     )
-    yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
-    report.close()
-    tracker.rows(report.rows)
-    for path in report.figures:
-        tracker.figure(path.stem, path)
-    if message := tracker.finish():
-        print(message)
+    with explained(report.folder, "hydra.run.dir", "what is in the store will be reused"):
+        yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
+        report.close()
+        tracker.rows(report.rows)
+        for path in report.figures:
+            tracker.figure(path.stem, path)
+        if message := tracker.finish():
+            print(message)
 
 
 def announce(nodes: Sequence[Node], store: Store) -> bool:

@@ -248,6 +248,10 @@ def until(steps: int):
     return progress
 
 
+def saved(member: Member) -> set[str]:
+    return {path.name for path in (member.folder / "progress").iterdir()}
+
+
 @pytest.mark.parametrize("mode", [Together(interval=2), Alone(interval=2)])
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, precision):
@@ -258,17 +262,20 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, 
     for steps in (1, 3, 4, 5):
         with pytest.raises(Killed):
             trained(of, mode, recipe=recipe, progress=until(steps))
-    assert {path.name for path in of[0].folder.iterdir()} == {"progress-000000004.safetensors"}
+    assert [path.name for path in of[0].folder.iterdir()] == ["progress"]
+    assert saved(of[0]) == {"000000002.json", "000000004.json", "state-000000002.safetensors", "state-000000004.safetensors"}
     # A kill while step 4 was saved: the first model has it, the last one does not, and step 2 still exists.
     again = members(tmp_path / "saving")
     with pytest.raises(Killed):
         trained(again, mode, recipe=recipe, progress=until(2))
-    (of[0].folder / "progress-000000004.safetensors").rename(again[0].folder / "progress-000000004.safetensors")
-    with pytest.raises(Killed):
-        trained(of, mode, recipe=recipe, progress=until(0))
+    for name in ("state-000000004.safetensors", "000000004.json"):
+        (of[0].folder / "progress" / name).rename(again[0].folder / "progress" / name)
+    with pytest.raises(Killed):  # the first model lost step 4: all of them start from step 2
+        trained(of, mode, recipe=recipe, progress=until(2))
     for pieces in (trained(again, mode, recipe=recipe), trained(of, mode, recipe=recipe)):
         assert all(same(a, b) for a, b in zip(whole, pieces, strict=True))
-    assert {path.name for path in of[0].folder.iterdir()} == {PARAMETERS}
+    assert {path.name for path in of[0].folder.iterdir()} == {PARAMETERS, "progress"}
+    assert saved(of[0]) == {"finished.json"}
     assert all(same(a, b) for a, b in zip(whole, trained(of, mode, recipe=recipe, progress=until(0)), strict=True))
 
 
@@ -279,7 +286,8 @@ def test_resuming_really_starts_from_what_was_saved(tmp_path):
         with pytest.raises(Killed):
             trained(each, Together(interval=2), progress=until(4))
     true = trained(members(tmp_path / "whole"), Together(interval=2))
-    (other[1].folder / "progress-000000004.safetensors").replace(of[1].folder / "progress-000000004.safetensors")
+    for name in ("state-000000004.safetensors", "000000004.json"):
+        (other[1].folder / "progress" / name).replace(of[1].folder / "progress" / name)
     ended = trained(of, Together(interval=2))
     assert [same(a, b) for a, b in zip(true, ended, strict=True)] == [True, False, True, True]
 

@@ -165,7 +165,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, 
     for step in whole.steps:
         assert same(whole.parameters(step), pieces.parameters(step))
     assert same(whole.final_parameters(), pieces.final_parameters())
-    assert not (tmp_path / "pieces" / "progress").exists()
+    assert [path.name for path in (tmp_path / "pieces" / "progress").iterdir()] == ["finished.json"]
 
 
 def test_the_average_is_torch_s_exponential_moving_average():

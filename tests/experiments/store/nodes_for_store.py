@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from attribution.nodes import Artifact, Cost, Get, Node, execution
+from attribution.nodes.saves import Saves
 from experiments.store.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -168,16 +169,18 @@ class Crowd(Draw):
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(Draw):
-    """Ten steps, each kept in the workspace; one started anew goes on from the last."""
+    """Ten steps, each saved in the workspace; one started anew goes on from the last."""
 
     def compute(self, get: Get) -> Numbers:
-        progress = get.workspace(self) / "steps.npy"
-        values = np.load(progress) if progress.exists() else np.zeros(0)
-        for step in range(len(values), 10):
+        saves = Saves(get.workspace(self), self.fingerprint)
+        start = saves.intact().last
+        saves.resume(start)
+        values = np.load(saves.path(f"steps-{start}.npy")) if start else np.zeros(0)
+        for step in range(start, 10):
             time.sleep(self.seconds)
             values = np.append(values, np.random.default_rng((self.number, step)).standard_normal())
-            np.save(progress.with_name("new.npy"), values)
-            os.replace(progress.with_name("new.npy"), progress)
+            np.save(saves.path(f"steps-{step + 1}.npy"), values)
+            saves.save(step + 1, [saves.path(f"steps-{step + 1}.npy")])
             note(self.log, f"step {step}")
         return Numbers(values)
 
@@ -204,7 +207,9 @@ class Failing(Draw):
     error: type[BaseException] = execution(default=ValueError)
 
     def compute(self, get: Get) -> Any:
-        (get.workspace(self) / "progress.txt").write_text("so far")
+        saves = Saves(get.workspace(self), self.fingerprint)
+        saves.path("progress.txt").write_text("so far")
+        saves.save(1, [saves.path("progress.txt")])
         raise self.error("no")
 
 

@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
+from experiments.store.errors import StoreError
 from experiments.store.inventory import explain, listing
 from experiments.store.inventory_table import duration, show, show_explanation, size
+from experiments.store.locks import locked
 from experiments.store.plan import plan
 from experiments.store.prune import prune
-from experiments.store.storage import StoreError, begin, locked
+from experiments.store.storage import begin
 from experiments.store.store import Store
 from tests.experiments.store.nodes_for_store import Child, Draw, Failing, Fleeting, Shard, Sized, Table
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.store import storage
-from experiments.store.storage import StoreError, fingerprint_of, locked, remove
+from experiments import disk
+from experiments.store.errors import StoreError
+from experiments.store.locks import locked
+from experiments.store.storage import fingerprint_of, remove
 from experiments.store.store import Store
 from tests.experiments.store.nodes_for_store import (
     ROOT,
@@ -280,7 +282,7 @@ def test_a_full_disk_is_an_error_that_names_the_setting_and_loses_nothing(tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(Numbers, "save", full)
-        patch.setattr(storage, "_free", lambda root: 0)
+        patch.setattr(disk, "free", lambda root: 0)
         with pytest.raises(StoreError, match=r"store\.root=.* is full .*MB free"):
             store(Draw(number=2))
     assert not store.has(Draw(number=2))
@@ -318,7 +320,7 @@ def test_a_failure_releases_the_lock_and_keeps_progress(tmp_path, error):
     node = Failing(number=1, error=error)
     with pytest.raises(error, match="no"):
         store(node)
-    assert (store.workspace(node) / "progress.txt").read_text() == "so far"
+    assert (store.workspace(node) / "progress" / "progress.txt").read_text() == "so far"
     with locked(tmp_path, [node.fingerprint]) as free:
         assert free
     with pytest.raises(error, match="no"):  # and not: asked for while it is being computed

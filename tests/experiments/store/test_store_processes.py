@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.store import store as store_module
-from experiments.store.storage import locked, remove
+from experiments.store.locks import locked
+from experiments.store.storage import remove
 from experiments.store.store import Store
 from tests.experiments.store.nodes_for_store import (
     ROOT,
