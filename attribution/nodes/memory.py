@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attribution.nodes.node import A, Node, groups
+from attribution.nodes.saves import FOLDER as PROGRESS
 
 
 class InMemory:
@@ -30,6 +31,8 @@ class InMemory:
             self.many(parts, title)
         for group in groups(list(missing.values())):
             artifacts = type(group[0]).compute_together(group, self)
+            for node in group:  # nothing resumes from here
+                shutil.rmtree(self._folder / node.fingerprint / PROGRESS, ignore_errors=True)
             self._artifacts.update((node.fingerprint, artifact) for node, artifact in zip(group, artifacts, strict=True))
         return [self._artifacts[node.fingerprint] for node in nodes]
 

@@ -78,7 +78,7 @@ class Saves:
         self._sweep(sorted(saves, key=lambda save: save.step)[-_KEPT:])
 
     def finish(self, files: Iterable[Path]) -> None:
-        """Declare ``files`` the complete result. The saves stay until ``discard``, for results that are finished together."""
+        """Declare ``files`` the complete result. The saves stay until ``discard``, or until the result is published."""
         self._write(_FINISHED, files)
 
     def discard(self) -> None:

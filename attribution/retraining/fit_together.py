@@ -106,7 +106,6 @@ def fit_together(
         save_file(stack.final(m), member.parameters)
     for member, saved in zip(members, saves, strict=True):
         saved.finish([member.parameters])
-    _discard(saves)  # only now: after a kill, all members still share a step
 
 
 def _batch(
@@ -148,12 +147,11 @@ def _draws(members: Sequence[Member], ids: Tensor, step: int, T: int, flips: boo
 def _start(members: Sequence[Member], saves: Sequence[Saves]) -> int | None:
     """The last step that all members saved, 0 if there is none, or None if all are finished; later saves are deleted.
 
-    Rounding depends on the members that are trained together, so a finished member whose saves are gone is trained again if another
-    member has to be.
+    Rounding depends on the members that are trained together, so they all resume from the same step, finished ones too. Their saves
+    are kept until the results are published.
     """
     found = [saved.intact(member.parameters) for member, saved in zip(members, saves, strict=True)]
     if all(each.finished for each in found):
-        _discard(saves)
         return None
     step = max(set(found[0].steps).intersection(*(each.steps for each in found[1:])), default=0)
     if damaged := next((each for each in found if each.problem), None):
@@ -167,11 +165,6 @@ def _save(members: Sequence[Member], saves: Sequence[Saves], stack: Stack, step:
     for m, (member, saved) in enumerate(zip(members, saves, strict=True)):
         save_file(stack.state(m), saved.path(member.state(step).name))
         saved.save(step, [member.state(step)])
-
-
-def _discard(saves: Sequence[Saves]) -> None:
-    for saved in saves:
-        saved.discard()
 
 
 def _check_rows(members: Sequence[Member], count: int) -> None:
