@@ -1,7 +1,8 @@
 """Signals that end a run: Ctrl-C (exit code 130), SIGTERM (143) and SIGHUP (129), each with one line on stderr.
 
-A signal raises :class:`Interrupted` in the main thread, so that files are closed, locks released and workers stopped on the way
-out. A second signal ends the process at once, and so does the time limit ``SECONDS_TO_STOP``.
+While a task runs, a signal raises :class:`Interrupted` in the main thread, so that files are closed, locks released and workers
+stopped on the way out. At other times, such as during imports, there is nothing to stop, and the process ends at once. So does a
+second signal, and a task that does not stop within ``SECONDS_TO_STOP``.
 """
 
 import multiprocessing
@@ -9,17 +10,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from experiments.store.loops import innermost
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SECONDS_TO_STOP = 20.0
-"""How long a run may take to stop. Slurm sends SIGKILL 30 seconds after SIGTERM."""
+"""How long a task may take to stop. Slurm sends SIGKILL 30 seconds after SIGTERM."""
 
 _SECONDS_BETWEEN_SIGNALS = 0.5
 """Signals that follow faster are one: ``timeout`` and ``scancel`` signal the process and its group, and so both arrive."""
@@ -31,50 +32,55 @@ children: list[subprocess.Popen] = []
 class Interrupted(BaseException):
     """A signal asked the run to end. This is no KeyboardInterrupt, which Lightning would turn into exit code 1."""
 
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
         self.number = number
 
 
 class _Handler:
-    """Handles the signals of this process. Before ``interruptible`` there is nothing to stop, and the process ends at once."""
+    """Handles the signals of this process."""
 
     def __init__(self) -> None:
         self.raises = False
-        self._first: float | None = None
-        self._message: str | None = None
+        self._first: tuple[int, float] | None = None
+        self._message = ""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._first is None:
-            self._first = now
-            self._message = _message(number)
+            self._first, self._message = (number, now), _message(number)
             if self.raises:
-                limit = threading.Timer(SECONDS_TO_STOP, self._end, [number])
-                limit.daemon = True
-                limit.start()
-                raise Interrupted(number, self._message)
-        elif now - self._first < _SECONDS_BETWEEN_SIGNALS:
+                signal.signal(signal.SIGALRM, self._end)
+                signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_STOP)
+                raise Interrupted(number)
+        elif now - self._first[1] < _SECONDS_BETWEEN_SIGNALS:
             return
-        self._end(number)
+        self._end()
 
-    def stopped(self, stop: Interrupted) -> None:
-        """Print the message and exit, after the body of ``interruptible`` was left."""
+    def retry(self) -> None:
+        """Raise again soon: Python has dropped the exception because it was raised in a ``__del__`` method or a callback."""
+        if self._first is not None:
+            number, self._first = self._first[0], None
+            signal.signal(signal.SIGALRM, lambda *_: self(number, None))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    def stopped(self, number: int) -> None:
+        """Print the message and exit, after the task was left."""
         _kill_children()
-        self._print()
-        sys.exit(128 + stop.number)
+        sys.stderr.write(self._line())
+        sys.stderr.flush()
+        sys.exit(128 + number)
 
-    def _end(self, number: int) -> None:
+    def _end(self, *_: Any) -> None:
+        assert self._first is not None
         _kill_children()
-        self._print()
-        os._exit(128 + number)
+        os.write(2, self._line().encode())  # sys.stderr may be in the middle of a write
+        os._exit(128 + self._first[0])
 
-    def _print(self) -> None:
-        message, self._message = self._message, None
-        if message is not None:
-            # A progress bar hides the cursor.
-            sys.stderr.write(("\x1b[?25h" if sys.stderr.isatty() else "") + message + "\n")
-            sys.stderr.flush()
+    def _line(self) -> str:
+        message, self._message = self._message, ""
+        cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides it
+        return f"{cursor}{message}\n" if message else ""
 
 
 _handler = _Handler()
@@ -85,6 +91,8 @@ def install() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:  # shells start background jobs without SIGINT
             signal.signal(number, _handler)
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda error: _handler.retry() if isinstance(error.exc_value, Interrupted) else report(error)
 
 
 @contextmanager
@@ -94,7 +102,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        _handler.stopped(stop)
+        _handler.stopped(stop.number)
     finally:
         _handler.raises = False
 
