@@ -28,9 +28,8 @@ def task(config: DictConfig) -> None:
 
     try:
         check_run(config)
-        run = build(config, "task")
         with interruption.interruptible():
-            run(config)
+            build(config, "task")(config)
     except Exception as error:
         named = by_setting(config, error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -44,7 +43,7 @@ def task(config: DictConfig) -> None:
 def main() -> None:
     """Run the command line: one job, or all jobs of a sweep."""
     sys.argv[1:] = sweepable(sys.argv[1:])
-    with errors_as_messages(), joint_report():
+    with interruption.interruptible(), errors_as_messages(), joint_report():
         task()
 
 

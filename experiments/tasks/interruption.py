@@ -1,8 +1,8 @@
 """Signals that end a run: Ctrl-C (exit code 130), SIGTERM (143) and SIGHUP (129), each with one line on stderr.
 
-While a task runs, a signal raises :class:`Interrupted` in the main thread, so that files are closed, locks released and workers
-stopped on the way out. At other times, such as during imports, there is nothing to stop, and the process ends at once. So does a
-second signal, and a task that does not stop within ``SECONDS_TO_STOP``.
+A signal raises :class:`Interrupted` in the main thread, so that files are closed, locks released, and workers and the jobs of a
+launcher stopped on the way out. A second signal ends the process at once, and so does a run that does not stop within
+``SECONDS_TO_STOP``. Before and after ``interruptible`` there is nothing to stop.
 """
 
 import multiprocessing
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,7 @@ from experiments.store.loops import innermost
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SECONDS_TO_STOP = 20.0
-"""How long a task may take to stop. Slurm sends SIGKILL 30 seconds after SIGTERM."""
+"""How long a run may take to stop. Slurm sends SIGKILL 30 seconds after SIGTERM."""
 
 _SECONDS_BETWEEN_SIGNALS = 0.5
 """Signals that follow faster are one: ``timeout`` and ``scancel`` signal the process and its group, and so both arrive."""
@@ -31,10 +31,6 @@ children: list[subprocess.Popen] = []
 
 class Interrupted(BaseException):
     """A signal asked the run to end. This is no KeyboardInterrupt, which Lightning would turn into exit code 1."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class _Handler:
@@ -52,7 +48,7 @@ class _Handler:
             if self.raises:
                 signal.signal(signal.SIGALRM, self._end)
                 signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_STOP)
-                raise Interrupted(number)
+                raise Interrupted
         elif now - self._first[1] < _SECONDS_BETWEEN_SIGNALS:
             return
         self._end()
@@ -64,12 +60,13 @@ class _Handler:
             signal.signal(signal.SIGALRM, lambda *_: self(number, None))
             signal.setitimer(signal.ITIMER_REAL, 0.01)
 
-    def stopped(self, number: int) -> None:
-        """Print the message and exit, after the task was left."""
-        _kill_children()
-        sys.stderr.write(self._line())
-        sys.stderr.flush()
-        sys.exit(128 + number)
+    def exit_if_signalled(self) -> None:
+        """After a signal, print the message and exit."""
+        if self._first is not None:
+            _kill_children()
+            sys.stderr.write(self._line())
+            sys.stderr.flush()
+            sys.exit(128 + self._first[0])
 
     def _end(self, *_: Any) -> None:
         assert self._first is not None
@@ -98,13 +95,14 @@ def install() -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let a signal interrupt the body, and exit with its message and exit code."""
-    _handler.raises = True
+    before, _handler.raises = _handler.raises, True
     try:
         yield
-    except Interrupted as stop:
-        _handler.stopped(stop.number)
+    except BaseException:
+        _handler.exit_if_signalled()  # whatever the exception is: compiled modules turn Interrupted into others
+        raise
     finally:
-        _handler.raises = False
+        _handler.raises = before
 
 
 def _message(number: int) -> str:
@@ -117,5 +115,7 @@ def _message(number: int) -> str:
 
 
 def _kill_children() -> None:
-    for process in (*children, *multiprocessing.active_children()):
-        process.kill()
+    for process in (*children, *multiprocessing.active_children()):  # active_children() has the jobs of joblib as well
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
