@@ -5,7 +5,11 @@ import gc
 import os
 import sys
 
+from experiments.tasks import interruption
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads must not take the cores of others
+if __name__ == "__main__":
+    interruption.install()  # before the imports that take seconds
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,28 +17,33 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.tasks.errors import EXPECTED, errors_as_messages, exit_with
+from experiments.tasks.multirun import joint_report, record_failure
 from experiments.tasks.sweep_arguments import sweepable
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def task(config: DictConfig) -> None:
-    """Run the task of one composed config."""
+    """Run the task of one composed config. A job of a sweep that fails does not end the others."""
     from experiments.tasks.settings import build, by_setting, check_run  # not before: --help needs none of it
 
     try:
         check_run(config)
-        build(config, "task")(config)
-    except EXPECTED as error:
+        with interruption.interruptible():
+            build(config, "task")(config)
+    except Exception as error:
         named = by_setting(config, error)
-        if HydraConfig.get().mode == RunMode.RUN:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            record_failure(named)
+        elif isinstance(error, EXPECTED):
             exit_with(named)
-        raise named from error
+        else:
+            raise
 
 
 def main() -> None:
     """Run the command line: one job, or all jobs of a sweep."""
     sys.argv[1:] = sweepable(sys.argv[1:])
-    with errors_as_messages():
+    with interruption.interruptible(), errors_as_messages(), joint_report():
         task()
 
 

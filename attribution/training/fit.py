@@ -1,6 +1,7 @@
 """One training run by Lightning."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from attribution.images import Images
@@ -74,7 +77,9 @@ def fit(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
             trainer = _trainer(
+                default_root_dir=folder,
                 accelerator=hardware.accelerator,
                 devices=hardware.devices,
                 num_nodes=hardware.num_nodes,
@@ -82,7 +87,7 @@ def fit(
                 precision=recipe.precision,  # pyright: ignore[reportArgumentType]
                 max_steps=recipe.steps,
                 callbacks=[recorder, *callbacks],
-                plugins=[_DirectCheckpoints()],
+                plugins=[_DirectCheckpoints(), _one_process()],
                 logger=logger,
                 log_every_n_steps=max(1, min(50, recipe.steps // 20)),
                 enable_checkpointing=False,
@@ -93,7 +98,7 @@ def fit(
             _check_processes(trainer, len(images), recipe.batch_size)
             # Lightning converts the module after it restores a checkpoint, which would round float64 parameters to float32.
             trainer.precision_plugin.convert_module(module)
-            trainer.fit(module, Batches(images, seed, recipe.batch_size), ckpt_path=recorder.resume_from, weights_only=True)
+            _run(trainer, module, Batches(images, seed, recipe.batch_size), recorder.resume_from)
     if trainer.is_global_zero and not saves.finished:
         raise RuntimeError(f"training ended without a record in {folder}; its progress is kept there, run it again to resume")
 
@@ -104,6 +109,30 @@ class _DirectCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
+
+
+def _one_process() -> LightningEnvironment:
+    """Return an environment in which this process trains by itself, also as a task of Slurm or MPI beside others.
+
+    Lightning would take each task for a rank of one training run, and requeue the job of Slurm on SIGUSR1.
+    """
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)  # Lightning has read it from SLURM_PROCID, and only rank 0 saves and logs
+    return environment
+
+
+def _run(trainer: L.Trainer, module: DiffusionModule, batches: Batches, resume_from: Path | None) -> None:
+    """Train, and end as the signal demands if one stops the training: Lightning exits with 0 after SIGTERM, with 1 after SIGINT."""
+    try:
+        trainer.fit(module, batches, ckpt_path=resume_from, weights_only=True)
+    except BaseException as error:
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(signal.SIGKILL)  # the processes of ddp_spawn would train on
+        if isinstance(error, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from error
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
 
 
 def _trainer(**settings: Any) -> L.Trainer:

@@ -120,16 +120,26 @@ def merge(folder: Path | str) -> list[Row]:
     The settings in which the jobs differ (their ``.hydra/overrides.yaml``) are added to the ``swept`` of each row. Rows that are
     equal except for the command, such as those of an estimator that was compared with several others, are kept once.
     """
+    jobs = jobs_of(folder, FILE)
+    rows = []
+    for job, settings in zip(jobs, swept_settings(jobs), strict=True):
+        swept = {name: value for name, value in settings.items() if name not in REQUIRED}
+        rows += [row.with_swept(swept) for row in read_rows(job)]
+    return list({json.dumps({**row.to_dict(), "command": None}, sort_keys=True): row for row in reversed(rows)}.values())[::-1]
+
+
+def jobs_of(folder: Path | str, *files: str) -> list[Path]:
+    """Return the folders below ``folder`` that have one of ``files``, in the order of the jobs of a Hydra multirun."""
     folder = Path(folder)
-    jobs = sorted((path.parent for path in folder.rglob(FILE) if path.parent != folder), key=_natural)
+    return sorted({path.parent for name in files for path in folder.rglob(name)} - {folder}, key=_natural)
+
+
+def swept_settings(jobs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return for each job its settings (from ``.hydra/overrides.yaml``) among those in which the jobs differ."""
     overrides = [_overrides(job) for job in jobs]
     names = dict.fromkeys(name for settings in overrides for name in settings)
     differing = [name for name in names if len({json.dumps(settings.get(name)) for settings in overrides}) > 1]
-    rows = []
-    for job, settings in zip(jobs, overrides, strict=True):
-        swept = {name: settings[name] for name in differing if name in settings and name not in REQUIRED}
-        rows += [row.with_swept(swept) for row in read_rows(job)]
-    return list({json.dumps({**row.to_dict(), "command": None}, sort_keys=True): row for row in reversed(rows)}.values())[::-1]
+    return [{name: settings[name] for name in differing if name in settings} for settings in overrides]
 
 
 def _overrides(job: Path) -> dict[str, Any]:

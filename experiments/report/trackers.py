@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Tracker(ABC):
-    """Follows one run. Call ``start`` first, ``finish`` last if the run succeeds, and the others any number of times between."""
+    """Follows one run. Call ``start`` first, ``finish`` last, and the others any number of times between."""
 
     @abstractmethod
     def start(self, config: Mapping[str, Any]) -> None:
@@ -42,8 +42,8 @@ class Tracker(ABC):
         """Record complete curves, such as those of a stored training run; each of ``values`` has one number per step."""
 
     @abstractmethod
-    def finish(self) -> str:
-        """Close the run and return a message that tells the user where it is, or the empty string."""
+    def finish(self, failed: bool = False) -> str:
+        """Close the run, or mark it as failed, and return a message that tells the user where it is, or the empty string."""
 
 
 class Local(Tracker):
@@ -64,7 +64,7 @@ class Local(Tracker):
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         pass
 
-    def finish(self) -> str:
+    def finish(self, failed: bool = False) -> str:
         return ""
 
 
@@ -141,10 +141,10 @@ class Wandb(Tracker):
             point = zip(values, map(float, numbers_here), strict=True)
             self.run.log({f"{name}/step": int(step), **{f"{name}/{key}": value for key, value in point}})
 
-    def finish(self) -> str:
+    def finish(self, failed: bool = False) -> str:
         run, self._run = self.run, None
         message = f"wandb: {run.url}" if self.mode == "online" else f"to upload: wandb sync {Path(run.dir).parent}"
-        run.finish()
+        run.finish(exit_code=int(failed))
         return message
 
 

@@ -10,6 +10,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.store.loops import noted
+
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -29,7 +31,7 @@ def track(iterable: Iterable[T], title: str, total: int | None = None) -> Iterat
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    return (_bar if sys.stderr.isatty() else _lines)(iterable, title, total)
+    return (_bar if sys.stderr.isatty() else _lines)(noted(iterable, title, total), title, total)
 
 
 class _Display:

@@ -31,17 +31,18 @@ def exit_with(error: BaseException) -> NoReturn:
     """Exit with "error: " and the message, or raise the error if HYDRA_FULL_ERROR=1."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
+    sys.exit(f"error: {sentence(error)}")
+
+
+def sentence(error: BaseException) -> str:
+    """Return what an error says to the user: its message, after the name of its class if it is not ``EXPECTED``."""
     if isinstance(error, InstantiationException):
         error = error.__cause__ or error
-    sys.exit(f"error: {_message(error)}")
-
-
-def _message(error: BaseException) -> str:
     if isinstance(error, HydraException):
         return composition_error(error)
     if isinstance(error, OSError) and not isinstance(error, DiskError) and is_full(error):
         return f"{error}: free some space, or set hydra.run.dir (in a sweep hydra.sweep.dir) to another disk, then run again"
-    return str(error)
+    return str(error) if isinstance(error, EXPECTED) and str(error) else f"{type(error).__name__}: {error}"
 
 
 def _call(function: Callable[[], Any]) -> Any:

@@ -1,6 +1,5 @@
 """The objects that every task works with: the experiment, store, report and tracker of one run."""
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from experiments.store.plan import announcement
 from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import experiment_of, settings_of_run
+from experiments.tasks.cores import cores, thread_limit
 from experiments.tasks.settings import SettingError, build
 
 
@@ -40,19 +40,21 @@ class RunContext:
 
 
 _THREADS = torch.get_num_threads()
-"""Torch's default thread count, restored when a later job in this process uses `auto`."""
+"""Torch's default number of threads, from which `auto` of a later job in this process starts as well."""
 
 
 def set_threads(config: DictConfig) -> None:
     """Set the number of torch's threads as ``threads`` says.
 
-    ``auto`` gives one thread for images up to 16 × 16 unless OMP_NUM_THREADS is set, and torch's default otherwise.
+    ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
+    than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
 
     Raises:
         SettingError: If ``threads`` is below 1.
     """
-    small = config.data.size <= 16 and "OMP_NUM_THREADS" not in os.environ
-    threads = (1 if small else _THREADS) if config.threads == "auto" else config.threads
+    threads = config.threads
+    if threads == "auto":
+        threads = 1 if config.data.size <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
     if threads < 1:
         raise SettingError(f"threads={threads}: must be auto, or a whole number of at least 1")
     torch.set_num_threads(threads)
@@ -73,14 +75,18 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
         swept=settings_of_run(),
         command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's
     )
-    with explained(report.folder, "hydra.run.dir", "what is in the store will be reused"):
-        yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
-        report.close()
-        tracker.rows(report.rows)
-        for path in report.figures:
-            tracker.figure(path.stem, path)
-        if message := tracker.finish():
-            print(message)
+    try:
+        with explained(report.folder, "hydra.run.dir", "what is in the store will be reused"):
+            yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
+            report.close()
+            tracker.rows(report.rows)
+            for path in report.figures:
+                tracker.figure(path.stem, path)
+    except BaseException:
+        tracker.finish(failed=True)  # the next job of a sweep has a run of its own
+        raise
+    if message := tracker.finish():
+        print(message)
 
 
 def announce(nodes: Sequence[Node], store: Store) -> bool:

@@ -14,6 +14,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from experiments.tasks.cores import cores
+from experiments.tasks.interruption import children
 from experiments.tasks.settings import SettingError
 
 PROGRAM = Path(__file__).parents[2] / "run.py"
@@ -27,8 +29,8 @@ _NOT_PASSED_ON = ("task", "tracker", "workers")
 def count(config: DictConfig) -> int:
     """Return the number of processes, including this one.
 
-    ``auto`` gives one per core (at most MAX_PROCESSES) on the CPU with one thread each, and 1 otherwise. ``auto`` also gives 1 if
-    other processes are likely to use the cores: if OMP_NUM_THREADS is set, or if a launcher starts the jobs.
+    ``auto`` gives one per core that this process may use (at most MAX_PROCESSES) on the CPU with one thread each, and 1 otherwise.
+    ``auto`` also gives 1 if a launcher starts the jobs, because they are likely to share the cores.
 
     Raises:
         SettingError: If ``workers`` is below 1.
@@ -37,10 +39,9 @@ def count(config: DictConfig) -> int:
         if config.workers < 1:
             raise SettingError(f"workers={config.workers}: must be auto, or a whole number of at least 1")
         return config.workers
-    crowded = "OMP_NUM_THREADS" in os.environ or not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+    launched = not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
     on_cpu = config.execution.device == "cpu" or (config.execution.device == "auto" and not torch.cuda.is_available())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_PROCESSES, cores) if on_cpu and torch.get_num_threads() == 1 and not crowded else 1
+    return min(MAX_PROCESSES, cores()) if on_cpu and torch.get_num_threads() == 1 and not launched else 1
 
 
 @contextmanager
@@ -62,13 +63,17 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
                     command, cwd=hydra.runtime.cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
                 )
             processes.append((process, log))
+            children.append(process)
         yield
-    finally:
         for process, log in processes:
             if process.poll():
                 print(f"a worker failed; the other processes did its work: {log}")
+    finally:
+        for process, _ in processes:
             process.terminate()
+        for process, _ in processes:
             process.wait()
+            children.remove(process)
 
 
 def _top_level(override: str) -> str:
