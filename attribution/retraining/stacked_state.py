@@ -87,7 +87,8 @@ class Stack:
         self.optimizer.step()
         if self.recipe.ema is not None:
             current = self.matrix.detach()
-            self.average = current.clone() if self.average is None else self.average.lerp_(current, 1 - self.recipe.ema)
+            decay = self.recipe.ema_decay(step)
+            self.average = current.clone() if self.average is None else self.average.lerp_(current, 1 - decay)
 
     def state(self, m: int) -> dict[str, Tensor]:
         """The state that model ``m`` needs to resume training."""

@@ -71,7 +71,15 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = DiffusionModule(
-            model(), measure, optimizer, seed, flips, recipe.lr_schedule, recipe.warmup, recipe.clip, recipe.ema
+            model(),
+            measure,
+            optimizer,
+            seed,
+            flips,
+            recipe.lr_schedule,
+            recipe.warmup,
+            recipe.clip,
+            None if recipe.ema is None else recipe.ema_decay,
         ).train()
         recorder = Recorder(saves, found.last, checkpoints, hardware.interval, len(images), recipe.batch_size, seed)
         with warnings.catch_warnings():

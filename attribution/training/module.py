@@ -1,6 +1,7 @@
 """The LightningModule: the training loss at recorded draws; everything else is left to Lightning."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from attribution.diffusion import denoiser
 from attribution.images import philox
@@ -30,11 +31,18 @@ def training_loss(
     return measure(denoiser(model), *measure.inputs(x0, draws, condition)).mean()
 
 
+def _update_average(
+    decay: Callable[[int], float], average: Sequence[Tensor], parameters: Sequence[Tensor], step: Tensor
+) -> None:
+    """``average = decay(t) · average + (1 - decay(t)) · parameters``, called by ``AveragedModel`` with ``step`` t."""
+    torch._foreach_lerp_(average, parameters, 1 - decay(int(step)))
+
+
 class DiffusionModule(L.LightningModule):
     """Train ``model`` on ``measure`` with draws that are a function of (seed, example, step).
 
     Batches are ``(ids [B], x0 [B, C, H, W], condition [B, ...] or None)``. After each step the recorder reads ``ids``, ``draws``,
-    ``loss``, ``dropout_seed``, ``learning_rates`` and ``clip_factor``.
+    ``loss``, ``dropout_seed``, ``learning_rates`` and ``clip_factor``. ``ema_decay`` gives the decay of the average at each step.
     """
 
     def __init__(
@@ -47,12 +55,15 @@ class DiffusionModule(L.LightningModule):
         lr_schedule: str = "constant",
         warmup: float = 0.0,
         clip: float | None = None,
-        ema: float | None = None,
+        ema_decay: Callable[[int], float] | None = None,
     ):
         super().__init__()
         self.model, self.measure, self.build_optimizer = model, measure, optimizer
         self.seed, self.flips, self.lr_schedule, self.warmup, self.clip = seed, flips, lr_schedule, warmup, clip
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.average = None
+        if ema_decay is not None:
+            # A partial function, because ddp_spawn pickles the module. DDP would wait for gradients of the average.
+            self.average = AveragedModel(model, multi_avg_fn=partial(_update_average, ema_decay)).requires_grad_(False)
         self.clip_factor: Tensor | float = 1.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,5 +1,6 @@
 """How and on which devices a model is trained."""
 
+import math
 from dataclasses import dataclass
 
 from attribution.checks import FieldError, number, whole
@@ -12,15 +13,16 @@ class Recipe:
     """The settings of a training run; all of them are part of the model's identity.
 
     ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
-    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``precision``: as in
-    Lightning (32-true, 64-true, bf16-mixed, ...).
+    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``ema_warmup``: increase
+    the decay from 0 to ``ema``, so that the average forgets the first steps also in a short training run; without it the decay is
+    constant, as in papers that train for long. ``precision``: as in Lightning (32-true, 64-true, bf16-mixed, ...).
 
     Raises:
         ValueError: a setting outside its range.
     """
 
     NAME = "Recipe"
-    VERSION = 1
+    VERSION = 2
 
     steps: int
     batch_size: int
@@ -28,6 +30,7 @@ class Recipe:
     warmup: float = 0.0
     clip: float | None = None
     ema: float | None = None
+    ema_warmup: bool = True
     precision: str = "32-true"
 
     def __post_init__(self):
@@ -40,6 +43,24 @@ class Recipe:
             raise FieldError(self, "ema", "must be between 0 and 1: it is the decay of the average; None takes no average")
         if self.lr_schedule not in LR_SCHEDULES:
             raise FieldError(self, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}")
+
+    def ema_decay(self, step: int) -> float:
+        """The decay d_t of the average at ``step`` t (0-based): ``average = d_t · average + (1 - d_t) · parameters``.
+
+        ``d_0 = 0``: the average begins as the parameters after the first step. Then ``d_t = min(ema, (1 + t) / (10 + t))``, the
+        warm-up of TensorFlow's ``ExponentialMovingAverage`` and diffusers' ``EMAModel``, or ``d_t = ema`` without warm-up.
+        """
+        assert self.ema is not None
+        if step == 0:
+            return 0.0
+        return min(self.ema, (1 + step) / (10 + step)) if self.ema_warmup else self.ema
+
+    @property
+    def ema_first_weight(self) -> float:
+        """The weight of the parameters after the first step in the final average; 0 without an average."""
+        if self.ema is None:
+            return 0.0
+        return math.prod(self.ema_decay(step) for step in range(1, self.steps))
 
 
 @dataclass(frozen=True)
