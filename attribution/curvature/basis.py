@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from attribution.double_precision import double_device
 from attribution.gradients.per_example import LayerGradients
 from attribution.nodes import Artifact
 
@@ -30,7 +31,7 @@ class Basis(Artifact):
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
-        """The basis on another device."""
+        """The basis on another device. Eigenvalues stay on the CPU if the device has no float64."""
 
     @abstractmethod
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
@@ -50,9 +51,8 @@ class KroneckerBasis(Basis):
     values: Mapping[str, Tensor]
 
     def to(self, device: torch.device) -> Self:
-        return replace(
-            self, **{kind: {name: t.to(device) for name, t in getattr(self, kind).items()} for kind in ("QA", "QB", "values")}
-        )
+        places = {"QA": device, "QB": device, "values": double_device(device)}
+        return replace(self, **{kind: {name: t.to(at) for name, t in getattr(self, kind).items()} for kind, at in places.items()})
 
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
         """QBᵀ g QA for g ``[.., out, in (+1)]``."""

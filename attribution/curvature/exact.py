@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attribution.curvature.basis import Basis, eigh
 from attribution.curvature.pseudo_gradients import OutputProbe
+from attribution.double_precision import double_device
 from attribution.execution import Execution, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
@@ -82,7 +83,7 @@ class DenseBasis(Basis):
         return {WHOLE: self.eigenvalues.unsqueeze(0)}
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(self.vectors.to(device), self.eigenvalues.to(device))
+        return type(self)(self.vectors.to(double_device(device)), self.eigenvalues.to(double_device(device)))
 
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
         g = flat(gradients)
@@ -141,7 +142,7 @@ class DenseShard(Node[Sum]):
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Sum:
-        device, images = self.execution.torch_device(), get(self.train)
+        device, images = double_device(self.execution.torch_device()), get(self.train)
         per_example = PerExampleGradients(self.trained.network(get).double().to(device), self.execution.batch_size)
         total: Any = 0
         # A block holds the gradients of all its inputs for one pixel at a time.
@@ -149,7 +150,7 @@ class DenseShard(Node[Sum]):
         for start, stop in ranges(*self.rows, block):
             rows = slice(start, stop)
             draws = self.draws.draw("curvature", images.ids(rows).to(device), self.trained.process.T, self.flips)
-            measure, x0 = OutputPixels(self.trained.process), images.x0(rows).to(device).double()
+            measure, x0 = OutputPixels(self.trained.process), images.x0(rows).double().to(device)
             total = total + measure.gram(per_example, x0, draws, images.conditions(rows))
         return Sum(total.cpu())
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from attribution.curvature.basis import flatten, unflatten
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
+from attribution.double_precision import double
 from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks, layer_check
 from attribution.nodes import Artifact, Cost, Get, Node
@@ -82,7 +83,7 @@ def _expanded(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
 def _reduced(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
     a, b, positions = zip(*(position_sums(layer, a, b) for layer, a, b in _sides(calls)), strict=True)
     # There is only one row per input, and small eigenvalues matter, so these sums need float64.
-    mean, total = _total(a).double() / sum(positions), _total(b).double()
+    mean, total = double(_total(a)) / sum(positions), double(_total(b))
     return mean.T @ mean, total.T @ total, torch.tensor([len(mean), len(mean)], dtype=torch.float64)
 
 
@@ -98,7 +99,7 @@ def _total(tensors: Sequence[Tensor]) -> Tensor:
 
 def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     """``sums[name] += value`` in float64."""
-    sums[name] = sums[name].add_(value) if name in sums else value.double()
+    sums[name] = sums[name].add_(value.to(sums[name].device)) if name in sums else double(value)
 
 
 @dataclass(frozen=True)

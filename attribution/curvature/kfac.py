@@ -13,6 +13,7 @@ from attribution.checks import FieldError
 from attribution.curvature.basis import Basis, KroneckerBasis, eigh
 from attribution.curvature.factors import AllFactors, Sharing, blocks
 from attribution.curvature.pseudo_gradients import Fisher, PseudoGradients
+from attribution.double_precision import double_device
 from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -84,7 +85,7 @@ class KFACBasis(Node[Basis]):
         return basis_cost(self.factors.pseudo.trained)
 
     def compute(self, get: Get) -> KroneckerBasis:
-        factors, device = get(self.factors), self.factors.pseudo.execution.torch_device()
+        factors, device = get(self.factors), double_device(self.factors.pseudo.execution.torch_device())
         QA, QB, values = {}, {}, {}
         for layer in factors.A:
             A, B = factors.means(layer)

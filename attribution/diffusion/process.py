@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class Process(ABC):
 
     @abstractmethod
     def weight(self, t: Tensor) -> Tensor:
-        """The weight of the squared error at each noise level, float64 ``[B]``."""
+        """The weight of the squared error at each noise level, ``[B]``, in a dtype that the device of ``t`` has."""
 
     @abstractmethod
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class DDPM(Process):
         return noise
 
     def weight(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t, dtype=torch.float64)
+        return torch.ones_like(t, dtype=torch.float32)
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t
@@ -105,8 +106,9 @@ class DDPM(Process):
 
     def _coefficients(self, t: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1-ᾱ_t), ``[B, 1, 1, 1]``, computed in float64, in the dtype of ``images``."""
-        alpha_bar = torch.from_numpy(self.schedule.alpha_bars).to(t.device)[t].view(-1, *[1] * (images.dim() - 1))
-        return alpha_bar.sqrt().to(images.dtype), (1 - alpha_bar).sqrt().to(images.dtype)
+        alpha_bars, shape = self.schedule.alpha_bars, (-1, *[1] * (images.dim() - 1))
+        signal, scale = (torch.from_numpy(np.sqrt(table)).to(images.dtype).to(t.device) for table in (alpha_bars, 1 - alpha_bars))
+        return signal[t].view(shape), scale[t].view(shape)
 
 
 def noise_schedule(process: Process, user: str) -> NoiseSchedule:

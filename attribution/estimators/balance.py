@@ -73,7 +73,7 @@ class NormTable(Arrays):
 
     def at(self, timestep: Tensor) -> Tensor:
         """Return the norms at ``timestep``, a tensor of any shape."""
-        return torch.from_numpy(self.norms).to(timestep.device)[timestep - 1].float()
+        return torch.from_numpy(self.norms).float().to(timestep.device)[timestep - 1]
 
 
 @dataclass(frozen=True)

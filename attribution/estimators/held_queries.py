@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, flatten, unflatten
+from attribution.double_precision import double
 from attribution.gradients.compression import Compression
 from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import STEP, pieces
@@ -54,7 +55,7 @@ class QueryCoefficients(Artifact):
         rotated = [basis.rotate(mean) for mean in means]
         parts: dict[str, dict[str, Tensor]] = {}
         for layer, eigenvalues in basis.values.items():
-            whitened = torch.stack([mean[layer].double() for mean in rotated]) / scaling(eigenvalues, compression)
+            whitened = torch.stack([double(mean[layer]) for mean in rotated]) / scaling(eigenvalues, compression)
             for part, tensor in compression.compress(whitened).items():
                 parts.setdefault(part, {})[layer] = tensor.cpu()
         return cls(parts)
@@ -124,7 +125,7 @@ class HeldQueries:
         total: Any = 0
         for columns in pieces(len(eigenvalues), max(1, 8 * STEP // (len(self.dampings) * len(q)))):
             scale = scaling(eigenvalues[columns], self.compression) / (eigenvalues[columns] + self.dampings)
-            total = total + (q[:, columns] * scale.to(q).unsqueeze(1)).flatten(0, 1) @ z[:, columns].T
+            total = total + (q[:, columns] * scale.to(q.dtype).to(q.device).unsqueeze(1)).flatten(0, 1) @ z[:, columns].T
         return total
 
 

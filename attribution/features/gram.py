@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attribution.double_precision import double
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
 from attribution.features.features import Features
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
@@ -136,7 +137,7 @@ def _squares(a: Tensor) -> np.ndarray:
 
 def _columns(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for columns in ranges(0, a.shape[1], COLUMNS):
-        yield a[:, slice(*columns)].double(), b[:, slice(*columns)].double()
+        yield double(a[:, slice(*columns)]), double(b[:, slice(*columns)])
 
 
 def _finite(products: Any) -> np.ndarray:

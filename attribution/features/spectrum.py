@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from attribution.curvature.basis import eigh
+from attribution.double_precision import double_device
 from attribution.execution import FLOAT64_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
@@ -56,7 +57,7 @@ class Spectrum(Node[Eigenfeatures]):
         return Cost(memory=4 * FLOAT64_BYTES * N**2, disk=FLOAT64_BYTES * N**2)
 
     def compute(self, get: Get) -> Eigenfeatures:
-        device = self.train.execution.torch_device()
+        device = double_device(self.train.execution.torch_device())
         if self.uses_gram:
             gram = get(InnerProducts(self.train, self.train))
             values, vectors = eigh(

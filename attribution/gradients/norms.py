@@ -88,7 +88,7 @@ def compute_norms(gradients: GradientSet, images: Images, get: Get) -> Norms:
         rows = slice(start, stop)
         x0, condition = images.x0(rows).to(device), images.conditions(rows)
         captured = per_example.capture(gradients.objective, x0, draws.to(device), condition)
-        norms.append(captured.norms().double().cpu().numpy())
+        norms.append(captured.norms().cpu().double().numpy())
         timesteps.append(draws.timestep.numpy())
     norm, timestep = np.concatenate(norms), np.concatenate(timesteps)
     if (bad := ~np.isfinite(norm)).any():

@@ -105,4 +105,4 @@ def per_draw(condition: Tensor | None, draws: Draws) -> Tensor | None:
 
 def lookup(table: np.ndarray, t: Tensor, dtype: torch.dtype) -> Tensor:
     """``table[t]`` for timesteps of any shape."""
-    return torch.from_numpy(table).to(t.device, dtype)[t]
+    return torch.from_numpy(table).to(dtype).to(t.device)[t]

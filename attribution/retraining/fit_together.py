@@ -126,7 +126,7 @@ def _batch(
     inputs = measure.inputs(x0, draws, None if condition is None else condition.to(stack.device))
     return StackedBatch(
         Inputs(*(None if tensor is None else tensor.unflatten(0, rows.shape) for tensor in inputs)),  # pyright: ignore[reportArgumentType]
-        torch.from_numpy(weight).to(stack.device, stack.dtype),
+        torch.from_numpy(weight).to(stack.dtype).to(stack.device),
         lengths,
         [philox.key(member.seed, "dropout", step, 0)[0] for member in members],
     )

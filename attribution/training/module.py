@@ -31,9 +31,7 @@ def training_loss(
     return measure(denoiser(model), *measure.inputs(x0, draws, condition)).mean()
 
 
-def _update_average(
-    decay: Callable[[int], float], average: Sequence[Tensor], parameters: Sequence[Tensor], step: Tensor
-) -> None:
+def _update_average(decay: Callable[[int], float], average: Sequence[Tensor], parameters: Sequence[Tensor], step: Tensor) -> None:
     """``average = decay(t) · average + (1 - decay(t)) · parameters``, called by ``AveragedModel`` with ``step`` t."""
     torch._foreach_lerp_(average, parameters, 1 - decay(int(step)))
 

@@ -13,7 +13,7 @@ class Recipe:
     """The settings of a training run; all of them are part of the model's identity.
 
     ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
-    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``ema_warmup``: increase
+    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``ema_warmup``: raise
     the decay from 0 to ``ema``, so that the average forgets the first steps also in a short training run; without it the decay is
     constant, as in papers that train for long. ``precision``: as in Lightning (32-true, 64-true, bf16-mixed, ...).
 

@@ -33,7 +33,7 @@ def test_ddpm_is_its_equations():
         bar = np.prod([1 - (0.01 + 0.29 * s / 19) for s in range(b + 1)])
         torch.testing.assert_close(x_t[b], np.sqrt(bar) * x0[b] + np.sqrt(1 - bar) * noise[b], rtol=1e-12, atol=1e-12)
     assert torch.equal(PROCESS.target(x0, t, noise), noise)
-    assert torch.equal(PROCESS.weight(t), torch.ones(20, dtype=torch.float64))
+    assert torch.equal(PROCESS.weight(t), torch.ones(20))
     assert torch.equal(PROCESS.network_input(x_t, t), x_t)
 
 

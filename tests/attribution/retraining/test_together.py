@@ -85,9 +85,10 @@ def same(a: Parameters, b: Parameters) -> bool:
     [
         (Together(), PLAIN, ADAMW, {}),
         (Together(), PLAIN, functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9), {"ema": None, "clip": 0.05}),
+        (Together(), PLAIN, ADAMW, {"ema": 0.9, "ema_warmup": False}),
         (Alone(), UNET, functools.partial(torch.optim.Adam, lr=1e-3), {"lr_schedule": "constant"}),
     ],
-    ids=["together", "together-sgd", "alone-dropout"],
+    ids=["together", "together-sgd", "together-plain-average", "alone-dropout"],
 )
 def test_models_trained_side_by_side_are_those_of_fit(tmp_path, mode, model, optimizer, changes):
     """Claim: subsets of several sizes, seeds, flips, warm-up, cosine, clipping, averaging and dropout agree with ``fit``."""

@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attribution.images import Images
@@ -15,7 +16,7 @@ from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps, EveryEpochs, EverySteps, SteadyDecline, select, steady_decline
 from attribution.training.fit import fit
 from attribution.training.order import batch_rows
-from attribution.training.recipe import Hardware
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from attribution.training.replay import replay_gradient
 from tests.worlds import UNET, Blobs, Conditioned, trained
@@ -169,9 +170,9 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, 
 
 
 def test_the_average_is_torch_s_exponential_moving_average():
-    """Claim: final_parameters are the EMA of the parameters after every step, and without EMA the last checkpoint."""
+    """Claim: without warm-up final_parameters are torch's EMA after every step, and without EMA the last checkpoint."""
     get = InMemory()
-    node = trained(recipe=replace(trained().recipe, ema=0.8))
+    node = trained(recipe=replace(trained().recipe, ema=0.8, ema_warmup=False))
     record = get(node)
     network = UNET().double()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.8))
@@ -183,6 +184,31 @@ def test_the_average_is_torch_s_exponential_moving_average():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-14)
     plain = trained()
     assert same(get(plain).final_parameters(), get(plain).parameters(12))
+
+
+@pytest.mark.parametrize("ema", [0.3, 0.8, 0.9999])
+def test_the_decay_of_the_average_warms_up(ema):
+    """Claim: step t mixes the average with weight min(ema, (1 + t) / (10 + t)), and step 0 sets it to the parameters."""
+    get = InMemory()
+    node = trained(recipe=replace(trained().recipe, ema=ema))
+    record = get(node)
+    assert record.steps == list(range(1, 13))
+    expected = record.parameters(1)
+    for t in range(1, 12):
+        decay = min(ema, (1 + t) / (10 + t))
+        expected = {name: decay * expected[name] + (1 - decay) * tensor for name, tensor in record.parameters(t + 1).items()}
+    for name, tensor in record.final_parameters().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_the_warm_up_is_that_of_diffusers():
+    """Claim: decays agree with the ``EMAModel`` of diffusers, and the first step's weight in the average with their product."""
+    recipe = Recipe(steps=500, batch_size=8, ema=0.999)
+    theirs = EMAModel([torch.nn.Parameter(torch.zeros(1))], decay=0.999)
+    assert [recipe.ema_decay(t) for t in range(500)] == [theirs.get_decay(t + 1) for t in range(500)]
+    assert recipe.ema_first_weight < 1e-15
+    assert replace(recipe, ema_warmup=False).ema_first_weight == pytest.approx(0.999**499)
+    assert replace(recipe, ema=None).ema_first_weight == 0
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do():
@@ -247,9 +273,9 @@ def test_selecting_checkpoints():
 
 @pytest.mark.slow
 def test_several_processes_visit_what_one_does(tmp_path):
-    """Claim: under DDP the record has the same visits, and with them (no dropout) the same parameters to rounding."""
+    """Claim: under DDP the record has the same visits, and with them (no dropout) the same parameters and average to rounding."""
     images = Blobs().compute(None)
-    node = trained(model=functools.partial(UNET, dropout=0.0))
+    node = trained(model=functools.partial(UNET, dropout=0.0), recipe=replace(trained().recipe, ema=0.9))
     records = []
     for devices in (1, 2):
         folder = tmp_path / str(devices)
@@ -262,6 +288,8 @@ def test_several_processes_visit_what_one_does(tmp_path):
     np.testing.assert_allclose(one.losses, two.losses, rtol=1e-9)
     for name, tensor in one.parameters(12).items():
         torch.testing.assert_close(two.parameters(12)[name], tensor, rtol=1e-9, atol=1e-12)
+    for name, tensor in one.final_parameters().items():
+        torch.testing.assert_close(two.final_parameters()[name], tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
