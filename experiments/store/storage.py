@@ -137,7 +137,7 @@ def remove(root: Path, folder: Path) -> bool:
 @contextmanager
 def explained(root: Path) -> Iterator[None]:
     """Turn a full disk, a missing permission or a misplaced file under ``root`` into a StoreError with setting and remedy."""
-    kept = "stored nodes are intact and will be reused (task=store task.action=prune removes what is no longer needed)"
+    kept = "what was stored or saved is kept and will be reused (task=store task.action=prune removes what is not needed)"
     with disk.explained(root, "store.root", kept, StoreError):
         yield
 
