@@ -3,8 +3,8 @@
     python -m tests.damage [number of damages] [seed]
 
 prints how many resumed computations ended with the same result, with another result, or with an error. Each damage hits one file,
-two files or all saves of an interrupted computation: a bit flips, the file is cut, deleted or filled with zeros, two files are
-swapped, or files of another model take their place.
+two files or all saves of an interrupted computation: a bit flips, the file is cut, deleted, filled with zeros or replaced by a
+folder, two files are swapped, or files of another model take their place.
 """
 
 import functools
@@ -197,7 +197,7 @@ def damage(root: Path, other: Path, chance: random.Random) -> str:
     path = chance.choice(files)
     mine, others = (sorted(place.glob("*/*.part/progress")) for place in (root, other))
     whole = ["other model's saves"] if mine and others else []
-    how = chance.choice(["bit", "cut", "deletion", "zeros", "swap", "other model's file", "manifest", *whole])
+    how = chance.choice(["bit", "cut", "deletion", "folder", "zeros", "swap", "other model's file", "manifest", *whole])
     if how == "manifest":
         path = chance.choice([each for each in files if each.suffix == ".json"])
         _change(path, chance.choice(["bit", "cut", "deletion", "zeros"]), chance)
@@ -216,8 +216,10 @@ def damage(root: Path, other: Path, chance: random.Random) -> str:
 
 def _change(path: Path, how: str, chance: random.Random) -> None:
     data = bytearray(path.read_bytes())
-    if how == "deletion":
+    if how in ("deletion", "folder"):
         path.unlink()
+        if how == "folder":
+            path.mkdir()
         return
     if how == "bit" and data:
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)

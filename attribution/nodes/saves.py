@@ -7,6 +7,7 @@ them have been flushed to disk, so a crash during a save leaves the saves before
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -140,9 +141,9 @@ class Saves:
         others = [save for save in self._readable()[0] if save.path not in {save.path for save in kept}]
         # Manifests go first: a save never lists files that were deleted.
         unwanted = [save.path for save in others] + [self.folder / name for save in others for name in save.files]
-        for path in [*unwanted, *self._files()]:
+        for path in [*unwanted, *self._entries()]:
             if self._name(path) not in remaining:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _readable(self) -> tuple[list[_Save], list[str]]:
         """The saves with a readable manifest of this owner, and what is wrong with the others."""
@@ -183,8 +184,11 @@ class Saves:
         return [f"{path} belongs to no complete save" for path in strays]
 
     def _files(self) -> list[Path]:
+        return [path for path in self._entries() if path.is_file()]
+
+    def _entries(self) -> list[Path]:
         place = self.folder / FOLDER
-        return sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else []
+        return sorted(place.iterdir()) if place.is_dir() else []
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -204,6 +208,13 @@ def _difference(path: Path, digest: Digest) -> str:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _in_progress(name: str) -> bool:

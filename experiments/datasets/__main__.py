@@ -17,7 +17,7 @@ def main() -> int | str:
     arguments = parser.parse_args()
     try:
         {"cifar10": download_cifar10, "mnist": download_mnist}[arguments.dataset](arguments.root)
-    except DataError as error:
+    except (DataError, OSError) as error:
         return str(error)
     return 0
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ def begin(part: Path, node: Node) -> None:
         raise StoreError(f"the description of {type(node).__name__} is not plain JSON: use strings as keys")
     if part.is_dir() and not (part / PROGRESS).is_dir():  # nothing tells whether the files are complete
         shutil.rmtree(part)
+    for folder in sorted((path for path in part.rglob("*") if path.is_dir()), reverse=True):
+        with suppress(OSError):  # only empty folders go: one of them may be in the place of a file
+            folder.rmdir()
     part.mkdir(parents=True, exist_ok=True)
     write_json(part / NODE, {"fingerprint": node.fingerprint, "description": description})
 
@@ -137,7 +140,7 @@ def remove(root: Path, folder: Path) -> bool:
 @contextmanager
 def explained(root: Path) -> Iterator[None]:
     """Turn a full disk, a missing permission or a misplaced file under ``root`` into a StoreError with setting and remedy."""
-    kept = "stored nodes are intact and will be reused (task=store task.action=prune removes what is no longer needed)"
+    kept = "what was stored or saved is kept and will be reused (task=store task.action=prune removes what is not needed)"
     with disk.explained(root, "store.root", kept, StoreError):
         yield
 

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from experiments.store import inventory, inventory_table
 from experiments.store.prune import prune
+from experiments.store.storage import explained
 from experiments.store.store import Store
 from experiments.tasks.settings import SettingError
 
@@ -23,14 +24,16 @@ def store(
 
     Raises:
         SettingError: If ``action`` is ``explain`` and ``node`` is None.
+        StoreError: If the store cannot be read or, to prune it, written.
     """
     opened = Store(config.store.root)
-    if action == "list":
-        inventory_table.show(inventory.listing(opened.root), str(opened.root))
-    elif action == "prune":
-        rows = prune(opened, unfinished=unfinished, older_than_days=older_than_days, node_class=node_class, dry_run=not apply)
-        inventory_table.show(rows, "removed" if apply else "would be removed (task.apply=true does it)")
-    elif node is None:
-        raise SettingError("task.action=explain needs task.node=FINGERPRINT, or its beginning; task.action=list shows them")
-    else:
-        inventory_table.show_explanation(inventory.explain(opened.root, node))
+    with explained(opened.root):
+        if action == "list":
+            inventory_table.show(inventory.listing(opened.root), str(opened.root))
+        elif action == "prune":
+            rows = prune(opened, unfinished=unfinished, older_than_days=older_than_days, node_class=node_class, dry_run=not apply)
+            inventory_table.show(rows, "removed" if apply else "would be removed (task.apply=true does it)")
+        elif node is None:
+            raise SettingError("task.action=explain needs task.node=FINGERPRINT, or its beginning; task.action=list shows them")
+        else:
+            inventory_table.show_explanation(inventory.explain(opened.root, node))

@@ -150,9 +150,12 @@ def test_a_file_is_hashed_once_however_many_saves_list_it(tmp_path, monkeypatch)
     """Claim: the cost of a save is that of its new files."""
     hashed = []
     of = Digest.of.__func__  # pyright: ignore[reportFunctionMemberAccess]
-    monkeypatch.setattr(
-        saves.Digest, "of", classmethod(lambda cls, path, sync=False: hashed.append(path.name) or of(cls, path, sync))
-    )
+
+    def counted(cls, path, sync=False):
+        hashed.append(path.name)
+        return of(cls, path, sync)
+
+    monkeypatch.setattr(saves.Digest, "of", classmethod(counted))
     made(tmp_path, steps=4)
     assert sorted(hashed) == sorted([f"{kind}-{step}.bin" for kind in ("kept", "state") for step in range(1, 5)])
 

@@ -1,5 +1,6 @@
 """Data sources on tiny files in the real formats."""
 
+import errno
 import gzip
 import hashlib
 import os
@@ -16,6 +17,7 @@ from sklearn.datasets import load_digits
 from attribution.nodes import InMemory
 from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Split, downloads
 from experiments.datasets.selection import random_order
+from experiments.disk import DiskError
 from tests.experiments.datasets.fake_data import BATCHES, idx, write_cifar, write_mnist
 
 
@@ -342,6 +344,19 @@ def test_failed_downloads_leave_nothing(tmp_path, addresses, monkeypatch):
     (root / "cifar-10-batches-py" / "batches.meta").write_text("mine")
     with pytest.raises(DataError, match="exists already"):
         CIFAR10(root=root, download=True).load()
+
+
+@pytest.mark.parametrize("place", ["wrap_file", "shutil.copyfileobj"])
+def test_a_disk_that_is_full_is_not_blamed_on_the_network(tmp_path, addresses, monkeypatch, place):
+    """Claim: while files arrive or are unpacked, a full disk is an error that names the setting, and nothing incomplete remains."""
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"experiments.datasets.downloads.{place}", full)
+    with pytest.raises(DiskError, match=r"the disk of data\.root=.* is full .*nothing of this download is kept"):
+        CIFAR10(root=tmp_path / "data", download=True).load()
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_the_download_command_reports_errors(tmp_path):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import disk
+from experiments.store import locks
+from experiments.store import store as store_module
 from experiments.store.errors import StoreError
 from experiments.store.locks import locked
 from experiments.store.storage import fingerprint_of, remove
@@ -226,6 +228,17 @@ def damage(folder: Path, how: str) -> str:
     if how == "broken manifest":
         (folder / "manifest.json").write_text("{")
         return "unreadable"
+    if how == "nested too deep":
+        (folder / "node.json").write_text("[" * 100_000)
+        return "node.json or manifest.json is unreadable .nested too deep"
+    if how in ("a folder as node.json", "a folder as manifest.json"):
+        (folder / how.split()[-1]).unlink()
+        (folder / how.split()[-1]).mkdir()
+        return "unreadable"
+    if how == "a folder as a file":
+        values.unlink()
+        values.mkdir()
+        return "values.npy is missing"
     if how == "another version":
         record = json.loads((folder / "node.json").read_text())
         record["description"]["version"] = 7
@@ -235,7 +248,20 @@ def damage(folder: Path, how: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "how", ["a bit flipped", "truncated", "missing", "one too many", "no manifest", "broken manifest", "another version"]
+    "how",
+    [
+        "a bit flipped",
+        "truncated",
+        "missing",
+        "one too many",
+        "no manifest",
+        "broken manifest",
+        "another version",
+        "nested too deep",
+        "a folder as node.json",
+        "a folder as manifest.json",
+        "a folder as a file",
+    ],
 )
 def test_damage_is_an_error_that_names_folder_and_mend_and_deletes_nothing(tmp_path, log, how):
     """Never a wrong number, never a silent recomputation; after the remedy that the error names, the node is computed again."""
@@ -301,6 +327,61 @@ def test_a_root_that_cannot_be_written_is_an_error_that_names_the_setting(tmp_pa
     monkeypatch.setattr(Numbers, "save", denied)
     with pytest.raises(StoreError, match=r"Permission denied.*permissions or set store\.root"):
         Store(tmp_path / "store")(Draw(number=1))
+
+
+@pytest.mark.parametrize("place", ["Draw", "node", "part", "locks"])
+def test_a_file_in_place_of_a_folder_is_an_error_that_names_it(tmp_path, place):
+    node, store = Draw(number=1), Store(tmp_path)
+    folder = store.folder(node)
+    path = {"Draw": folder.parent, "node": folder, "part": folder.with_suffix(".part"), "locks": tmp_path / "locks"}[place]
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(StoreError, match=rf"{path} is a file, but should be a folder.: remove it"):
+        store(node)
+    path.unlink()
+    assert np.array_equal(store(node).values, np.random.default_rng(1).standard_normal(5))
+
+
+def test_a_folder_in_place_of_a_lock_is_an_error_that_names_it(tmp_path):
+    node = Draw(number=1)
+    path = tmp_path / "locks" / f"{node.fingerprint}.lock"
+    path.mkdir(parents=True)
+    with pytest.raises(StoreError, match=rf"{path} is a folder, but should be a file.: remove it"):
+        Store(tmp_path)(node)
+
+
+@pytest.mark.parametrize("call", ["begin", "settle", "publish", "forget"])
+def test_a_disk_that_is_full_at_any_moment_of_storing_loses_nothing(tmp_path, monkeypatch, call):
+    """Claim: before, during and after publishing, the error names the setting, and the next attempt succeeds."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, call, full)
+        with pytest.raises(StoreError, match=r"store\.root=.* is full .*run again"):
+            Store(tmp_path)(Draw(number=1))
+    assert np.array_equal(Store(tmp_path)(Draw(number=1)).values, np.random.default_rng(1).standard_normal(5))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, r"the disk of store\.root=.* is full"),
+        (errno.EDQUOT, r"the disk of store\.root=.* has no quota left"),
+        (errno.EROFS, r"store\.root=.* cannot be used \(Read-only file system.*permissions"),
+        (errno.ENOLCK, r"the file system of store\.root=.* has no file locks: set store\.root"),
+    ],
+)
+def test_a_lock_that_cannot_be_written_is_an_error_that_says_why(tmp_path, monkeypatch, code, words):
+    """Claim: a full disk, a read-only store and a file system without locks are different sentences."""
+
+    def failing(path, **settings):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(locks, "FileLock", failing)
+    with pytest.raises(StoreError, match=words):
+        Store(tmp_path)(Draw(number=1))
 
 
 def test_errors_of_a_computation_that_are_not_the_stores_pass_unchanged(tmp_path, monkeypatch):
