@@ -82,7 +82,6 @@ def fit(
                 default_root_dir=folder,
                 accelerator=hardware.accelerator,
                 devices=hardware.devices,
-                num_nodes=hardware.num_nodes,
                 strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
                 precision=recipe.precision,  # pyright: ignore[reportArgumentType]
                 max_steps=recipe.steps,
