@@ -76,12 +76,16 @@ def test_an_error_that_nobody_expected(tmp_path, monkeypatch, capsys):
 
 def test_a_launcher_that_fails(tmp_path, capsys):
     """Claim: if a launcher fails, the rows of the finished jobs are joined before its error ends the sweep."""
-    with pytest.raises(OSError, match="the launcher stopped.*a job was killed") as raised, multirun.finished_jobs_reported():
+
+    def launch() -> None:
         multirun.MultirunReport().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
         write_rows(tmp_path / "0", [ROW])
         (tmp_path / "1").mkdir()
         (tmp_path / "1" / "error.txt").write_text("bad\n")
         raise RuntimeError("a job was killed")
+
+    with pytest.raises(OSError, match=r"the launcher stopped.*a job was killed") as raised, multirun.finished_jobs_reported():
+        launch()
     assert str(raised.value).splitlines()[1:] == ["job 1: bad"]
     assert read_rows(tmp_path) == [ROW]
     assert "all jobs" in capsys.readouterr().out
