@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.tasks.errors import EXPECTED, errors_as_messages, exit_with
-from experiments.tasks.multirun import joint_report, record_failure
+from experiments.tasks.multirun import finished_jobs_reported, record_failure
 from experiments.tasks.sweep_arguments import sweepable
 
 
@@ -43,7 +43,7 @@ def task(config: DictConfig) -> None:
 def main() -> None:
     """Run the command line: one job, or all jobs of a sweep."""
     sys.argv[1:] = sweepable(sys.argv[1:])
-    with interruption.interruptible(), errors_as_messages(), joint_report():
+    with interruption.interruptible(), errors_as_messages(), finished_jobs_reported():
         task()
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so workers=auto starts no more processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")  # one core, on which workers=auto starts no more processes
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 

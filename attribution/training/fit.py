@@ -13,7 +13,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -60,12 +59,13 @@ def fit(
         FloatingPointError: the loss became NaN or infinite.
         ValueError: hardware that Lightning does not support here, or that cannot share the batches.
     """
+    environment = _one_process()
     saves = Saves(folder, owner)
     found = saves.intact(folder / "record.json")
     if found.finished:  # an earlier call was killed after it wrote the record
         saves.discard()
         return
-    if found.problem and getattr(rank_zero_only, "rank", 0) == 0:
+    if found.problem:
         log.warning(found.warning(found.last))
     hardware = hardware or Hardware()
     with torch.random.fork_rng():
@@ -90,12 +90,11 @@ def fit(
                 default_root_dir=folder,
                 accelerator=hardware.accelerator,
                 devices=hardware.devices,
-                num_nodes=hardware.num_nodes,
                 strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
                 precision=recipe.precision,  # pyright: ignore[reportArgumentType]
                 max_steps=recipe.steps,
                 callbacks=[recorder, *callbacks],
-                plugins=[_DirectCheckpoints(), _one_process()],
+                plugins=[_DirectCheckpoints(), environment],
                 logger=logger,
                 log_every_n_steps=max(1, min(50, recipe.steps // 20)),
                 enable_checkpointing=False,

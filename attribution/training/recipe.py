@@ -67,6 +67,7 @@ class Recipe:
 class Hardware:
     """The devices of a training run, and the steps between two saves of progress (``interval``); not part of the model's identity.
 
+    A training run uses the devices of one machine. Several machines, or tasks of Slurm, share a store and train different models.
     ``strategy="auto"`` means one process, or ``ddp_spawn`` for several devices. Strategies that start the program again on every
     rank are errors, because these ranks would wait for the store's lock that rank 0 holds.
     """
@@ -79,3 +80,5 @@ class Hardware:
 
     def __post_init__(self):
         whole(self, "interval", least=1)
+        if self.num_nodes != 1:
+            raise FieldError(self, "num_nodes", "must be 1: a training run uses the devices of one machine")

@@ -12,27 +12,42 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.tasks.errors import EXPECTED, sentence
+from experiments.tasks.errors import EXPECTED, exit_with, sentence
 
 FAILURE = "error.txt"
 """The file in the folder of a job that failed, with its error."""
 
 _started: list[Path] = []
-"""The folder of the multirun that this process started."""
+"""The folder of the multirun that this process has started and not ended."""
 
 
 class MultirunReport(Callback):
-    """Note the folder of a multirun for ``joint_report``, and remove what an earlier one with the same folder reported."""
+    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, and print them as one table.
+
+    If jobs failed, the process then exits with their errors.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         _started[:] = [folder]
         for path in (folder / "rows.jsonl", *folder.rglob(FAILURE)):
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # of an earlier multirun with the same folder
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folders, _started[:] = list(_started), []
+        for folder in folders:
+            try:
+                _report(folder)
+                failures = _failures(folder)
+            except EXPECTED as error:  # Hydra would print it as a warning and exit with 0
+                exit_with(error)
+            if failures:
+                jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
+                sys.exit("\n".join([f"error: {jobs} of the sweep failed; all others are in the table", *failures]))
 
 
 def record_failure(error: Exception) -> None:
-    """Print the error of the job that this process is running, and leave it in the job's folder for ``joint_report``.
+    """Print the error of the job that this process is running, and leave it in the job's folder for the end of the multirun.
 
     An error that is not ``EXPECTED`` has its traceback, as every error with HYDRA_FULL_ERROR=1.
     """
@@ -47,23 +62,23 @@ def record_failure(error: Exception) -> None:
 
 
 @contextmanager
-def joint_report() -> Iterator[None]:
-    """After the jobs of a multirun in the body, write their rows to one ``rows.jsonl`` in its folder and print them as one table.
+def finished_jobs_reported() -> Iterator[None]:
+    """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed.
 
-    If jobs failed, exit with their errors. If the launcher itself failed, for example because a job was killed, the rows of the
-    finished jobs are reported before its error is raised.
+    The error of the launcher is then an OSError with the errors of the jobs that failed before.
     """
     _started.clear()
     try:
         yield
-    except Exception:
-        for folder in _started:
-            _report(folder)
-        raise
-    for folder in _started:
+    except Exception as error:
+        if not _started or isinstance(error, EXPECTED):
+            raise
+        folder = _started.pop()
         _report(folder)
-        if failures := _failures(folder):
-            sys.exit(failures)
+        stopped = (
+            f"the launcher stopped, and jobs are missing in the table ({sentence(error)}): run the same command again to continue"
+        )
+        raise ChildProcessError("\n".join([stopped, *_failures(folder)])) from error
 
 
 def _report(folder: Path) -> None:
@@ -80,17 +95,15 @@ def _report(folder: Path) -> None:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
-def _failures(folder: Path) -> str:
-    """Return one line for each job that failed, with the settings in which it differs from others; "" if none failed."""
+def _failures(folder: Path) -> list[str]:
+    """Return one line for each job that failed, with the settings in which it differs from others."""
     from experiments.report.report import jobs_of, swept_settings
 
     jobs = jobs_of(folder, "rows.jsonl", FAILURE)
     swept = dict(zip(jobs, swept_settings(jobs), strict=True))
-    failed = [job for job in jobs if (job / FAILURE).exists()]
     lines = []
-    for job in failed:
+    for job in (job for job in jobs if (job / FAILURE).exists()):
         settings = " ".join(f"{name}={value}" for name, value in swept[job].items())
         first = (job / FAILURE).read_text(encoding="utf-8").partition("\n")[0]
         lines.append(f"job {job.relative_to(folder)}{f' ({settings})' if settings else ''}: {first}")
-    failed_jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
-    return "\n".join([f"error: {failed_jobs} of the sweep failed; all others are in the table", *lines] if failed else [])
+    return lines

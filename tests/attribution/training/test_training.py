@@ -1,7 +1,10 @@
 """Training writes a record from which its steps can be replayed."""
 
 import functools
+import os
+import signal
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import lightning as L
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attribution.images import Images
@@ -302,3 +306,65 @@ def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fit(tmp_path, images, UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)
+    with pytest.raises(ValueError, match="devices of one machine"):
+        Hardware(num_nodes=2)
+
+
+class _AtStep(L.Callback):
+    def __init__(self, step: int, act: Callable[[L.Trainer], None]):
+        self.step, self.act = step, act
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            self.act(trainer)
+
+
+def _fit(folder, *callbacks):
+    node = trained()
+    hardware = Hardware(accelerator="cpu", interval=4)
+    images = Blobs().compute(None)
+    fit(folder, images, UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware, callbacks)
+
+
+def test_sigterm_ends_a_training_with_143(tmp_path):
+    """Claim: SIGTERM is no success (Lightning exits with 0), also without a handler of the program; the next call continues."""
+    with pytest.raises(SystemExit) as ended:
+        _fit(tmp_path, _AtStep(6, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    assert ended.value.code == 143
+    assert (tmp_path / "progress" / "resume.ckpt").exists()
+    _fit(tmp_path)
+    assert (tmp_path / "record.json").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_task_of_slurm_is_a_process_of_its_own(tmp_path, monkeypatch, rank):
+    """Claim: under srun -n 2 each task trains, saves and records by itself, and SIGUSR1 does not requeue the job."""
+    _srun(tmp_path / "bin", monkeypatch)
+    variables = {"NTASKS": 2, "JOB_NAME": "job", "JOB_ID": 7, "PROCID": rank, "LOCALID": rank, "NODEID": 0}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", rank)  # as Lightning sets it from SLURM_PROCID when it is imported
+    seen = []
+
+    def look(trainer):
+        assert trainer.world_size == 1
+        assert rank_zero_only.rank == 0
+        seen.append((signal.getsignal(signal.SIGUSR1), (tmp_path / "node" / "progress" / "resume.ckpt").exists()))
+
+    _fit(tmp_path / "node", _AtStep(6, look))
+    assert seen == [(signal.SIG_DFL, True)]
+    assert (tmp_path / "node" / "record.json").exists()
+
+
+def test_nothing_is_said_where_srun_is_merely_installed(tmp_path, monkeypatch, recwarn):
+    """Claim: on a login node of Slurm, Lightning's warning about srun does not appear."""
+    _srun(tmp_path / "bin", monkeypatch)
+    _fit(tmp_path / "node")
+    assert not [warning for warning in recwarn if "srun" in str(warning.message)]
+
+
+def _srun(folder, monkeypatch):
+    folder.mkdir()
+    (folder / "srun").write_text("#!/bin/sh\n")
+    (folder / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
