@@ -1,15 +1,18 @@
 """From settings to objects. Values are checked by type, and errors name the setting as written on the command line."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from attribution.checks import FieldError
+from attribution.checks import FieldError, whole
 from experiments.tasks import annotations
 from experiments.tasks.annotations import Choice
 from experiments.tasks.suggestions import nearest
@@ -21,6 +24,11 @@ class SettingError(ValueError):
     """Raised if a setting has an invalid value. The message is one sentence that begins with the setting."""
 
 
+LARGEST_SEED = 2**32 - 1
+"""The largest ``seed`` of a run, as in NumPy. Seeds that are derived from it may be larger."""
+_INT64 = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class TopLevelSettings:
     """Schema of the top-level settings that belong to no object."""
@@ -28,6 +36,12 @@ class TopLevelSettings:
     seed: int
     threads: int | Literal["auto"]
     workers: int | Literal["auto"]
+
+    def __post_init__(self):
+        whole(self, "seed", least=0, most=LARGEST_SEED)
+        for name in ("threads", "workers"):
+            if getattr(self, name) != "auto":
+                whole(self, name, least=1, most=max(8, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,9 @@ class SampleSettings:
     n: int
     seed: int
     trajectory: bool
+
+    def __post_init__(self):
+        whole(self, "n", least=1)
 
 
 @dataclass(frozen=True)
@@ -62,14 +79,25 @@ def build(config: DictConfig, setting: str) -> Any:
 
 
 def check_run(config: DictConfig) -> None:
-    """Check the types of the settings that belong to no object.
+    """Check the types of all settings, and the ranges of those that belong to no object.
 
     Raises:
-        SettingError: If a type is wrong, or a setting is missing.
+        SettingError: If a type is wrong, a setting is unknown or missing, or a value is outside its range.
     """
-    for node, schema in ((config, TopLevelSettings), (config.samples, SampleSettings), (config.store, StoreSettings)):
-        for key, annotation in annotations.parameters(schema)[0].items():
+    for prefix, schema in (("", TopLevelSettings), ("samples.", SampleSettings), ("store.", StoreSettings)):
+        node = OmegaConf.select(config, prefix.removesuffix(".")) if prefix else config
+        if not isinstance(node, DictConfig):
+            raise SettingError(f"{prefix.removesuffix('.')}={_shown(_outline(node))}: must be a mapping {{name: value, ...}}")
+        named = annotations.parameters(schema)[0]
+        if unknown := [key for key in node if prefix and key not in named]:
+            raise SettingError(f"{prefix}{unknown[0]}: no such setting{nearest(str(unknown[0]), named)}")
+        for key, annotation in named.items():
             _check_value(node, key, annotation)
+        try:
+            schema(**{key: node[key] for key in named})
+        except FieldError as error:
+            raise SettingError(f"{prefix}{error.field}={_shown(error.value)}: {error.message}") from error
+    check(config)
 
 
 def check(node: Any) -> None:
@@ -79,32 +107,81 @@ def check(node: Any) -> None:
         SettingError: If a type is wrong, or a setting is unknown or missing. Ranges are not checked.
     """
     if isinstance(node, DictConfig) and "_target_" in node:
-        named, takes_more = annotations.parameters(get_object(node._target_))
+        named, takes_more = annotations.parameters(_target(node))
         for key in (str(key) for key in node if key not in _HYDRA):
             if key in named:
                 _check_value(node, key, named[key])
-            elif not takes_more:
+            elif takes_more:
+                _check_value(node, key, Any)
+            else:
                 kind = node._target_.rpartition(".")[2]
                 raise SettingError(f"{name_of(node, key)}: {kind} has no such setting{nearest(key, named)}")
     for child in _children(node):
         check(child)
 
 
+def _target(node: DictConfig) -> Callable[..., Any]:
+    """Return the class or function that a node names."""
+    path, name = node._target_, name_of(node, "_target_")
+    if not isinstance(path, str) or not path:
+        raise SettingError(f"{name}={_shown(_outline(path))}: must be text, the name of a class or function")
+    try:
+        target = pkgutil.resolve_name(path)
+    except Exception as error:  # the module that is imported may raise anything
+        reason = " ".join(str(error).split())
+        raise SettingError(f"{name}={path}: cannot be imported ({reason}); give the full name of a class or function") from error
+    if not callable(target):
+        raise SettingError(f"{name}={path}: must be the name of a class or function, not of a {type(target).__name__}")
+    return target
+
+
 def _check_value(node: DictConfig, key: str, annotation: Any) -> None:
     name = name_of(node, key)
     if OmegaConf.is_missing(node, key):
         raise SettingError(f"{name} is missing: give {name}=VALUE on the command line")
-    value, annotation = _outline(node[key]), annotations.plain(annotation)
-    if annotations.fits(value, annotation):
-        return
+    raw, value = node[key], _outline(node[key])
+    if isinstance(raw, DictConfig) and "_target_" in raw and not annotations.takes(annotation, _target(raw)):
+        takes = annotations.class_names(annotation)
+        raise SettingError(f"{name_of(raw, '_target_')}={raw._target_}: must be the name of {takes}")
+    annotation = annotations.plain(annotation)
+    if not annotations.fits(value, annotation):
+        raise _wrong_type(name, value, annotation)
+    for part, inside in _parts(value, name):
+        if isinstance(inside, float) and math.isnan(inside):
+            raise SettingError(f"{part}=nan: must be a number")
+        if isinstance(inside, int) and not (0 if key == "seed" else -_INT64) <= inside <= _INT64:
+            least = "0" if key == "seed" else "-2^63"
+            raise SettingError(f"{part}={inside}: must be a whole number, within {least}..2^63 - 1")
+        if inside == "":
+            raise SettingError(f"{part}=: must not be empty{'; null leaves it out' if annotations.fits(None, annotation) else ''}")
+
+
+def _wrong_type(name: str, value: Any, annotation: Any) -> SettingError:
     item = annotations.item(annotation)
     if isinstance(value, list) and item is not None:
         wrong = next((i for i, part in enumerate(value) if not annotations.fits(part, item)), None)
         if wrong is not None:
             name, value, annotation = f"{name}[{wrong}]", value[wrong], item
     quoted = isinstance(value, int | float) and annotations.fits("", annotation) and not annotations.fits(0, annotation)
-    hint = f""" (quote it: '{name}="{value}"')""" if quoted else ""
-    raise SettingError(f"{name}={_shown(value)}: must be {annotations.describe_type(annotation)}{hint}")
+    hint = f""" (quote it: '{name}="{_shown(value)}"')""" if quoted else ""
+    if value == "" and annotations.fits(None, annotation):
+        hint = f" (null: {name}=null)"
+    allowed = annotations.describe_type(annotation)
+    if isinstance(value, float) and math.isinf(value):
+        allowed = allowed.replace("a number", "a finite number").replace("of numbers", "of finite numbers")
+    return SettingError(f"{name}={_shown(value)}: must be {allowed}{hint}")
+
+
+def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values inside lists and mappings, each with its name."""
+    if isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _parts(part, f"{name}[{i}]")
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _parts(part, f"{name}.{key}")
+    else:
+        yield name, value
 
 
 def name_of(node: DictConfig, key: str) -> str:
@@ -184,7 +261,7 @@ def _objects(node: Any) -> Iterator[DictConfig]:
 def _is_of(target: str, kind: type) -> bool:
     if target.rpartition(".")[2] != kind.__name__:
         return False
-    return get_object(target) is kind
+    return pkgutil.resolve_name(target) is kind
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,13 @@ from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -21,9 +27,14 @@ def nearest(name: str, existing: Iterable[str]) -> str:
     return f"; choose from {', '.join(names)}" if names else ""
 
 
-def composition_error(error: HydraException) -> str:
+def composition_error(error: HydraException | OmegaConfBaseException) -> str:
     """Return a message that says what is wrong with the arguments."""
-    cause = error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, InterpolationResolutionError):
+        reason = str(cause.msg).splitlines()[0]
+        return f"{cause.full_key}: {reason}; give {cause.full_key} a value of its own"
+    if isinstance(cause, GrammarParseError) and isinstance(error, OmegaConfBaseException):
+        return f"{' '.join(str(cause).split())}: quote values that contain $"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, name, choices = _choices(error.missing_cfg_file, error.options)
         return f"{group}={name}: no such choice{nearest(name, choices)}"

@@ -1,0 +1,236 @@
+"""Bad inputs of the command line and their outcomes; ``python -m tests.experiments.tasks.bad_inputs`` prints the counts.
+
+Most inputs are generated: every setting of every shipped choice gets values of wrong types and values outside its range, so that
+new settings are covered too. ``VALID`` lists the generated values that are valid. The other inputs are in ``bad_inputs_written``.
+"""
+
+import argparse
+import collections
+import contextlib
+import io
+import math
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import run as program
+from experiments.store.store import Store
+from experiments.tasks import workers
+from tests.experiments.tasks.test_configs import composed, options
+
+Outcome = Literal["right", "traceback", "no setting", "accepted"]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A command line that is wrong in one argument, and the settings that the sentence may name (one of them)."""
+
+    argument: str
+    rest: tuple[str, ...]
+    names: tuple[str, ...]
+    stored: bool = False
+    """Whether everything that the rest of the command line needs is stored already."""
+
+    @property
+    def command(self) -> str:
+        return " ".join([*self.rest, self.argument])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an input ended in, and the sentence or the last line of the traceback."""
+
+    outcome: Outcome
+    said: str
+
+
+_RUN = ("trainer.steps=6", "trainer.batch_size=8", "hardware.accelerator=cpu", "execution.device=cpu", "samples.n=2", "workers=1")
+_DIGITS = ("data.n_train=24", "data.n_validation=12")
+_TWO_SOURCES = ("data=patches_digits", "data.patches=24", "data.zeros=8", "data.validation_patches=8", "data.validation_zeros=8")
+_NETWORK = ("model.block_out_channels=[8,8]",)
+_EVERY = ("checkpoints.every=3",)
+SMALL = (*_RUN, *_DIGITS, *_NETWORK, *_EVERY)
+"""An experiment that is quick to set up."""
+SCORES = (*SMALL, "task=attribute", "queries.n=2")
+_REPLAY = ("estimator.checkpoints=2", "estimator.draws.n=2")
+_BENCHMARK = ("benchmark.compare=[]", "estimator=random")
+_POOLS = ("benchmark.queries.validation.n=4", "benchmark.queries.generated.n=4")
+_REPLAYED = ("benchmark.compare=[]", "estimator=retrac", *_REPLAY)
+_SETS = (*SMALL, *_POOLS, "benchmark.n=2", "benchmark.k=[5]", "benchmark.shown=5")
+_SOURCES = (*_RUN, *_TWO_SOURCES, *_NETWORK, *_EVERY)
+_SMALL_BENCHMARK = {
+    "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
+    "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS),
+    "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
+    "lds": (*SMALL, *_BENCHMARK, *_POOLS),
+    "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
+    "normalization": (*_SETS, "benchmark.compare=[]", "estimator=guided", *_REPLAY),
+    "outlier": (*_SOURCES, *_REPLAYED, "benchmark.k=[5]", "benchmark.shown=5"),
+    "sparse_timesteps": (*SMALL, *_REPLAYED, "benchmark.queries.validation.n=4", "benchmark.k=5"),
+    "targeted": (*_SETS, *_REPLAYED),
+    "timestep_bias": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.examples=20", "benchmark.correlated=10", "benchmark.k=5"),
+}
+"""A small version of each benchmark, under which all its settings count. A new benchmark needs an entry."""
+
+
+def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield a node of the config and the arguments under which its settings are in use."""
+    yield "", SMALL
+    yield "samples", (*SMALL, "task=train")
+    yield "store", (*SMALL, "task=train")
+    yield "execution", SCORES
+    yield "hardware", (*SMALL, "task=train")
+    for choice in options("task"):
+        yield "task", (*SMALL, f"task={choice}")
+    yield "data", (*SMALL, "task=train")
+    yield "data", (*_SOURCES, "task=train")
+    for choice in ("cifar2", "mnist", "cifar_mnist"):
+        yield "data", (*_RUN, *_EVERY, f"data={choice}", "model=unet_small", "task=train", "data.root=absent")
+    for choice in ("unet_digits", "unet_small"):
+        yield "model", (*_RUN, *_DIGITS, *_EVERY, f"model={choice}", "task=train")
+    for group in ("diffusion", "optimizer", "trainer"):
+        for choice in options(group):
+            yield group, (f"{group}={choice}", *SMALL, "task=train")
+    for choice in options("checkpoints"):
+        every = _EVERY if choice == "steps" else ()
+        yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, *every, f"checkpoints={choice}", "task=train")
+    for choice in set(options("estimator")) - {"clip_cos", "clip_dot"}:
+        yield "estimator", (*SCORES, f"estimator={choice}")
+    for choice in options("measurement"):
+        sampled = ("queries=generated", "diffusion=ddpm") if choice == "trajectory" else ()
+        yield "measurement", (*SCORES, *sampled, f"measurement={choice}")
+    for choice in options("feature"):
+        yield "feature", (*SCORES, "estimator=dtrak", f"feature={choice}")
+    for choice in options("projection"):
+        yield "projection", (*SCORES, "estimator=trak", f"projection={choice}")
+    for choice in set(options("curvature")) - {"exact"}:
+        yield "curvature", (*SCORES, f"curvature={choice}")
+    for choice in options("compression"):
+        yield "compression", (*SCORES, f"compression={choice}")
+    for choice in options("draws"):
+        yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}")
+    for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each"}:
+        yield "queries", (*SMALL, "task=attribute", f"queries={choice}")
+    for choice in options("benchmark"):
+        yield "benchmark", (*_SMALL_BENCHMARK[choice], f"benchmark={choice}")
+    for choice in options("mode"):
+        yield "benchmark.mode", (*_SMALL_BENCHMARK["lds"], f"mode@benchmark.mode={choice}")
+
+
+def generated() -> list[BadInput]:
+    """Every setting of ``contexts`` with every wrong value; the same field of a class is tried once."""
+    inputs: dict[tuple[str, str, str], BadInput] = {}
+    for node, arguments in contexts():
+        config = composed(*arguments)
+        for kind, name, value in leaves(OmegaConf.select(config, node) if node else config, node, recurse=bool(node)):
+            for wrong in wrong_values(value):
+                if not any(re.fullmatch(pattern, f"{name}={wrong}") for pattern in VALID):
+                    key = (kind or node, name.rpartition(".")[2], wrong)
+                    inputs.setdefault(key, BadInput(f"{name}={wrong}", arguments, (name,)))
+    return list(inputs.values())
+
+
+def leaves(node: Any, prefix: str, recurse: bool) -> Iterator[tuple[str, str, Any]]:
+    """Yield class, full name and value of the settings below a node, without those that take their value from another setting."""
+    for key in node:
+        raw = node._get_node(key)
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if raw._is_interpolation() or str(key).startswith("_") or OmegaConf.is_missing(node, key):
+            continue
+        if isinstance(raw, DictConfig) and not raw._is_none():
+            if recurse:
+                yield from leaves(raw, name, recurse)
+        else:
+            kind = OmegaConf.select(node, "_target_", default="")
+            yield kind, name, OmegaConf.to_container(raw) if isinstance(raw, ListConfig) else raw._value()
+
+
+def wrong_values(value: Any) -> Sequence[str]:
+    """Values that a setting with this shipped value cannot have, as the command line writes them."""
+    huge = str(10**30)
+    if isinstance(value, bool):
+        return ("abc", "2", "0.5", "null", "[]", "[true]", "{a: 1}", "''")
+    if isinstance(value, int):
+        return ("abc", "-1", "0", "1.5", "null", "true", "[]", "[[1]]", "{a: 1}", "''", "nan", "inf", huge, "1,5x")
+    if isinstance(value, float):
+        return ("abc", "-1", "null", "true", "[]", "[[1]]", "{a: 1}", "''", "nan", "inf", "-inf", huge)
+    if isinstance(value, str):
+        return ("no_such_word", "3", "null", "true", "[]", "[a]", "{a: 1}", "''")
+    if isinstance(value, list):
+        return ("abc", "3.5", "null", "true", "[[]]", "{a: 1}", "''", "[{}]", "[null]", "[[1]]", "[nan]", "[abc_def]", "[-3]")
+    return ("{a: {b: 1}}", "[[1]]", "[{}]")
+
+
+VALID: tuple[str, ...] = ()
+
+
+def outcome(given: BadInput, store: Path, empty: Path) -> Result:
+    """Run the command line up to the first computation that would be stored, and classify how it ends."""
+    root = () if given.argument.startswith("store.root") else (f"store.root={store if given.stored else empty}",)
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        patch.chdir(folder)
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        patch.setattr(sys, "argv", ["run.py", *root, f"hydra.run.dir={folder}/out", *given.rest, given.argument])
+        patch.setattr(Store, "_compute", _accepted)
+        patch.setattr(workers.subprocess, "Popen", _accepted)
+        try:
+            program.main()
+        except _Accepted:
+            return Result("accepted", "")
+        except SystemExit as ended:
+            return _classified(given, ended, printed.getvalue())
+        except BaseException:
+            return Result("traceback", traceback.format_exc().strip().splitlines()[-1])
+    return Result("accepted", printed.getvalue().strip()[:200])
+
+
+class _Accepted(BaseException):
+    """The first computation was reached."""
+
+
+def _accepted(*args: Any, **kwargs: Any) -> Any:
+    raise _Accepted
+
+
+def _classified(given: BadInput, ended: SystemExit, printed: str) -> Result:
+    if not isinstance(ended.code, str):
+        return Result("accepted" if not ended.code else "no setting", f"exit code {ended.code}: {printed.strip()[:200]}")
+    said = ended.code
+    one_line = said.startswith("error: ") and "\n" not in said and "Traceback" not in printed
+    return Result("right" if one_line and any(name in said for name in given.names) else "no setting", said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--match", default="")
+    parser.add_argument("--show", default="accepted,traceback,no setting")
+    options_ = parser.parse_args()
+    inputs = [given for given in generated() if re.search(options_.match, given.command)][:: options_.every]
+    counts = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for given in inputs:
+            result = outcome(given, Path(folder, "stored"), Path(folder, "empty"))
+            counts[result.outcome] += 1
+            if result.outcome in options_.show:
+                print(f"{result.outcome}: {given.argument}   [{given.rest[-1]}]\n    {result.said}", flush=True)
+    print(dict(counts), sum(counts.values()))
+
+
+if __name__ == "__main__":
+    main()
