@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from attribution.checks import FieldError
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.nodes.saves import Saves
@@ -152,3 +153,31 @@ def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
             f"{world} processes cannot share batches of {batch_size} and {last} (the last of an epoch) equally: change "
             "the batch size, the number of training images or of devices"
         )
+
+
+def check_hardware(recipe: Recipe, hardware: Hardware, n: int) -> None:
+    """Check, without training, that Lightning supports ``hardware`` here, and that ``n`` training images can be shared.
+
+    Raises:
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``.
+        ValueError: processes cannot share the batches.
+    """
+    try:
+        trainer = L.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.num_nodes,
+            strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
+            precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+            max_steps=recipe.steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except Exception as error:  # Lightning has no class of errors for its arguments
+        message = " ".join(str(error).split())
+        field = next((name for name in ("accelerator", "strategy", "devices", "num_nodes") if name in message), "devices")
+        owner, field = (recipe, "precision") if "precision" in message.lower() else (hardware, field)
+        raise FieldError(owner, field, f"Lightning refuses it ({message}): choose another value") from error
+    _check_processes(trainer, n, recipe.batch_size)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from attribution.checks import FieldError, number, whole
 
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "transformer-engine")
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,8 @@ class Recipe:
     """The settings of a training run; all of them are part of the model's identity.
 
     ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
-    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``precision``: as in
-    Lightning (32-true, 64-true, bf16-mixed, ...).
+    fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``precision``: one
+    of ``PRECISIONS``, as in Lightning.
 
     Raises:
         ValueError: a setting outside its range.
@@ -40,6 +41,8 @@ class Recipe:
             raise FieldError(self, "ema", "must be between 0 and 1: it is the decay of the average; None takes no average")
         if self.lr_schedule not in LR_SCHEDULES:
             raise FieldError(self, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            raise FieldError(self, "precision", f"must be one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -57,4 +60,7 @@ class Hardware:
     interval: int = 200
 
     def __post_init__(self):
-        whole(self, "interval", least=1)
+        for name in ("interval", "num_nodes"):
+            whole(self, name, least=1)
+        if isinstance(self.devices, int) and self.devices != -1 and self.devices < 1:
+            raise FieldError(self, "devices", "must be a number of at least 1, -1 (all), auto, or a list such as '0,1'")

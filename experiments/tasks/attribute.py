@@ -11,6 +11,7 @@ from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row, Subject
 from experiments.report.score_files import write_proponents, write_self_influence
 from experiments.tasks.composition import chosen_estimator
+from experiments.tasks.before_training import check_before_training
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.settings import SettingError, build
 
@@ -36,6 +37,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
     with run_context(config) as run:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
+        check_before_training(run, estimator)
         node = estimator.scores(experiment.trained, experiment.train, queries)
         announce([experiment.trained, node], get)
         scores, train = get(node), get(experiment.train)

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from attribution.checks import FieldError, whole
+from attribution.models.trained import Trained
+from experiments.models.experiment import Experiment
 from experiments.tasks import annotations
 from experiments.tasks.annotations import Choice
 from experiments.tasks.suggestions import nearest
@@ -115,7 +118,7 @@ def check(node: Any) -> None:
                 _check_value(node, key, Any)
             else:
                 kind = node._target_.rpartition(".")[2]
-                raise SettingError(f"{name_of(node, key)}: {kind} has no such setting{nearest(key, named)}")
+                raise SettingError(f"{node._get_full_key(key)}: {kind} has no such setting{nearest(key, named)}")
     for child in _children(node):
         check(child)
 
@@ -228,10 +231,21 @@ def by_setting(config: DictConfig, error: Exception) -> Exception:
     if not isinstance(cause, FieldError):
         return cause if isinstance(cause, Exception) else error
     names = settings_of(config, cause)
+    if not names and cause.field in config and isinstance(cause.owner, Experiment | Trained):
+        return SettingError(f"{_chosen(cause.field)}: {cause.message}")
     if not names:
         return cause
     several = f" (or {', '.join(names[1:])})" if names[1:] else ""
     return SettingError(f"{names[0]}={_shown(_plain(cause.value))}{several}: {cause.message}")
+
+
+def _chosen(group: str) -> str:
+    """Return a group as the command line has it: its choice and the changes of its settings."""
+    if not HydraConfig.initialized():
+        return group
+    hydra = HydraConfig.get()
+    changes = {o.partition("=")[0]: o for o in hydra.overrides.task if o.lstrip("+~").startswith(f"{group}.")}
+    return " ".join([f"{group}={hydra.runtime.choices.get(group)}", *changes.values()])
 
 
 def settings_of(config: DictConfig, error: FieldError) -> list[str]:
