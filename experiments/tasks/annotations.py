@@ -37,6 +37,14 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
 
 
+@cache
+def required(target: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the parameters without a default."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(target).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     if is_dataclass(target):
         names = {field.name for field in fields(target)}
@@ -72,8 +80,8 @@ def plain(annotation: Any) -> Any:
     if annotation is None or annotation in PLAIN or origin is Literal:
         return annotation
     if origin is Annotated:
-        inner = plain(arguments[0])
-        return Annotated[inner, AllowInfNan(True)] if MAY_BE_INFINITE in arguments[1:] else inner
+        infinite = MAY_BE_INFINITE in arguments[1:] or AllowInfNan(True) in arguments[1:]
+        return Annotated[plain(arguments[0]), AllowInfNan(True)] if infinite else plain(arguments[0])
     if origin in (Union, types.UnionType):
         return Union[tuple(plain(argument) for argument in arguments)]  # noqa: UP007
     kind = origin or annotation

@@ -8,6 +8,7 @@ from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.before_training import check_before_training
+from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.train import show_training
 from experiments.tasks.workers import workers
@@ -25,3 +26,4 @@ def evaluate(config: DictConfig) -> None:
         chosen = next(iter(evaluation.estimators.values()))
         used = select(chosen.checkpoints, record.steps, record.losses, chosen) if isinstance(chosen, TrajectoryEstimator) else ()
         show_training(run, record, used)
+        warn_of_poor_model(run)

@@ -8,18 +8,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
 
 from attribution.checks import FieldError, whole
-from attribution.models.trained import Trained
+from attribution.diffusion import Process
+from attribution.diffusion.samplers import Sampler
+from attribution.estimators import Estimator
+from attribution.execution import Execution
+from attribution.measurements import Measure
+from attribution.models.trained import Trained, one_line
+from attribution.training.checkpoints import CheckpointRule
+from attribution.training.recipe import Hardware, Recipe
+from experiments.benchmarks.base import Benchmark
+from experiments.datasets import Source
 from experiments.models.experiment import Experiment
+from experiments.queries import Queries
 from experiments.tasks import annotations
 from experiments.tasks.annotations import Choice
-from experiments.tasks.suggestions import nearest
+from experiments.tasks.suggestions import CONF, nearest, options
 
+_PROVIDED = {"params", "config"}
+"""Parameters of optimizers and tasks that this program passes itself."""
 _HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -60,6 +74,15 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
+class DiffusionSettings:
+    """Schema of the objects under ``diffusion``; ``schedule`` is that of the others."""
+
+    process: Process
+    sampler: Sampler
+    schedule: Any = None
+
+
+@dataclass(frozen=True)
 class StoreSettings:
     """Schema of the settings under ``store``."""
 
@@ -78,7 +101,10 @@ def build(config: DictConfig, setting: str) -> Any:
     try:
         return instantiate(OmegaConf.select(copied, setting), _convert_="all")
     except (FieldError, InstantiationException) as error:
-        raise by_setting(config, error) from error
+        named = by_setting(config, error)
+        if isinstance(named, ValueError | OSError):
+            raise named from error
+        raise SettingError(f"{setting}: cannot be built ({one_line(named)}); change its settings") from error
 
 
 def check_run(config: DictConfig) -> None:
@@ -87,20 +113,64 @@ def check_run(config: DictConfig) -> None:
     Raises:
         SettingError: If a type is wrong, a setting is unknown or missing, or a value is outside its range.
     """
-    for prefix, schema in (("", TopLevelSettings), ("samples.", SampleSettings), ("store.", StoreSettings)):
-        node = OmegaConf.select(config, prefix.removesuffix(".")) if prefix else config
+    _check_top_level(config)
+    for group, schema in _SCHEMAS.items():
+        node = OmegaConf.select(config, group) if group else config
         if not isinstance(node, DictConfig):
-            raise SettingError(f"{prefix.removesuffix('.')}={_shown(_outline(node))}: must be a mapping {{name: value, ...}}")
-        named = annotations.parameters(schema)[0]
-        if unknown := [key for key in node if prefix and key not in named]:
-            raise SettingError(f"{prefix}{unknown[0]}: no such setting{nearest(str(unknown[0]), named)}")
+            raise SettingError(f"{group}={_shown(_outline(node))}: must be a mapping {{name: value, ...}}")
+        named, prefix = annotations.parameters(schema)[0], f"{group}." if group else ""
+        if unknown := [str(key) for key in node if group and key not in named and key not in _HYDRA]:
+            raise SettingError(f"{prefix}{unknown[0]}: no such setting{nearest(unknown[0], named)}")
         for key, annotation in named.items():
-            _check_value(node, key, annotation)
-        try:
-            schema(**{key: node[key] for key in named})
-        except FieldError as error:
-            raise SettingError(f"{prefix}{error.field}={_shown(error.value)}: {error.message}") from error
+            if key not in node and key in annotations.required(schema):
+                raise SettingError(f"{prefix}{key} is missing: do not delete it")
+            if key in node:
+                _check_value(node, key, annotation)
+        if schema is not DiffusionSettings:
+            try:
+                schema(**{key: node[key] for key in named})
+            except FieldError as error:
+                raise SettingError(f"{prefix}{error.field}={_shown(error.value)}: {error.message}") from error
     check(config)
+
+
+_SCHEMAS = {"": TopLevelSettings, "samples": SampleSettings, "store": StoreSettings, "diffusion": DiffusionSettings}
+"""The parts of the config that are no objects."""
+
+
+_CLASSES = {
+    "data": Source,
+    "model": nn.Module,
+    "objective": Measure,
+    "optimizer": torch.optim.Optimizer,
+    "trainer": Recipe,
+    "checkpoints": CheckpointRule,
+    "measurement": Measure,
+    "estimator": Estimator,
+    "benchmark": Benchmark,
+    "queries": Queries,
+    "execution": Execution,
+    "hardware": Hardware,
+}
+"""What the targets of groups must be, where they are classes."""
+
+
+def _check_top_level(config: DictConfig) -> None:
+    """Check that every group has an object, and that there is no key that nothing uses."""
+    shipped = OmegaConf.load(CONF / "config.yaml")
+    groups = [str(key) for entry in shipped.defaults if not isinstance(entry, str) for key in entry]
+    objects = [name for name in groups if " " not in name and name != "experiment"]
+    for name in [*objects, *(name for name in shipped if OmegaConf.is_dict(shipped[name]) and name != "hydra")]:
+        if not isinstance(OmegaConf.select(config, str(name)), DictConfig):
+            value = f"{name}={_shown(OmegaConf.select(config, str(name)))}" if name in config else f"{name} is missing"
+            raise SettingError(f"{value}: must be an object{nearest('', options(str(name)))}")
+    for name, kind in _CLASSES.items():
+        _check_value(config, name, kind)
+    known = {*map(str, shipped), *groups} - {"defaults"}
+    own = HydraConfig.initialized() and HydraConfig.get().job.config_name != "config"  # a config file of the user
+    for name in map(str, config):
+        if name not in known and not own and f"${{{name}" not in OmegaConf.to_yaml(config):
+            raise SettingError(f"{name}: no such setting, and no other setting uses it{nearest(name, known)}")
 
 
 def check(node: Any) -> None:
@@ -119,6 +189,9 @@ def check(node: Any) -> None:
             else:
                 kind = node._target_.rpartition(".")[2]
                 raise SettingError(f"{node._get_full_key(key)}: {kind} has no such setting{nearest(key, named)}")
+        if absent := sorted(annotations.required(_target(node)) - {str(key) for key in node} - _PROVIDED):
+            name = f"{node._get_full_key(None)}.{absent[0]}"
+            raise SettingError(f"{name} is missing: give +{name}=VALUE on the command line")
     for child in _children(node):
         check(child)
 
@@ -256,6 +329,9 @@ def settings_of(config: DictConfig, error: FieldError) -> list[str]:
         if field in node and _is_of(node._target_, type(error.owner)):
             values[name_of(node, field) + bracket + index] = node[field]
     whole = _plain(getattr(error.owner, field, error.value))
+    if not values:  # an object that another one made from its own settings
+        values = {name_of(node, field) + bracket + index: node[field] for node in _objects(config) if field in node}
+        return [name for name, value in values.items() if _plain(value) == whole]
     return [name for name, value in values.items() if _plain(value) == whole] or list(values)
 
 

@@ -11,6 +11,7 @@ from experiments import figures
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.report.row import Row, Subject
 from experiments.tasks.before_training import check_before_training
+from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import RunContext, run_context
 
 
@@ -40,6 +41,7 @@ def train(config: DictConfig, check_layers: bool) -> None:
         )
         run.report.add([row])
         show_training(run, record)
+        warn_of_poor_model(run)
         if config.samples.trajectory:
             samples = run.experiment.samples(config.samples.n, config.samples.seed)
             node = samples.trajectories

@@ -16,10 +16,10 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -70,15 +70,17 @@ _EVERY = ("checkpoints.every=3",)
 SMALL = (*_RUN, *_DIGITS, *_NETWORK, *_EVERY)
 """An experiment that is quick to set up."""
 SCORES = (*SMALL, "task=attribute", "queries.n=2")
+STORED = (*SCORES, "estimator=raw_cos")
+"""The run that ``store`` stores before the inputs with ``stored``."""
 _REPLAY = ("estimator.checkpoints=2", "estimator.draws.n=2")
 _BENCHMARK = ("benchmark.compare=[]", "estimator=random")
 _POOLS = ("benchmark.queries.validation.n=4", "benchmark.queries.generated.n=4")
 _REPLAYED = ("benchmark.compare=[]", "estimator=retrac", *_REPLAY)
 _SETS = (*SMALL, *_POOLS, "benchmark.n=2", "benchmark.k=[5]", "benchmark.shown=5")
 _SOURCES = (*_RUN, *_TWO_SOURCES, *_NETWORK, *_EVERY)
-_SMALL_BENCHMARK = {
+SMALL_BENCHMARK = {
     "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
-    "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS),
+    "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.fractions=[0.25]"),
     "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
     "lds": (*SMALL, *_BENCHMARK, *_POOLS),
     "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
@@ -112,7 +114,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "execution", SCORES
     yield "hardware", (*SMALL, "task=train")
     for choice in options("task"):
-        yield "task", (*SMALL, f"task={choice}")
+        yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}")
     yield "data", (*SMALL, "task=train")
     yield "data", (*_SOURCES, "task=train")
     for choice, number in (("cifar2", "data.n_train=8"), ("mnist", "data.n_train=20"), ("cifar_mnist", "data.zeros=2")):
@@ -123,10 +125,12 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         for choice in options(group):
             yield group, (f"{group}={choice}", *SMALL, "task=train")
     for choice in options("checkpoints"):
-        every = _EVERY if choice == "steps" else ()
-        yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, *every, f"checkpoints={choice}", "task=train")
+        small = {"at": ("checkpoints.steps=[3]",), "epochs": (), "steady": ("checkpoints.every=2", "checkpoints.count=2"), "steps": _EVERY}
+        yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
     for choice in set(options("estimator")) - {"clip_cos", "clip_dot"}:
-        yield "estimator", (*SCORES, f"estimator={choice}")
+        recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
+        sampled = ("queries=generated",) if choice == "journey_trak" else ()
+        yield "estimator", (*SCORES, *sampled, f"estimator={choice}", *recorded)
     for choice in options("measurement"):
         sampled = ("queries=generated", "diffusion=ddpm") if choice == "trajectory" else ()
         yield "measurement", (*SCORES, *sampled, f"measurement={choice}")
@@ -139,19 +143,20 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     for choice in options("compression"):
         yield "compression", (*SCORES, f"compression={choice}")
     for choice in options("draws"):
-        yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}")
+        number = ("~estimator.draws.n",) if choice == "fixed" else ()
+        yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}", *number)
     for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each"}:
-        yield "queries", (*SMALL, "task=attribute", f"queries={choice}")
+        yield "queries", (*SCORES, f"queries={choice}")
     for choice in options("benchmark"):
-        yield "benchmark", (*_SMALL_BENCHMARK[choice], f"benchmark={choice}")
+        yield "benchmark", (*SMALL_BENCHMARK[choice], f"benchmark={choice}")
     for choice in options("mode"):
-        yield "benchmark.mode", (*_SMALL_BENCHMARK["lds"], f"mode@benchmark.mode={choice}")
+        yield "benchmark.mode", (*SMALL_BENCHMARK["lds"], f"mode@benchmark.mode={choice}")
 
 
-def generated() -> list[BadInput]:
-    """Every setting of ``contexts`` with every wrong value; the same field of a class is tried once."""
+def generated(nodes: Iterable[tuple[str, tuple[str, ...]]] | None = None) -> list[BadInput]:
+    """Every setting of ``nodes`` (all ``contexts``) with every wrong value; the same field of a class is tried once."""
     inputs: dict[tuple[str, str, str], BadInput] = {}
-    for node, arguments in contexts():
+    for node, arguments in contexts() if nodes is None else nodes:
         config = composed(*arguments)
         for kind, name, value in leaves(OmegaConf.select(config, node) if node else config, node, recurse=bool(node)):
             for wrong in wrong_values(value):
@@ -193,6 +198,7 @@ def wrong_values(value: Any) -> Sequence[str]:
 
 
 VALID = (
+    r"(threads|workers)=3",
     r"(.*\.)?seed=0",
     r"store\.root=no_such_word",  # a folder that will be made
     r"feature\.p=inf",
@@ -222,7 +228,7 @@ def outcome(given: BadInput, folder: Path) -> Result:
         patch.setattr(workers.subprocess, "Popen", _accepted)
         try:
             if given.generated:
-                with errors_as_messages():
+                with errors_as_messages(), initialize_config_dir(str(CONF), version_base="1.3"):
                     program.task(_config(tuple(arguments), given.argument, folder / "out"))
             else:
                 patch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={folder}/out", *arguments, given.argument])
@@ -234,6 +240,14 @@ def outcome(given: BadInput, folder: Path) -> Result:
         except BaseException:
             return Result("traceback", traceback.format_exc().strip().splitlines()[-1])
     return Result("accepted", printed.getvalue().strip()[:200])
+
+
+def store(arguments: tuple[str, ...], folder: Path) -> None:
+    """Store what a valid command line computes, for inputs with ``stored``."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["run.py", f"store.root={folder}/stored", f"hydra.run.dir={folder}/out", *arguments])
+        program.main()
 
 
 def _config(arguments: tuple[str, ...], argument: str, out: Path) -> DictConfig:
@@ -275,20 +289,25 @@ def _classified(given: BadInput, ended: SystemExit, printed: str) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--match", default="")
-    parser.add_argument("--show", default="accepted,traceback,no setting")
-    options_ = parser.parse_args()
-    inputs = [given for given in generated() if re.search(options_.match, given.command)][:: options_.every]
-    counts = collections.Counter()
+    """Print what is not right, and the counts."""
+    from tests.experiments.tasks.bad_inputs_written import written
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--match", default="", help="only commands in which this regular expression is found")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th of them")
+    parser.add_argument("--all", action="store_true", help="print the sentences of right outcomes too")
+    chosen = parser.parse_args()
+    inputs = [given for given in [*written(), *generated()] if re.search(chosen.match, given.command)][:: chosen.every]
+    counts: collections.Counter[Outcome] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
+        if any(given.stored for given in inputs):
+            store(STORED, Path(folder))
         for given in inputs:
             result = outcome(given, Path(folder))
             counts[result.outcome] += 1
-            if result.outcome in options_.show:
-                print(f"{result.outcome}: {given.argument}   [{given.rest[-1]}]\n    {result.said}", flush=True)
-    print(dict(counts), sum(counts.values()))
+            if chosen.all or result.outcome != "right":
+                print(f"{result.outcome}: {given.command}\n    {result.said}", flush=True)
+    print(f"{sum(counts.values())} bad inputs:", ", ".join(f"{counts[kind]} {kind}" for kind in get_args(Outcome)))
 
 
 if __name__ == "__main__":
