@@ -30,7 +30,7 @@ from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.tasks import annotations
 from experiments.tasks.annotations import Choice
-from experiments.tasks.suggestions import CONF, nearest, options
+from experiments.tasks.suggestions import CONF, choices_of, nearest
 
 _PROVIDED = {"params", "config"}
 """Parameters of optimizers and tasks that this program passes itself."""
@@ -158,12 +158,12 @@ _CLASSES = {
 def _check_top_level(config: DictConfig) -> None:
     """Check that every group has an object, and that there is no key that nothing uses."""
     shipped = OmegaConf.load(CONF / "config.yaml")
-    groups = [str(key) for entry in shipped.defaults if not isinstance(entry, str) for key in entry]
-    objects = [name for name in groups if " " not in name and name != "experiment"]
+    groups = [str(key) for entry in shipped.defaults if not isinstance(entry, str) for key in entry if " " not in str(key)]
+    objects = [name for name in groups if name != "experiment"]
     for name in [*objects, *(name for name in shipped if OmegaConf.is_dict(shipped[name]) and name != "hydra")]:
         if not isinstance(OmegaConf.select(config, str(name)), DictConfig):
             value = f"{name}={_shown(OmegaConf.select(config, str(name)))}" if name in config else f"{name} is missing"
-            raise SettingError(f"{value}: must be an object{nearest('', options(str(name)))}")
+            raise SettingError(f"{value}: must be an object{nearest('', choices_of(str(name)))}")
     for name, kind in _CLASSES.items():
         _check_value(config, name, kind)
     known = {*map(str, shipped), *groups} - {"defaults"}
@@ -216,12 +216,11 @@ def _check_value(node: DictConfig, key: str, annotation: Any) -> None:
     if OmegaConf.is_missing(node, key):
         raise SettingError(f"{name} is missing: give {name}=VALUE on the command line")
     raw, value = node[key], _outline(node[key])
+    if not annotations.fits(value, annotation):
+        raise _wrong_type(name, value, annotations.plain(annotation))
     if isinstance(raw, DictConfig) and "_target_" in raw and not annotations.takes(annotation, _target(raw)):
         takes = annotations.class_names(annotation)
         raise SettingError(f"{name_of(raw, '_target_')}={raw._target_}: must be the name of {takes}")
-    annotation = annotations.plain(annotation)
-    if not annotations.fits(value, annotation):
-        raise _wrong_type(name, value, annotation)
     for part, inside in _parts(value, name):
         if isinstance(inside, float) and math.isnan(inside):
             raise SettingError(f"{part}=nan: must be a number")

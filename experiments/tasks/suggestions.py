@@ -28,7 +28,7 @@ def nearest(name: str, existing: Iterable[str]) -> str:
     return f"; choose from {', '.join(names)}" if names else ""
 
 
-def options(group: str) -> list[str]:
+def choices_of(group: str) -> list[str]:
     """Return the choices of a group, including those in folders."""
     return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
 
@@ -63,7 +63,7 @@ def composition_error(error: HydraException | OmegaConfBaseException) -> str:
 def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]:
     """Return the group, the misspelled choice and the group's choices, including those in folders."""
     group, _, name = missing.partition("/")
-    choices = options(group)
+    choices = choices_of(group)
     if group != "hydra" and choices:
         return group, name, choices
     group, _, name = missing.rpartition("/")

@@ -228,8 +228,10 @@ def outcome(given: BadInput, folder: Path) -> Result:
         patch.setattr(workers.subprocess, "Popen", _accepted)
         try:
             if given.generated:
-                with errors_as_messages(), initialize_config_dir(str(CONF), version_base="1.3"):
-                    program.task(_config(tuple(arguments), given.argument, folder / "out"))
+                with errors_as_messages():
+                    config = _config(tuple(arguments), given.argument, folder / "out")
+                    with initialize_config_dir(str(CONF), version_base="1.3"):
+                        program.task(config)
             else:
                 patch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={folder}/out", *arguments, given.argument])
                 program.main()
