@@ -163,15 +163,15 @@ def check_selection(
     Raises:
         ValueError: a step that is not recorded, more checkpoints than are recorded, or an unknown word.
     """
-    one = isinstance(wanted, int) and not isinstance(wanted, bool)
-    listed = isinstance(wanted, Sequence) and not isinstance(wanted, str)
-    if (one and wanted < 1) or (listed and not wanted) or not (one or listed or wanted in ("all", "last")):
-        raise _refused(owner, wanted, "choose all, last, a number of at least 1, or a list of at least one step")
     shown = ", ".join(map(str, steps if len(steps) <= _SHOWN else [*steps[: _SHOWN - 2], "...", steps[-1]]))
-    if one and wanted > most:
-        raise _refused(owner, wanted, f"training {verb} {most} checkpoints ({shown}): request fewer, or record more")
-    if listed and (absent := sorted(set(wanted) - set(steps))):
-        raise _refused(owner, wanted, f"no checkpoint at step {absent}; training {verb} {shown}")
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
+        if wanted > most:
+            raise _refused(owner, wanted, f"training {verb} {most} checkpoints ({shown}): request fewer, or record more")
+    elif isinstance(wanted, Sequence) and not isinstance(wanted, str) and wanted:
+        if absent := sorted(set(wanted) - set(steps)):
+            raise _refused(owner, wanted, f"no checkpoint at step {absent}; training {verb} {shown}")
+    elif wanted not in ("all", "last"):
+        raise _refused(owner, wanted, "choose all, last, a number of at least 1, or a list of at least one step")
 
 
 def check_visited(

@@ -61,8 +61,8 @@ class Fit(Node[FitLosses]):
         errors = []
         for start in range(0, len(inputs.t), self.execution.batch_size):
             batch = inputs.rows(slice(start, start + self.execution.batch_size))
-            x0, t, noise, condition = (None if tensor is None else tensor.to(device) for tensor in batch)
-            assert x0 is not None and t is not None and noise is not None
+            x0, t, noise = (tensor.to(device) for tensor in batch[:3])
+            condition = None if batch.condition is None else batch.condition.to(device)
             x_t, target = process.add_noise(x0, t, noise), process.target(x0, t, noise)
             with torch.inference_mode():
                 output = denoiser(network)(process.network_input(x_t, t), t, condition)

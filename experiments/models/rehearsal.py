@@ -48,7 +48,9 @@ def _inputs(experiment: Experiment, dtype: torch.dtype) -> Inputs:
     images = experiment.data.load().train
     last = len(images) % experiment.trainer.batch_size or experiment.trainer.batch_size
     rows = slice(min(2, last))
-    draws = random_draws(0, "rehearsal", images.ids(rows)[:, None], torch.zeros(1, dtype=torch.int64), experiment.diffusion.process.T)
+    draws = random_draws(
+        0, "rehearsal", images.ids(rows)[:, None], torch.zeros(1, dtype=torch.int64), experiment.diffusion.process.T
+    )
     return experiment.objective.inputs(images.x0(rows).to(dtype), draws, images.conditions(rows))
 
 
@@ -94,7 +96,7 @@ def _step(experiment: Experiment, network: nn.Module, inputs: Inputs) -> None:
     try:
         optimizer = experiment.optimizer(p for p in network.parameters())
         rates = {group["lr"] for group in optimizer.param_groups}
-        optimizer.step(lambda: loss)
+        optimizer.step(loss.item)  # for those that take a closure
     except Exception as error:  # the optimizer may be anyone's
         message = f"the optimizer cannot take a step ({one_line(error)}): change its settings"
         raise FieldError(experiment, "optimizer", message) from error

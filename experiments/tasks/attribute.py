@@ -10,8 +10,8 @@ from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row, Subject
 from experiments.report.score_files import write_proponents, write_self_influence
-from experiments.tasks.composition import chosen_estimator
 from experiments.tasks.before_training import check_before_training
+from experiments.tasks.composition import chosen_estimator
 from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.settings import SettingError, build

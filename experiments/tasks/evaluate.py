@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
-from experiments.tasks.composition import evaluation_of
 from experiments.tasks.before_training import check_before_training
+from experiments.tasks.composition import evaluation_of
 from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.train import show_training

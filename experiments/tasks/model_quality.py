@@ -26,7 +26,9 @@ def warn_of_poor_model(run: RunContext) -> None:
     losses = run.store(Fit(trained=experiment.trained, data=experiment.train, execution=experiment.execution))
     model, pixelwise = float(losses.model.mean()), float(losses.pixelwise.mean())
     if not model < pixelwise:
-        reasons.append(f"its loss on training images is {model:.3g}, and {pixelwise:.3g} needs only the mean and variance of each pixel")
+        reasons.append(
+            f"its loss on training images is {model:.3g}, and {pixelwise:.3g} needs only the mean and variance of each pixel"
+        )
         rows.append(
             Row(
                 benchmark=BENCHMARK,
@@ -41,7 +43,9 @@ def warn_of_poor_model(run: RunContext) -> None:
         of_samples, of_train = roughness(run.store(samples)), roughness(run.store(experiment.train))
         roughest = float(np.quantile(of_train, _ROUGHEST))
         if of_samples.mean() > roughest:
-            reasons.append(f"its samples are as rough as noise ({of_samples.mean():.2g}; training images have at most {roughest:.2g})")
+            reasons.append(
+                f"its samples are as rough as noise ({of_samples.mean():.2g}; training images have at most {roughest:.2g})"
+            )
             rows.append(
                 Row(
                     benchmark=BENCHMARK,

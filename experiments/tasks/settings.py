@@ -158,6 +158,7 @@ _CLASSES = {
 def _check_top_level(config: DictConfig) -> None:
     """Check that every group has an object, and that there is no key that nothing uses."""
     shipped = OmegaConf.load(CONF / "config.yaml")
+    assert isinstance(shipped, DictConfig)
     groups = [str(key) for entry in shipped.defaults if not isinstance(entry, str) for key in entry if " " not in str(key)]
     objects = [name for name in groups if name != "experiment"]
     for name in [*objects, *(name for name in shipped if OmegaConf.is_dict(shipped[name]) and name != "hydra")]:

@@ -125,7 +125,12 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         for choice in options(group):
             yield group, (f"{group}={choice}", *SMALL, "task=train")
     for choice in options("checkpoints"):
-        small = {"at": ("checkpoints.steps=[3]",), "epochs": (), "steady": ("checkpoints.every=2", "checkpoints.count=2"), "steps": _EVERY}
+        small = {
+            "at": ("checkpoints.steps=[3]",),
+            "epochs": (),
+            "steady": ("checkpoints.every=2", "checkpoints.count=2"),
+            "steps": _EVERY,
+        }
         yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
     for choice in set(options("estimator")) - {"clip_cos", "clip_dot"}:
         recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
@@ -214,8 +219,8 @@ VALID = (
 def outcome(given: BadInput, folder: Path) -> Result:
     """Run the command line up to the first computation that would be stored, and classify how it ends.
 
-    ``folder`` is used for output; its ``stored`` is the store of inputs with ``stored``. A written input takes the way of the command
-    line from its arguments. A generated one takes it from the composed config, to which its one setting is applied as Hydra does,
+    Output goes to ``folder``; the store of inputs with ``stored`` is in its folder ``stored``. A written input takes the whole way
+    of the command line. A generated one takes it from the composed config on, to which its setting is applied as Hydra does it,
     because composing takes longer than everything else.
     """
     store = folder / "stored" if given.stored else folder / "empty"

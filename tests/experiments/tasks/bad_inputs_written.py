@@ -2,7 +2,6 @@
 
 import functools
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,18 +72,64 @@ def _spelling() -> Iterator[BadInput]:
     }.items():
         for choice in choices:
             yield BadInput(f"{group}={choice}", SMALL, (group, group.partition("@")[0]))
-    for name in ("estimater=kfac", "esitmator=kfac", "dta=digits", "modle=unet_digits", "tsk=train", "sed=1", "thread=1", "worker=2",
-                 "trainer.stepz=3", "trainer.step=3", "optimizer.learning_rate=1", "model.blocks=3", "data.ntrain=24",
-                 "benchmark.queries.val.n=3", "samples.number=3", "store.path=x", "execution.devices=cpu", "hardware.device=1",
-                 "checkpoints.evry=3", "diffusion.schedule.Ts=100", "queries.m=3", "benchmark.subsets.cnt=3", "task.tops=3"):  # fmt: skip
+    for name in (
+        "estimater=kfac",
+        "esitmator=kfac",
+        "dta=digits",
+        "modle=unet_digits",
+        "tsk=train",
+        "sed=1",
+        "thread=1",
+        "worker=2",
+        "trainer.stepz=3",
+        "trainer.step=3",
+        "optimizer.learning_rate=1",
+        "model.blocks=3",
+        "data.ntrain=24",
+        "benchmark.queries.val.n=3",
+        "samples.number=3",
+        "store.path=x",
+        "execution.devices=cpu",
+        "hardware.device=1",
+        "checkpoints.evry=3",
+        "diffusion.schedule.Ts=100",
+        "queries.m=3",
+        "benchmark.subsets.cnt=3",
+        "task.tops=3",
+    ):
         key = name.partition("=")[0]
         yield BadInput(name, SMALL, (key, key.rpartition(".")[0]) if key.count(".") > 1 else (key,))
-    for name in ("+optimizer.foo=1", "+model.foo=1", "+data.foo=1", "+trainer.foo=1", "+estimator.foo=1", "+benchmark.foo=1",
-                 "+execution.foo=1", "+hardware.foo=1", "+task.foo=1", "+queries.foo=1", "+samples.foo=1", "+store.foo=1",
-                 "+diffusion.sampler.foo=1", "+diffusion.process.foo=1", "+measurement.foo=1", "+curvature.foo=1",
-                 "+benchmark.subsets.foo=1", "+benchmark.mode.foo=1", "+foo=1", "+foo.bar=1", "+optimizer={foo: 1}",
-                 "+optimizer.lrr=1", "++optimizer.foo=1", "++trainer.foo.bar=1", "+checkpoints.foo=1", "+tracker.foo=1",
-                 "+objective.foo=1", "+compression.foo=1", "+diffusion.foo=1"):  # fmt: skip
+    for name in (
+        "+optimizer.foo=1",
+        "+model.foo=1",
+        "+data.foo=1",
+        "+trainer.foo=1",
+        "+estimator.foo=1",
+        "+benchmark.foo=1",
+        "+execution.foo=1",
+        "+hardware.foo=1",
+        "+task.foo=1",
+        "+queries.foo=1",
+        "+samples.foo=1",
+        "+store.foo=1",
+        "+diffusion.sampler.foo=1",
+        "+diffusion.process.foo=1",
+        "+measurement.foo=1",
+        "+curvature.foo=1",
+        "+benchmark.subsets.foo=1",
+        "+benchmark.mode.foo=1",
+        "+foo=1",
+        "+foo.bar=1",
+        "+optimizer={foo: 1}",
+        "+optimizer.lrr=1",
+        "++optimizer.foo=1",
+        "++trainer.foo.bar=1",
+        "+checkpoints.foo=1",
+        "+tracker.foo=1",
+        "+objective.foo=1",
+        "+compression.foo=1",
+        "+diffusion.foo=1",
+    ):
         key = name.lstrip("+").partition("=")[0]
         yield BadInput(name, SMALL, (key, *({"optimizer": ["optimizer.foo"], "trainer.foo.bar": ["trainer.foo"]}.get(key, []))))
 
@@ -138,11 +183,38 @@ def _syntax() -> Iterator[BadInput]:
 
 def _objects() -> Iterator[BadInput]:
     """Targets that do not exist or are something else, and values in place of objects."""
-    groups = ("data", "model", "optimizer", "trainer", "checkpoints", "hardware", "execution", "objective", "diffusion.process",
-              "diffusion.sampler", "diffusion.schedule", "estimator", "measurement", "curvature", "queries", "task", "tracker")  # fmt: skip
+    groups = (
+        "data",
+        "model",
+        "optimizer",
+        "trainer",
+        "checkpoints",
+        "hardware",
+        "execution",
+        "objective",
+        "diffusion.process",
+        "diffusion.sampler",
+        "diffusion.schedule",
+        "estimator",
+        "measurement",
+        "curvature",
+        "queries",
+        "task",
+        "tracker",
+    )
     for group in groups:
-        for target in ("absent.module.Thing", "attribution.absent", "torch.nn.Lineer", "3", "null", "''", "[]", "torch.pi",
-                       "json.dumps", "attribution.measurements.Loss"):  # fmt: skip
+        for target in (
+            "absent.module.Thing",
+            "attribution.absent",
+            "torch.nn.Lineer",
+            "3",
+            "null",
+            "''",
+            "[]",
+            "torch.pi",
+            "json.dumps",
+            "attribution.measurements.Loss",
+        ):
             if not (target.endswith("Loss") and group in ("objective", "measurement")):
                 yield BadInput(f"{group}._target_={target}", SCORES, (group,))
     for group in ("data", "model", "optimizer", "trainer", "estimator", "queries", "task", "tracker", "execution", "diffusion"):
@@ -299,20 +371,56 @@ def _known_before_training() -> Iterator[BadInput]:
         ("estimator.damping=[1e-8,abc]", SCORES, ("estimator.damping",)),
         ("task.check_layers=true", (*TRAIN, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000"), ("model",)),
         ("estimator=kfac", (*SCORES, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000"), ("time_proj",)),
-        ("estimator=tracin", (*SCORES, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000",
-                              "estimator.checkpoints=2"), ("time_proj",)),
-    ):  # fmt: skip
+        (
+            "estimator=tracin",
+            (*SCORES, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000", "estimator.checkpoints=2"),
+            ("time_proj",),
+        ),
+    ):
         yield BadInput(argument, rest, names)
-    for network in ("ReturnsTuple", "ReturnsDict", "ReturnsNone", "DropsChannel", "Mixing", "Noisy", "Frozen", "Detached", "Half",
-                    "FailsToConstruct", "FixedSize", "NotANetwork"):  # fmt: skip
-        keep = ("sample_size", "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
-                "layers_per_block", "attention_head_dim", "norm_num_groups", "dropout")  # fmt: skip
+    for network in (
+        "ReturnsTuple",
+        "ReturnsDict",
+        "ReturnsNone",
+        "DropsChannel",
+        "Mixing",
+        "Noisy",
+        "Frozen",
+        "Detached",
+        "Half",
+        "FailsToConstruct",
+        "FixedSize",
+        "NotANetwork",
+    ):
+        keep = (
+            "sample_size",
+            "in_channels",
+            "out_channels",
+            "block_out_channels",
+            "down_block_types",
+            "up_block_types",
+            "layers_per_block",
+            "attention_head_dim",
+            "norm_num_groups",
+            "dropout",
+        )
         removed = tuple(f"~model.{name}" for name in keep)
         yield BadInput(f"model._target_={networks}.{network}", (*own, *removed), ("model",))
 
 
 def _on_a_finished_store() -> Iterator[BadInput]:
     """The same where nothing is left to compute."""
-    for argument in ("execution.device=foo", "execution.batch_size=0", "workers=abc", "threads=0", "samples.n=0", "samples.seed=abc",
-                     "hardware.devices=0", "hardware.interval=0", "execution.shard=1.5", "optimizer.lr=null", "task.top=0"):  # fmt: skip
+    for argument in (
+        "execution.device=foo",
+        "execution.batch_size=0",
+        "workers=abc",
+        "threads=0",
+        "samples.n=0",
+        "samples.seed=abc",
+        "hardware.devices=0",
+        "hardware.interval=0",
+        "execution.shard=1.5",
+        "optimizer.lr=null",
+        "task.top=0",
+    ):
         yield BadInput(argument, STORED, (argument.partition("=")[0],), stored=True)
