@@ -5,6 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 _UNSET = object()
+LARGEST = 2**31 - 1
+"""The largest count. Training records store steps as 32-bit integers."""
+MAY_BE_INFINITE = "may be infinite"
+"""Metadata for ``Annotated[float, MAY_BE_INFINITE]``: a field that can be infinite. Other numbers must be finite."""
 
 
 class FieldError(ValueError):
@@ -27,10 +31,11 @@ class FieldError(ValueError):
 
 
 def whole(owner: Any, field: str, least: int, most: int | None = None) -> None:
-    """Raise :class:`FieldError` unless the field is a whole number of at least ``least`` (and at most ``most``)."""
+    """Raise :class:`FieldError` unless the field is a whole number of at least ``least`` and at most ``most`` (``LARGEST``)."""
     value = _read(owner, field)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"at least {least}" if most is None else f"within {least}..{most}"
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (LARGEST if most is None else most):
+        large = isinstance(value, int) and value > LARGEST
+        allowed = f"at least {least}" if most is None and not large else f"within {least}..{LARGEST if most is None else most}"
         raise FieldError(owner, field, f"must be a whole number, {allowed}")
 
 

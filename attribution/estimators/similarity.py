@@ -47,6 +47,8 @@ class GradientSimilarity(Estimator):
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        if self.checkpoints is not None:
+            trained.check_checkpoints(self.checkpoints, self)
         return SimilarityScores(self, train, queries, trained)
 
     def features(self, trained: Recorded, images: ImageSet, role: str, step: int | None) -> Features:

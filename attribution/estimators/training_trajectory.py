@@ -48,6 +48,7 @@ class TrajectoryEstimator(CheckpointEstimator):
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check_bins(trained.process.T)
+        trained.check_checkpoints(self.checkpoints, self, visited=True)
         return TrajectoryScores(self, train, queries, trained)
 
 

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from attribution.checks import FieldError
+from attribution.checks import MAY_BE_INFINITE, FieldError
 from attribution.diffusion import Denoiser
 from attribution.measurements.base import Measure
 
@@ -48,7 +49,7 @@ class OutputNorm(Measure):
     NAME = "OutputNorm"
     VERSION = 1
 
-    p: float
+    p: Annotated[float, MAY_BE_INFINITE]
 
     def __post_init__(self):
         if not self.p >= 1:

@@ -5,17 +5,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attribution.checks import FieldError
 from attribution.diffusion import Process
 from attribution.measurements import Measure
 from attribution.nodes import Artifact, Get, Node
 
 PARAMETERS = "parameters.safetensors"
+_LONGEST = 300
+"""The largest number of characters of another library's message."""
 
 
 class TrainingResult(Artifact):
@@ -62,9 +65,19 @@ class Trained(Node[T], ABC):
 
     @cached_property
     def outline(self) -> nn.Module:
-        """The untrained network on the meta device: its layers and shapes, without memory for parameters."""
-        with torch.device("meta"):
-            return self.model()
+        """The untrained network on the meta device: its layers and shapes, without memory for parameters.
+
+        On the CPU if its constructor does not run on the meta device.
+
+        Raises:
+            FieldError: ``model`` does not construct a network.
+        """
+        try:
+            with torch.device("meta"):
+                network = self.model()
+        except Exception:  # the constructor may be anyone's
+            return untrained(self)
+        return network if isinstance(network, nn.Module) else untrained(self)
 
     @cached_property
     def parameter_count(self) -> int:
@@ -74,6 +87,27 @@ class Trained(Node[T], ABC):
     def network(self, get: Get) -> nn.Module:
         """The trained network in eval mode."""
         return with_parameters(self.model(), get(self).final_parameters()).eval()
+
+
+def untrained(owner: Any) -> nn.Module:
+    """The network that ``owner.model()`` constructs.
+
+    Raises:
+        FieldError: the constructor fails, or does not return an ``nn.Module``.
+    """
+    try:
+        network = owner.model()
+    except Exception as error:  # the constructor may be anyone's
+        raise FieldError(owner, "model", f"the network cannot be constructed ({one_line(error)}): change its settings") from error
+    if not isinstance(network, nn.Module):
+        raise FieldError(owner, "model", f"constructs a {type(network).__name__}: choose a class of networks (torch.nn.Module)")
+    return network
+
+
+def one_line(error: Exception) -> str:
+    """The class and the message of an error, shortened to one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:_LONGEST]}{'...' if len(message) > _LONGEST else ''}"
 
 
 def with_parameters(network: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:

@@ -25,6 +25,10 @@ class CheckpointRule(ABC):
         """The recorded steps to keep after training, given the loss of every step ``[steps]``."""
         return list(candidates)
 
+    def most(self, candidates: Sequence[int]) -> int:
+        """The largest number of steps that ``keep`` returns."""
+        return len(candidates)
+
 
 @dataclass(frozen=True)
 class EverySteps(CheckpointRule):
@@ -97,6 +101,9 @@ class SteadyDecline(CheckpointRule):
     def keep(self, candidates: Sequence[int], losses: np.ndarray) -> list[int]:
         return _within(spread_over_decline(candidates, losses, self.count), len(losses))
 
+    def most(self, candidates: Sequence[int]) -> int:
+        return min(self.count + 1, len(candidates))  # the last step is kept besides those of the decline
+
 
 def steady_decline(losses: np.ndarray, start: float = 0.5, stop: float = 0.98) -> tuple[int, int]:
     """The first and last step of the steady decline of the loss ``[steps]``.
@@ -115,11 +122,6 @@ def steady_decline(losses: np.ndarray, start: float = 0.5, stop: float = 0.98) -
 
 def spread_over_decline(recorded: Sequence[int], losses: np.ndarray, count: int) -> list[int]:
     """``count`` of the ``recorded`` steps, evenly spread over those in the steady decline, or over all if these are too few."""
-    if count > len(recorded):
-        raise ValueError(
-            f"{count} checkpoints requested, but training recorded {len(recorded)} ({', '.join(map(str, recorded))}): "
-            "request fewer, or record more"
-        )
     first, last = steady_decline(losses)
     steady = [step for step in recorded if first <= step <= last]
     candidates = steady if len(steady) >= count else list(recorded)
@@ -138,17 +140,69 @@ def select(wanted: int | str | Sequence[int], recorded: Sequence[int], losses: n
     Raises:
         ValueError: a step that was not recorded, more checkpoints than were recorded, or an unknown word.
     """
-    if isinstance(wanted, str) and wanted == "all":
-        return list(recorded)
-    if isinstance(wanted, str) and wanted == "last":
-        return [recorded[-1]]
-    if isinstance(wanted, str) or wanted == 0 or (isinstance(wanted, Sequence) and not wanted):
-        raise _refused(owner, wanted, "choose all, last, a number of at least 1, or a list of at least one step")
+    check_selection(wanted, recorded, len(recorded), owner, "recorded")
     if isinstance(wanted, int):
         return spread_over_decline(recorded, losses, wanted)
-    if absent := sorted(set(wanted) - set(recorded)):
-        raise _refused(owner, wanted, f"no checkpoint at step {absent}; training recorded {', '.join(map(str, recorded))}")
+    if isinstance(wanted, str):
+        return list(recorded) if wanted == "all" else [recorded[-1]]
     return sorted(set(wanted))
+
+
+def check_selection(
+    wanted: int | str | Sequence[int], steps: Sequence[int], most: int, owner: Any = None, verb: str = "will record"
+) -> None:
+    """Check what ``select`` is asked for, as far as it is known before training.
+
+    Args:
+        wanted: as in ``select``.
+        steps: the steps at which training may record a checkpoint, ascending.
+        most: the largest number of checkpoints that it records.
+        owner: the object whose field ``checkpoints`` is ``wanted``, for errors.
+        verb: "will record" or "recorded".
+
+    Raises:
+        ValueError: a step that is not recorded, more checkpoints than are recorded, or an unknown word.
+    """
+    shown = ", ".join(map(str, steps if len(steps) <= _SHOWN else [*steps[: _SHOWN - 2], "...", steps[-1]]))
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
+        if wanted > most:
+            raise _refused(owner, wanted, f"training {verb} {most} checkpoints ({shown}): request fewer, or record more")
+    elif isinstance(wanted, Sequence) and not isinstance(wanted, str) and wanted:
+        if absent := sorted(set(wanted) - set(steps)):
+            raise _refused(owner, wanted, f"no checkpoint at step {absent}; training {verb} {shown}")
+    elif wanted not in ("all", "last"):
+        raise _refused(owner, wanted, "choose all, last, a number of at least 1, or a list of at least one step")
+
+
+def check_visited(
+    wanted: int | str | Sequence[int], steps: Sequence[int], most: int, steps_per_epoch: int, owner: Any = None
+) -> None:
+    """Check, as far as it is known before training, that it has visited every example before the checkpoints of ``select``.
+
+    Args:
+        wanted: as in ``select``, and checked by ``check_selection``, as are ``steps`` and ``most``.
+        steps: the steps at which training may record a checkpoint, ascending.
+        most: the largest number of checkpoints that it records.
+        steps_per_epoch: the steps in which training visits every example once.
+        owner: the object whose field ``checkpoints`` is ``wanted``, for errors.
+
+    Raises:
+        ValueError: at least one of the checkpoints is too early.
+    """
+    late = [step for step in steps if step >= steps_per_epoch]
+    if isinstance(wanted, int):
+        early = wanted > len(late)
+    elif isinstance(wanted, str):
+        early = steps[-1] < steps_per_epoch or (wanted == "all" and most == len(steps) > len(late))
+    else:
+        early = min(wanted) < steps_per_epoch
+    if early:
+        shown = f"from step {steps_per_epoch} (one epoch) on training has visited every example"
+        raise _refused(owner, wanted, f"{shown}: choose checkpoints from there on, or train longer")
+
+
+_SHOWN = 20
+"""The largest number of steps in a message."""
 
 
 def _refused(owner: Any, wanted: int | str | Sequence[int], message: str) -> ValueError:

@@ -11,11 +11,11 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from attribution.checks import FieldError
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.nodes.saves import Saves
@@ -87,20 +87,13 @@ def fit(
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
             warnings.filterwarnings("ignore", message="The `srun` command is available")
             trainer = _trainer(
+                recipe,
+                hardware,
                 default_root_dir=folder,
-                accelerator=hardware.accelerator,
-                devices=hardware.devices,
-                strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
-                precision=recipe.precision,  # pyright: ignore[reportArgumentType]
-                max_steps=recipe.steps,
                 callbacks=[recorder, *callbacks],
                 plugins=[_DirectCheckpoints(), environment],
                 logger=logger,
                 log_every_n_steps=max(1, min(50, recipe.steps // 20)),
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
             )
             _check_processes(trainer, len(images), recipe.batch_size)
             # Lightning converts the module after it restores a checkpoint, which would round float64 parameters to float32.
@@ -142,11 +135,30 @@ def _run(trainer: L.Trainer, module: DiffusionModule, batches: Batches, resume_f
         raise
 
 
-def _trainer(**settings: Any) -> L.Trainer:
+def _trainer(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer:
+    """Return Lightning's trainer.
+
+    Raises:
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``.
+    """
     try:
-        return L.Trainer(**settings)
-    except MisconfigurationException as error:
-        raise ValueError(f"hardware: {error}") from error
+        return L.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
+            precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+            max_steps=recipe.steps,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+    except Exception as error:  # Lightning has no class of errors for its arguments
+        message = " ".join(str(error).split())
+        field = next((name for name in ("accelerator", "strategy", "devices") if name in message), "devices")
+        owner, field = (recipe, "precision") if "precision" in message.lower() else (hardware, field)
+        raise FieldError(owner, field, f"Lightning refuses it ({message}): choose another value") from error
 
 
 def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
@@ -159,3 +171,15 @@ def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
             f"{world} processes cannot share batches of {batch_size} and {last} (the last of an epoch) equally: change "
             "the batch size, the number of training images or of devices"
         )
+
+
+def check_hardware(recipe: Recipe, hardware: Hardware, n: int) -> None:
+    """Check, without training, that Lightning supports ``hardware`` here, and that its processes can share ``n`` training images.
+
+    Raises:
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``.
+        ValueError: the processes cannot share the batches.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        _check_processes(_trainer(recipe, hardware, plugins=[_one_process()], logger=False), n, recipe.batch_size)

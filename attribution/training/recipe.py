@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from attribution.checks import FieldError, number, whole
 
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "transformer-engine")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Recipe:
     ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
     fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``ema_warmup``: raise
     the decay from 0 to ``ema``, so that the average forgets the first steps also in a short training run; without it the decay is
-    constant, as in papers that train for long. ``precision``: as in Lightning (32-true, 64-true, bf16-mixed, ...).
+    constant, as in papers that train for long. ``precision``: one of ``PRECISIONS``, as in Lightning.
 
     Raises:
         ValueError: a setting outside its range.
@@ -43,6 +44,8 @@ class Recipe:
             raise FieldError(self, "ema", "must be between 0 and 1: it is the decay of the average; None takes no average")
         if self.lr_schedule not in LR_SCHEDULES:
             raise FieldError(self, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            raise FieldError(self, "precision", f"must be one of {', '.join(PRECISIONS)}")
 
     def ema_decay(self, step: int) -> float:
         """The decay d_t of the average at ``step`` t (0-based): ``average = d_t · average + (1 - d_t) · parameters``.
@@ -74,11 +77,10 @@ class Hardware:
 
     accelerator: str = "auto"
     devices: int | str = 1
-    num_nodes: int = 1
     strategy: str = "auto"
     interval: int = 200
 
     def __post_init__(self):
         whole(self, "interval", least=1)
-        if self.num_nodes != 1:
-            raise FieldError(self, "num_nodes", "must be 1: a training run uses the devices of one machine")
+        if isinstance(self.devices, int) and self.devices != -1 and self.devices < 1:
+            raise FieldError(self, "devices", "must be a number of at least 1, -1 (all), auto, or a list such as '0,1'")

@@ -14,6 +14,7 @@ drops conditions; a schema for a training run that does would add a bool column 
 
 import json
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +175,16 @@ class Recorded(Trained[TrainingRecord], ABC):
         if i == 0:
             return self
         raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: use one model only (models=1)")
+
+    def check_checkpoints(self, wanted: int | str | Sequence[int], owner: Any, visited: bool = False) -> None:
+        """Check, before training, that it will record the checkpoints that ``owner.checkpoints`` selects.
+
+        ``visited``: also that training has visited every example before each of them. A class that does not know what training
+        records checks nothing.
+
+        Raises:
+            FieldError: a checkpoint will not be there, or is too early.
+        """
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
         """The network in eval mode with the parameters after ``step`` steps; None: with the final parameters."""

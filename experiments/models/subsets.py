@@ -87,17 +87,25 @@ class PublishedSubsets(Subsets):
     count: int | None = None
 
     def masks(self, train: Images) -> np.ndarray:
-        """Raises ValueError: the file does not exist or does not fit the training set."""
+        """Raises ValueError: the file does not exist, is damaged, or does not fit the training set."""
+        name = f"benchmark.subsets.path={self.path} (or estimator.subsets)"
         if not Path(self.path).is_file():
-            raise ValueError(f"benchmark.subsets.path={self.path} (or estimator.subsets): no such file")
-        table = np.load(self.path)[: self.count]
-        if table.dtype == bool and table.ndim == 2 and table.shape[1] == len(train):
-            return table
-        if table.dtype.kind not in "iu" or table.ndim != 2 or table.min() < 0 or table.max() >= len(train):
+            raise ValueError(f"{name}: no such file")
+        try:
+            table = np.load(self.path, allow_pickle=False)[: self.count]
+        except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
+            raise ValueError(f"{name} is not an npy file of numbers: save masks or positions with numpy.save") from error
+        if table.ndim != 2 or 0 in table.shape:
+            raise ValueError(f"{name} holds an array of shape {list(table.shape)}: give at least one mask or list of positions")
+        if table.dtype == bool and table.shape[1] == len(train):
+            masks = table
+        elif table.dtype.kind in "iu" and table.min() >= 0 and table.max() < len(train):
+            masks = np.zeros((len(table), len(train)), dtype=bool)
+            np.put_along_axis(masks, table, True, axis=1)
+        else:
             raise ValueError(
-                f"benchmark.subsets.path={self.path} (or estimator.subsets) holds {table.dtype} {list(table.shape)}: give masks "
-                f"[M, {len(train)}] or positions [M, n] below {len(train)}"
+                f"{name} holds {table.dtype} {list(table.shape)}: give masks [M, {len(train)}] or positions [M, n] below {len(train)}"
             )
-        masks = np.zeros((len(table), len(train)), dtype=bool)
-        np.put_along_axis(masks, table, True, axis=1)
+        if empty := np.flatnonzero(~masks.any(1)).tolist():
+            raise ValueError(f"{name}: subsets {empty} keep no training image: remove them")
         return masks

@@ -1,7 +1,7 @@
 """A trained model as a store node."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from attribution.images import ImageSet
 from attribution.nodes import Cost, Get, execution
 from attribution.training import Recorded, TrainingRecord
-from attribution.training.checkpoints import CheckpointRule
+from attribution.training.checkpoints import CheckpointRule, check_selection, check_visited
 from attribution.training.order import steps_per_epoch
 from attribution.training.recipe import Hardware, Recipe
 
@@ -42,13 +42,31 @@ class TrainedModel(Recorded):
         """The same training run with the seed ``seed + i``."""
         return replace(self, seed=self.seed + i)
 
+    @property
+    def candidates(self) -> list[int]:
+        """The steps at which training records a checkpoint, of which ``checkpoints`` may keep only some.
+
+        Raises:
+            FieldError: ``checkpoints`` does not fit the steps of training.
+        """
+        return self.checkpoints.candidates(self.recipe.steps, self._steps_per_epoch)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return steps_per_epoch(self.data.count, self.recipe.batch_size)
+
+    def check_checkpoints(self, wanted: int | str | Sequence[int], owner: Any, visited: bool = False) -> None:
+        most = self.checkpoints.most(self.candidates)
+        check_selection(wanted, self.candidates, most, owner)
+        if visited:
+            check_visited(wanted, self.candidates, most, self._steps_per_epoch, owner)
+
     def cost(self) -> Cost:
         state = 4 * self.parameter_count
-        candidates = self.checkpoints.candidates(self.recipe.steps, steps_per_epoch(self.data.count, self.recipe.batch_size))
         return Cost(
             passes=self.recipe.steps * self.recipe.batch_size,
             memory=4 * state,  # parameters, gradients, and the two moments of Adam
-            disk=len(candidates) * state,
+            disk=len(self.candidates) * state,
         )
 
     def compute(self, get: Get) -> TrainingRecord:
@@ -56,9 +74,7 @@ class TrainedModel(Recorded):
         from attribution.training.fit import fit
         from experiments.models.training_bar import TrainingBar
 
-        # The import sets Lightning's logger to INFO; the progress bar says what a user needs.
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
+        quiet_lightning()
         folder = get.workspace(self)
         fit(
             folder,
@@ -76,3 +92,8 @@ class TrainedModel(Recorded):
             owner=self.fingerprint,
         )
         return TrainingRecord(folder)
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's messages, which importing it turns on: the progress bar says what a user needs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -39,6 +39,7 @@ class Report:
         self.rows: list[Row] = []
         self.figures: list[Path] = []
         self.tables: list[Path] = []
+        self.warnings: list[str] = []
         self._run = {"data": data, "seed": seed, "command": command or command_line()}
         self._swept = swept or {}
 
@@ -73,12 +74,16 @@ class Report:
         self.tables.append(path)
         return path
 
+    def warn(self, message: str) -> None:
+        """Add a line that is shown beside the results."""
+        self.warnings.append(message)
+
     def close(self, console: Console | None = None) -> None:
-        """Write ``rows.jsonl``; print the tables and the paths of all files."""
+        """Write ``rows.jsonl``; print the tables, the warnings and the paths of all files."""
         path = write_rows(self.folder, self.rows)
         console = console or Console()
         print_rows(self.rows, console)
-        for line in (path, *self.tables, *self.figures):
+        for line in (*(f"warning: {message}" for message in self.warnings), path, *self.tables, *self.figures):
             console.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 

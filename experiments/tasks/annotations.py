@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import AllowInfNan, ConfigDict, TypeAdapter
+
+from attribution.checks import MAY_BE_INFINITE
 
 PLAIN = (bool, int, float, str, type(None))
 LISTS = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
@@ -35,6 +37,14 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
 
 
+@cache
+def required(target: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the parameters without a default."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(target).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     if is_dataclass(target):
         names = {field.name for field in fields(target)}
@@ -51,14 +61,15 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 def fits(value: Any, annotation: Any) -> bool:
     """Return whether a plain value, with a :class:`Choice` for each object, has the annotated type.
 
-    Values are not converted: text is not a number, ``True`` is not a number, and 1000.0 is not a whole number.
+    Values are not converted: text is not a number, ``True`` is not a number, and 1000.0 is not a whole number. NaN is not a number,
+    and numbers are finite unless they are annotated with ``MAY_BE_INFINITE``.
     """
     return _adapter(plain(annotation)).validator.isinstance_python(value)
 
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter:
-    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))
 
 
 def plain(annotation: Any) -> Any:
@@ -69,7 +80,8 @@ def plain(annotation: Any) -> Any:
     if annotation is None or annotation in PLAIN or origin is Literal:
         return annotation
     if origin is Annotated:
-        return plain(arguments[0])
+        infinite = MAY_BE_INFINITE in arguments[1:] or AllowInfNan(True) in arguments[1:]
+        return Annotated[plain(arguments[0]), AllowInfNan(True)] if infinite else plain(arguments[0])
     if origin in (Union, types.UnionType):
         return Union[tuple(plain(argument) for argument in arguments)]  # noqa: UP007
     kind = origin or annotation
@@ -87,11 +99,39 @@ def plain(annotation: Any) -> Any:
     return Choice
 
 
+def takes(annotation: Any, target: Callable[..., Any]) -> bool:
+    """Return whether a parameter with this annotation takes what ``target`` builds, as far as classes tell."""
+    classes = _classes(annotation)
+    return not isinstance(target, type) or classes is None or issubclass(target, classes)
+
+
+def class_names(annotation: Any) -> str:
+    """Return the names of the classes in an annotation, as in "a Measure or a Draws"."""
+    return _either([f"a {kind.__name__}" for kind in _classes(annotation) or ()])
+
+
+def _classes(annotation: Any) -> tuple[type, ...] | None:
+    """Return the classes of objects in an annotation; None if it also takes objects that are known by their behavior only."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _classes(arguments[0])
+    if origin in (Union, types.UnionType):
+        parts = [_classes(argument) for argument in arguments]
+        return None if None in parts else tuple(kind for part in parts if part is not None for kind in part)
+    if plain(annotation) is not Choice:
+        return None if plain(annotation) is Any else ()
+    kind = origin or annotation
+    behavior = not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or kind.__module__ == "collections.abc"
+    return None if behavior else (kind,)
+
+
 def describe_type(annotation: Any, many: bool = False) -> str:
     """Describe a type from :func:`plain` in words that complete "must be …"; ``many`` gives the plural."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _WORDS:
         return _WORDS[annotation][many]
+    if origin is Annotated:
+        return describe_type(arguments[0], many)
     if origin is Literal:
         return _either([str(value) for value in arguments])
     if origin is Union:

@@ -10,7 +10,9 @@ from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row, Subject
 from experiments.report.score_files import write_proponents, write_self_influence
+from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import chosen_estimator
+from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.settings import SettingError, build
 
@@ -36,6 +38,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
     with run_context(config) as run:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
+        check_before_training(run, estimator)
         node = estimator.scores(experiment.trained, experiment.train, queries)
         announce([experiment.trained, node], get)
         scores, train = get(node), get(experiment.train)
@@ -54,6 +57,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.figure("proponents", figures.proponents(get(queries), train, values, shown))
+        warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
             influence = get(SelfInfluence(estimator, experiment.trained, experiment.train))
             path = run.folder / "self_influence.csv"

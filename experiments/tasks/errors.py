@@ -31,14 +31,14 @@ def exit_with(error: BaseException) -> NoReturn:
     """Exit with "error: " and the message, or raise the error if HYDRA_FULL_ERROR=1."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    sys.exit(f"error: {sentence(error)}")
+    sys.exit(f"error: {' '.join(sentence(error).split())}")
 
 
 def sentence(error: BaseException) -> str:
     """Return what an error says to the user: its message, after the name of its class if it is not ``EXPECTED``."""
     if isinstance(error, InstantiationException):
         error = error.__cause__ or error
-    if isinstance(error, HydraException):
+    if isinstance(error, HydraException | OmegaConfBaseException):
         return composition_error(error)
     if isinstance(error, OSError) and not isinstance(error, DiskError) and is_full(error):
         return f"{error}: free some space, or set hydra.run.dir (in a sweep hydra.sweep.dir) to another disk, then run again"

@@ -6,7 +6,9 @@ from omegaconf import DictConfig
 
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
+from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import evaluation_of
+from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.train import show_training
 from experiments.tasks.workers import workers
@@ -16,6 +18,7 @@ def evaluate(config: DictConfig) -> None:
     """Compute what is missing in the store, alone or with workers, and report the benchmark."""
     with run_context(config) as run:
         evaluation = evaluation_of(config, run.experiment)
+        check_before_training(run, evaluation.benchmark, *evaluation.estimators.values())
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
             evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
@@ -23,3 +26,4 @@ def evaluate(config: DictConfig) -> None:
         chosen = next(iter(evaluation.estimators.values()))
         used = select(chosen.checkpoints, record.steps, record.losses, chosen) if isinstance(chosen, TrajectoryEstimator) else ()
         show_training(run, record, used)
+        warn_of_poor_model(run)

@@ -20,7 +20,7 @@ from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import experiment_of, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
-from experiments.tasks.settings import SettingError, build
+from experiments.tasks.settings import build
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,10 @@ def set_threads(config: DictConfig) -> None:
 
     ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
-
-    Raises:
-        SettingError: If ``threads`` is below 1.
     """
     threads = config.threads
     if threads == "auto":
         threads = 1 if config.data.size <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
-    if threads < 1:
-        raise SettingError(f"threads={threads}: must be auto, or a whole number of at least 1")
     torch.set_num_threads(threads)
 
 

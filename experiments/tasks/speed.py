@@ -11,11 +11,19 @@ from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
 from experiments.speed.scoring import scoring_speed
 from experiments.tasks.run_context import run_context
-from experiments.tasks.settings import build
+from experiments.tasks.settings import SettingError, build
 
 
 def speed(config: DictConfig, examples: int, repeats: int, draws: Sequence[int], groups: Sequence[int], steps: int) -> None:
-    """Compare this program with plain passes of the same network, and retraining side by side with Lightning's fit."""
+    """Compare this program with plain passes of the same network, and retraining side by side with Lightning's fit.
+
+    Raises:
+        SettingError: If a number is below 1, or ``draws`` is empty.
+    """
+    numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
+    for name, values in numbers.items():
+        if any(value < 1 for value in values) or (name == "draws" and not draws):
+            raise SettingError(f"task.{name}={','.join(map(str, values))}: must be at least 1")
     with run_context(config) as run:
         experiment = run.experiment
         shape = experiment.shape

@@ -2,13 +2,20 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -21,15 +28,31 @@ def nearest(name: str, existing: Iterable[str]) -> str:
     return f"; choose from {', '.join(names)}" if names else ""
 
 
-def composition_error(error: HydraException) -> str:
+def choices_of(group: str) -> list[str]:
+    """Return the choices of a group, including those in folders."""
+    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
+
+
+def composition_error(error: HydraException | OmegaConfBaseException) -> str:
     """Return a message that says what is wrong with the arguments."""
-    cause = error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, InterpolationResolutionError):
+        reason = str(cause.msg).splitlines()[0]
+        return f"{cause.full_key}: {reason}; give {cause.full_key} a value of its own"
+    if isinstance(cause, GrammarParseError) and isinstance(error, OmegaConfBaseException):
+        return f"{' '.join(str(cause).split())}: quote values that contain $"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, name, choices = _choices(error.missing_cfg_file, error.options)
         return f"{group}={name}: no such choice{nearest(name, choices)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
         return f"{cause.full_key}: no such setting{_nearest_setting(str(cause.full_key), cause.parent_node)}"
     sentence = " ".join(str(error).split("\nConfig search path:")[0].split())
+    if isinstance(error, OverrideParseException):
+        reason = " ".join(error.message.split("\nSee http")[0].split())
+        return f"{error.override}: cannot be read ({reason}); write setting=value, and close brackets and quotes"
+    if sentence.startswith("Config group override must be a string"):
+        given = [argument for argument in sys.argv[1:] if not argument.startswith("-") and "." not in argument.partition("=")[0]]
+        return f"{' '.join(given)}: {sentence}; a group takes the name of a choice, as in model=unet_digits"
     if group := re.search(r"config group '([^']+)' does not exist", sentence):
         return sentence.removesuffix(".") + nearest(group[1], (path.name for path in CONF.iterdir() if path.is_dir()))
     if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/"):
@@ -40,7 +63,7 @@ def composition_error(error: HydraException) -> str:
 def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]:
     """Return the group, the misspelled choice and the group's choices, including those in folders."""
     group, _, name = missing.partition("/")
-    choices = [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
+    choices = choices_of(group)
     if group != "hydra" and choices:
         return group, name, choices
     group, _, name = missing.rpartition("/")

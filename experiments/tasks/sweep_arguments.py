@@ -15,7 +15,10 @@ def sweepable(arguments: Sequence[str]) -> list[str]:
     swept too, so that only the jobs receive it.
     """
     parsed = [_parsed(argument) for argument in arguments]
-    if not any(override and override.is_sweep_override() and "." not in override.key_or_group for override in parsed):
+    multirun = any(argument in ("-m", "--multirun") or argument.endswith("hydra.mode=MULTIRUN") for argument in arguments)
+    if not multirun or not any(
+        override and override.is_sweep_override() and "." not in override.key_or_group for override in parsed
+    ):
         return list(arguments)
     return [
         _choice(argument) if override and _is_plain_setting(override) else argument

@@ -4,16 +4,32 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from attribution.checks import FieldError
+from attribution.gradients.layer_check import find_layers
 from attribution.training import TrainingRecord
 from experiments import figures
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.report.row import Row, Subject
+from experiments.tasks.before_training import check_before_training
+from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import RunContext, run_context
 
 
-def train(config: DictConfig) -> None:
-    """Train the model unless the store has it; report its training curve and samples."""
+def train(config: DictConfig, check_layers: bool) -> None:
+    """Train the model unless the store has it; report its training curve and samples.
+
+    Raises:
+        FieldError: If ``check_layers`` is true and a layer has no per-example gradients. Otherwise a line says so.
+    """
     with run_context(config) as run:
+        trained = run.experiment.trained
+        try:
+            find_layers(trained.outline)
+        except ValueError as error:
+            if check_layers:
+                raise FieldError(trained, "model", str(error)) from error
+            print(f"note: most estimators will refuse this model: {error}")
+        check_before_training(run)
         record = run.store(run.experiment.trained)
         last_epoch = record.losses[-record.info["steps_per_epoch"] :]
         row = Row(
@@ -25,6 +41,7 @@ def train(config: DictConfig) -> None:
         )
         run.report.add([row])
         show_training(run, record)
+        warn_of_poor_model(run)
         if config.samples.trajectory:
             samples = run.experiment.samples(config.samples.n, config.samples.seed)
             node = samples.trajectories

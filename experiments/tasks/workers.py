@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 
 from experiments.tasks.cores import cores
 from experiments.tasks.interruption import children
-from experiments.tasks.settings import SettingError
 
 PROGRAM = Path(__file__).parents[2] / "run.py"
 MAX_PROCESSES = 8
@@ -31,13 +30,8 @@ def count(config: DictConfig) -> int:
 
     ``auto`` gives one per core that this process may use (at most MAX_PROCESSES) on the CPU with one thread each, and 1 otherwise.
     ``auto`` also gives 1 if a launcher starts the jobs, because they are likely to share the cores.
-
-    Raises:
-        SettingError: If ``workers`` is below 1.
     """
     if config.workers != "auto":
-        if config.workers < 1:
-            raise SettingError(f"workers={config.workers}: must be auto, or a whole number of at least 1")
         return config.workers
     launched = not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
     on_cpu = config.execution.device == "cpu" or (config.execution.device == "auto" and not torch.cuda.is_available())

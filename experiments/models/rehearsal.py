@@ -1,0 +1,106 @@
+"""A rehearsal of training: what would fail later is found on an untrained network, before anything is computed."""
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from attribution.checks import FieldError
+from attribution.diffusion import denoiser
+from attribution.diffusion.denoiser import eval_mode
+from attribution.images.draws import random_draws
+from attribution.measurements import Inputs
+from attribution.models.trained import one_line, untrained
+from experiments.models.experiment import Experiment
+from experiments.models.trained import quiet_lightning
+
+_TOLERANCE = 1e-3
+"""The largest difference between equal outputs, relative to their norm; rounding depends on the size of a batch."""
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Train an untrained network for one step on one or two images of the training set, on the CPU.
+
+    Raises:
+        FieldError: The network cannot be constructed, fails on the images, returns another shape or type, mixes the images of a
+            batch or is random in eval mode; the optimizer, the schedule of learning rates, the checkpoints or the hardware do not
+            work. The field is one of ``experiment``, or of an object that it holds.
+    """
+    from attribution.training.fit import check_hardware  # Lightning, which takes seconds to import
+
+    quiet_lightning()
+
+    experiment.trained.candidates  # noqa: B018 (raises)
+    check_hardware(experiment.trainer, experiment.hardware, experiment.train.count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = untrained(experiment)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise FieldError(experiment, "model", "the network has no trainable parameter: set requires_grad=True on some")
+        dtype = torch.float64 if experiment.trainer.precision == "64-true" else torch.float32
+        network = network.to(dtype) if dtype == torch.float64 else network
+        inputs = _inputs(experiment, dtype)
+        _check_eval(experiment, network, inputs)
+        _step(experiment, network, inputs)
+
+
+def _inputs(experiment: Experiment, dtype: torch.dtype) -> Inputs:
+    """The arguments of the objective for two images, or for one if the last batch of an epoch has only one."""
+    images = experiment.data.load().train
+    last = len(images) % experiment.trainer.batch_size or experiment.trainer.batch_size
+    rows = slice(min(2, last))
+    draws = random_draws(
+        0, "rehearsal", images.ids(rows)[:, None], torch.zeros(1, dtype=torch.int64), experiment.diffusion.process.T
+    )
+    return experiment.objective.inputs(images.x0(rows).to(dtype), draws, images.conditions(rows))
+
+
+def _check_eval(experiment: Experiment, network: nn.Module, inputs: Inputs) -> None:
+    with eval_mode(network), torch.no_grad():
+        together, again = _output(experiment, network, inputs), _output(experiment, network, inputs)
+        if not _equal(together, again):
+            raise FieldError(experiment, "model", "the network is random in eval mode: switch its dropout and noise off there")
+        alone = torch.cat([_output(experiment, network, inputs.rows(slice(i, i + 1))) for i in range(len(inputs.t))])
+        if not _equal(together, alone):
+            message = "the network's output for an image depends on the other images of its batch in eval mode"
+            raise FieldError(experiment, "model", f"{message}: make it independent of them")
+
+
+def _output(experiment: Experiment, network: nn.Module, inputs: Inputs) -> Tensor:
+    x0, t, noise, condition = inputs
+    process = experiment.diffusion.process
+    try:
+        return denoiser(network)(process.network_input(process.add_noise(x0, t, noise), t), t, condition)
+    except ValueError as error:
+        raise FieldError(experiment, "model", str(error)) from error
+    except Exception as error:  # the network may be anyone's
+        shape = "×".join(map(str, experiment.shape))
+        message = f"the network fails on images of {shape} ({one_line(error)}): change its settings, or the data"
+        raise FieldError(experiment, "model", message) from error
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= _TOLERANCE * one.norm().clamp_min(1e-6)) or not bool(one.isfinite().all())
+
+
+def _step(experiment: Experiment, network: nn.Module, inputs: Inputs) -> None:
+    """Take a training step."""
+    network.train()
+    try:
+        loss = experiment.objective(denoiser(network), *inputs).mean()
+    except Exception as error:  # for example BatchNorm, which takes no batch of one image
+        message = f"the network fails in training on {len(inputs.t)} images ({one_line(error)}): change it, or trainer.batch_size"
+        raise FieldError(experiment, "model", message) from error
+    if not loss.requires_grad:
+        raise FieldError(experiment, "model", "the network's output does not depend on a trainable parameter: do not detach it")
+    loss.backward()
+    try:
+        optimizer = experiment.optimizer(p for p in network.parameters())
+        rates = {group["lr"] for group in optimizer.param_groups}
+        optimizer.step(loss.item)  # for those that take a closure
+    except Exception as error:  # the optimizer may be anyone's
+        message = f"the optimizer cannot take a step ({one_line(error)}): change its settings"
+        raise FieldError(experiment, "optimizer", message) from error
+    if rates == {0}:
+        raise FieldError(experiment, "optimizer", "the learning rate is 0, and nothing would be learned: set lr above 0")
+    steps = experiment.trainer.steps
+    get_scheduler(experiment.trainer.lr_schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)

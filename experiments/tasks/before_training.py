@@ -1,0 +1,53 @@
+"""Checks of what is known before training: draws that do not fit the process, and whatever a rehearsal of training finds."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from attribution.images.draws import DrawScheme
+from attribution.nodes import Node
+from experiments.models.experiment import Experiment
+from experiments.models.rehearsal import rehearse
+from experiments.tasks.run_context import RunContext
+
+_MOST = 100_000
+"""The largest number of draws that are drawn as a trial."""
+
+
+def check_before_training(run: RunContext, *users: Any) -> None:
+    """Check the draws of ``users`` (estimators, a benchmark), and rehearse the training unless its result is stored.
+
+    Raises:
+        FieldError: A field has a value that would fail later.
+    """
+    check_draws(run.experiment, *users)
+    if not run.store.has(run.experiment.trained):
+        rehearse(run.experiment)
+
+
+def check_draws(experiment: Experiment, *users: Any) -> None:
+    """Check that every draw scheme in ``users`` fits the timesteps of the process.
+
+    Raises:
+        FieldError: A scheme needs other timesteps, or has more bins than there are.
+    """
+    T = experiment.diffusion.process.T
+    for scheme in _schemes(users):
+        scheme.check_bins(T)
+        if scheme.count <= _MOST:
+            scheme.draw("query", torch.zeros(1, dtype=torch.int64), T)
+
+
+def _schemes(value: Any) -> Iterator[DrawScheme]:
+    if isinstance(value, DrawScheme):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, Node | type):
+        for field in dataclasses.fields(value):
+            yield from _schemes(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        yield from _schemes(list(value.values()))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            yield from _schemes(part)

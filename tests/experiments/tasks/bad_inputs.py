@@ -1,0 +1,321 @@
+"""Bad inputs of the command line and their outcomes; ``python -m tests.experiments.tasks.bad_inputs`` prints the counts.
+
+Most inputs are generated: every setting of every shipped choice gets values of wrong types and values outside its range, so that
+new settings are covered too. ``VALID`` lists the generated values that are valid. The other inputs are in ``bad_inputs_written``.
+"""
+
+import argparse
+import atexit
+import collections
+import contextlib
+import copy
+import functools
+import io
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+import run as program
+from experiments.store.store import Store
+from experiments.tasks import workers
+from experiments.tasks.errors import errors_as_messages
+from tests.experiments.datasets.fake_data import write_cifar, write_mnist
+from tests.experiments.tasks.test_configs import CONF, composed, options
+
+Outcome = Literal["right", "traceback", "no setting", "accepted"]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A command line that is wrong in one argument, and the settings that the sentence may name (one of them)."""
+
+    argument: str
+    rest: tuple[str, ...]
+    names: tuple[str, ...]
+    generated: bool = False
+    stored: bool = False
+    """Whether everything that the rest of the command line needs is stored already."""
+
+    @property
+    def command(self) -> str:
+        return " ".join([*self.rest, self.argument])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an input ended in, and the sentence or the last line of the traceback."""
+
+    outcome: Outcome
+    said: str
+
+
+_RUN = ("trainer.steps=6", "trainer.batch_size=8", "hardware.accelerator=cpu", "execution.device=cpu", "samples.n=2", "workers=1")
+_DIGITS = ("data.n_train=24", "data.n_validation=12")
+_TWO_SOURCES = ("data=patches_digits", "data.patches=24", "data.zeros=8", "data.validation_patches=8", "data.validation_zeros=8")
+_NETWORK = ("model.block_out_channels=[8,8]",)
+_EVERY = ("checkpoints.every=3",)
+SMALL = (*_RUN, *_DIGITS, *_NETWORK, *_EVERY)
+"""An experiment that is quick to set up."""
+SCORES = (*SMALL, "task=attribute", "queries.n=2")
+STORED = (*SCORES, "estimator=raw_cos")
+"""The run that ``store`` stores before the inputs with ``stored``."""
+_REPLAY = ("estimator.checkpoints=2", "estimator.draws.n=2")
+_BENCHMARK = ("benchmark.compare=[]", "estimator=random")
+_POOLS = ("benchmark.queries.validation.n=4", "benchmark.queries.generated.n=4")
+_REPLAYED = ("benchmark.compare=[]", "estimator=retrac", *_REPLAY)
+_SETS = (*SMALL, *_POOLS, "benchmark.n=2", "benchmark.k=[5]", "benchmark.shown=5")
+_SOURCES = (*_RUN, *_TWO_SOURCES, *_NETWORK, *_EVERY)
+SMALL_BENCHMARK = {
+    "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
+    "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.fractions=[0.25]"),
+    "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
+    "lds": (*SMALL, *_BENCHMARK, *_POOLS),
+    "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
+    "normalization": (*_SETS, "benchmark.compare=[]", "estimator=guided", *_REPLAY),
+    "outlier": (*_SOURCES, *_REPLAYED, "benchmark.k=[5]", "benchmark.shown=5"),
+    "sparse_timesteps": (*SMALL, *_REPLAYED, "benchmark.queries.validation.n=4", "benchmark.k=5"),
+    "targeted": (*_SETS, *_REPLAYED),
+    "timestep_bias": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.examples=20", "benchmark.correlated=10", "benchmark.k=5"),
+}
+"""A small version of each benchmark, under which all its settings count. A new benchmark needs an entry."""
+
+
+_HELD_OUT = {"cifar2": ("data.n_validation=2",), "mnist": (), "cifar_mnist": ()}
+
+
+@functools.cache
+def files() -> str:
+    """Write the files of all data sets; return the setting of their folder."""
+    root = Path(tempfile.mkdtemp(prefix="bad-inputs-"))
+    atexit.register(shutil.rmtree, root)
+    write_cifar(root)
+    write_mnist(root / "MNIST" / "raw")
+    return f"data.root={root}"
+
+
+def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield a node of the config and the arguments under which its settings are in use."""
+    yield "", SCORES
+    yield "samples", (*SMALL, "task=train")
+    yield "store", (*SMALL, "task=train")
+    yield "execution", SCORES
+    yield "hardware", (*SMALL, "task=train")
+    for choice in options("task"):
+        yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}")
+    yield "data", (*SMALL, "task=train")
+    yield "data", (*_SOURCES, "task=train")
+    for choice, number in (("cifar2", "data.n_train=8"), ("mnist", "data.n_train=20"), ("cifar_mnist", "data.zeros=2")):
+        yield "data", (*_RUN, *_EVERY, "model=unet_small", "task=train", f"data={choice}", number, *_HELD_OUT[choice], files())
+    for choice in ("unet_digits", "unet_small"):
+        yield "model", (*_RUN, *_DIGITS, *_EVERY, f"model={choice}", "task=train")
+    for group in ("diffusion", "optimizer", "trainer"):
+        for choice in options(group):
+            yield group, (f"{group}={choice}", *SMALL, "task=train")
+    for choice in options("checkpoints"):
+        small = {
+            "at": ("checkpoints.steps=[3]",),
+            "epochs": (),
+            "steady": ("checkpoints.every=2", "checkpoints.count=2"),
+            "steps": _EVERY,
+        }
+        yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
+    for choice in set(options("estimator")) - {"clip_cos", "clip_dot"}:
+        recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
+        sampled = ("queries=generated",) if choice == "journey_trak" else ()
+        yield "estimator", (*SCORES, *sampled, f"estimator={choice}", *recorded)
+    for choice in options("measurement"):
+        sampled = ("queries=generated", "diffusion=ddpm") if choice == "trajectory" else ()
+        yield "measurement", (*SCORES, *sampled, f"measurement={choice}")
+    for choice in options("feature"):
+        yield "feature", (*SCORES, "estimator=dtrak", f"feature={choice}")
+    for choice in options("projection"):
+        yield "projection", (*SCORES, "estimator=trak", f"projection={choice}")
+    for choice in set(options("curvature")) - {"exact"}:
+        yield "curvature", (*SCORES, f"curvature={choice}")
+    for choice in options("compression"):
+        yield "compression", (*SCORES, f"compression={choice}")
+    for choice in options("draws"):
+        number = ("~estimator.draws.n",) if choice == "fixed" else ()
+        yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}", *number)
+    for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each"}:
+        yield "queries", (*SCORES, f"queries={choice}")
+    for choice in options("benchmark"):
+        yield "benchmark", (*SMALL_BENCHMARK[choice], f"benchmark={choice}")
+    for choice in options("mode"):
+        yield "benchmark.mode", (*SMALL_BENCHMARK["lds"], f"mode@benchmark.mode={choice}")
+
+
+def generated(nodes: Iterable[tuple[str, tuple[str, ...]]] | None = None) -> list[BadInput]:
+    """Every setting of ``nodes`` (all ``contexts``) with every wrong value; the same field of a class is tried once."""
+    inputs: dict[tuple[str, str, str], BadInput] = {}
+    for node, arguments in contexts() if nodes is None else nodes:
+        config = composed(*arguments)
+        for kind, name, value in leaves(OmegaConf.select(config, node) if node else config, node, recurse=bool(node)):
+            for wrong in wrong_values(value):
+                if not any(re.fullmatch(pattern, f"{name}={wrong}") for pattern in VALID):
+                    key = (kind or node, name.rpartition(".")[2], wrong)
+                    inputs.setdefault(key, BadInput(f"{name}={wrong}", arguments, (name,), generated=True))
+    return list(inputs.values())
+
+
+def leaves(node: Any, prefix: str, recurse: bool) -> Iterator[tuple[str, str, Any]]:
+    """Yield class, full name and value of the settings below a node, without those that take their value from another setting."""
+    for key in node:
+        raw = node._get_node(key)
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if raw._is_interpolation() or str(key).startswith("_") or OmegaConf.is_missing(node, key):
+            continue
+        if isinstance(raw, DictConfig) and not raw._is_none():
+            if recurse:
+                yield from leaves(raw, name, recurse)
+        else:
+            kind = OmegaConf.select(node, "_target_", default="")
+            yield kind, name, OmegaConf.to_container(raw) if isinstance(raw, ListConfig) else raw._value()
+
+
+def wrong_values(value: Any) -> Sequence[str]:
+    """Values that a setting with this shipped value cannot have, as the command line writes them."""
+    huge = str(10**30)
+    if isinstance(value, bool):
+        return ("abc", "2", "0.5", "null", "[]", "[true]", "{a: 1}", "''")
+    if isinstance(value, int):
+        return ("abc", "-1", "0", "1.5", "null", "true", "[]", "[[1]]", "{a: 1}", "''", "nan", "inf", huge)
+    if isinstance(value, float):
+        return ("abc", "-1", "null", "true", "[]", "[[1]]", "{a: 1}", "''", "nan", "inf", "-inf")
+    if isinstance(value, str):
+        return ("no_such_word", "3", "null", "true", "[]", "[a]", "{a: 1}", "''")
+    if isinstance(value, list):
+        return ("abc", "3.5", "null", "true", "[[]]", "{a: 1}", "''", "[{}]", "[null]", "[[1]]", "[nan]", "[abc_def]", "[-3]")
+    return ("{a: {b: 1}}", "[[1]]", "[{}]")
+
+
+VALID = (
+    r"(threads|workers)=3",
+    r"(.*\.)?seed=0",
+    r"store\.root=no_such_word",  # a folder that will be made
+    r"feature\.p=inf",
+    r"feature\.eta=-1",
+    r"benchmark\.(repeats|outlier)=0",
+    r"trainer\.clip=null",
+    r"estimator\.checkpoints=null",
+    r"model\.attention_head_dim=null",
+)
+"""Patterns of generated inputs that are valid."""
+
+
+def outcome(given: BadInput, folder: Path) -> Result:
+    """Run the command line up to the first computation that would be stored, and classify how it ends.
+
+    Output goes to ``folder``; the store of inputs with ``stored`` is in its folder ``stored``. A written input takes the whole way
+    of the command line. A generated one takes it from the composed config on, to which its setting is applied as Hydra does it,
+    because composing takes longer than everything else.
+    """
+    store = folder / "stored" if given.stored else folder / "empty"
+    arguments = [f"store.root={store}", *given.rest] if "store.root=" not in given.argument else [*given.rest]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        patch.chdir(folder)
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        patch.setattr(Store, "_compute", _accepted)
+        patch.setattr(workers.subprocess, "Popen", _accepted)
+        try:
+            if given.generated:
+                with errors_as_messages():
+                    config = _config(tuple(arguments), given.argument, folder / "out")
+                    with initialize_config_dir(str(CONF), version_base="1.3"):
+                        program.task(config)
+            else:
+                patch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={folder}/out", *arguments, given.argument])
+                program.main()
+        except _Accepted:
+            return Result("accepted", "")
+        except SystemExit as ended:
+            return _classified(given, ended, printed.getvalue())
+        except BaseException:
+            return Result("traceback", traceback.format_exc().strip().splitlines()[-1])
+    return Result("accepted", printed.getvalue().strip()[:200])
+
+
+def store(arguments: tuple[str, ...], folder: Path) -> None:
+    """Store what a valid command line computes, for inputs with ``stored``."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["run.py", f"store.root={folder}/stored", f"hydra.run.dir={folder}/out", *arguments])
+        program.main()
+
+
+def _config(arguments: tuple[str, ...], argument: str, out: Path) -> DictConfig:
+    """Return the config of the arguments with one more setting, and make it Hydra's."""
+    config = copy.deepcopy(_composed(arguments))
+    override = OverridesParser.create().parse_override(argument)
+    OmegaConf.set_struct(config, True)
+    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(out)
+        config.hydra.mode = RunMode.RUN
+        config.hydra.overrides.task.append(argument)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+@functools.lru_cache(maxsize=2)
+def _composed(arguments: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(arguments), return_hydra_config=True)
+
+
+class _Accepted(BaseException):
+    """The first computation was reached."""
+
+
+def _accepted(*args: Any, **kwargs: Any) -> Any:
+    raise _Accepted
+
+
+def _classified(given: BadInput, ended: SystemExit, printed: str) -> Result:
+    if not isinstance(ended.code, str):
+        return Result("accepted" if not ended.code else "no setting", f"exit code {ended.code}: {printed.strip()[:200]}")
+    said = ended.code
+    one_line = said.startswith("error: ") and "\n" not in said and "Traceback" not in printed
+    return Result("right" if one_line and any(name in said for name in given.names) else "no setting", said)
+
+
+def main() -> None:
+    """Print what is not right, and the counts."""
+    from tests.experiments.tasks.bad_inputs_written import written
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--match", default="", help="only commands in which this regular expression is found")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th of them")
+    parser.add_argument("--all", action="store_true", help="print the sentences of right outcomes too")
+    chosen = parser.parse_args()
+    inputs = [given for given in [*written(), *generated()] if re.search(chosen.match, given.command)][:: chosen.every]
+    counts: collections.Counter[Outcome] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        if any(given.stored for given in inputs):
+            store(STORED, Path(folder))
+        for given in inputs:
+            result = outcome(given, Path(folder))
+            counts[result.outcome] += 1
+            if chosen.all or result.outcome != "right":
+                print(f"{result.outcome}: {given.command}\n    {result.said}", flush=True)
+    print(f"{sum(counts.values())} bad inputs:", ", ".join(f"{counts[kind]} {kind}" for kind in get_args(Outcome)))
+
+
+if __name__ == "__main__":
+    main()
