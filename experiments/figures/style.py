@@ -1,5 +1,6 @@
 """The style that figures share: colors that color-blind readers can tell apart, frames, text sizes, legends that fit."""
 
+import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
 DPI = 150
@@ -68,6 +69,21 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     """The width of a line of text in inches, at a font size of ``size`` points."""
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), ismath=False)
     return width / 72
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    """The characters of the font."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def shortened(text: str, width: float, size: float) -> str:
+    """The end of a line of text, as much as fits ``width`` inches; characters that the font lacks are boxes."""
+    text = "".join(letter if letter.isprintable() and ord(letter) in _drawable() else "□" for letter in text)
+    start = 0
+    while text_width(shown := "…" * (start > 0) + text[start:], size) > width and start < len(text):
+        start += 1
+    return shown
 
 
 def wrapped(text: str, width: float, size: float, weight: str = "normal") -> list[str]:

@@ -9,7 +9,7 @@ from experiments.benchmarks.variants import variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row, Subject
-from experiments.report.score_files import write_proponents, write_self_influence
+from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.composition import chosen_estimator
 from experiments.tasks.run_context import announce, run_context
 from experiments.tasks.settings import SettingError, build
@@ -38,22 +38,24 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         queries = build(config, "queries").node(experiment)
         node = estimator.scores(experiment.trained, experiment.train, queries)
         announce([experiment.trained, node], get)
-        scores, train = get(node), get(experiment.train)
+        scores, train, explained = get(node), get(experiment.train), get(queries)
         variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]
         folder = run.folder / "scores"
         folder.mkdir(parents=True, exist_ok=True)
         scores.save(folder)
+        write_images(folder / "queries.csv", explained)
+        write_images(folder / "train.csv", train)
         for variant in variants:
             path = folder if len(variants) == 1 else folder / variant.label
             path.mkdir(parents=True, exist_ok=True)
-            write_proponents(path, variant.scores, train, top)
+            write_proponents(path, variant.scores, explained, train, top)
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:
             reliability = Bootstrap(seed=config.seed).mean(split_half_spearman(scores.halves)).estimate()
             subject = Subject(name, scores=node.fingerprint)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
-        run.report.figure("proponents", figures.proponents(get(queries), train, values, shown))
+        run.report.figure("proponents", figures.proponents(explained, train, values, shown))
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
             influence = get(SelfInfluence(estimator, experiment.trained, experiment.train))
             path = run.folder / "self_influence.csv"

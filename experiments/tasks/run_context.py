@@ -52,9 +52,10 @@ def set_threads(config: DictConfig) -> None:
     Raises:
         SettingError: If ``threads`` is below 1.
     """
+    largest = max(config.data.size) if OmegaConf.is_list(config.data.size) else config.data.size
     threads = config.threads
     if threads == "auto":
-        threads = 1 if config.data.size <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
+        threads = 1 if largest <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
     if threads < 1:
         raise SettingError(f"threads={threads}: must be auto, or a whole number of at least 1")
     torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from attribution.diffusion import DDPM, NoiseSchedule, denoiser
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.measurements import Loss
-from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Source
+from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Folder, Source
 from experiments.datasets.selection import random_order
 from tests.experiments.datasets.fake_data import write_cifar, write_mnist
 
