@@ -22,6 +22,8 @@ LINES = ("-", "--", ":")
 """Line styles of series that have the same color."""
 RED = "#d62728"
 INK, FAINT = "#222222", "#8a8a8a"
+_HINTING = 1.04
+"""How much wider text is drawn than its outlines, since letters begin at whole pixels: measured 1.00 to 1.07 at 7 to 12 points."""
 
 
 def plain_frame(axes: Axes) -> None:
@@ -68,7 +70,7 @@ def legend(figure: Figure, axes: Sequence[Axes], order: Sequence[str] = ()) -> N
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """The width of a line of text in inches, at a font size of ``size`` points."""
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), ismath=False)
-    return width / 72
+    return _HINTING * width / 72
 
 
 @functools.cache

@@ -21,7 +21,8 @@ def test_plain_values_come_back(protocol):
     value = {
         "none": None, "yes": True, "no": False, "int": -(10**30), "float": 1.5, "text": "é\n", b"bytes": b"\0\xff", 7: (1, (2, 3)),
         "long": (1, 2, 3, 4), "list": [[], {}, (), ["a", "a", {"b": [1]}]],
-        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "big": np.arange(3, dtype=">i4"), "flags": np.array([True, False]), "empty": np.empty((0, 3), np.uint8),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"), "flags": np.array([True, False]), "empty": np.empty((0, 3), np.uint8),
         "scalars": [np.int64(5), np.float32(0.5)], "array": PIXELS,
     }  # fmt: skip
     loaded = load_dict(pickle.dumps(value, protocol))

@@ -182,8 +182,7 @@ def test_files_have_their_names_below():
     assert caption(images(3, first=7), 2, 0.62) == "#9"
 
 
-@pytest.mark.parametrize("variants", [1, 3, 5])
-@pytest.mark.parametrize("size", [(8, 8), (6, 12), (16, 4)])
+@pytest.mark.parametrize(("variants", "size"), [(1, (8, 8)), (3, (6, 12)), (5, (16, 4))])
 def test_nothing_overlaps_in_pages_with_names(variants, size):
     """Claim: names, and images that are not square, have room in every figure of images, and the figures can be drawn."""
     names = [f"tracin damping=1e-{i}" for i in range(variants)]

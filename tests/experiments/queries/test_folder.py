@@ -62,5 +62,5 @@ def test_wrong_folders_of_images_are_errors(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(DataError, match=message):
         ImageFolder(path=tmp_path, shape=(3, 8, 8)).compute(InMemory())
-    with pytest.raises(DataError, match="queries.path: there is no folder"):
+    with pytest.raises(DataError, match=r"queries\.path: there is no folder"):
         ImageFolder(path=tmp_path / "nowhere", shape=(3, 8, 8)).compute(InMemory())

@@ -204,13 +204,12 @@ def test_queries_of_every_kind(tmp_path, queries):
     out = tmp_path / "out"
     run(tmp_path, *TINY, "task=attribute", *arguments, f"hydra.run.dir={out}")
     assert Scores.load(out / "scores").values.shape == (1, 40)
-    listed = {
-        name: list(csv.DictReader((out / "scores" / f"{name}.csv").read_text().splitlines())) for name in ("queries", "train")
-    }
-    (query,) = listed["queries"]
+    (query,), train_listed = (
+        list(csv.DictReader((out / "scores" / f"{name}.csv").read_text().splitlines())) for name in ("queries", "train")
+    )
     origin = {"queries=generated": "generated/", "queries=train": "train/", "queries=folder": "a.png"}[queries[0]]
     assert query["name"] == (origin if origin == "a.png" else origin + query["index"])
-    assert [line["name"] for line in listed["train"]] == [f"train/{i}" for i in data.load().train.index]
+    assert [line["name"] for line in train_listed] == [f"train/{i}" for i in data.load().train.index]
 
 
 @pytest.mark.parametrize(
