@@ -96,13 +96,13 @@ class Folder(Source):
         kinds = [name.split("/")[depth] if name.count("/") > depth else None for name in files.names]
         ordered = sorted({kind for kind in kinds if kind is not None}, key=lambda kind: natural(Path(kind)))
         number = {None: NO_LABEL} | {kind: i for i, kind in enumerate(ordered)}
-        framing = Framing(self.shape, self.resize, self.crop)
-        splits = []
-        for pool, positions in zip(pools, chosen, strict=True):
-            rows = pool[positions].tolist()
-            label, names = np.array([number[kinds[row]] for row in rows]), np.array([files.names[row] for row in rows], np.str_)
-            splits.append(Images(read_images(files, rows, framing, "data"), positions, label, names=names))
-        return Splits(*splits)
+        rows = np.concatenate([pool[positions] for pool, positions in zip(pools, chosen, strict=True)]).tolist()
+        label = np.array([number[kinds[row]] for row in rows])
+        names = np.array([files.names[row] for row in rows], np.str_)
+        pixels = read_images(files, rows, Framing(self.shape, self.resize, self.crop), "data")
+        both = Images(pixels, np.concatenate(chosen), label, names=names)
+        n = len(chosen[0])
+        return Splits(both.take(slice(n)), both.take(slice(n, None)))
 
 
 def _pools(files: ImageFiles) -> dict[str, np.ndarray]:

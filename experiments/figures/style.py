@@ -73,15 +73,19 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     return _HINTING * width / 72
 
 
+def drawable(text: str) -> str:
+    """The text with boxes for characters that the font lacks."""
+    return "".join(letter if letter.isprintable() and ord(letter) in _characters() else "□" for letter in text)
+
+
 @functools.cache
-def _drawable() -> frozenset[int]:
+def _characters() -> frozenset[int]:
     """The characters of the font."""
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def shortened(text: str, width: float, size: float) -> str:
-    """The end of a line of text, as much as fits ``width`` inches; characters that the font lacks are boxes."""
-    text = "".join(letter if letter.isprintable() and ord(letter) in _drawable() else "□" for letter in text)
+def ending(text: str, width: float, size: float) -> str:
+    """A line of text, or as much of its end as fits ``width`` inches."""
     start = 0
     while text_width(shown := "…" * (start > 0) + text[start:], size) > width and start < len(text):
         start += 1

@@ -1,6 +1,7 @@
 """Images at positions in inches, with their ids and names below."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attribution.images import Images
-from experiments.figures.style import DPI, FAINT, INK, RED, shortened
+from experiments.figures.style import DPI, FAINT, INK, RED, drawable, ending, text_width
 
 _NAME_LINE = 0.11
 """The height of the line of a name below an image in inches."""
@@ -28,9 +29,15 @@ def grid(images: Images, columns: int | None = None) -> Figure:
 
 
 def caption(images: Images, row: int, width: float) -> str:
-    """The id of an image, "#3", and in a second line the end of its name, unless this is only its data set and its id."""
-    name = shortened(images.name(row).rpartition("/")[2], width, _FONT) if _has_name(images, row) else ""
-    return f"#{images.index[row]}" + f"\n{name}" * bool(name)
+    """The id of an image, "#3", and its name in a second line, unless this is only its data set and its id.
+
+    The name has no folder; of a long one, the end without the suffix is shown.
+    """
+    if not _has_name(images, row):
+        return f"#{images.index[row]}"
+    name = Path(drawable(images.name(row))).name
+    fits = text_width(name, _FONT) <= width
+    return f"#{images.index[row]}\n{ending(name if fits else Path(name).stem, width, _FONT)}"
 
 
 def names_height(*sets: Images) -> float:

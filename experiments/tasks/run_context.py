@@ -20,7 +20,7 @@ from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import experiment_of, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
-from experiments.tasks.settings import SettingError, build
+from experiments.tasks.settings import SettingError, build, check
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def set_threads(config: DictConfig) -> None:
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
 
     Raises:
-        SettingError: If ``threads`` is below 1.
+        SettingError: If ``threads`` is below 1, or a setting of the data is missing.
     """
+    check(config.data)
     largest = max(config.data.size) if OmegaConf.is_list(config.data.size) else config.data.size
     threads = config.threads
     if threads == "auto":

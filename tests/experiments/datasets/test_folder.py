@@ -79,7 +79,7 @@ def test_only_images_in_use_are_read(tmp_path):
     (unused,) = {f"{i}.png" for i in range(9)} - {*splits.train.names.tolist(), *splits.validation.names.tolist()}
     (tmp_path / unused).write_bytes(b"")
     Folder(root=f"{tmp_path}/", size=4, n_train=4, n_validation=4).load()
-    with pytest.raises(DataError, match=rf"1 of \d images in .* cannot be used: damaged .*: {unused}"):
+    with pytest.raises(DataError, match=rf"1 of 9 images in .* cannot be used: damaged .*: {unused}"):
         Folder(root=tmp_path, size=4, n_validation=1).load()
 
 
@@ -110,7 +110,7 @@ def test_identity_is_content(tmp_path):
         (["validation/a.png"], {}, r"has a folder validation but no folder train"),
         (["train/a.png", "validation/a.txt"], {}, r"validation holds no image files"),
         (["train/a.png", "validation/a.png"], {"n_train": 2}, r"data.n_train=2: must be 1 to 1"),
-        (["a.png", "b.png"], {"size": 8}, r"2 of 2|1 of 1 images .* not 8×8 pixels .*data.resize=none and data.crop=none"),
+        (["a.png", "b.png"], {"size": 8}, r"2 of 2 images .* not 8×8 pixels .*data.resize=none and data.crop=none"),
     ],
 )
 def test_what_does_not_fit_is_an_error_with_its_setting(tmp_path, files, settings, message):
