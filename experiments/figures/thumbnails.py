@@ -75,7 +75,7 @@ def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: fl
     pixels = np.clip((images.x0([int(row)])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
     pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
     height, width = (size * side / max(pixels.shape[:2]) for side in pixels.shape[:2])
-    left, top = x + (size - width) / 2, y + (size - height) / 2
+    left, top = x + (size - width) / 2, y + size - height
     axes.imshow(pixels, extent=(left, left + width, top + height, top), interpolation="nearest", aspect="auto")
     edge = {"edgecolor": RED, "linewidth": 2.5} if box else {"edgecolor": FAINT, "linewidth": 0.4}
     axes.add_patch(Rectangle((left, top), width, height, fill=False, **edge))
