@@ -11,6 +11,8 @@ import torch
 from attribution.images import Images, philox
 from experiments.datasets.errors import DataError
 
+SHARED = ("attribution.images.philox",)
+
 
 def random_order(seed: int, role: str, ids: np.ndarray) -> np.ndarray:
     """Return the positions of ``ids [N]`` in a random order, ``[N]``.
