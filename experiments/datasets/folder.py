@@ -65,18 +65,19 @@ class Folder(Source):
                 f"data.root={self.root} has a folder {given[0]} but no folder {missing}: add one, or set "
                 f"data.root={self.folder / given[0]} for a random split"
             )
-        files = find_images(self.folder, "data.root")
+        files = find_images(self.folder, f"data.root={self.root}")
         if given:
             pools = _pools(files)
-            chosen = [self._first(pool, f"data.n_{name}", getattr(self, f"n_{name}")) for name, pool in pools.items()]
+            chosen = [self._first(pool, f"n_{name}") for name, pool in pools.items()]
             return self._images(files, list(pools.values()), chosen, depth=1)
         pool = np.arange(len(files.paths))
         return self._images(files, [pool, pool], self._ends(len(pool)), depth=0)
 
-    def _first(self, pool: np.ndarray, setting: str, n: int | None) -> np.ndarray:
-        """Positions of ``n`` random images of a pool, or of all."""
+    def _first(self, pool: np.ndarray, setting: str) -> np.ndarray:
+        """Positions of as many random images of a pool as ``setting`` says, or of all."""
+        n = getattr(self, setting)
         if n is not None and not 1 <= n <= len(pool):
-            raise DataError(f"{setting}={n}: must be 1 to {len(pool)}, the number of images in the folder, or null for all")
+            raise DataError(f"data.{setting}={n}: must be 1 to {len(pool)}, the number of images in the folder, or null for all")
         return np.sort(random_order(self.seed, "folder", np.arange(len(pool)))[:n])
 
     def _ends(self, count: int) -> list[np.ndarray]:
@@ -112,5 +113,5 @@ def _pools(files: ImageFiles) -> dict[str, np.ndarray]:
         note(f"left out of {files.folder}, outside of {TRAIN} and {VALIDATION}: {listed(others)}")
     pools = {name: np.flatnonzero(tops == name) for name in (TRAIN, VALIDATION)}
     if empty := [name for name, pool in pools.items() if not len(pool)]:
-        raise DataError(f"data.root: {files.folder / empty[0]} holds no image files ({', '.join(KINDS)})")
+        raise DataError(f"data.root={files.folder}: the folder {empty[0]} holds no image files ({', '.join(KINDS)})")
     return pools

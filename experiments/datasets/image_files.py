@@ -41,14 +41,14 @@ def find_images(folder: Path, setting: str) -> ImageFiles:
     """Find the image files in ``folder`` and its subfolders, in the natural order of their names: img2 before img10.
 
     Hidden files and folders, and those that systems make (macOS's ``._x.png``, ``Thumbs.db``), are left out. Symbolic links are
-    followed. Images of kinds that are not read are left out, and the user is told their names. ``setting`` is the setting of
-    ``folder`` in messages.
+    followed. Images of kinds that are not read are left out, and the user is told their names. ``setting`` is
+    "setting=value" of ``folder`` for messages.
 
     Raises:
         DataError: the folder does not exist or cannot be listed, or has no image files.
     """
     if not folder.is_dir():
-        raise DataError(f"{setting}: there is no folder {folder}: give a folder of image files ({', '.join(KINDS)})")
+        raise DataError(f"{setting}: there is no such folder; give a folder of image files ({', '.join(KINDS)})")
     try:
         found = sorted(_walk(folder, ()), key=lambda path: natural(path.relative_to(folder)))
     except OSError as error:
@@ -57,7 +57,7 @@ def find_images(folder: Path, setting: str) -> ImageFiles:
     left_out = listed([_name(path, folder) for path in found if path.suffix.lower() not in KINDS])
     if not paths:
         others = f", only images of kinds that are not read: {left_out}" if left_out else ""
-        raise DataError(f"{setting}: {folder} holds no image files ({', '.join(KINDS)}){others}")
+        raise DataError(f"{setting} holds no image files ({', '.join(KINDS)}){others}")
     if left_out:
         note(f"left out of {folder}, as kinds of images that are not read: {left_out}")
     return ImageFiles(folder, paths, [_name(path, folder) for path in paths])

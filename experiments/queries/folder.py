@@ -71,7 +71,7 @@ class ImageFolder(ImageSet):
 @functools.lru_cache(maxsize=8)
 def _read(path: str, framing: Framing) -> tuple[Images, str]:
     """Return the images and the digest of their pixels."""
-    files = find_images(Path(path).expanduser(), "queries.path")
+    files = find_images(Path(path).expanduser(), f"queries.path={path}")
     count = len(files.paths)
     pixels = read_images(files, range(count), framing, "queries")
     return Images(pixels, np.arange(count), np.full(count, -1), names=np.array(files.names, np.str_)), digest(pixels)

@@ -95,8 +95,8 @@ def test_names_that_are_no_utf8_are_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "data.root: there is no folder .*nowhere"),
-        ("notes.txt", r"data.root: .*nowhere holds no image files \(\.png, .*\.tiff\)$"),
+        (None, "^data.root=DIR: there is no such folder"),
+        ("notes.txt", r"^data.root=DIR holds no image files \(\.png, .*\.tiff\)$"),
         ("x.heic", r"holds no image files .*only images of kinds that are not read: x\.heic"),
     ],
 )
@@ -105,4 +105,4 @@ def test_folders_without_images_are_errors(tmp_path, name, message):
         (tmp_path / "nowhere" / "sub").mkdir(parents=True)
         (tmp_path / "nowhere" / name).write_bytes(b"?")
     with pytest.raises(DataError, match=message):
-        find_images(tmp_path / "nowhere", "data.root")
+        find_images(tmp_path / "nowhere", "data.root=DIR")
