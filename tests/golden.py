@@ -137,7 +137,7 @@ def summary(artifact: Artifact, name: str) -> dict[str, Any]:
 
 
 def arrays(artifact: Artifact) -> Mapping[str, np.ndarray]:
-    """All arrays that an artifact stores, by file and name within it; fields of structured arrays by themselves."""
+    """All arrays of numbers that an artifact stores, by file and name within it; fields of structured arrays by themselves."""
     if isinstance(artifact, RetimedTraining):
         return {str(step): np.array(list(timesteps.values())) for step, timesteps in artifact.timesteps.items()}
     with tempfile.TemporaryDirectory() as temporary:
@@ -150,6 +150,8 @@ def arrays(artifact: Artifact) -> Mapping[str, np.ndarray]:
                 found |= {f"{path}/{key}": array for key, array in load_file(file).items()}
             elif file.suffix == ".npy":
                 array = np.load(file)
+                if array.dtype.kind == "U":  # names
+                    continue
                 found |= {f"{path}/{key}": array[key] for key in array.dtype.names} if array.dtype.names else {path: array}
         return found
 

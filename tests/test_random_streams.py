@@ -49,7 +49,7 @@ KEYS = {
 
 ROLES = {
     "training", "query", "attribution", "curvature", "measurement", "norms", "norm curve", "reference norms", "retimed at *",
-    "digits", "zeros",
+    "digits", "zeros", "folder",
 }  # fmt: skip
 """The roles of draws, and of choices of images without a setting."""
 
@@ -90,6 +90,7 @@ WORDS = {
     (7, "projection", "conv_in", "out"): (3881721156, 2012030446),
     (7, "choice", "digits"): (4212673825, 942050838),
     (7, "choice", "zeros"): (3364755147, 4174807001),
+    (7, "choice", "folder"): (1409718804, 2190612315),
     (7, "choice", "data.n_train"): (2680761307, 4046215917),
     ("sampler",): (1874977642, 22568414),
     ("pseudo-gradient",): (1347904386, 4293216004),
@@ -159,7 +160,7 @@ def test_the_settings_that_are_roles_are_these():
     """Claim: the settings by which data sources choose images have the names that the choices were made with."""
     constants = (node for file in (ROOT / "experiments/datasets").glob("*.py") for node in ast.walk(ast.parse(file.read_text())))
     strings = {node.value for node in constants if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    assert {text for text in strings if re.fullmatch(r"data\.\w+", text)} == SETTINGS
+    assert {text for text in strings if re.fullmatch(r"data\.\w+", text)} - {"data.root"} == SETTINGS  # a root chooses nothing
 
 
 @pytest.mark.parametrize(("parts", "words"), WORDS.items(), ids=str)

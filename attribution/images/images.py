@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +22,9 @@ class Images(Artifact):
     ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1], or unsigned integers 0..``levels`` that ``x0`` maps to this range (so that a
     data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a
     function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: an extra network input for each image (a
-    class, an embedding); None for networks that take nothing else.
+    class, an embedding); None for networks that take nothing else. ``names`` str ``[N]``: what people call each image, such as its
+    file ("cats/img10.png") or its place in a data set ("train/123"); None: it is known by its id. Names are no part of the
+    content.
     """
 
     pixels: np.ndarray
@@ -30,6 +32,7 @@ class Images(Artifact):
     label: np.ndarray
     levels: int = 255
     condition: np.ndarray | None = None
+    names: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -55,13 +58,23 @@ class Images(Artifact):
         """Conditions ``[B, ...]``, or None."""
         return None if self.condition is None else torch.from_numpy(np.array(self.condition[rows]))
 
+    def name(self, row: int) -> str:
+        """The name of the image in ``row``, or its id if the images have no names."""
+        return str(self.index[row] if self.names is None else self.names[row])
+
+    def named(self, origin: str) -> "Images":
+        """These images with their names, or with names such as "train/123", of ``origin`` and id, if they have none."""
+        if self.names is not None:
+            return self
+        return replace(self, names=np.array([f"{origin}/{i}" for i in self.index.tolist()], dtype=np.str_))
+
     def take(self, rows: Rows) -> "Images":
-        """The images in ``rows``, with their ids."""
-        condition = None if self.condition is None else self.condition[rows]
-        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels, condition)
+        """The images in ``rows``, with their ids and names."""
+        condition, names = (None if array is None else array[rows] for array in (self.condition, self.names))
+        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels, condition, names)
 
     def digest(self) -> str:
-        """The SHA-256 of the content."""
+        """The SHA-256 of the content, without the names."""
         arrays = [self.pixels, self.index, self.label, np.array(self.levels)]
         return digest(*arrays, *([] if self.condition is None else [self.condition]))
 
@@ -69,13 +82,14 @@ class Images(Artifact):
         for name in ("pixels", "index", "label"):
             np.save(folder / f"{name}.npy", getattr(self, name))
         np.save(folder / "levels.npy", np.int64(self.levels))
-        if self.condition is not None:
-            np.save(folder / "condition.npy", self.condition)
+        for name in ("condition", "names"):
+            if (array := getattr(self, name)) is not None:
+                np.save(folder / f"{name}.npy", array)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        names = ["pixels", "index", "label", *(["condition"] if (folder / "condition.npy").exists() else [])]
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        optional = [name for name in ("condition", "names") if (folder / f"{name}.npy").exists()]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "index", "label", *optional)}
         return cls(**arrays, levels=int(np.load(folder / "levels.npy")))
 
 

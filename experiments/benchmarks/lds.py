@@ -7,6 +7,7 @@ import numpy as np
 
 from attribution.checks import whole
 from attribution.estimators import Estimator
+from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
@@ -86,7 +87,7 @@ class LDS(SubsetBenchmark):
                 if "damping" in scores[kind, name].axes
             ]
             held_out += report.add(self._held_out(kind, swept, measurements, bootstrap))
-            table += _table(kind, images.index, variants, per_query)
+            table += _table(kind, images, variants, per_query)
             shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
             report.figure(
                 f"proponents_{kind}", figures.proponents(images, train, shown, range(min(self.rows, len(images))), self.shown)
@@ -163,8 +164,9 @@ class LDS(SubsetBenchmark):
         return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
 
 
-def _table(kind: str, index: np.ndarray, variants: Sequence[Variant], per_query: np.ndarray) -> Iterator[dict[str, object]]:
+def _table(kind: str, images: Images, variants: Sequence[Variant], per_query: np.ndarray) -> Iterator[dict[str, object]]:
     """The lines of the CSV: the LDS of every query with every variant."""
     for variant, values in zip(variants, per_query.tolist(), strict=True):
-        for query, value in zip(index.tolist(), values, strict=True):
-            yield {"queries": kind, "query": query, "estimator": variant.label, METRIC: value}
+        for row, value in enumerate(values):
+            query = {"query": int(images.index[row]), "query_name": images.name(row)}
+            yield {"queries": kind, **query, "estimator": variant.label, METRIC: value}

@@ -66,7 +66,7 @@ class TimestepBias(QueryBenchmark):
         ]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        replaying, pool = self._checked(experiment, estimators), self._pool(experiment)
+        replaying, pool, train = self._checked(experiment, estimators), self._pool(experiment), get(experiment.train)
         bias = self._bias(experiment, replaying, pool, get)
         report.add(bias.norm_rows())
         self._show_norms(experiment, replaying, bias, get, report)
@@ -79,7 +79,7 @@ class TimestepBias(QueryBenchmark):
             report.add(bias.score_rows(scores, subjects, kind))
             rises += report.add(bias.rise_rows(scores, changed, subjects, self.manipulated, kind))
             for name, subject in subjects.items():
-                row, example = bias.most_frequent_row(subject, scores[name], self.k, kind)
+                row, example = bias.most_frequent_row(subject, scores[name], train, self.k, kind)
                 report.add([row])
                 report.figure(f"influential_{kind}_{name}", self._curve_figure(experiment, replaying, bias, example, get))
         report.figure("rank_rise", figures.rank_rises([row for row in rises if row.minus is None]))

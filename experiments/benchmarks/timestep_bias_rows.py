@@ -8,6 +8,7 @@ import numpy as np
 
 from attribution.estimators.scores import Scores
 from attribution.gradients.norms import Norms
+from attribution.images import Images
 from experiments.benchmarks.compare import compare
 from experiments.metrics import timestep_bias as metrics
 from experiments.metrics.bootstrap import Bootstrap, Statistic
@@ -158,13 +159,14 @@ class Bias:
                 estimate=(rises[name, T_MAX] - rises[name, RANDOM]).estimate(),
             )
 
-    def most_frequent_row(self, subject: Subject, scores: Scores, k: int, queries: str) -> tuple[Row, int]:
+    def most_frequent_row(self, subject: Subject, scores: Scores, train: Images, k: int, queries: str) -> tuple[Row, int]:
         """The share of queries that have the most frequent example among their top k, and the position of that example."""
         top = top_k(scores.values, k)
         example = metrics.most_frequent(top)
         random = metrics.random_most_frequent(len(top), self.norms.shape[1], k)
         about = {
-            "example": int(scores.train_index[example]),
+            "example": int(train.index[example]),
+            "example_name": train.name(example),
             "t_train": self.t_train[:, example],
             "norm_ranks": [int(metrics.ranks(norms)[example]) for norms in self.norms],
             "checkpoints": list(self.steps),

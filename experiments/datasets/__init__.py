@@ -8,8 +8,9 @@ from experiments.datasets.cifar import CIFAR10
 from experiments.datasets.cifar_mnist import CIFARMNIST
 from experiments.datasets.digits import Digits
 from experiments.datasets.errors import DataError
+from experiments.datasets.folder import Folder
 from experiments.datasets.mnist import MNIST
 from experiments.datasets.patches_digits import PatchesDigits
 from experiments.datasets.source import Source, Split, Splits
 
-__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "PatchesDigits", "Source", "Split", "Splits"]
+__all__ = ["CIFAR10", "CIFARMNIST", "MNIST", "DataError", "Digits", "Folder", "PatchesDigits", "Source", "Split", "Splits"]

@@ -1,8 +1,5 @@
-"""Reader of the Python batches of CIFAR-10. A pickle can run any code, so the reader allows only arrays and plain values."""
+"""Reader of the Python batches of CIFAR-10."""
 
-import io
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import numpy as np
 from attribution.images import Images
 from experiments.datasets.downloads import CIFAR10_FOLDER, download_cifar10, remedy
 from experiments.datasets.errors import DataError
+from experiments.datasets.plain_pickle import PlainPickleError, load_dict
 
 TRAINING = tuple(f"data_batch_{k}" for k in range(1, 6))
 TEST = "test_batch"
@@ -44,58 +42,28 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the pixels ``[N, 3, 32, 32]`` uint8 and labels ``[N]`` int64 of one batch file.
 
     Raises:
-        DataError: the file is not such a batch, is truncated, or contains objects other than arrays and plain values.
+        DataError: the file is not such a batch, is truncated, or contains objects other than arrays of numbers and plain values.
     """
     again = "delete it and download CIFAR-10 (python version) again"
     try:
-        # The original files are pickles of Python 2; Python 3 reads their arrays with latin1.
-        content = _Restricted(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can raise any error
-        raise DataError(f"{path} cannot be read as a CIFAR batch ({type(error).__name__}: {error}): {again}") from error
-    content = content if isinstance(content, dict) else {}
+        content = load_dict(path.read_bytes())
+    except (OSError, PlainPickleError) as error:
+        raise DataError(f"{path} cannot be read as a CIFAR batch ({error}): {again}") from error
     # Files rewritten by Python 3 programs may have bytes as keys.
     data, labels = (content.get(key, content.get(key.encode())) for key in ("data", "labels"))
     columns = int(np.prod(_SHAPE))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != columns:
         raise DataError(f"{path} is not a CIFAR batch: its 'data' must be bytes in {columns} columns; {again}")
-    try:
-        label = np.asarray(labels)
-    except ValueError:
-        label = np.empty(0, dtype=object)
-    if label.dtype.kind not in "iu" or label.shape != (len(data),):
+    label = _whole_numbers(labels)
+    if label is None or label.shape != (len(data),):
         raise DataError(f"{path} is not a CIFAR batch: its 'labels' must be {len(data)} integers, one for each image; {again}")
-    return data.reshape(-1, *_SHAPE), label.astype(np.int64)
+    return data.reshape(-1, *_SHAPE), label
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """Encode as ``_codecs.encode`` does, for latin1 only."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
-def _constructors() -> dict[tuple[str, str], Callable[..., Any]]:
-    """Map the names by which numpy 1 and 2 rebuild pickled arrays to the functions of the installed numpy."""
-    array = np.empty(0)
-    # In pickle protocols 0 to 2, Python 3 writes bytes with _codecs.encode.
-    constructors: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        constructors[f"{core}.multiarray", "_reconstruct"] = array.__reduce__()[0]
-        constructors[f"{core}.multiarray", "scalar"] = np.int64(0).__reduce__()[0]
-        constructors[f"{core}.numeric", "_frombuffer"] = array.__reduce_ex__(5)[0]
-    return constructors
-
-
-class _Restricted(pickle.Unpickler):
-    """An unpickler that refuses everything but the constructors of arrays."""
-
-    _allowed = _constructors()
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it uses {module}.{name}, which no CIFAR batch needs")
-        return self._allowed[module, name]
+def _whole_numbers(values: Any) -> np.ndarray | None:
+    """The values as int64, or None if they are no whole numbers of this range."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        values = values.ravel().tolist() if values.ndim == 1 else None
+    if not isinstance(values, list) or not all(type(value) is int and abs(value) < 2**63 for value in values):
+        return None
+    return np.array(values, np.int64)

@@ -1,6 +1,7 @@
 """Reader of the idx files of MNIST, compressed or not, in the folders where common loaders store them."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(f"{path} is not an idx file of bytes in {dimensions} dimensions: delete it and download it again")
-    shape = np.frombuffer(raw, ">u4", dimensions, offset=4).astype(np.int64)
-    expected = int(np.prod(shape))
+    shape = np.frombuffer(raw, ">u4", dimensions, offset=4).tolist()
+    expected = math.prod(shape)
     if len(raw) - start != expected:
         raise DataError(
             f"{path} is damaged: it has {len(raw) - start} values instead of {expected}; delete it and download it again"

@@ -1,7 +1,6 @@
 """Selection of images: a random selection with the same number from each class, or the positions listed in an index file."""
 
-import zipfile
-import zlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 
 from attribution.images import Images, philox
 from experiments.datasets.errors import DataError
+
+SHARED = ("attribution.images.philox",)
 
 
 def random_order(seed: int, role: str, ids: np.ndarray) -> np.ndarray:
@@ -84,7 +85,7 @@ def select_listed(
 def _positions(path: Path, key: str) -> np.ndarray:
     remedy = "set data.index_file to an npz file of positions, or to null for a random selection"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if key not in file:
                 raise DataError(f"data.index_file: {path} has no array {key!r}; use one of its keys {sorted(file)}")
             rows = file[key]
@@ -92,7 +93,7 @@ def _positions(path: Path, key: str) -> np.ndarray:
         raise DataError(f"data.index_file: there is no {path}: {remedy}") from None
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive can raise any error
         raise DataError(f"data.index_file: {path} is not a readable npz file: {remedy}") from error
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
         raise DataError(f"data.index_file: {key} in {path} must be a list of integers: {remedy}")

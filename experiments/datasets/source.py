@@ -21,7 +21,10 @@ Name = Literal["train", "validation"]
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The training images and the held-out images of a source. Ids are unique within each."""
+    """The training images and the held-out images of a source. Ids are unique within each.
+
+    Images without names are called "train/ID" and "validation/ID".
+    """
 
     train: Images
     validation: Images
@@ -29,17 +32,18 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """A source of images of ``channels`` × ``size`` × ``size``. Subclasses read them.
+    """A source of images of ``channels`` × ``size``. Subclasses read them.
 
     Models are built for ``channels`` and ``size``, which must agree with the images, as must ``levels``.
 
+    - ``size``: the number of pixels of a side, or (height, width)
     - ``flips``: whether training mirrors each image left to right with probability 1/2
     - ``levels``: the largest value of a pixel in the files (255 for 8 bits), the unit of the ELBO
     - ``root``: the folder of the source's files, by default ``data``; sources without files ignore it
     """
 
     channels: int
-    size: int
+    size: int | Sequence[int]
     flips: bool
     levels: int = 255
     root: str | Path | None = execution(default=None)
@@ -58,6 +62,12 @@ class Source(ABC):
         Raises:
             DataError: the files are missing or damaged, or the settings do not fit them.
         """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return self.channels, height, width
 
     @property
     def folder(self) -> Path:
@@ -144,7 +154,7 @@ def _load(source: Source) -> _Loaded:
     by_name: dict[Name, Images] = {"train": splits.train, "validation": splits.validation}
     for name, images in by_name.items():
         channels, height, width = images.shape
-        if (channels, height, width) != (source.channels, source.size, source.size):
+        if (channels, height, width) != source.shape:
             raise DataError(
                 f"data.channels={source.channels}, data.size={source.size}, but the {name} images are "
                 f"{channels}×{height}×{width} (channels, height, width): set them to the shape of the images in the files"
@@ -155,4 +165,5 @@ def _load(source: Source) -> _Loaded:
             )
         if len(np.unique(images.index)) < len(images):
             raise DataError(f"{type(source).__name__}: two {name} images have the same id")
-    return _Loaded(splits, {name: images.digest() for name, images in by_name.items()})
+    named = Splits(*(images.named(name) for name, images in by_name.items()))
+    return _Loaded(named, {name: images.digest() for name, images in by_name.items()})

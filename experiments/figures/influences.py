@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 
 from attribution.images import Images
 from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, text_width, wrapped
-from experiments.figures.thumbnails import canvas, foot, thumbnail
+from experiments.figures.thumbnails import canvas, caption, foot, names_height, thumbnail
 from experiments.metrics.ranking import top_k
 
 SECTIONS = 3
 """The largest number of variants with a section each; more variants are rows in a section for each query."""
 _SIZE, _GAP, _TEXT, _LARGE = 0.62, 0.06, 0.33, 1.1
-_STEP, _LINE = _SIZE + _GAP, _SIZE + _TEXT
+_STEP = _SIZE + _GAP
 _MARGIN, _BETWEEN, _HEADING, _NAMES, _NARROWEST = 0.1, 0.22, 0.28, 2.2, 6.5
 _MEANING = (
-    "Below each training image: its id and its score. A score above 0: training on the image lowered the query's cost. "
-    "Top: the largest scores; most negative: the smallest"
+    "Below each training image: its id, its name if it has one, and its score. "
+    "A score above 0: training on the image lowered the query's cost. Top: the largest scores; most negative: the smallest"
 )
 
 
@@ -39,14 +39,15 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Section:
-    """Rows of images under one heading: for each, the position of a query and the name of a variant."""
+    """Rows of images, ``line`` inches high, under one heading: for each, the position of a query and the name of a variant."""
 
     title: Sequence[str]
     lines: Sequence[tuple[int, str]]
+    line: float
 
     @property
     def height(self) -> float:
-        return 0.24 * len(self.title) + _HEADING + len(self.lines) * _LINE
+        return 0.24 * len(self.title) + _HEADING + len(self.lines) * self.line
 
 
 def proponents(
@@ -80,13 +81,14 @@ def proponents(
     groups = _groups(_MARGIN + query + _BETWEEN + names, top, 0 if by_query else neutral, len(train))
     width = max(_NARROWEST, groups[-1].x + groups[-1].width + _MARGIN)
 
+    line_height = _SIZE + _TEXT + names_height(train, queries.take(list(rows)))
     notes = [_MEANING + ("." if by_query or not neutral else "; neutral: those nearest 0.")]
     if groups[0].count < min(top, len(train)):
         notes.append(f"{groups[0].count} of {top} top and most negative images shown.")
     legend = wrapped(box_caption, width - 0.5, 9) if boxed else []
     room = TALLEST - 0.2 * (len(legend) + 4) - 0.4
     sections_of = _sections_of_queries if by_query else _sections_of_variants
-    sections, left_out = sections_of(list(scores), list(rows), width - 2 * _MARGIN, room)
+    sections, left_out = sections_of(list(scores), list(rows), width - 2 * _MARGIN, room, line_height)
     below = [line for note in [*notes, *left_out] for line in wrapped(note, width - 2 * _MARGIN, 8)]
 
     body = sum(section.height + 0.12 for section in sections)
@@ -97,12 +99,12 @@ def proponents(
         line_y = _head(axes, section, groups, query, y, width)
         for number, (row, name) in enumerate(section.lines):
             if number == 0 or not by_query:
-                thumbnail(axes, queries, row, _MARGIN, line_y, query, f"#{queries.index[row]}")
+                thumbnail(axes, queries, row, _MARGIN, line_y, query, caption(queries, row, query))
             if by_query:
                 label = "\n".join(wrapped(name, names - _BETWEEN, 9))
                 axes.text(_MARGIN + query + _BETWEEN, line_y + _SIZE / 2, label, va="center", fontsize=9, color=INK)
             _line(axes, train, np.asarray(scores[name][row]), groups, line_y, red[name])
-            line_y += _LINE
+            line_y += line_height
         y += section.height + 0.12
     foot(axes, _MARGIN, y, legend, below)
     return figure
@@ -125,22 +127,26 @@ def _near_zero(scores: np.ndarray) -> np.ndarray:
     return -np.abs(scores)
 
 
-def _sections_of_variants(names: list[str], rows: list[int], width: float, room: float) -> tuple[list[_Section], list[str]]:
+def _sections_of_variants(
+    names: list[str], rows: list[int], width: float, room: float, line: float
+) -> tuple[list[_Section], list[str]]:
     titles = [wrapped(name, width, 12, "bold") for name in names]
-    heads = sum(_Section(title, ()).height + 0.12 for title in titles)
-    kept = rows[: max(1, int((room - heads) / (len(names) * _LINE)))]
-    sections = [_Section(title, [(row, name) for row in kept]) for title, name in zip(titles, names, strict=True)]
+    heads = sum(_Section(title, (), line).height + 0.12 for title in titles)
+    kept = rows[: max(1, int((room - heads) / (len(names) * line)))]
+    sections = [_Section(title, [(row, name) for row in kept], line) for title, name in zip(titles, names, strict=True)]
     return sections, _left_out(len(rows) - len(kept))
 
 
-def _sections_of_queries(names: list[str], rows: list[int], width: float, room: float) -> tuple[list[_Section], list[str]]:
-    lines = min(len(names), int((room - _HEADING - 0.12) / _LINE))
+def _sections_of_queries(
+    names: list[str], rows: list[int], width: float, room: float, line: float
+) -> tuple[list[_Section], list[str]]:
+    lines = min(len(names), int((room - _HEADING - 0.12) / line))
     kept_names = [names[i] for i in np.linspace(0, len(names) - 1, lines).round().astype(int)]
-    kept = rows[: max(1, int(room / (_HEADING + lines * _LINE + 0.12)))]
+    kept = rows[: max(1, int(room / (_HEADING + lines * line + 0.12)))]
     notes = _left_out(len(rows) - len(kept))
     if lines < len(names):
         notes.append(f"{len(names) - lines} of {len(names)} variants are left out, in even steps.")
-    return [_Section((), [(row, name) for name in kept_names]) for row in kept], notes
+    return [_Section((), [(row, name) for name in kept_names], line) for row in kept], notes
 
 
 def _left_out(queries: int) -> list[str]:
@@ -164,7 +170,7 @@ def _head(axes: Axes, section: _Section, groups: list[_Group], query: float, y: 
 def _line(axes: Axes, train: Images, scores: np.ndarray, groups: list[_Group], y: float, red: Collection[int]) -> None:
     for group in groups:
         for place, position in enumerate(top_k(group.rank(scores[None]), group.count)[0]):
-            text = f"#{train.index[position]}\n{_short(float(scores[position]))}"
+            text = f"{caption(train, int(position), _SIZE)}\n{_short(float(scores[position]))}"
             thumbnail(axes, train, position, group.x + place * _STEP, y, _SIZE, text, int(position) in red)
 
 

@@ -10,9 +10,12 @@ from matplotlib.ticker import LogFormatter
 
 from attribution.images import Images
 from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, legend, plain_frame
+from experiments.figures.thumbnails import caption
 from experiments.metrics.timestep_bias import Correlation
 
 GREEN = COLORS[2]
+_PICTURE = 1.0
+"""The width of a picture's caption in inches."""
 _ACROSS = 4
 """The largest number of panels side by side."""
 
@@ -63,8 +66,9 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
         ):
             marker = {"s": 70, "facecolors": "none", "edgecolors": color, "linewidths": 2, "zorder": 4}
             axes.scatter(panel.timestep[row], panel.norm[row], label=f"{name} norm", **marker)
-            text = f"{name}: #{train.index[panel.positions[row]]}\nt = {panel.timestep[row]}"
-            _picture(figure.add_subplot(inner[1, column]), train, int(panel.positions[row]), text, color)
+            position = int(panel.positions[row])
+            text = f"{name}: {caption(train, position, _PICTURE)}\nt = {panel.timestep[row]}"
+            _picture(figure.add_subplot(inner[1, column]), train, position, text, color)
         _axis(axes, T, leftmost=place % across == 0)
         axes.set_title(panel.title, fontsize=11)
     legend(figure, plots)
@@ -79,7 +83,7 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
     across, down = _grid(len(panels))
     figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(down, across + 1, width_ratios=(1.2, *[3.4] * across))
-    _picture(figure.add_subplot(grid[0, 0]), image, 0, f"#{image.index[0]}", INK)
+    _picture(figure.add_subplot(grid[0, 0]), image, 0, caption(image, 0, _PICTURE), INK)
     first: Axes | None = None
     plots = []
     for place, panel in enumerate(panels):
@@ -157,4 +161,4 @@ def _picture(axes: Axes, images: Images, row: int, text: str, color: str) -> Non
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set(edgecolor=color, linewidth=2)
-    axes.set_xlabel(text, fontsize=8)
+    axes.set_xlabel(text, fontsize=8, parse_math=False)

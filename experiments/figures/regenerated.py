@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from attribution.images import Images
 from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, wrapped
-from experiments.figures.thumbnails import canvas, thumbnail
+from experiments.figures.thumbnails import canvas, caption, names_height, thumbnail
 
 _SIZE, _STEP, _LINE, _MARGIN, _BETWEEN, _TEXT = 0.85, 1.12, 1.1, 0.12, 0.2, 0.16
 
@@ -31,13 +31,14 @@ def regenerated(
     width = max(2 * _MARGIN + (1 + len(kept)) * _STEP + _BETWEEN, 5.5)
     titles = wrapped(title, width - 2 * _MARGIN, 11, "bold")
     top = 0.1 + 0.22 * len(titles) + 0.1 + _TEXT * max(map(len, heads)) + 0.06
-    lines = list(rows)[: max(1, int((TALLEST - top - 1) / _LINE))]
+    height = _LINE + names_height(original)
+    lines = list(rows)[: max(1, int((TALLEST - top - 1) / height))]
     note = "Below each image: its ℓ2 distance from the original, pixels from 0 to 1. Models trained with the first seed."
     note += f" {len(regenerated) - len(kept)} more columns are left out." if len(kept) < len(regenerated) else ""
     note += f" {len(rows) - len(lines)} more queries are left out." if len(lines) < len(rows) else ""
     notes = wrapped(note, width - 2 * _MARGIN, 8)
 
-    figure, axes = canvas(width, top + len(lines) * _LINE + 0.08 + _TEXT * len(notes) + 0.06)
+    figure, axes = canvas(width, top + len(lines) * height + 0.08 + _TEXT * len(notes) + 0.06)
     for number, line in enumerate(titles):
         axes.text(_MARGIN, 0.1 + 0.22 * number, line, va="top", fontsize=11, weight="bold", color=INK)
     places = [_MARGIN, *(_MARGIN + _BETWEEN + _STEP * (1 + column) for column in range(len(kept)))]
@@ -46,10 +47,10 @@ def regenerated(
             axes.text(x + _STEP / 2, top - 0.06 - _TEXT * number, line, ha="center", va="bottom", fontsize=9, color=INK)
     axes.plot([_MARGIN, width - _MARGIN], [top - 0.03] * 2, color=FAINT, linewidth=0.6)
     for number, row in enumerate(lines):
-        y, inset = top + 0.04 + number * _LINE, (_STEP - _SIZE) / 2
-        thumbnail(axes, original, row, places[0] + inset, y, _SIZE, f"#{original.index[row]}")
+        y, inset = top + 0.04 + number * height, (_STEP - _SIZE) / 2
+        thumbnail(axes, original, row, places[0] + inset, y, _SIZE, caption(original, row, _SIZE))
         for x, name in zip(places[1:], kept, strict=True):
             thumbnail(axes, regenerated[name], row, x + inset, y, _SIZE, f"{distances[name][row]:.2f}")
     for number, line in enumerate(notes):
-        axes.text(_MARGIN, top + len(lines) * _LINE + 0.08 + _TEXT * number, line, va="top", fontsize=8, color="#555555")
+        axes.text(_MARGIN, top + len(lines) * height + 0.08 + _TEXT * number, line, va="top", fontsize=8, color="#555555")
     return figure

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from attribution.images import Images
 from experiments.figures.style import FAINT, INK, TALLEST, WIDEST, wrapped
-from experiments.figures.thumbnails import canvas, foot, thumbnail
+from experiments.figures.thumbnails import canvas, caption, foot, names_height, thumbnail
 from experiments.metrics.ranking import top_k
 
 MAX_VARIANTS = 6
@@ -37,6 +37,7 @@ def side_by_side(
         boxed: for each variant, positions of training images with a red box.
         box_caption: the explanation of a red box in the legend.
     """
+    line_height = _LINE + names_height(train, queries.take(list(rows)))
     names = [list(scores)[i] for i in np.linspace(0, len(scores) - 1, min(MAX_VARIANTS, len(scores))).round().astype(int)]
     room = WIDEST - 2 * _MARGIN - _SIZE - len(names) * _BETWEEN
     count = min(top, len(train), int((room / len(names) + _GAP) / (_SIZE + _GAP)))
@@ -44,8 +45,11 @@ def side_by_side(
     width = 2 * _MARGIN + _SIZE + len(names) * (_BETWEEN + across)
     titles = [wrapped(name, across, 10, "bold") for name in names]
     head = 0.18 * max(len(title) for title in titles) + 0.14
-    shown = list(rows)[: int((TALLEST - head - 1.2) / _LINE)]
-    notes = [f"Below each image: its id. The {count} training images with the largest scores are in descending order."]
+    shown = list(rows)[: int((TALLEST - head - 1.2) / line_height)]
+    notes = [
+        "Below each image: its id, and its name if it has one. "
+        f"The {count} training images with the largest scores are in descending order."
+    ]
     if len(shown) < len(rows):
         notes.append(f"{len(rows) - len(shown)} more queries are left out.")
     if len(names) < len(scores):
@@ -53,11 +57,11 @@ def side_by_side(
     below = [line for note in notes for line in wrapped(note, width - 2 * _MARGIN, 8)]
     legend = wrapped(box_caption, width - 2 * _MARGIN - 0.4, 9) if boxed else []
 
-    figure, axes = canvas(width, head + len(shown) * _LINE + 0.2 * len(legend) + 0.16 * len(below) + 0.16)
+    figure, axes = canvas(width, head + len(shown) * line_height + 0.2 * len(legend) + 0.16 * len(below) + 0.16)
     axes.text(_MARGIN + _SIZE / 2, head - 0.1, "query", ha="center", va="bottom", fontsize=9, color=INK)
     axes.plot([_MARGIN, width - _MARGIN], [head - 0.06] * 2, color=FAINT, linewidth=0.6)
     for line, row in enumerate(shown):
-        thumbnail(axes, queries, row, _MARGIN, head + line * _LINE, _SIZE, f"#{queries.index[row]}")
+        thumbnail(axes, queries, row, _MARGIN, head + line * line_height, _SIZE, caption(queries, row, _SIZE))
     for column, (name, title) in enumerate(zip(names, titles, strict=True)):
         x = _MARGIN + _SIZE + _BETWEEN + column * (across + _BETWEEN)
         axes.text(
@@ -67,8 +71,8 @@ def side_by_side(
         tops = top_k(np.asarray(scores[name])[shown], count)
         for line, positions in enumerate(tops):
             for place, position in enumerate(positions.tolist()):
-                corner = x + place * (_SIZE + _GAP), head + line * _LINE
-                thumbnail(axes, train, position, *corner, _SIZE, f"#{train.index[position]}", position in red)
-    y = head + len(shown) * _LINE + 0.04
+                corner = x + place * (_SIZE + _GAP), head + line * line_height
+                thumbnail(axes, train, position, *corner, _SIZE, caption(train, position, _SIZE), position in red)
+    y = head + len(shown) * line_height + 0.04
     foot(axes, _MARGIN, y, legend, below)
     return figure

@@ -1,5 +1,6 @@
 """The style that figures share: colors that color-blind readers can tell apart, frames, text sizes, legends that fit."""
 
+import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
 DPI = 150
@@ -21,6 +22,8 @@ LINES = ("-", "--", ":")
 """Line styles of series that have the same color."""
 RED = "#d62728"
 INK, FAINT = "#222222", "#8a8a8a"
+_HINTING = 1.04
+"""How much wider text is drawn than its outlines, since letters begin at whole pixels: measured 1.00 to 1.07 at 7 to 12 points."""
 
 
 def plain_frame(axes: Axes) -> None:
@@ -67,7 +70,26 @@ def legend(figure: Figure, axes: Sequence[Axes], order: Sequence[str] = ()) -> N
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """The width of a line of text in inches, at a font size of ``size`` points."""
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), ismath=False)
-    return width / 72
+    return _HINTING * width / 72
+
+
+def drawable(text: str) -> str:
+    """The text with boxes for characters that the font lacks."""
+    return "".join(letter if letter.isprintable() and ord(letter) in _characters() else "□" for letter in text)
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """The characters of the font."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def ending(text: str, width: float, size: float) -> str:
+    """A line of text, or as much of its end as fits ``width`` inches."""
+    start = 0
+    while text_width(shown := "…" * (start > 0) + text[start:], size) > width and start < len(text):
+        start += 1
+    return shown
 
 
 def wrapped(text: str, width: float, size: float, weight: str = "normal") -> list[str]:

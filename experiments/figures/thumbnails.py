@@ -1,6 +1,7 @@
-"""Images at positions in inches, with their ids below."""
+"""Images at positions in inches, with their ids and names below."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,19 +9,44 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attribution.images import Images
-from experiments.figures.style import DPI, FAINT, INK, RED
+from experiments.figures.style import DPI, FAINT, INK, RED, drawable, ending, text_width
+
+_NAME_LINE = 0.11
+"""The height of the line of a name below an image in inches."""
+_FONT = 7
 
 
 def grid(images: Images, columns: int | None = None) -> Figure:
-    """All images with their ids below, in ``columns``, or by default in about a square."""
+    """All images with their ids and names below, in ``columns``, or by default in about a square."""
     columns = columns or max(1, int(np.ceil(np.sqrt(len(images)))))
-    size, gap, text = 0.7, 0.08, 0.19
+    size, gap, text = 0.7, 0.08, 0.19 + names_height(images)
     lines = -(-len(images) // columns)
     figure, axes = canvas(columns * (size + gap) + gap, lines * (size + text) + gap)
     for row in range(len(images)):
         line, column = divmod(row, columns)
-        thumbnail(axes, images, row, gap + column * (size + gap), gap + line * (size + text), size, f"#{images.index[row]}")
+        thumbnail(axes, images, row, gap + column * (size + gap), gap + line * (size + text), size, caption(images, row, size))
     return figure
+
+
+def caption(images: Images, row: int, width: float) -> str:
+    """The id of an image, "#3", and its name in a second line, unless this is only its data set and its id.
+
+    The name has no folder; of a long one, the end without the suffix is shown.
+    """
+    if not _has_name(images, row):
+        return f"#{images.index[row]}"
+    name = Path(drawable(images.name(row))).name
+    fits = text_width(name, _FONT) <= width
+    return f"#{images.index[row]}\n{ending(name if fits else Path(name).stem, width, _FONT)}"
+
+
+def names_height(*sets: Images) -> float:
+    """The height that :func:`caption` needs for names, in inches: 0 if no image has one."""
+    return _NAME_LINE * any(_has_name(images, row) for images in sets for row in range(len(images)))
+
+
+def _has_name(images: Images, row: int) -> bool:
+    return images.name(row).rpartition("/")[2] != str(images.index[row])
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -48,7 +74,10 @@ def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: fl
     """Draw an image with ``text`` below. Values outside [-1, 1], as of generated images, are clipped to black and white."""
     pixels = np.clip((images.x0([int(row)])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
     pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
-    axes.imshow(pixels, extent=(x, x + size, y + size, y), interpolation="nearest", aspect="auto")
+    height, width = (size * side / max(pixels.shape[:2]) for side in pixels.shape[:2])
+    left, top = x + (size - width) / 2, y + size - height
+    axes.imshow(pixels, extent=(left, left + width, top + height, top), interpolation="nearest", aspect="auto")
     edge = {"edgecolor": RED, "linewidth": 2.5} if box else {"edgecolor": FAINT, "linewidth": 0.4}
-    axes.add_patch(Rectangle((x, y), size, size, fill=False, **edge))
-    axes.text(x + size / 2, y + size + 0.03, text, ha="center", va="top", fontsize=7, linespacing=1.0, color=INK)
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, **edge))
+    look = {"ha": "center", "va": "top", "fontsize": _FONT, "linespacing": 1.0, "color": INK}
+    axes.text(x + size / 2, y + size + 0.03, text, parse_math=False, **look)

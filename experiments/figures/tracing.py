@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from attribution.images import Images
 from experiments.figures.intervals import draw_band, draw_level
 from experiments.figures.style import COLORS, DPI, INK, LINES, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
-from experiments.figures.thumbnails import canvas, thumbnail
+from experiments.figures.thumbnails import canvas, caption, names_height, thumbnail
 from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings
 
@@ -63,8 +63,8 @@ def ranked(
     rank = np.empty(len(values), np.int64)
     rank[np.argsort(-values, kind="stable")] = 1 + np.arange(len(values))
     columns = max(6, min(_COLUMNS, max(len(positions) for positions in lists.values())))
-    step, line, head = _SIZE + _GAP, _SIZE + _TEXT, 0.3
-    foot = wrapped("Below each training image: its rank, its id and its value.", columns * step, 8)
+    step, line, head = _SIZE + _GAP, _SIZE + _TEXT + names_height(train), 0.3
+    foot = wrapped("Below each training image: its rank, its id, its name if it has one, and its value.", columns * step, 8)
     lines = {title: -(-len(positions) // columns) for title, positions in lists.items()}
     height = sum(head + count * (line + 0.1) + 0.1 for count in lines.values()) + 0.3 + 0.16 * len(foot)
     figure, axes = canvas(columns * step + 2 * _GAP, height)
@@ -73,7 +73,7 @@ def ranked(
         axes.text(_GAP, y, title, va="top", fontsize=11, weight="bold", color=INK)
         for place, position in enumerate(np.asarray(positions).tolist()):
             down, right = divmod(place, columns)
-            text = f"{rank[position]}. #{train.index[position]}\n{values[position]:.2g}"
+            text = f"{rank[position]}. {caption(train, position, _SIZE)}\n{values[position]:.2g}"
             thumbnail(axes, train, position, _GAP + right * step, y + head + down * (line + 0.1), _SIZE, text, position in red)
         y += head + lines[title] * (line + 0.1) + 0.1
     axes.add_patch(Rectangle((_GAP, y), 0.18, 0.18, fill=False, edgecolor=RED, linewidth=2))

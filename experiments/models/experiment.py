@@ -65,7 +65,7 @@ class Experiment:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        return (self.data.channels, self.data.size, self.data.size)
+        return self.data.shape
 
     def samples(self, n: int, seed: int) -> Samples:
         """``n`` images that the trained model generates."""

@@ -88,7 +88,7 @@ class Samples(ImageSet):
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
         pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
-        return Images(pixels, index, label)
+        return Images(pixels, index, label).named("generated")
 
 
 @dataclass(frozen=True)

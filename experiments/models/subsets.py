@@ -104,7 +104,8 @@ class PublishedSubsets(Subsets):
             np.put_along_axis(masks, table, True, axis=1)
         else:
             raise ValueError(
-                f"{name} holds {table.dtype} {list(table.shape)}: give masks [M, {len(train)}] or positions [M, n] below {len(train)}"
+                f"{name} holds {table.dtype} {list(table.shape)}: "
+                f"give masks [M, {len(train)}] or positions [M, n] below {len(train)}"
             )
         if empty := np.flatnonzero(~masks.any(1)).tolist():
             raise ValueError(f"{name}: subsets {empty} keep no training image: remove them")

@@ -9,7 +9,7 @@ from experiments.benchmarks.variants import variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row, Subject
-from experiments.report.score_files import write_proponents, write_self_influence
+from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import chosen_estimator
 from experiments.tasks.model_quality import warn_of_poor_model
@@ -41,22 +41,24 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         check_before_training(run, estimator)
         node = estimator.scores(experiment.trained, experiment.train, queries)
         announce([experiment.trained, node], get)
-        scores, train = get(node), get(experiment.train)
+        scores, train, explained = get(node), get(experiment.train), get(queries)
         variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]
         folder = run.folder / "scores"
         folder.mkdir(parents=True, exist_ok=True)
         scores.save(folder)
+        write_images(folder / "queries.csv", explained)
+        write_images(folder / "train.csv", train)
         for variant in variants:
             path = folder if len(variants) == 1 else folder / variant.label
             path.mkdir(parents=True, exist_ok=True)
-            write_proponents(path, variant.scores, train, top)
+            write_proponents(path, variant.scores, explained, train, top)
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:
             reliability = Bootstrap(seed=config.seed).mean(split_half_spearman(scores.halves)).estimate()
             subject = Subject(name, scores=node.fingerprint)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
-        run.report.figure("proponents", figures.proponents(get(queries), train, values, shown))
+        run.report.figure("proponents", figures.proponents(explained, train, values, shown))
         warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
             influence = get(SelfInfluence(estimator, experiment.trained, experiment.train))

@@ -20,7 +20,7 @@ from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import experiment_of, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
-from experiments.tasks.settings import build
+from experiments.tasks.settings import build, check
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,15 @@ def set_threads(config: DictConfig) -> None:
 
     ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
+
+    Raises:
+        SettingError: If a setting of the data is missing.
     """
+    check(config.data)
+    largest = max(config.data.size) if OmegaConf.is_list(config.data.size) else config.data.size
     threads = config.threads
     if threads == "auto":
-        threads = 1 if config.data.size <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
+        threads = 1 if largest <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
     torch.set_num_threads(threads)
 
 

@@ -1,4 +1,6 @@
-"""Images with a condition."""
+"""Images with a condition, and with names."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,3 +37,22 @@ def test_without_a_condition_nothing_changes(tmp_path):
         assert other.digest() == "a621eb8b0a221e7df7e2b782081e596bcea31c84a3bbc743c79ce925b8492e39"
     assert images(np.arange(5)).digest() != plain.digest()
     assert images(np.arange(5)).digest() != images(np.arange(5)[::-1]).digest()
+
+
+def test_names_go_with_their_images(tmp_path):
+    """Claim: rows, saving and loading keep each image's name; names are no part of the content, and may be of any script."""
+    names = np.array(["cats/1.png", "x", "写真.png", "é $a_b$.jpg", "x,\n"])
+    given = replace(images(), names=names)
+    given.save(tmp_path)
+    for other in (given, Images.load(tmp_path)):
+        assert [other.name(row) for row in range(5)] == names.tolist()
+        assert other.take([4, 0]).names.tolist() == names[[4, 0]].tolist()
+        assert other.take(np.array([False, False, True, False, False])).name(0) == "写真.png"
+        assert other.digest() == images().digest()
+        assert other.named("train").names.tolist() == names.tolist()
+
+
+def test_images_without_names_are_known_by_their_id():
+    """Claim: without names, an image is its id, or its data set and its id."""
+    assert (images().names, images().name(2)) == (None, "12")
+    assert images().named("train").take([2, 0]).names.tolist() == ["train/12", "train/10"]

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from attribution.images import Images
 from attribution.nodes import InMemory
 from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Split, downloads
-from experiments.datasets.selection import random_order
+from experiments.datasets.selection import random_order, select_listed
 from experiments.disk import DiskError
 from tests.experiments.datasets.fake_data import BATCHES, idx, write_cifar, write_mnist
 
@@ -136,6 +137,23 @@ def test_unreadable_index_files_are_errors(tmp_path, content):
         (tmp_path / "split.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"data\.index_file: .*split\.npz"):
         CIFAR10(root=tmp_path, index_file=tmp_path / "split.npz").load()
+
+
+def test_damaged_index_files_raise_nothing_else(tmp_path):
+    """Claim: whatever bytes of an index file are changed or cut off, it is read or refused."""
+    pool = Images(np.zeros((9, 1, 1, 1), np.uint8), np.arange(9), np.zeros(9))
+    np.savez(tmp_path / "split.npz", train_idx=np.arange(9))
+    whole, rng, refused = (tmp_path / "split.npz").read_bytes(), np.random.default_rng(0), 0
+    for number in range(300):
+        damaged = bytearray(whole[: rng.integers(1, len(whole))] if number % 4 == 0 else whole)
+        for place in rng.integers(0, len(damaged), 1 + number % 5):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "split.npz").write_bytes(damaged)
+        try:
+            select_listed(pool, "", None, tmp_path / "split.npz", "train_idx")
+        except DataError:
+            refused += 1
+    assert refused > 200
 
 
 @pytest.mark.parametrize("where", ["MNIST/raw", "."])
@@ -285,7 +303,8 @@ def test_damaged_idx_files_are_errors(tmp_path):
     write_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     whole = path.read_bytes()
-    for raw in (b"", whole[:10], whole[:-1], whole + b"0", b"\0\0\x0d" + whole[3:]):
+    beyond = whole[:4] + b"\x80\0\0\0" * 3  # 2^93 pixels, which are 0 in 64 bits
+    for raw in (b"", whole[:10], whole[:-1], whole + b"0", b"\0\0\x0d" + whole[3:], beyond):
         path.write_bytes(raw)
         with pytest.raises(DataError, match="train-images-idx3-ubyte is"):
             MNIST(root=tmp_path).load()

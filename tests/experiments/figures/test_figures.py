@@ -1,5 +1,7 @@
 """What figures of images show, read from their artists; that nothing overlaps, from where these are drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -8,7 +10,8 @@ from matplotlib.patches import Rectangle
 
 from attribution.images import Images
 from experiments import figures
-from experiments.figures.style import RED
+from experiments.figures.style import RED, text_width
+from experiments.figures.thumbnails import caption
 from tests.experiments.figures.drawn import overlaps, texts
 
 
@@ -156,3 +159,45 @@ def test_grid_shows_every_image():
     figure = figures.grid(images(7, 3, first=10))
     assert texts(figure) == [f"#{i}" for i in range(10, 17)]
     assert len({image.get_extent()[0] for image in figure.axes[0].images}) == 3
+
+
+def files(n: int, channels: int = 1, size: tuple[int, int] = (8, 8)) -> Images:
+    """n images from files with long names, of other scripts and with signs that mean something in formulas."""
+    kinds = ["cats/IMG_20240131_{}.jpg", "写真 {}.png", "price $1_{}$ {{.webp", "{}.gif", "line\nbreak\t{}.bmp"]
+    names = np.array([kinds[i % 5].format(i) for i in range(n)])
+    pixels = np.random.default_rng(n).integers(0, 255, size=(n, channels, *size)).astype(np.uint8)
+    return Images(pixels, np.arange(n), np.full(n, -1), names=names)
+
+
+def test_files_have_their_names_below():
+    """Claim: below the id stands the name of a file without its folder, or the end of a long one; unknown characters are boxes."""
+    captions = [caption(files(5), row, 0.62) for row in range(5)]
+    assert captions[3] == "#3\n3.gif"
+    assert captions[0].startswith("#0\n…")
+    assert captions[0].endswith("131_0")
+    assert captions[1] == "#1\n□□ 1.png"
+    assert captions[4].endswith("□4")
+    assert all(text_width(line, 7) <= 0.62 for text in captions for line in text.split("\n"))
+    assert caption(replace(files(1), names=np.array(["train/0"])), 0, 0.62) == "#0"
+    assert caption(images(3, first=7), 2, 0.62) == "#9"
+
+
+@pytest.mark.parametrize(("variants", "size"), [(1, (8, 8)), (3, (6, 12)), (5, (16, 4))])
+def test_nothing_overlaps_in_pages_with_names(variants, size):
+    """Claim: names, and images that are not square, have room in every figure of images, and the figures can be drawn."""
+    names = [f"tracin damping=1e-{i}" for i in range(variants)]
+    queries, train, scores = files(4, 3, size), files(30, 3, size), random_scores(names, 4, 30)
+    assert overlaps(figures.proponents(queries, train, scores, range(4))) == []
+    assert overlaps(figures.side_by_side(queries, train, scores, range(4))) == []
+    assert overlaps(figures.grid(train)) == []
+    assert overlaps(figures.ranked(train, {"all": range(30)}, scores[names[0]][0], {1}, "boxed")) == []
+    distances = {"a": np.ones(4), "b": np.ones(4)}
+    assert overlaps(figures.regenerated("title", queries, {"a": queries, "b": queries}, distances, range(4))) == []
+
+
+def test_images_keep_their_proportions():
+    """Claim: an image of H × W pixels is drawn H/W as high as wide."""
+    figure = figures.grid(files(3, 3, (6, 12)))
+    for image in figure.axes[0].images:
+        left, right, bottom, top = image.get_extent()
+        assert abs((bottom - top) / (right - left)) == pytest.approx(0.5)

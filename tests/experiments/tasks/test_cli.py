@@ -204,6 +204,46 @@ def test_queries_of_every_kind(tmp_path, queries):
     out = tmp_path / "out"
     run(tmp_path, *TINY, "task=attribute", *arguments, f"hydra.run.dir={out}")
     assert Scores.load(out / "scores").values.shape == (1, 40)
+    (query,), train_listed = (
+        list(csv.DictReader((out / "scores" / f"{name}.csv").read_text().splitlines())) for name in ("queries", "train")
+    )
+    origin = {"queries=generated": "generated/", "queries=train": "train/", "queries=folder": "a.png"}[queries[0]]
+    assert query["name"] == (origin if origin == "a.png" else origin + query["index"])
+    assert [line["name"] for line in train_listed] == [f"train/{i}" for i in data.load().train.index]
+
+
+def test_images_of_one_s_own(tmp_path, capsys):
+    """Claim: a folder of images of many kinds and sizes is trained on and explained, and every file says which image is meant."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        suffix = ["png", "JPG", "webp", "bmp", "gif", "tif"][number % 6]
+        path = tmp_path / "mine" / ["cats", "dogs"][number % 2] / f"img{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        width, height = rng.integers(10, 30, 2).tolist()
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "mine" / "cats" / "._img0.png").write_bytes(bytes([0, 5, 22, 7]) + b"Mac OS X")
+    (tmp_path / "mine" / "cats" / "photo.heic").write_bytes(b"?")
+    data = ["data=folder", f"data.root={tmp_path / 'mine'}", "data.n_train=null", "data.n_validation=4"]
+    with pytest.raises(SystemExit, match=r"24 of 24 images .* not 12×8 pixels .*, with data.resize=none"):
+        run(tmp_path, *TINY, *data, "data.size=[8,12]", "task=attribute")
+    capsys.readouterr()
+    out = tmp_path / "out"
+    settings = ["data.size=[8,12]", "data.resize=area", "data.crop=center", "queries=folder", f"queries.path={tmp_path / 'mine'}"]
+    run(tmp_path, *TINY, *data, *settings, "task=attribute", "task.top=3", f"hydra.run.dir={out}")
+    assert "not read: cats/photo.heic\n" in capsys.readouterr().err
+    scores = Scores.load(out / "scores")
+    assert scores.values.shape == (24, 20)
+    queries, train = (
+        list(csv.DictReader((out / "scores" / f"{name}.csv").read_text().splitlines())) for name in ("queries", "train")
+    )
+    names = [line["name"].partition(".")[0] for line in queries]
+    assert names == [f"cats/img{i}" for i in range(0, 24, 2)] + [f"dogs/img{i}" for i in range(1, 24, 2)]
+    assert {(line["name"].split("/")[0], line["label"]) for line in train} == {("cats", "0"), ("dogs", "1")}
+    best, *_ = csv.DictReader((out / "scores" / "query-5.csv").read_text().splitlines())
+    assert best["query_name"].startswith("cats/img10.")
+    assert best["name"] == train[int(scores.values[5].argmax())]["name"]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
+from PIL import Image
 
 from attribution.diffusion import DDPM, NoiseSchedule, denoiser
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.measurements import Loss
-from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Source
+from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Folder, Source
 from experiments.datasets.selection import random_order
 from tests.experiments.datasets.fake_data import write_cifar, write_mnist
 
@@ -38,6 +40,18 @@ def test_data_sets_load_from_their_configurations(tmp_path, name):
 def test_configurations_and_classes_have_the_same_defaults(name, source):
     """What the library does unasked is what the command line does unasked."""
     assert instantiate(configuration(f"+data={name}").data) == source
+
+
+def test_images_of_one_s_own_load_from_their_configuration(tmp_path):
+    """The class does unasked what the command line does unasked; sizes may be lists; root and size are asked for."""
+    for number in range(10):
+        Image.new("L", (12, 8), number).save(tmp_path / f"{number}.png")
+    config = configuration("+data=folder", f"data.root={tmp_path}", "data.size=[8,12]").data
+    source = instantiate(config)
+    assert source == Folder(root=str(tmp_path), size=[8, 12])
+    assert source.load().train.shape == source.shape == (3, 8, 12)
+    with pytest.raises(MissingMandatoryValue, match=r"data\.size"):
+        instantiate(configuration("+data=folder", f"data.root={tmp_path}").data)
 
 
 def test_lists_from_the_command_line_make_usable_sources(tmp_path):
