@@ -37,6 +37,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
         node = estimator.scores(experiment.trained, experiment.train, queries)
+        print(*(f"{note}\n" for note in estimator.notes()), sep="", end="")
         announce([experiment.trained, node], get)
         scores, train = get(node), get(experiment.train)
         variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]

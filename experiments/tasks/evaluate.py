@@ -16,6 +16,7 @@ def evaluate(config: DictConfig) -> None:
     """Compute what is missing in the store, alone or with workers, and report the benchmark."""
     with run_context(config) as run:
         evaluation = evaluation_of(config, run.experiment)
+        print(*(f"{note}\n" for note in evaluation.notes), sep="", end="")
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
             evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
