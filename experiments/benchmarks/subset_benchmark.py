@@ -71,6 +71,7 @@ class SubsetBenchmark(QueryBenchmark):
             repeats=self.repeats if self.seeds == 1 else 0,
             steps=self.steps,
             draws=self.draws,
+            role="measurement",
             mode=self.mode,
             execution=experiment.execution,
         )

@@ -113,9 +113,9 @@ class Datamodels(Estimator):
             seeds=range(first, first + self.seeds),
             steps=self.steps,
             draws=self.measurement_draws,
+            role="datamodel",
             mode=self.mode,
             execution=self.execution,
-            role="datamodel",
         )
 
 

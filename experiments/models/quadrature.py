@@ -19,7 +19,7 @@ def quadrature_notes(measure: Measure, draws: DrawScheme) -> list[str]:
     if abs(ratio - 1) <= TOLERANCE:
         return []
     return [
-        f"note: {type(draws).__name__} draws ({len(timesteps)} timesteps) are badly off for the measurement {type(measure).__name__}, "
-        f"whose mean weight there is {ratio:.2f} times that over all {proposal.T} timesteps. Stratified draws are unbiased: "
-        "draws@benchmark.draws=stratified, for datamodels draws@estimator.measurement_draws=stratified"
+        f"note: {type(draws).__name__} draws ({len(timesteps)} timesteps) are badly off for the measurement "
+        f"{type(measure).__name__}, whose mean weight there is {ratio:.2f} times that over all {proposal.T} timesteps. "
+        "Stratified draws are unbiased: draws@benchmark.draws=stratified (datamodels: draws@estimator.measurement_draws=stratified)"
     ]

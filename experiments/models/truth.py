@@ -33,10 +33,10 @@ class Truth:
     seeds: Sequence[int]
     steps: int | None
     draws: DrawScheme
+    role: str
     mode: Mode
     execution: Execution
     repeats: int = 0
-    role: str = "measurement"
 
     def __post_init__(self):
         """Check that ``mode`` can train this network, before any model is trained. Raises ValueError if it cannot."""

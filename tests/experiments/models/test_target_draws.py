@@ -1,5 +1,7 @@
-"""Each measurement's default draws against all timesteps, under a trained model. ``python -m tests.experiments.models.test_target_draws``
-prints the table; with ``retrained`` it prints how well targets of models retrained on halves repeat with other draws.
+"""Each measurement's default draws against all timesteps, under a trained model.
+
+``python -m tests.experiments.models.test_target_draws`` prints the table. With the argument ``retrained`` it prints instead how
+well the targets of models retrained on halves repeat with other draws.
 """
 
 import sys
@@ -7,13 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from scipy import stats
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from attribution.diffusion import Denoiser, denoiser
@@ -33,8 +36,8 @@ from tests.references import stretch_probabilities
 
 CONF = Path(__file__).parents[3] / "conf"
 MEASUREMENTS = ("loss", "loss_at_t", "loss_at_t list", "elbo", "elbo_weighted", "square_norm", "trajectory")
-SETTINGS = {"loss_at_t list": ["measurement=loss_at_t", "measurement.t=[1,50,300]"], "trajectory": ["diffusion=ddpm"]}
-"""What differs from ``measurement=NAME``; a trajectory of 50 steps of DDIM would have no error at all with 50 draws."""
+SETTINGS = {"loss_at_t list": ["measurement.t=[1,50,300]"], "trajectory": ["diffusion=ddpm"]}
+"""Settings beside ``measurement=NAME``. The sampler of 50 steps needs 50 draws for a trajectory without any error."""
 NOISES = 4
 """Noises at each timestep of the reference."""
 
@@ -138,9 +141,7 @@ def lines(root: str, queries: int, noises: int, seeds: int, *settings: str) -> I
     denoise = denoiser(experiment.trained.network(get))
     found: dict[str, tuple[Measure, Stratified, ImageSet]] = {}
     for name in MEASUREMENTS:
-        config, other, _ = world(root, *SETTINGS.get(name, [f"measurement={name}"]), *settings)
-        if name == "trajectory":
-            config, other, _ = world(root, "measurement=trajectory", *SETTINGS[name], *settings)
+        config, other, _ = world(root, f"measurement={name.split()[0]}", *SETTINGS.get(name, []), *settings)
         images = other.samples(queries, seed=0) if name == "trajectory" else Split(other.data, "validation", tuple(range(queries)))
         found[name] = build(config, "benchmark.measurement"), build(config, "benchmark.draws"), images
     for generated in (False, True):
@@ -183,22 +184,18 @@ def _measured(experiment: Experiment, get: Get, images: ImageSet, measure: Measu
 
 def table(found: list[Line]) -> str:
     """The lines as text."""
-    head = f"{'measurement':16}{'n':>5}{'rms z':>8}{'all seeds':>11}{'|mean z|√Q':>12}{'error, %':>10}{'uniform/this':>14}{'even/all':>10}"
-    return "\n".join(
-        [
-            head,
-            *(
-                f"{x.measurement:16}{x.n:5}{np.sqrt((x.z[0] ** 2).mean()):8.2f}{x.spread:11.2f}{x.offset:12.2f}{100 * x.relative:10.2f}"
-                f"{x.shrinks:14.1f}{x.even:10.2f}"
-                for x in found
-            ),
-        ]
-    )
+    names = {"n": 5, "rms z": 8, "all seeds": 11, "|mean z|√Q": 12, "error, %": 10, "uniform/this": 14, "even/all": 10}
+    text = [f"{'measurement':16}" + "".join(f"{name:>{width}}" for name, width in names.items())]
+    for line in found:
+        first = np.sqrt((line.z[0] ** 2).mean())
+        text.append(
+            f"{line.measurement:16}{line.n:5}{first:8.2f}{line.spread:11.2f}{line.offset:12.2f}{100 * line.relative:10.2f}"
+            f"{line.shrinks:14.1f}{line.even:10.2f}"
+        )
+    return "\n".join(text)
 
 
-def repeatability(
-    root: str, queries: int, name: str, schemes: Mapping[str, Callable[[int], DrawScheme]], numbers: list[int]
-) -> str:
+def repeatability(root: str, queries: int, name: str, schemes: Mapping[str, Callable[[int], Any]], numbers: list[int]) -> str:
     """Spearman's correlation over the retrained halves of the main job between targets by two seeds of draws, mean over queries.
 
     The square root of it is the factor by which the noise of the draws lowers the LDS of any estimator.
@@ -211,7 +208,7 @@ def repeatability(
         for n in numbers:
             at = [replace(truth, draws=replace(scheme(n), seed=seed)) for seed in (0, 1000)]
             first, second = (t.measured(t.nodes(measure, images), get)[0] for t in at)  # [Q, M]
-            rho = np.mean([stats.spearmanr(a, b).statistic for a, b in zip(first, second, strict=True)])
+            rho = np.mean([spearmanr(a, b).statistic for a, b in zip(first, second, strict=True)])  # pyright: ignore[reportAttributeAccessIssue]
             text.append(f"{name:16}{label:12}{n:5}{rho:8.4f}{np.sqrt(max(rho, 0)):8.4f}")
             print(text[-1], flush=True)
     return "\n".join(text)
