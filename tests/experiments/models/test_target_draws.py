@@ -82,7 +82,7 @@ def references(measures: Mapping[str, Measure], denoise: Denoiser, images: Image
     costs = {name: np.empty((images.count, T * noises)) for name in measures}
     with torch.inference_mode():
         for q in range(images.count):
-            ids = torch.from_numpy(get(images).index[q : q + 1])
+            ids = get(images).ids(slice(q, q + 1))
             draws = Fixed(range(1, T + 1), noises, seed=12).draw("reference of a test", ids, T)
             for start in range(0, T * noises, 500):
                 columns = draws.columns(slice(start, start + 500))
