@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attribution.diffusion import denoiser
 from attribution.images.draws import Draws
+from attribution.images.proposals import Proposal
+from attribution.images.stratified import timesteps
 from attribution.measurements import Measure
 
 
@@ -48,3 +51,18 @@ def as_parameters(model: nn.Module, blocks: Mapping[str, Tensor]) -> dict[str, T
         if "weight" in own:
             parameters[f"{prefix}weight"] = block.reshape(len(block), *own["weight"].shape)
     return parameters
+
+
+def stretch_probabilities(proposal: Proposal, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each timestep in each of n stretches ``[n, T]``, and the weight of a draw there ``[T]``.
+
+    Timesteps are constant between neighboring ends of the cumulative expected counts or of the stretches, so that the middles of
+    these intervals stand for all positions.
+    """
+    ends = np.unique(np.clip(np.concatenate([[0.0], proposal.counts(n).cumsum(), np.arange(1, n + 1)]), 0, n))
+    middle, length = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
+    timestep, weight = (tensor.numpy() for tensor in timesteps(proposal, n, torch.from_numpy(middle)))
+    probability, weights = np.zeros((n, proposal.T)), np.zeros(proposal.T)
+    np.add.at(probability, (np.minimum(middle.astype(int), n - 1), timestep - 1), length)
+    weights[timestep - 1] = weight
+    return probability, weights

@@ -20,6 +20,8 @@ from attribution.execution import ranges
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import philox
 from attribution.images.draws import Even, Fixed, Uniform
+from attribution.images.proposals import Proposal
+from attribution.images.stratified import Stratified
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
 from experiments.datasets.selection import random_order
@@ -48,8 +50,8 @@ KEYS = {
 """The parts of all keys of Philox; "*" stands for what is computed."""
 
 ROLES = {
-    "training", "query", "attribution", "curvature", "measurement", "norms", "norm curve", "reference norms", "retimed at *",
-    "digits", "zeros", "folder",
+    "training", "query", "attribution", "curvature", "measurement", "datamodel", "norms", "norm curve", "reference norms",
+    "retimed at *", "digits", "zeros", "folder",
 }  # fmt: skip
 """The roles of draws, and of choices of images without a setting."""
 
@@ -78,6 +80,7 @@ WORDS = {
     (7, "attribution"): (2481849904, 1877722905),
     (7, "curvature"): (4251456211, 1694722700),
     (7, "measurement"): (3900581386, 3310617775),
+    (7, "datamodel"): (3206521116, 913903452),
     (7, "norms"): (3626608604, 3214242212),
     (7, "norm curve"): (1637714694, 206793868),
     (7, "reference norms"): (1995447522, 3612512617),
@@ -101,6 +104,7 @@ NUMBERS = {
     "uniform": [180, 680, -948188528231182612, 1165767952343470063, 1, 1],
     "fixed": [-948188528231182612, -83149218122203349, 1633949204517204826, 1790518231145525887],
     "even": [1, 334, 667],
+    "stratified": [222, 356, 504, 812, 58, 433, 653, 900],
     "noise": [0.9302586913108826, 0.5277451872825623, 0.715377151966095, -0.049153368920087814],
     "choice": [3, 7, 1, 6, 0, 5, 2, 4, 8],
     "order": [0, 5, 6, 3, 8, 1, 4, 7, 2],
@@ -112,7 +116,7 @@ NUMBERS = {
 }
 """The first numbers of streams."""
 
-INTEGERS = ("uniform", "fixed", "even", "choice", "order", "samples", "pseudo-gradient", "subsets")
+INTEGERS = ("uniform", "fixed", "even", "stratified", "choice", "order", "samples", "pseudo-gradient", "subsets")
 """The streams of integers."""
 
 
@@ -177,6 +181,7 @@ def numbers() -> dict[str, list[float]]:
         "uniform": torch.cat([uniform.timestep, uniform.noise_seed, uniform.flip.long()]),
         "fixed": Fixed((5, 9), noises=2, seed=7).draw("query", ids[:1], 1000).noise_seed,
         "even": Even(3, seed=7).draw("attribution", ids[:1], 1000).timestep,
+        "stratified": Stratified(4, seed=7).draw_for(Proposal(1.0 + np.arange(1000) % 2), "measurement", ids).timestep,
         "noise": uniform.noise((1, 1, 2), torch.float64),
         "choice": random_order(7, "digits", np.arange(9)),
         "order": epoch_order(7, 1, 9),

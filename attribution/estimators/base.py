@@ -64,6 +64,10 @@ class Estimator(ABC):
         """Return this estimator with another measurement of the queries, or unchanged if it has no field ``measurement``."""
         return replace(self, measurement=measure) if any(field.name == "measurement" for field in fields(self)) else self
 
+    def notes(self) -> list[str]:
+        """Lines to print before anything is computed, about settings that are allowed but may mislead."""
+        return []
+
     def requested(self) -> Mapping[str, Sequence[Any]]:
         """The requested values of the scores' axes. All values of an axis that is not named here are returned."""
         return {}

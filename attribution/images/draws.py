@@ -1,15 +1,15 @@
 """Draws: the timestep, noise and flip at which an example is evaluated, as data.
 
 A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker. ``Draws`` holds
-the draws of a batch; the schemes ``Uniform``, ``Even`` and ``Fixed`` make them. Noise is kept as a 64-bit seed and expanded when it
-is needed, so that draws are small enough to record for every step of training.
+the draws of a batch; the schemes ``Uniform``, ``Even``, ``Fixed`` and ``stratified.Stratified`` make them. Noise is kept as a
+64-bit seed and expanded when it is needed, so that draws are small enough to record for every step of training.
 
 Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attribution.checks import FieldError, listed, whole
 from attribution.images import philox
+from attribution.images.proposals import Proposal
 
 SHARED = ("attribution.images.philox",)
 
@@ -79,10 +80,20 @@ class Draws:
         """The draws on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
+    def unweighted(self) -> "Draws":
+        """The draws without their weights, at which a measure is evaluated; ``mean`` applies the weights to its costs."""
+        return replace(self, weight=None)
+
+    def mean(self, costs: Tensor) -> Tensor:
+        """The mean over draws of weighted ``costs [B, K]``: ``[B]``."""
+        return (costs if self.weight is None else self.weight * costs).mean(1)
+
     def check_supported(self) -> None:
-        """Raises ValueError: draws with weights or dropped conditions, which measures do not evaluate yet."""
-        if self.weight is not None or self.condition_dropped is not None:
-            raise ValueError("draws with weight or condition_dropped cannot be evaluated yet: leave both as None")
+        """Raises ValueError: draws with weights, which would be lost in means of gradients, or with dropped conditions."""
+        if self.weight is not None:
+            raise ValueError("draws with weights are for means of costs: evaluate draws.unweighted(), then draws.mean(costs)")
+        if self.condition_dropped is not None:
+            raise ValueError("draws with condition_dropped cannot be evaluated yet: leave it as None")
 
 
 def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False) -> Draws:
@@ -135,6 +146,14 @@ class DrawScheme(ABC):
     @abstractmethod
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         """Return K draws for each ``example [B]`` (int64 ids) and ``role`` ("query", "train", ...), with timesteps in 1..T."""
+
+    def draw_for(self, proposal: Proposal, role: str, example: Tensor) -> Draws:
+        """Return K draws for a measurement with this ``proposal``. A scheme that draws by it gives every draw a weight."""
+        return self.draw(role, example, proposal.T)
+
+    def given_timesteps(self, T: int) -> Sequence[int] | None:
+        """The timesteps at which every example is evaluated; None: they are random."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -193,6 +212,9 @@ class Fixed(DrawScheme):
     def count(self) -> int:
         return len(self.timesteps) * self.noises
 
+    def given_timesteps(self, T: int) -> Sequence[int]:
+        return self.timesteps
+
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         if outside := [t for t in self.timesteps if not 1 <= t <= T]:
             raise FieldError(self, "timesteps", f"the timesteps are 1..{T}, without {outside}: choose from these")
@@ -224,8 +246,10 @@ class Even(DrawScheme):
     def count(self) -> int:
         return self.n * self.noises
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+    def given_timesteps(self, T: int) -> Sequence[int]:
         if self.n > T:
             raise FieldError(self, "n", f"there are only T={T} timesteps to space evenly: set n <= {T}")
-        timesteps = [1 + j * T // self.n for j in range(self.n)]
-        return Fixed(timesteps, self.noises, self.seed).draw(role, example, T, flips)
+        return [1 + j * T // self.n for j in range(self.n)]
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        return Fixed(self.given_timesteps(T), self.noises, self.seed).draw(role, example, T, flips)

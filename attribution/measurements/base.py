@@ -15,6 +15,7 @@ from torch import Tensor
 from attribution.diffusion import Denoiser, NoiseSchedule, Process, noise_schedule
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
+from attribution.images.proposals import Proposal
 from attribution.nodes import Node
 
 SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process")
@@ -55,6 +56,10 @@ class Measure(ABC):
             ValueError: the measure needs something these images lack.
         """
         return images
+
+    def proposal(self) -> Proposal:
+        """The distribution of timesteps to draw from for a small variance; the mean of weighted costs is right under any."""
+        return Proposal.uniform(self.process.T)
 
     def timesteps(self, draws: Draws) -> Tensor:
         """The timesteps ``[B, K]`` at which the measure is evaluated, given the drawn ones."""

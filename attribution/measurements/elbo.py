@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attribution.checks import FieldError
 from attribution.diffusion import Denoiser, NoiseSchedule
+from attribution.images.proposals import Proposal
 from attribution.measurements.base import DDPMMeasure, lookup
 from attribution.measurements.decoder import log_probability, nearest_level, value
 
@@ -52,6 +53,10 @@ class ElboWeighted(DDPMMeasure):
     NAME = "ElboWeighted"
     VERSION = 1
 
+    def proposal(self) -> Proposal:
+        """In proportion to the weights, mixed with 10 % uniform draws; t = 1 is a stratum of its own."""
+        return Proposal.weighted(self._weights[1:], first_apart=True)
+
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         predicted = self.epsilon(denoise, self.process.add_noise(x0, t, noise), t, condition)
         return lookup(self._weights, t, x0.dtype) * (noise - predicted).square().flatten(1).sum(1)
@@ -85,6 +90,13 @@ class Elbo(DDPMMeasure):
         if self.levels < 1:
             raise FieldError(self, "levels", "a pixel's largest value (255 for 8 bits) must be at least 1")
         small_variances(self.schedule)
+
+    def proposal(self) -> Proposal:
+        """In proportion to the weights, mixed with 10 % uniform draws; t = 1 is a stratum of its own.
+
+        The decoder's term has the share of a squared error with the variance σ_1² := σ_2².
+        """
+        return Proposal.weighted(self._weights[1:], first_apart=True)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         level = nearest_level(x0, self.levels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from attribution.checks import FieldError
 from attribution.diffusion import Denoiser
 from attribution.images.draws import Draws
+from attribution.images.proposals import Proposal
 from attribution.measurements.base import Measure, lookup
 
 SHARED = ("attribution.measurements.base",)
@@ -56,6 +57,10 @@ class LossAtT(Measure):
         T = self.process.T
         if not 1 <= len(timesteps) <= T or not all(1 <= t <= T for t in timesteps):
             raise FieldError(self, "t", f"give at least one and at most {T} of the timesteps 1..{T}")
+
+    def proposal(self) -> Proposal:
+        """All entries of the list alike."""
+        return Proposal(self._by_drawn_timestep[1][1:])
 
     def timesteps(self, draws: Draws) -> Tensor:
         return lookup(self._by_drawn_timestep[0], draws.timestep, draws.timestep.dtype)

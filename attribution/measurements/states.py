@@ -11,6 +11,7 @@ from torch import Tensor
 from attribution.diffusion.samplers import Sampler
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
+from attribution.images.proposals import Proposal
 from attribution.measurements.base import DDPMMeasure
 from attribution.nodes import Node
 
@@ -52,6 +53,11 @@ class TrajectoryMeasure(DDPMMeasure):
             raise ValueError(f"{type(self).__name__}: trajectories cannot be mirrored, use draws without flips")
         step = self._step(draws)
         return step, self.timesteps(draws).flatten(), torch.arange(len(x0), device=x0.device).unsqueeze(1)
+
+    def proposal(self) -> Proposal:
+        """All steps alike: a multiple of S stratified draws selects each step equally often."""
+        weights = np.array(self._weights[::-1])
+        return Proposal(np.repeat(weights, np.round(self.schedule.T / weights).astype(int)))
 
     def timesteps(self, draws: Draws) -> Tensor:
         return torch.tensor(self._timesteps, device=draws.timestep.device)[self._step(draws)]

@@ -30,6 +30,10 @@ class Benchmark(ABC):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         """Add rows and figures to the report. The other estimators are compared with the first one."""
 
+    def notes(self) -> list[str]:
+        """Lines to print before anything is computed, about settings that are allowed but may mislead."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryBenchmark(Benchmark):

@@ -26,6 +26,7 @@ from experiments.benchmarks.variants import Variant, scores_of, variants_of
 from experiments.metrics import counterfactual as metrics
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
+from experiments.models.quadrature import quadrature_notes
 from experiments.models.samples import Samples
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
@@ -97,6 +98,10 @@ class Counterfactual(QueryBenchmark):
         for name in ("random", "seeds", "steps", "resamples", "shown"):
             whole(self, name, least=1)
         listed(self, "fractions", partial(number, least=0, below=1))
+        self.draws.refuse_lists("a measurement")
+
+    def notes(self) -> list[str]:
+        return quadrature_notes(self.measurement, self.draws)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         removals = self._removals(experiment, estimators)

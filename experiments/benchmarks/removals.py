@@ -130,6 +130,7 @@ class Removals(Node[Outcomes]):
             seeds=self.seeds,
             steps=self.steps,
             draws=self.draws,
+            role="measurement",
             mode=self.mode,
             execution=self.execution,
         )

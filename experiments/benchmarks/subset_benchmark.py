@@ -13,6 +13,7 @@ from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.metrics.estimate import PERCENT
 from experiments.metrics.lds import noise_ceiling
 from experiments.models.experiment import Experiment
+from experiments.models.quadrature import quadrature_notes
 from experiments.models.subsets import Subsets
 from experiments.models.truth import Truth
 from experiments.report.row import Levels
@@ -49,6 +50,10 @@ class SubsetBenchmark(QueryBenchmark):
         whole(self, "repeats", least=0)
         if 0 < self.repeats < 3:
             raise FieldError(self, "repeats", "give 0, or at least 3: a correlation needs that many subsets")
+        self.draws.refuse_lists("a measurement")
+
+    def notes(self) -> list[str]:
+        return quadrature_notes(self.measurement, self.draws)
 
     def truth(self, experiment: Experiment) -> Truth:
         """The retrained models and their measurements.
@@ -66,6 +71,7 @@ class SubsetBenchmark(QueryBenchmark):
             repeats=self.repeats if self.seeds == 1 else 0,
             steps=self.steps,
             draws=self.draws,
+            role="measurement",
             mode=self.mode,
             execution=experiment.execution,
         )

@@ -34,6 +34,7 @@ from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from attribution.training import Recorded
 from experiments.models.measured import Measured
+from experiments.models.quadrature import quadrature_notes
 from experiments.models.subsets import Subsets
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
@@ -49,11 +50,12 @@ class Datamodels(Estimator):
     """Regresses ``measurement`` of the queries, a mean over ``measurement_draws``, on the weights that ``subsets`` take away.
 
     On each subset, ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model). The mean of
-    their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of minimum norm.
+    their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of minimum norm. The draws
+    are independent of those of benchmarks, whatever their seed.
     """
 
     NAME = "Datamodels"
-    VERSION = 1
+    VERSION = 2
 
     FIRST_SEED: ClassVar[int] = 1000
     """The first training seed minus that of the explained model. Benchmarks retrain with other seeds."""
@@ -77,6 +79,9 @@ class Datamodels(Estimator):
     def dampings(self) -> tuple[float, ...]:
         """The dampings as a tuple."""
         return as_tuple(self.damping)
+
+    def notes(self) -> list[str]:
+        return quadrature_notes(self.measurement, self.measurement_draws)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
@@ -108,6 +113,7 @@ class Datamodels(Estimator):
             seeds=range(first, first + self.seeds),
             steps=self.steps,
             draws=self.measurement_draws,
+            role="datamodel",
             mode=self.mode,
             execution=self.execution,
         )

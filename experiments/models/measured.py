@@ -13,7 +13,7 @@ from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
+from attribution.nodes import Arrays, Cost, Get, JointNode, added, execution, key
 
 SHARED = ("attribution.diffusion.denoiser",)
 
@@ -27,7 +27,10 @@ class MeasuredValues(Arrays):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(JointNode[MeasuredValues]):
-    """The ``measure`` of ``images`` under a ``model``. All models get the same ``draws`` (common random numbers)."""
+    """The ``measure`` of ``images`` under a ``model``. All models get the same ``draws`` (common random numbers).
+
+    Measurements with another ``role`` have independent draws.
+    """
 
     NAME = "Measured"
     VERSION = 1
@@ -38,6 +41,7 @@ class Measured(JointNode[MeasuredValues]):
     images: ImageSet
     measure: Measure
     draws: DrawScheme
+    role: str = added(default="measurement")
     execution: Execution = execution(default=Execution())
 
     def together(self) -> Hashable:
@@ -54,20 +58,22 @@ class Measured(JointNode[MeasuredValues]):
 
     def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> MeasuredValues:
         images, measured = get(self.measure.subject(self.images)), []
-        dtype, T, K = next(network.parameters()).dtype, self.measure.process.T, self.draws.count
+        dtype, proposal, K = next(network.parameters()).dtype, self.measure.proposal(), self.draws.count
         with torch.inference_mode():
             for start, stop in ranges(0, self.images.count, max(1, self.execution.batch_size // K)):
                 rows = slice(start, stop)
-                draws = self.draws.draw("measurement", images.ids(rows).to(device), T)
+                draws = self.draws.draw_for(proposal, self.role, images.ids(rows))
+                unweighted = draws.unweighted().to(device)
                 x0, condition = images.x0(rows).to(device, dtype), images.conditions(rows)
                 condition = None if condition is None else condition.to(device)
                 costs = [
-                    self.measure(denoiser(network), *self.measure.inputs(x0, draws.columns(slice(*columns)), condition))
+                    self.measure(denoiser(network), *self.measure.inputs(x0, unweighted.columns(slice(*columns)), condition))
+                    .cpu()
                     .double()
                     .view(stop - start, -1)
                     for columns in ranges(0, K, self.execution.batch_size)
                 ]
-                measured.append(torch.cat(costs, 1).mean(1).cpu().numpy())
+                measured.append(draws.mean(torch.cat(costs, 1)).numpy())
         values = np.concatenate(measured)
         if not np.isfinite(values).all():
             raise FloatingPointError(

@@ -24,7 +24,8 @@ class Truth:
 
     They are trained for ``steps`` steps; None: for as many epochs as ``trained``, averaged over the selections. The first
     ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between training runs
-    on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models.
+    on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models and
+    independent of those of another ``role``.
     """
 
     trained: TrainedModel
@@ -32,6 +33,7 @@ class Truth:
     seeds: Sequence[int]
     steps: int | None
     draws: DrawScheme
+    role: str
     mode: Mode
     execution: Execution
     repeats: int = 0
@@ -52,7 +54,7 @@ class Truth:
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The nodes that measure ``images`` under each of the models."""
         return [
-            Measured(model=model, images=images, measure=measurement, draws=self.draws, execution=self.execution)
+            Measured(model=model, images=images, measure=measurement, draws=self.draws, role=self.role, execution=self.execution)
             for model in self.models()
         ]
 

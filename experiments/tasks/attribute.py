@@ -40,6 +40,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         queries = build(config, "queries").node(experiment)
         check_before_training(run, estimator)
         node = estimator.scores(experiment.trained, experiment.train, queries)
+        print(*(f"{note}\n" for note in estimator.notes()), sep="", end="")
         announce([experiment.trained, node], get)
         scores, train, explained = get(node), get(experiment.train), get(queries)
         variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]

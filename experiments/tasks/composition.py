@@ -35,6 +35,11 @@ class Evaluation:
     nodes: list[Node]
     """All nodes that the evaluation takes from the store."""
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines to print before anything is computed."""
+        return list(dict.fromkeys(note for part in (self.benchmark, *self.estimators.values()) for note in part.notes()))
+
 
 def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> Evaluation:
     """Build the evaluation that a config describes, in ``experiment`` if it is already built."""

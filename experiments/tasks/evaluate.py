@@ -19,6 +19,7 @@ def evaluate(config: DictConfig) -> None:
     with run_context(config) as run:
         evaluation = evaluation_of(config, run.experiment)
         check_before_training(run, evaluation.benchmark, *evaluation.estimators.values())
+        print(*(f"{note}\n" for note in evaluation.notes), sep="", end="")
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
             evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)

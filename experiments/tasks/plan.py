@@ -16,6 +16,7 @@ def plan(config: DictConfig) -> None:
     """List what is missing in the store, with estimates of its time, memory and disk space."""
     set_threads(config)
     evaluation, store = evaluation_of(config), Store(config.store.root)
+    print(*(f"{note}\n" for note in evaluation.notes), sep="", end="")
     experiment = evaluation.experiment
     check_draws(experiment, evaluation.benchmark, *evaluation.estimators.values())
     if not store.has(experiment.trained):
