@@ -174,7 +174,7 @@ LONG = [*FINAL, "trainer.steps=100000", "task=train", "workers=1"]
 def test_training_is_interrupted(tmp_path, number, settings):
     """Claim: Lightning does not hide a signal, nor does Hydra in a sweep; processes of ddp_spawn end as well."""
     run = Run(tmp_path, *settings, *LONG)
-    run.wait_for("TrainedModel/*.part/progress/resume.ckpt")
+    run.wait_for("TrainedModel/*.part/progress/*.ckpt")
     assert re.match(rf"stopped by {signal.Signals(number).name} during training", run.signal(number))
 
 
