@@ -1,22 +1,20 @@
 """Each measurement's default draws against all timesteps, under a trained model.
 
 ``python -m tests.experiments.models.test_target_draws`` prints the table. With the argument ``retrained`` it prints instead how
-well the targets of models retrained on halves repeat with other draws.
+targets of models retrained on halves correlate with those by all timesteps.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from attribution.diffusion import Denoiser, denoiser
@@ -50,6 +48,11 @@ class Reference:
     variance: np.ndarray
     noises: int
 
+    @classmethod
+    def of(cls, costs: np.ndarray) -> "Reference":
+        """The reference from costs ``[Q, T, noises]``."""
+        return cls(costs.mean(2), costs.var(2, ddof=1), costs.shape[2])
+
     @property
     def values(self) -> np.ndarray:
         """The means over all timesteps, ``[Q]``."""
@@ -74,8 +77,11 @@ class Reference:
         return (squares - self.values**2 + self.error) / n
 
 
-def references(measures: Mapping[str, Measure], denoise: Denoiser, images: ImageSet, get: Get, noises: int) -> dict[str, Reference]:
-    """The reference of each measure. The network is called once where several measures call it with the same input."""
+def costs_of(measures: Mapping[str, Measure], denoise: Denoiser, images: ImageSet, get: Get, noises: int) -> dict[str, np.ndarray]:
+    """The costs of each measure at every timestep, ``[Q, T, noises]``, at the same noises for every model.
+
+    The network is called once where several measures call it with the same input.
+    """
     denoise = _remembering(denoise)
     (T,) = {measure.process.T for measure in measures.values()}
     subject = {name: get(measure.subject(images)) for name, measure in measures.items()}
@@ -90,8 +96,7 @@ def references(measures: Mapping[str, Measure], denoise: Denoiser, images: Image
                     x0 = subject[name].x0(slice(q, q + 1)).float()
                     found = measure(denoise, *measure.inputs(x0, columns)).double()
                     costs[name][q, start : start + 500] = found.numpy()
-    by_timestep = {name: cost.reshape(images.count, T, noises) for name, cost in costs.items()}
-    return {name: Reference(cost.mean(2), cost.var(2, ddof=1), noises) for name, cost in by_timestep.items()}
+    return {name: cost.reshape(images.count, T, noises) for name, cost in costs.items()}
 
 
 def _remembering(denoise: Denoiser) -> Denoiser:
@@ -147,9 +152,9 @@ def lines(root: str, queries: int, noises: int, seeds: int, *settings: str) -> I
     for generated in (False, True):
         group = {name: parts for name, parts in found.items() if (name == "trajectory") == generated}
         images = next(iter(group.values()))[2]
-        by_name = references({name: parts[0] for name, parts in group.items()}, denoise, images, get, 2 if generated else noises)
+        costs = costs_of({name: parts[0] for name, parts in group.items()}, denoise, images, get, 2 if generated else noises)
         for name, (measure, draws, _) in group.items():
-            yield _line(name, by_name[name], measure, draws, images, experiment, get, seeds)
+            yield _line(name, Reference.of(costs[name]), measure, draws, images, experiment, get, seeds)
 
 
 def _line(
@@ -195,22 +200,32 @@ def table(found: list[Line]) -> str:
     return "\n".join(text)
 
 
-def repeatability(root: str, queries: int, name: str, schemes: Mapping[str, Callable[[int], Any]], numbers: list[int]) -> str:
-    """Spearman's correlation over the retrained halves of the main job between targets by two seeds of draws, mean over queries.
+def correlations(root: str, models: int, queries: int, numbers: Sequence[int]) -> str:
+    """Correlations over models retrained on halves between targets by n draws and by all timesteps, means over queries.
 
-    The square root of it is the factor by which the noise of the draws lowers the LDS of any estimator.
+    An LDS is lower by about this factor than it would be without the noise of the draws, for every estimator.
     """
-    config, experiment, get = world(root, f"measurement={name}")
-    truth, text = replace(build(config, "benchmark").truth(experiment), repeats=0), []
+    names = ("loss", "elbo", "elbo_weighted", "square_norm")
+    configs = {name: world(root, f"measurement={name}")[0] for name in names}
+    measures = {name: build(config, "benchmark.measurement") for name, config in configs.items()}
+    _, experiment, get = world(root)
+    truth = build(configs["loss"], "benchmark").truth(experiment)
     images = Split(experiment.data, "validation", tuple(range(queries)))
-    measure = build(config, "benchmark.measurement")
-    for label, scheme in schemes.items():
+    nodes = truth.models()[:models]
+    get.many(nodes, "retraining")
+    of_models = [costs_of(measures, denoiser(node.network(get)), images, get, 2) for node in nodes]
+    text = [f"{'measurement':16}{'n':>5}{'stratified':>12}{'even':>8}"]
+    for name, measure in measures.items():
+        costs = np.stack([costs[name] for costs in of_models])  # [M, Q, T, noises]
+        costs -= costs.mean(0)  # what the models differ by at the same draws
+        differences = Reference.of(costs.reshape(-1, *costs.shape[2:]))
+        values = differences.values.reshape(models, queries)
+        spread = values.var(0, ddof=1) - differences.error.reshape(models, queries).mean(0)
         for n in numbers:
-            at = [replace(truth, draws=replace(scheme(n), seed=seed)) for seed in (0, 1000)]
-            first, second = (t.measured(t.nodes(measure, images), get)[0] for t in at)  # [Q, M]
-            rho = np.mean([spearmanr(a, b).statistic for a, b in zip(first, second, strict=True)])  # pyright: ignore[reportAttributeAccessIssue]
-            text.append(f"{name:16}{label:12}{n:5}{rho:8.4f}{np.sqrt(max(rho, 0)):8.4f}")
-            print(text[-1], flush=True)
+            noise = differences.stratified(measure.proposal(), n).reshape(models, queries).mean(0)
+            even = costs[:, :, np.array(Even(n).given_timesteps(costs.shape[2])) - 1, 0].mean(2)
+            by_even = [np.corrcoef(a, b)[0, 1] for a, b in zip(even.T, values.T, strict=True)]
+            text.append(f"{name:16}{n:5}{np.sqrt(spread / (spread + noise)).mean():12.3f}{np.mean(by_even):8.3f}")
     return "\n".join(text)
 
 
@@ -231,7 +246,6 @@ def test_default_draws_against_all_timesteps(tmp_path):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         if "retrained" in sys.argv:
-            for chosen in ("loss", "elbo", "elbo_weighted"):
-                repeatability(folder, 24, chosen, {"stratified": Stratified, "even": Even}, [32, 64, 128])
+            print(correlations(folder, 12, 12, [32, 64, 128, 250]))
         else:
             print(table(list(lines(folder, 64, NOISES, 4))))
