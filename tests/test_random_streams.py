@@ -51,7 +51,7 @@ KEYS = {
 
 ROLES = {
     "training", "query", "attribution", "curvature", "measurement", "datamodel", "norms", "norm curve", "reference norms",
-    "retimed at *", "digits", "zeros", "folder",
+    "retimed at *", "digits", "zeros", "folder", "rehearsal", "fit",
 }  # fmt: skip
 """The roles of draws, and of choices of images without a setting."""
 

@@ -1,4 +1,6 @@
-"""Checks of what is known before training: draws that do not fit the process, and whatever a rehearsal of training finds."""
+"""Checks of what is known before training: draws that do not fit the process, an average that keeps the first steps, and whatever a
+rehearsal of training finds.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,8 @@ from experiments.models.experiment import Experiment
 from experiments.models.rehearsal import rehearse
 from experiments.tasks.run_context import RunContext
 
+_FIRST_WEIGHT = 0.01
+"""The weight of the first step in the parameter average above which the average is far from converged."""
 _MOST = 100_000
 """The largest number of draws that are drawn as a trial."""
 
@@ -19,10 +23,20 @@ _MOST = 100_000
 def check_before_training(run: RunContext, *users: Any) -> None:
     """Check the draws of ``users`` (estimators, a benchmark), and rehearse the training unless its result is stored.
 
+    Warn of a parameter average that is far from converged.
+
     Raises:
         FieldError: A field has a value that would fail later.
     """
     check_draws(run.experiment, *users)
+    recipe = run.experiment.trained.recipe
+    if recipe.ema_first_weight > _FIRST_WEIGHT:
+        message = (
+            f"trainer.ema={recipe.ema} over trainer.steps={recipe.steps} keeps {recipe.ema_first_weight:.0%} of the weights of the "
+            "first step in the averaged model: set trainer.ema_warmup=true, lower trainer.ema, or train longer"
+        )
+        print(f"warning: {message}")
+        run.report.warn(message)  # also beside the results
     if not run.store.has(run.experiment.trained):
         rehearse(run.experiment)
 
