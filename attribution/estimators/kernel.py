@@ -87,6 +87,7 @@ class KernelEstimator(Estimator):
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
         members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]

@@ -97,6 +97,7 @@ class Counterfactual(QueryBenchmark):
         for name in ("random", "seeds", "steps", "resamples", "shown"):
             whole(self, name, least=1)
         listed(self, "fractions", partial(number, least=0, below=1))
+        self.draws.refuse_sides("n is the number of draws of every query")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         removals = self._removals(experiment, estimators)
