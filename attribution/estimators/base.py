@@ -49,6 +49,9 @@ class Estimator(ABC):
     DRAW_BINS: ClassVar[bool] = False
     """Whether ``draws`` may ask for scores by pair of bins of timesteps (``draws.bins``)."""
 
+    RECORDED_DRAWS: ClassVar[bool] = False
+    """Whether training images are taken at the draws that training recorded, so that ``draws`` are of the queries alone."""
+
     execution: Execution = execution(default=Execution())
 
     @abstractmethod

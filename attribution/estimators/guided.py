@@ -58,6 +58,7 @@ class Guided(Estimator):
 
     NAME = "Guided"
     VERSION = 1
+    RECORDED_DRAWS = True
 
     measurement: Measure
     draws: DrawScheme

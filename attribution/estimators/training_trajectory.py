@@ -40,6 +40,7 @@ class TrajectoryEstimator(CheckpointEstimator):
     """
 
     DRAW_BINS = True
+    RECORDED_DRAWS = True
 
     checkpoints: int | str | Sequence[int] = 4
 

@@ -110,6 +110,8 @@ class DrawScheme(ABC):
     """
 
     VERSION: ClassVar[int] = 1
+    LISTS: ClassVar[bool] = False
+    """Whether it takes several numbers of draws, because the first of its draws are themselves a valid set."""
 
     seed: int
     bins: int
@@ -207,6 +209,7 @@ class Uniform(TwoSided):
 
     NAME = "Uniform"
     VERSION = 1
+    LISTS = True
 
     n: int | Sequence[int]
     seed: int = 0

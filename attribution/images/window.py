@@ -23,6 +23,7 @@ class Window(TwoSided):
 
     NAME = "Window"
     VERSION = 1
+    LISTS = True
 
     n: int | Sequence[int]
     low: int = 100
