@@ -293,6 +293,10 @@ class InfluenceScores(ShardedScores):
         passes = self.queries.count * draws.side("query").count + batches * self.train.count * draws.side("train").count
         return Cost(passes=passes, memory=2 * size, disk=size)
 
+    def at_draws(self, query: int, train: int) -> "InfluenceScores":
+        """The scores with one of the pairs of numbers of draws alone."""
+        return replace(self, estimator=replace(self.estimator, draws=self.estimator.draws.at(query, train)))
+
     def compute(self, get: Get) -> Scores:
         draws, basis = self.estimator.draws, get(self.estimator.basis(self.trained, self.train))
         stable = [unstable_layer(basis, damping) is None for damping in self.estimator.dampings]

@@ -162,11 +162,11 @@ class LissaTrainingBlock(TrainingBlock):
         first, estimator = nodes[0], nodes[0].estimator
         device, images = estimator.execution.torch_device(), get(first.train)
         per_example = engine(first.trained, None, estimator.execution, get)
-        queries = [get.many(node.query_blocks()) for node in nodes]
+        queries, scheme = [get.many(node.query_blocks()) for node in nodes], estimator.draws.side("train")
         products: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.trained.parameter_count)):
             rows = slice(start, stop)
-            draws = estimator.draws.side("train").draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
+            draws = scheme.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
             x0, condition = images.x0(rows).to(device), images.conditions(rows)
             gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
             for blocks, vectors in zip(products, queries, strict=True):

@@ -144,7 +144,10 @@ def _multiply(
     rows: tuple[int, int],
     get: Get,
 ) -> None:
-    """Fill in the products of left sides that share their passes; each node comes with the position of its right side in ``held``."""
+    """Fill in the products of left sides that share their passes.
+
+    Each node comes with the position of its right side in ``held``.
+    """
     lefts = {key(*node.left.gradient_settings()): node.left for node, _ in sharing}
     left, right = sharing[0][0].left, sharing[0][0].right
     same = key(*left.gradient_settings()) == key(*right.gradient_settings())

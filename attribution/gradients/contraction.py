@@ -27,7 +27,9 @@ class Contraction(Protocol):
         ...
 
 
-def contracted(contraction: Contraction, name: str, calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
+def contracted(
+    contraction: Contraction, name: str, calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None
+) -> Tensor:
     """Return Σ_k w_k ∇_k of a layer under the contraction, summed over its calls: ``[B, rows, columns]``."""
     total: Tensor | None = None
     for layer, a, b in _pairs(calls, dtype):

@@ -95,7 +95,7 @@ def run_all(
 
 @dataclass(eq=False)
 class _Evaluation:
-    """One evaluation of the network: its arguments, its output, the calls of recorded layers by number, and the starts of its graph."""
+    """One evaluation of the network: arguments, output, the calls of recorded layers by number, and the starts of its graph."""
 
     arguments: tuple[Tensor | None, ...]
     output: Tensor | None = None

@@ -268,7 +268,9 @@ class Captured:
         return self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
 
 
-def contracted_together(captures: Sequence[Captured], contractions: Sequence[Sequence[Contraction | None]]) -> list[list[LayerGradients]]:
+def contracted_together(
+    captures: Sequence[Captured], contractions: Sequence[Sequence[Contraction | None]]
+) -> list[list[LayerGradients]]:
     """Return ``contracted`` of each capture for each of its contractions, equal to the bit, in one forward pass for all.
 
     The captures are of one network, with the same images and draws, and their measures have the same ``inputs``.

@@ -1,8 +1,8 @@
 """Draws: the timestep, noise and flip at which an example is evaluated, as data.
 
 A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker. ``Draws`` holds
-the draws of a batch; the schemes ``Uniform``, ``Even``, ``Fixed`` and ``window.Window`` make them. Noise is kept as a 64-bit seed and
-expanded when it is needed, so that draws are small enough to record for every step of training.
+the draws of a batch; the schemes ``Uniform``, ``Even``, ``Fixed`` and ``window.Window`` make them. Noise is kept as a 64-bit seed
+and expanded when it is needed, so that draws are small enough to record for every step of training.
 
 Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
 """
@@ -127,8 +127,12 @@ class DrawScheme(ABC):
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """The numbers of first draws (of a query, of a training image) for which an estimator gives scores; the last are all draws."""
+        """The numbers of first draws (of a query, of a training image) for which an estimator gives scores; the last are all."""
         return [(n, n) for n in self.prefixes]
+
+    def at(self, query: int, train: int) -> "DrawScheme":
+        """The draws of one of the ``pairs`` alone."""
+        return self
 
     def refuse_lists(self, what: str) -> None:
         """Raises FieldError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
@@ -139,6 +143,8 @@ class DrawScheme(ABC):
 
     def refuse_sides(self, why: str) -> None:
         """Raises FieldError: a number of draws of training images, where there are none to choose; ``why`` says so."""
+        if self.side("train") != self.side("query"):
+            raise FieldError(self, "train", f"{why}: leave it null")
 
     def check(self, T: int) -> None:
         """Raises FieldError: more bins than timesteps, or draws that a process with ``T`` timesteps does not have."""
@@ -177,9 +183,10 @@ class TwoSided(DrawScheme):
         train = self.n if self.train is None else self.train
         return sorted(dict.fromkeys(zip(self.n, [train] * len(self.n) if isinstance(train, int) else train, strict=True)))
 
-    def refuse_sides(self, why: str) -> None:
-        if self.train is not None:
-            raise FieldError(self, "train", f"{why}: leave it null")
+    def at(self, query: int, train: int) -> Self:
+        if len(self.pairs) == 1:
+            return self
+        return replace(self, n=query, train=train)  # pyright: ignore[reportArgumentType]
 
     def _check_numbers(self) -> None:
         """Check ``n`` and ``train``. As many draws of either side are one scheme, however they are given."""
@@ -203,8 +210,8 @@ class TwoSided(DrawScheme):
 class Uniform(TwoSided):
     """``n`` independent draws, t ~ U{1..T} (K-FAC influence). The first k of n are the draws of ``Uniform(k)``.
 
-    With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it. ``train``: the
-    number for training images, or a list that goes with that of ``n`` (None: as many).
+    With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it. ``train``:
+    the number for training images, or a list that goes with that of ``n`` (None: as many).
     """
 
     NAME = "Uniform"

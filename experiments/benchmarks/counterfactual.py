@@ -234,7 +234,7 @@ class Counterfactual(QueryBenchmark):
 
 
 def _removed(name: str, ranking: Ranking, sets: Sequence[np.ndarray], get: Get) -> list[Removed]:
-    variants = variants_of(name, ranking.estimator, ranking.scores, get(ranking.scores))
+    variants = variants_of(name, ranking.estimator, ranking.scores, get(ranking.scores), get)
     return [Removed(*pair) for pair in zip([v for v in variants if v.all_timesteps], sets, strict=True)]
 
 

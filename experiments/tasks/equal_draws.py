@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 NUMBERS = ("estimator.draws.n", "estimator.draws.train")
 """The settings that compared estimators take from the chosen one."""
@@ -16,7 +16,7 @@ SCHEME = "draws@estimator.draws"
 
 @dataclass(frozen=True)
 class OwnDraws:
-    """What an estimator's file in conf/estimator says about its draws itself: ``numbers`` (n, train), and whether it overrides the scheme."""
+    """What the file of an estimator sets about its draws: ``numbers`` (of n and train), and whether it overrides the scheme."""
 
     numbers: frozenset[str] = frozenset()
     scheme: bool = False
@@ -53,10 +53,10 @@ def equal_draws(config: DictConfig, compared: DictConfig, estimator: str) -> Non
 def _largest(given: dict[str, Any]) -> dict[str, Any]:
     """The largest number of a list ``n``, with the number of the list ``train`` that belongs to it."""
     numbers, train = given.get("n"), given.get("train")
-    if not OmegaConf.is_list(numbers) or not numbers:
+    if not isinstance(numbers, ListConfig) or not numbers:
         return given
     place = max(range(len(numbers)), key=lambda i: numbers[i])
-    one = train[place] if OmegaConf.is_list(train) and place < len(train) else train
+    one = train[place] if isinstance(train, ListConfig) and place < len(train) else train
     return {**given, "n": numbers[place], **({"train": one} if "train" in given else {})}
 
 
