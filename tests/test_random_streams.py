@@ -20,6 +20,7 @@ from attribution.execution import ranges
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import philox
 from attribution.images.draws import Even, Fixed, Uniform
+from attribution.images.window import Window
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
 from experiments.datasets.selection import random_order
@@ -101,6 +102,7 @@ NUMBERS = {
     "uniform": [180, 680, -948188528231182612, 1165767952343470063, 1, 1],
     "fixed": [-948188528231182612, -83149218122203349, 1633949204517204826, 1790518231145525887],
     "even": [1, 334, 667],
+    "window": [172, 372, -948188528231182612, 1165767952343470063],
     "noise": [0.9302586913108826, 0.5277451872825623, 0.715377151966095, -0.049153368920087814],
     "choice": [3, 7, 1, 6, 0, 5, 2, 4, 8],
     "order": [0, 5, 6, 3, 8, 1, 4, 7, 2],
@@ -112,7 +114,7 @@ NUMBERS = {
 }
 """The first numbers of streams."""
 
-INTEGERS = ("uniform", "fixed", "even", "choice", "order", "samples", "pseudo-gradient", "subsets")
+INTEGERS = ("uniform", "fixed", "even", "window", "choice", "order", "samples", "pseudo-gradient", "subsets")
 """The streams of integers."""
 
 
@@ -173,10 +175,12 @@ def numbers() -> dict[str, list[float]]:
     """The first numbers of streams as the code draws them: timestep, noise and flip for two examples, orders, noises, masks."""
     ids, seeds = torch.tensor([3, 2**35 + 1]), torch.tensor([5, 2**40 + 7])
     uniform = Uniform(1, seed=7).draw("query", ids, 1000, flips=True)
+    window = Window(1, 100, 500, seed=7).draw("query", ids, 1000)
     streams = {
         "uniform": torch.cat([uniform.timestep, uniform.noise_seed, uniform.flip.long()]),
         "fixed": Fixed((5, 9), noises=2, seed=7).draw("query", ids[:1], 1000).noise_seed,
         "even": Even(3, seed=7).draw("attribution", ids[:1], 1000).timestep,
+        "window": torch.cat([window.timestep, window.noise_seed]),
         "noise": uniform.noise((1, 1, 2), torch.float64),
         "choice": random_order(7, "digits", np.arange(9)),
         "order": epoch_order(7, 1, 9),

@@ -44,6 +44,8 @@ def equal_draws(config: DictConfig, compared: DictConfig, estimator: str) -> Non
     given = {name: chosen[name] for name in ("n", "train") if name in chosen and not OmegaConf.is_missing(chosen, name)}
     if not (kind.DRAW_LISTS and get_class(draws._target_).LISTS):
         given = _largest(given)
+    if given.get("train") is None and "train" in given and "n" in given:
+        given["train"] = given["n"]  # as many, also beside a number of queries' draws that the file sets itself
     if kind.RECORDED_DRAWS:
         given.pop("train", None)
     for name in (given.keys() & set(draws)) - own_draws(estimator).numbers:
