@@ -15,7 +15,7 @@ from attribution.nodes import Node
 from experiments.benchmarks.base import Benchmark
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.trained import LoggerFor
-from experiments.tasks.equal_draws import NUMBERS, SCHEME, equal_draws, own_draws
+from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
 from experiments.tasks.settings import build
 
 NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
@@ -111,6 +111,7 @@ def _composed_with(estimator: str) -> DictConfig:
     if groups:  # groups inside the estimator: keep only those this estimator accepts
         choices = config.hydra.runtime.choices
         config = compose("config", [*arguments, *(str(o.input_line) for o in groups if o.get_key_element() in choices)])
+    drop_foreign_draws(config)
     for override in overrides:
         plain = _concerns_estimator(override) and "." in override.key_or_group and not override.package
         if plain and override.key_or_group not in NUMBERS:  # equal_draws sets these

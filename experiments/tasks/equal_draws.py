@@ -31,6 +31,15 @@ def own_draws(estimator: str) -> OwnDraws:
     return OwnDraws()
 
 
+def drop_foreign_draws(config: DictConfig) -> None:
+    """Remove the numbers of draws that an experiment sets from an estimator that takes no draws."""
+    draws = OmegaConf.select(config, "estimator.draws")
+    if isinstance(draws, DictConfig) and "_target_" not in draws:
+        OmegaConf.set_struct(config.estimator, False)
+        del config.estimator.draws
+        OmegaConf.set_struct(config.estimator, None)
+
+
 def equal_draws(config: DictConfig, compared: DictConfig, estimator: str) -> None:
     """Set the numbers of draws in ``compared``, the config with another ``estimator``, to those of the chosen one in ``config``.
 

@@ -79,6 +79,14 @@ def test_without_draws_the_default_holds():
     assert found["kfac"] == found["trak"] == numbers(estimators())["kfac"]
 
 
+def test_an_experiment_s_numbers_are_for_those_who_draw():
+    """Claim: the draws of an experiment hold for compared estimators too, and one without draws runs beside them."""
+    found = numbers(estimators("experiment=retrac/table1", compared("tracin", "raw_cos")))
+    assert found == {"retrac": (50, 1), "tracin": (50, 1), "raw_cos": None}
+    found = numbers(estimators("experiment=kfac/fig2a", compared("trak", "random")))
+    assert found == {"kfac": (250, 250), "trak": (250, 250), "random": None}
+
+
 def test_an_estimator_s_own_numbers_stay(tmp_path):
     """Claim: numbers and schemes that an estimator's file sets stay, also if it extends another file; its rows show them."""
     conf = tmp_path / "conf"
