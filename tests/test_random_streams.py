@@ -22,6 +22,7 @@ from attribution.images import philox
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.images.proposals import Proposal
 from attribution.images.stratified import Stratified
+from attribution.images.window import Window
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
 from experiments.datasets.selection import random_order
@@ -105,6 +106,7 @@ NUMBERS = {
     "fixed": [-948188528231182612, -83149218122203349, 1633949204517204826, 1790518231145525887],
     "even": [1, 334, 667],
     "stratified": [222, 356, 504, 812, 58, 433, 653, 900],
+    "window": [172, 372, -948188528231182612, 1165767952343470063],
     "noise": [0.9302586913108826, 0.5277451872825623, 0.715377151966095, -0.049153368920087814],
     "choice": [3, 7, 1, 6, 0, 5, 2, 4, 8],
     "order": [0, 5, 6, 3, 8, 1, 4, 7, 2],
@@ -116,7 +118,7 @@ NUMBERS = {
 }
 """The first numbers of streams."""
 
-INTEGERS = ("uniform", "fixed", "even", "stratified", "choice", "order", "samples", "pseudo-gradient", "subsets")
+INTEGERS = ("uniform", "fixed", "even", "window", "stratified", "choice", "order", "samples", "pseudo-gradient", "subsets")
 """The streams of integers."""
 
 
@@ -177,11 +179,13 @@ def numbers() -> dict[str, list[float]]:
     """The first numbers of streams as the code draws them: timestep, noise and flip for two examples, orders, noises, masks."""
     ids, seeds = torch.tensor([3, 2**35 + 1]), torch.tensor([5, 2**40 + 7])
     uniform = Uniform(1, seed=7).draw("query", ids, 1000, flips=True)
+    window = Window(1, 100, 500, seed=7).draw("query", ids, 1000)
     streams = {
         "uniform": torch.cat([uniform.timestep, uniform.noise_seed, uniform.flip.long()]),
         "fixed": Fixed((5, 9), noises=2, seed=7).draw("query", ids[:1], 1000).noise_seed,
         "even": Even(3, seed=7).draw("attribution", ids[:1], 1000).timestep,
         "stratified": Stratified(4, seed=7).draw_for(Proposal(1.0 + np.arange(1000) % 2), "measurement", ids).timestep,
+        "window": torch.cat([window.timestep, window.noise_seed]),
         "noise": uniform.noise((1, 1, 2), torch.float64),
         "choice": random_order(7, "digits", np.arange(9)),
         "order": epoch_order(7, 1, 9),

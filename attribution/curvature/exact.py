@@ -56,6 +56,7 @@ class ExactGGN:
 
     def __post_init__(self):
         self.draws.refuse_lists("a curvature")
+        self.draws.refuse_sides("n is the number of draws of every training image")
 
     def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
         """The eigenbasis of the matrix at the trained model.

@@ -40,6 +40,7 @@ class KroneckerCurvature(ABC):
             if getattr(self, name) not in choices:
                 raise FieldError(self, name, f"choose {' or '.join(choices)}")
         self.draws.refuse_lists("a curvature")
+        self.draws.refuse_sides("n is the number of draws of every training image")
 
     @abstractmethod
     def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:

@@ -11,6 +11,7 @@ from attribution.checks import listed, number
 from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Get, Node, execution
 from attribution.training import Recorded
@@ -49,6 +50,9 @@ class Estimator(ABC):
     DRAW_BINS: ClassVar[bool] = False
     """Whether ``draws`` may ask for scores by pair of bins of timesteps (``draws.bins``)."""
 
+    RECORDED_DRAWS: ClassVar[bool] = False
+    """Whether training images are taken at the draws that training recorded, so that ``draws`` are of the queries alone."""
+
     execution: Execution = execution(default=Execution())
 
     @abstractmethod
@@ -82,6 +86,17 @@ class Estimator(ABC):
             settings = {SETTINGS.get(name, name): value for name, value in point.items() if len(axes[name]) > 1}
             variants.append((settings, scores.at(**point)))
         return variants
+
+    def draws_of(self, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+        """The numbers of draws (of a query, of a training image) behind a variant with these settings, at each checkpoint.
+
+        None if the estimator takes no draws.
+        """
+        scheme = getattr(self, "draws", None)
+        if not isinstance(scheme, DrawScheme):
+            return None
+        query, train = next((pair for pair in scheme.pairs if pair[0] == settings.get(SETTINGS["draws"])), scheme.pairs[-1])
+        return query, 1 if self.RECORDED_DRAWS else train
 
     def score(self, trained: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
         """Compute the scores."""

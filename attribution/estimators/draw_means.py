@@ -1,6 +1,6 @@
-"""Means of gradients over draws: for prefixes of the draws, and by bins of their timesteps."""
+"""Means of gradients over draws: for prefixes of the draws, by bins of their timesteps, and with several weights in one pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -23,47 +23,49 @@ def prefix_means(
     draws: Draws,
     condition: Tensor | None,
     scheme: DrawScheme,
-    mean: Mean,
-) -> list[LayerGradients]:
-    """Return ``[bins, B, out, in]`` per layer for each prefix of the draws: the sum over the draws in each bin, divided by k.
+    means: Sequence[Mean],
+) -> list[list[LayerGradients]]:
+    """Return, for each of ``means`` and each prefix of the draws, ``[bins, B, out, in]`` per layer.
 
-    The prefixes are the first k draws, for each k in ``scheme.prefixes``. Every draw is evaluated once.
+    They are sums over the draws in each bin, divided by k. The prefixes are the first k draws, for each k in ``scheme.prefixes``.
+    Every draw is evaluated once. No result depends on which other means are computed with it.
     """
-    total: LayerGradients = {}
-    means = []
+    totals: list[LayerGradients] = [{} for _ in means]
+    results: list[list[LayerGradients]] = [[] for _ in means]
     for start, stop in zip([0, *scheme.prefixes], scheme.prefixes, strict=False):
-        added = _by_bin(per_example, measure, x0, draws.columns(slice(start, stop)), condition, scheme.bins, mean)
-        for layer, gradient in added.items():
-            total[layer] = total.get(layer, 0) + (stop - start) * gradient
-        means.append({layer: gradient / stop for layer, gradient in total.items()})
-    return means
+        sums = _sums_by_bin(per_example, measure, x0, draws.columns(slice(start, stop)), condition, scheme.bins, means)
+        for total, added, result in zip(totals, sums, results, strict=True):
+            for layer, gradient in added.items():
+                total[layer] = total.get(layer, 0) + gradient
+            result.append({layer: gradient / stop for layer, gradient in total.items()})
+    return results
 
 
-def _by_bin(
+def _sums_by_bin(
     per_example: PerExampleGradients,
     measure: Measure,
     x0: Tensor,
     draws: Draws,
     condition: Tensor | None,
     bins: int,
-    mean: Mean,
-) -> LayerGradients:
-    """The sum over the draws in each bin, divided by the number of all draws."""
-    if bins == 1:
-        captured = per_example.capture(measure, x0, draws, condition)
-        return {layer: g.unsqueeze(0) for layer, g in mean(captured, draws).items()}
-    total: LayerGradients = {}
-    # One pass of the network at a time: all bins share its gradients.
+    means: Sequence[Mean],
+) -> list[LayerGradients]:
+    """The sums over the draws in each bin, for each of ``means``."""
+    totals: list[LayerGradients] = [{} for _ in means]
+    # One pass of the network at a time: all bins and means share its gradients.
     for rows in ranges(0, len(draws), max(1, per_example.batch_size // draws.count)):
         for columns in ranges(0, draws.count, per_example.batch_size):
             batch = draws.rows(slice(*rows)).columns(slice(*columns))
             given = None if condition is None else condition[slice(*rows)]
             captured = per_example.capture(measure, x0[slice(*rows)], batch, given)
-            captured.keep_calls()
+            if bins > 1 or len(means) > 1:
+                captured.keep_calls()
             bin_ = bin_of(measure.timesteps(batch), bins, measure.process.T)
             for b in range(bins):
-                for layer, g in mean(captured.where(bin_ == b), batch).items():
-                    if layer not in total:
-                        total[layer] = g.new_zeros(bins, len(draws), *g.shape[1:])
-                    total[layer][b, slice(*rows)] += (batch.count / draws.count) * g
-    return total
+                inside = captured if bins == 1 else captured.where(bin_ == b)
+                for total, mean in zip(totals, means, strict=True):
+                    for layer, g in mean(inside, batch).items():
+                        if layer not in total:
+                            total[layer] = g.new_zeros(bins, len(draws), *g.shape[1:])
+                        total[layer][b, slice(*rows)] += batch.count * g
+    return totals

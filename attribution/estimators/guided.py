@@ -24,7 +24,7 @@ from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, concatenated
-from attribution.estimators.training_trajectory import TrajectoryScores, half_shares, refuse_zero_rates
+from attribution.estimators.training_trajectory import RECORDED, TrajectoryScores, half_shares, refuse_zero_rates
 from attribution.execution import FLOAT32_BYTES
 from attribution.gradients.gradient_sets import GradientsAtDraws
 from attribution.gradients.norms import GradientNorms
@@ -58,6 +58,7 @@ class Guided(Estimator):
 
     NAME = "Guided"
     VERSION = 1
+    RECORDED_DRAWS = True
 
     measurement: Measure
     draws: DrawScheme
@@ -72,6 +73,7 @@ class Guided(Estimator):
         else:
             check(self, "strength")
         self.draws.refuse_lists("guided normalization")
+        self.draws.refuse_sides(RECORDED)
 
     @property
     def strengths(self) -> tuple[float, ...]:

@@ -5,8 +5,8 @@ gradients of each layer are rotated into it once, g̃ = Q_Bᵀ g Q_A, and
 
     τ[q, z] = Σ_layers Σ_{o,i} q̃_{o,i} z̃_{o,i} / (Λ_{o,i} + λ)        (exact damping; one eigendecomposition serves every λ)
 
-Both sides are means over K draws. A list of numbers of draws (``draws.n=[16,64]``) takes prefixes of the same draws. All dampings,
-the requested ones and those of ``GRID``, share everything but the last product.
+Each side is a mean over its own number of draws. A list of numbers of draws (``draws.n=[16,64]``) takes prefixes of the same draws.
+All dampings, the requested ones and those of ``GRID``, share everything but the last product.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -37,6 +37,7 @@ from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet, bins
+from attribution.images.draws import Side
 from attribution.nodes import Cost, Get, Node, execution, key
 from attribution.training import Recorded
 
@@ -92,7 +93,7 @@ class KFACInfluence(ShardedEstimator):
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
-        self.draws.check_bins(trained.process.T)
+        self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, trained)
 
@@ -107,11 +108,11 @@ class KFACInfluence(ShardedEstimator):
         """The mean gradient norms that balance timesteps."""
         return TimestepNorms(trained, train, self.draws.seed, execution=self.execution)
 
-    def balance_of(self, side: str) -> Balance | None:
+    def balance_of(self, side: Side) -> Balance | None:
         """How the gradients of ``side`` ("query" or "train") are balanced."""
         return self.balance if self.balance is not None and self.balance.side == side else None
 
-    def mean_of(self, side: str, trained: Recorded, train: ImageSet, get: Get) -> Mean:
+    def mean_of(self, side: Side, trained: Recorded, train: ImageSet, get: Get) -> Mean:
         """The mean over draws on ``side``."""
         balance = self.balance_of(side)
         if balance is None:
@@ -119,9 +120,9 @@ class KFACInfluence(ShardedEstimator):
         norms, measure = self.norms(trained, train), self.measurement if side == "query" else trained.objective
         return lambda captured, draws: captured.mean(balance.weights(measure.timesteps(draws), norms, get))
 
-    def gradient_bytes(self, trained: Recorded) -> float:
-        """The size of all prefixes and bins of one image's gradient, uncompressed."""
-        return FLOAT32_BYTES * len(self.draws.prefixes) * self.draws.bins * trained.parameter_count
+    def gradient_bytes(self, side: Side, trained: Recorded) -> float:
+        """The size of all prefixes and bins of the gradient of one image on ``side``, uncompressed."""
+        return FLOAT32_BYTES * len(self.draws.side(side).prefixes) * self.draws.bins * trained.parameter_count
 
 
 @dataclass(frozen=True)
@@ -133,16 +134,14 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
     TITLE = "gradients of the queries"
     ARTIFACT = QueryCoefficients
 
-    estimator: KFACInfluence  # without dampings
+    estimator: KFACInfluence  # without dampings, with the draws of queries only
     train: ImageSet
 
     def together(self) -> Hashable:
-        estimator = self.estimator
-        shared = (estimator.measurement, estimator.draws, estimator.balance_of("query"))
-        return key(self.trained, self.train, self.queries, self.rows, *shared)
+        return key(self.trained, self.train, self.queries, self.rows, self.estimator.measurement, self.estimator.draws)
 
     def cost(self) -> Cost:
-        size = self.count * self.estimator.gradient_bytes(self.trained)
+        size = self.count * self.estimator.gradient_bytes("query", self.trained)
         return Cost(passes=self.count * self.estimator.draws.count, memory=3 * size, disk=size)
 
     @classmethod
@@ -150,9 +149,9 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         first, estimator = nodes[0], nodes[0].estimator
         x0, draws, condition = first.inputs(get)
         per_example = engine(first.trained, None, estimator.execution, get)
-        mean = estimator.mean_of("query", first.trained, first.train, get)
-        means = prefix_means(per_example, estimator.measurement, x0, draws, condition, estimator.draws, mean)
-        return [node._coefficients(means, get, x0.device) for node in nodes]
+        means, position = _means(nodes, "query", get)
+        gradients = prefix_means(per_example, estimator.measurement, x0, draws, condition, estimator.draws, means)
+        return [node._coefficients(gradients[p], get, x0.device) for node, p in zip(nodes, position, strict=True)]
 
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
         basis = get(self.estimator.basis(self.trained, self.train)).to(device)
@@ -161,7 +160,7 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
 
 @dataclass(frozen=True)
 class InfluenceTrainingBlock(TrainingBlock):
-    """τ of a block of training examples: ``[D, P, query bins, training bins, Q, n]`` for D dampings and P prefixes of the draws."""
+    """τ of a block of training examples: ``[D, P, query bins, training bins, Q, n]`` for D dampings and P numbers of draws."""
 
     NAME = "InfluenceTrainingBlock"
     VERSION = 1
@@ -171,22 +170,22 @@ class InfluenceTrainingBlock(TrainingBlock):
 
     def together(self) -> Hashable:
         estimator = self.estimator
-        shared = (estimator.draws, estimator.flips, estimator.balance_of("train"), estimator.query_batch)
-        return key(self.trained, self.train, self.rows, *shared)
+        return key(self.trained, self.train, self.rows, estimator.draws.side("train"), estimator.flips, estimator.query_batch)
 
     def cost(self) -> Cost:
         estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
-        gradient = estimator.gradient_bytes(self.trained)
-        held = min(self.queries.count, estimator.query_batch) * gradient
-        axes = len(estimator.dampings) * len(estimator.draws.prefixes) * estimator.draws.bins**2
+        held = min(self.queries.count, estimator.query_batch) * estimator.gradient_bytes("query", self.trained)
+        gradients = 3 * self._examples_at_once * estimator.gradient_bytes("train", self.trained)
+        axes = len(estimator.dampings) * len(estimator.draws.pairs) * estimator.draws.bins**2
         products = FLOAT32_BYTES * axes * self.queries.count * self.count
         return Cost(
-            passes=batches * self.count * estimator.draws.count,
-            memory=held + 3 * self._examples_at_once * gradient + 2 * products,
+            passes=batches * self.count * estimator.draws.side("train").count,
+            memory=held + gradients + 2 * products,
         )
 
     def query_blocks(self) -> list[InfluenceQueryBlock]:
-        estimator = replace(self.estimator, damping=())  # no damping enters the coefficients
+        # Neither dampings nor the draws of training images enter the coefficients.
+        estimator = replace(self.estimator, damping=(), draws=self.estimator.draws.side("query"))
         subject = estimator.measurement.subject(self.queries)
         return [
             InfluenceQueryBlock(estimator, self.trained, subject, rows, self.train)
@@ -200,22 +199,26 @@ class InfluenceTrainingBlock(TrainingBlock):
         for node in nodes:
             refuse_unstable(get(node.basis), set(node.estimator.dampings) - set(GRID))
         per_example = engine(first.trained, None, estimator.execution, get)
-        mean_over_draws = estimator.mean_of("train", first.trained, first.train, get)
+        scheme = estimator.draws.side("train")
+        means, position = _means(nodes, "train", get)
         products: list[list[np.ndarray]] = [[] for _ in nodes]
         for batch in _batches(nodes, estimator.query_batch):
             held = [_held(nodes[i], blocks, get, device) for i, blocks in batch]
             bases = [nodes[i].basis.fingerprint for i, _ in batch]
             for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
-                draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
+                draws = scheme.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
                 x0, condition = images.x0(rows).to(device), images.conditions(rows)
-                means = prefix_means(per_example, first.trained.objective, x0, draws, condition, estimator.draws, mean_over_draws)
-                for prefix, mean in enumerate(means):
-                    rotated: dict[str, LayerGradients] = {}
-                    for queries, basis in zip(held, bases, strict=True):
-                        if basis not in rotated:
-                            rotated[basis] = queries.basis.rotate(mean)
-                        queries.add(prefix, rotated[basis])
+                gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
+                for prefix, number in enumerate(scheme.prefixes):
+                    rotated: dict[tuple[str, int], LayerGradients] = {}
+                    for (i, _), queries, basis in zip(batch, held, bases, strict=True):
+                        mean = basis, position[i]
+                        if mean not in rotated:
+                            rotated[mean] = queries.basis.rotate(gradients[position[i]][prefix])
+                        for pair, (_, train) in enumerate(nodes[i].estimator.draws.pairs):
+                            if train == number:
+                                queries.add(pair, rotated[mean])
             for (i, _), queries in zip(batch, held, strict=True):
                 products[i].append(queries.products())
         return [BlockProducts(np.concatenate(batches, axis=-2)) for batches in products]
@@ -228,8 +231,19 @@ class InfluenceTrainingBlock(TrainingBlock):
     @property
     def _examples_at_once(self) -> int:
         """The number of training examples whose gradients are held at a time."""
-        draws = self.estimator.draws
+        draws = self.estimator.draws.side("train")
         return self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.trained.parameter_count)
+
+
+def _means(
+    nodes: Sequence[InfluenceQueryBlock] | Sequence[InfluenceTrainingBlock], side: Side, get: Get
+) -> tuple[list[Mean], list[int]]:
+    """The different means over draws of nodes that share their passes, and the position of each node's mean among them."""
+    balances = [node.estimator.balance_of(side) for node in nodes]
+    distinct = list({key(balance): node for balance, node in zip(balances, nodes, strict=True)}.values())
+    names = [key(node.estimator.balance_of(side)) for node in distinct]
+    means = [node.estimator.mean_of(side, node.trained, node.train, get) for node in distinct]
+    return means, [names.index(key(balance)) for balance in balances]
 
 
 def _batches(nodes: Sequence[InfluenceTrainingBlock], most: int) -> Iterator[list[tuple[int, list[InfluenceQueryBlock]]]]:
@@ -275,8 +289,13 @@ class InfluenceScores(ShardedScores):
         estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
         draws = estimator.draws
         bin_pairs = (draws.bins + (draws.bins > 1)) ** 2
-        size = FLOAT32_BYTES * len(estimator.dampings) * len(draws.prefixes) * bin_pairs * self.pairs
-        return Cost(passes=(self.queries.count + batches * self.train.count) * draws.count, memory=2 * size, disk=size)
+        size = FLOAT32_BYTES * len(estimator.dampings) * len(draws.pairs) * bin_pairs * self.pairs
+        passes = self.queries.count * draws.side("query").count + batches * self.train.count * draws.side("train").count
+        return Cost(passes=passes, memory=2 * size, disk=size)
+
+    def at_draws(self, query: int, train: int) -> "InfluenceScores":
+        """The scores with one of the pairs of numbers of draws alone."""
+        return replace(self, estimator=replace(self.estimator, draws=self.estimator.draws.at(query, train)))
 
     def compute(self, get: Get) -> Scores:
         draws, basis = self.estimator.draws, get(self.estimator.basis(self.trained, self.train))

@@ -87,6 +87,7 @@ class KernelEstimator(Estimator):
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
         members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]
@@ -133,6 +134,14 @@ class KernelScores(ShardedScores):
     def cost(self) -> Cost:
         return Cost(disk=FLOAT32_BYTES * len(self.estimator.dampings) * self.pairs)
 
+    def passes(self, get: Get) -> float:
+        queries, spectrum = self._features()
+        once = queries.count * queries.draws.count + self.train.count * spectrum.train.draws.count
+        if spectrum.train.stored:
+            return once
+        # The inner products of all pairs and those of the training images hold the same gradients, block by block.
+        return once * len(InnerProducts(queries, spectrum.train).parts(get))
+
     def compute(self, get: Get) -> Scores:
         queries, spectrum = self._features()
         eigen = get(spectrum)
@@ -168,6 +177,9 @@ class EnsembleScores(Node[Scores]):
     ARTIFACT = Scores
 
     members: tuple[Node[Scores], ...]
+
+    def passes(self, get: Get) -> float:
+        return sum(member.passes(get) for member in self.members)
 
     def compute(self, get: Get) -> Scores:
         members = get.many(self.members)

@@ -82,15 +82,18 @@ class LiSSA(ShardedEstimator):
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
-        if self.batch_size > train.count * self.draws.count:
-            available = f"there are only {train.count} training images × {self.draws.count} draws"
+        self.draws.check(trained.process.T)
+        draws = self.draws.side("train").count
+        if self.batch_size > train.count * draws:
+            available = f"there are only {train.count} training images × {draws} draws"
             raise FieldError(self, "batch_size", f"{available}; lower it, or take more draws")
         return LissaScores(self, train, queries, trained)
 
     @property
     def recursion(self) -> Recursion:
         """The recursion that multiplies with the inverse curvature."""
-        return Recursion(**{setting.name: getattr(self, setting.name) for setting in fields(Recursion)})
+        shared = {setting.name: getattr(self, setting.name) for setting in fields(Recursion)}
+        return Recursion(**{**shared, "draws": self.draws.side("train")})
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
         return key(self.trained, self.train, self.estimator.recursion, self.rows[0] // self.estimator.query_batch)
 
     def cost(self) -> Cost:
-        passes = self.count * self.estimator.draws.count + self.estimator.recursion.passes(self.count)
+        passes = self.count * self.estimator.draws.side("query").count + self.estimator.recursion.passes(self.count)
         size = FLOAT32_BYTES * self.count * self.trained.parameter_count
         return Cost(passes=passes, memory=5 * size, disk=size)
 
@@ -139,11 +142,12 @@ class LissaTrainingBlock(TrainingBlock):
     estimator: LiSSA
 
     def together(self) -> Hashable:
-        return key(self.trained, self.train, self.rows, self.estimator.draws, self.estimator.flips)
+        return key(self.trained, self.train, self.rows, self.estimator.draws.side("train"), self.estimator.flips)
 
     def cost(self) -> Cost:
         held = self.queries.count + 2 * self.estimator.execution.examples_at_once(self.trained.parameter_count)
-        return Cost(passes=self.count * self.estimator.draws.count, memory=FLOAT32_BYTES * held * self.trained.parameter_count)
+        passes = self.count * self.estimator.draws.side("train").count
+        return Cost(passes=passes, memory=FLOAT32_BYTES * held * self.trained.parameter_count)
 
     def query_blocks(self) -> list[LissaQueryBlock]:
         batch = self.estimator.query_batch
@@ -158,11 +162,11 @@ class LissaTrainingBlock(TrainingBlock):
         first, estimator = nodes[0], nodes[0].estimator
         device, images = estimator.execution.torch_device(), get(first.train)
         per_example = engine(first.trained, None, estimator.execution, get)
-        queries = [get.many(node.query_blocks()) for node in nodes]
+        queries, scheme = [get.many(node.query_blocks()) for node in nodes], estimator.draws.side("train")
         products: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.trained.parameter_count)):
             rows = slice(start, stop)
-            draws = estimator.draws.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
+            draws = scheme.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
             x0, condition = images.x0(rows).to(device), images.conditions(rows)
             gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
             for blocks, vectors in zip(products, queries, strict=True):
@@ -187,7 +191,8 @@ class LissaScores(ShardedScores):
     def cost(self) -> Cost:
         estimator, size = self.estimator, FLOAT32_BYTES * self.pairs
         batches = -(-self.queries.count // estimator.query_batch)
-        passes = (self.queries.count + self.train.count) * estimator.draws.count
+        passes = self.queries.count * estimator.draws.side("query").count
+        passes += self.train.count * estimator.draws.side("train").count
         passes += batches * estimator.recursion.passes(min(self.queries.count, estimator.query_batch))
         return Cost(passes=passes, memory=2 * size, disk=size)
 

@@ -37,7 +37,8 @@ A = TypeVar("A")
 class ShardedEstimator(Estimator, ABC):
     """An estimator whose scores are inner products of the queries' gradients with the training examples'.
 
-    ``measurement``: the function that is differentiated for the queries. ``draws``: the draws of every query.
+    ``measurement``: the function that is differentiated for the queries. ``draws``: the draws of every query, and, where the method
+    chooses them, of every training image.
     """
 
     measurement: Measure
@@ -84,7 +85,7 @@ class QueryBlock(JointNode[A]):
     def inputs(self, get: Get) -> tuple[Tensor, Draws, Tensor | None]:
         """The queries ``[Q, C, H, W]``, their draws ``[Q, K]``, both on the device, and their conditions."""
         device, images, rows = self.estimator.execution.torch_device(), get(self.queries), slice(*self.rows)
-        draws = self.estimator.draws.draw("query", images.ids(rows).to(device), self.trained.process.T)
+        draws = self.estimator.draws.side("query").draw("query", images.ids(rows).to(device), self.trained.process.T)
         return images.x0(rows).to(device), draws, images.conditions(rows)
 
 

@@ -49,6 +49,7 @@ class GradientSimilarity(Estimator):
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         if self.checkpoints is not None:
             trained.check_checkpoints(self.checkpoints, self)
+        self.draws.check(trained.process.T)
         return SimilarityScores(self, train, queries, trained)
 
     def features(self, trained: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
@@ -77,8 +78,9 @@ class SimilarityScores(ShardedScores):
         ]
 
     def cost(self) -> Cost:
-        images = self.queries.count + self.train.count
-        return Cost(passes=images * self.estimator.draws.count, disk=FLOAT32_BYTES * self.pairs)
+        draws = self.estimator.draws
+        passes = self.queries.count * draws.side("query").count + self.train.count * draws.side("train").count
+        return Cost(passes=passes, disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:
         total: Any = 0

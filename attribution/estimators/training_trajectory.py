@@ -27,6 +27,10 @@ SHARED = (
 )
 
 
+RECORDED = "every training image is taken at the draw that training recorded"
+"""Why an estimator that replays training takes no draws of training images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryEstimator(CheckpointEstimator):
     """An estimator that replays training at some of its checkpoints.
@@ -36,8 +40,12 @@ class TrajectoryEstimator(CheckpointEstimator):
     """
 
     DRAW_BINS = True
+    RECORDED_DRAWS = True
 
     checkpoints: int | str | Sequence[int] = 4
+
+    def __post_init__(self):
+        self.draws.refuse_sides(RECORDED)
 
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         if not isinstance(trained, Recorded):
@@ -47,8 +55,8 @@ class TrajectoryEstimator(CheckpointEstimator):
             )
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
-        self.draws.check_bins(trained.process.T)
         trained.check_checkpoints(self.checkpoints, self, visited=True)
+        self.draws.check(trained.process.T)
         return TrajectoryScores(self, train, queries, trained)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from attribution.execution import FLOAT32_BYTES, Execution, ranges
 from attribution.features.projector_cache import projector
 from attribution.gradients.network_cache import engine, gradient_shapes
-from attribution.gradients.per_example import Captured, PerExampleGradients
+from attribution.gradients.per_example import Captured, PerExampleGradients, contracted_together
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -28,7 +28,7 @@ SHARED = ("attribution.features.projector_cache", "attribution.gradients.network
 
 
 class FeatureSettings(Protocol):
-    """The settings of an estimator that apply to the features of queries and training images alike."""
+    """The settings of an estimator that the features of queries and of training images have in common."""
 
     @property
     def draws(self) -> DrawScheme: ...
@@ -75,7 +75,7 @@ class Features:
             trained=trained,
             images=images,
             measure=measure,
-            draws=settings.draws,
+            draws=settings.draws.side("query" if role == "query" else "train"),
             projection=settings.projection,
             role=role,
             flips=settings.flips and role == "attribution",
@@ -108,30 +108,46 @@ class Features:
         for shard in self.shards:
             yield get(shard).values
 
-    def gradients(self, get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the whole gradients ``[n, P]`` of the images ``rows[0]..rows[1]-1``, with their row slice.
-
-        As many are yielded at once as memory allows.
-        """
-        for block, captured in self.captured(get, rows):
-            yield block, torch.cat([gradient.flatten(1) for gradient in captured.mean().values()], 1)
-
-    def captured(self, get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, Captured]]:
-        """Yield the captured passes of images ``rows[0]..rows[1]-1``, with their row slice, as many at once as memory allows."""
-        per_example = self.engine(get)
-        images, device = get(self.measure.subject(self.images)), self.execution.torch_device()
-        for start, stop in ranges(*rows, self.execution.examples_at_once(self.trained.parameter_count)):
-            block = slice(start, stop)
-            draws = self.draws.draw(self.role, images.ids(block).to(device), self.trained.process.T, self.flips)
-            yield block, per_example.capture(self.measure, images.x0(block).to(device), draws, images.conditions(block))
+    def measures_at_once(self, images: int) -> int:
+        """The number of measures for which the gradients of a block of at most ``images`` images fit into memory together."""
+        parameters = self.trained.parameter_count
+        block = min(images, self.execution.examples_at_once(parameters))
+        return max(1, int(self.execution.gradient_memory / (FLOAT32_BYTES * block * parameters)))
 
     def engine(self, get: Get) -> PerExampleGradients:
         """The network, ready for per-example gradients."""
         return engine(self.trained, self.step, self.execution, get)
 
+    def gradient_settings(self) -> list[Any]:
+        """The settings that features share if their gradients are the same."""
+        return [self.measure, *self.pass_settings()]
+
     def pass_settings(self) -> list[Any]:
-        """The settings that features share if one pass of the network serves them all."""
-        return [self.trained, self.images, self.measure, self.draws, self.role, self.flips, self.step]
+        """The settings that features share if one forward pass of the network serves them all."""
+        measure = None if self.measure.takes_images() else self.measure
+        return [self.trained, self.images, measure, self.draws, self.role, self.flips, self.step]
+
+
+def captured_together(features: Sequence[Features], get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, list[Captured]]]:
+    """Yield the captures of several features of images ``rows[0]..rows[1]-1``, with their row slice.
+
+    The features share their ``pass_settings``. As many images are captured at once as memory allows.
+    """
+    first = features[0]
+    per_example, process = first.engine(get), first.trained.process
+    images, device = get(first.measure.subject(first.images)), first.execution.torch_device()
+    for start, stop in ranges(*rows, first.execution.examples_at_once(first.trained.parameter_count)):
+        block = slice(start, stop)
+        draws = first.draws.draw(first.role, images.ids(block).to(device), process.T, first.flips)
+        x0, condition = images.x0(block).to(device), images.conditions(block)
+        yield block, [per_example.capture(each.measure, x0, draws, condition) for each in features]
+
+
+def gradients_together(features: Sequence[Features], get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Yield the whole gradients ``[n, P]`` of several features that share their ``pass_settings``, with their row slice."""
+    for block, captures in captured_together(features, get, rows):
+        means = contracted_together(captures, [[None]] * len(captures))
+        yield block, [torch.cat([gradient.flatten(1) for gradient in mean.values()], 1).float() for (mean,) in means]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +161,10 @@ class FeatureTable(Arrays):
 
 @dataclass(frozen=True)
 class FeatureShard(JointNode[FeatureTable]):
-    """The rows of the images ``rows[0]..rows[1]-1``. Features with different projections share a pass."""
+    """The rows of the images ``rows[0]..rows[1]-1``.
+
+    Features with different projections share a pass, and features of different measures the forward pass.
+    """
 
     NAME = "FeatureShard"
     VERSION = 1
@@ -167,13 +186,24 @@ class FeatureShard(JointNode[FeatureTable]):
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[FeatureTable]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        first = nodes[0]
-        per_example = first.features.engine(get)
-        projectors = [projector(node.features.projection, per_example) for node in nodes]
-        tables: list[list[np.ndarray]] = [[] for _ in nodes]
-        for _, captured in first.features.captured(get, first.rows):
-            if len(nodes) > 1:
-                captured.keep_calls()
-            for blocks, project in zip(tables, projectors, strict=True):
-                blocks.append(project.features(captured).float().cpu().numpy())
-        return [FeatureTable(np.concatenate(blocks)) for blocks in tables]
+        first, rows = nodes[0].features, nodes[0].rows
+        by_measure: dict[str, list[Self]] = {}
+        for node in nodes:
+            by_measure.setdefault(key(node.features.measure), []).append(node)
+        tables: dict[str, np.ndarray] = {}
+        for start, stop in ranges(0, len(by_measure), first.measures_at_once(rows[1] - rows[0])):
+            tables |= _tables(list(by_measure.values())[start:stop], rows, get)
+        return [FeatureTable(tables[node.fingerprint]) for node in nodes]
+
+
+def _tables(by_measure: Sequence[Sequence[FeatureShard]], rows: tuple[int, int], get: Get) -> dict[str, np.ndarray]:
+    """The rows of several nodes by fingerprint, in one forward pass for all; each list of nodes has the same measure."""
+    per_example = by_measure[0][0].features.engine(get)
+    projectors = [[projector(node.features.projection, per_example) for node in own] for own in by_measure]
+    contractions = [[project.contraction for project in own] for own in projectors]
+    blocks: dict[str, list[np.ndarray]] = {node.fingerprint: [] for own in by_measure for node in own}
+    for _, captures in captured_together([own[0].features for own in by_measure], get, rows):
+        for own, projects, means in zip(by_measure, projectors, contracted_together(captures, contractions), strict=True):
+            for node, project, mean in zip(own, projects, means, strict=True):
+                blocks[node.fingerprint].append(project.features_of(mean).float().cpu().numpy())
+    return {name: np.concatenate(tables) for name, tables in blocks.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attribution.double_precision import double
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
-from attribution.features.features import Features
+from attribution.features.features import Features, gradients_together
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 
 SHARED = ("attribution.features.features",)
@@ -96,21 +96,67 @@ class GramShard(JointNode[GramMatrix]):
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[GramMatrix]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        right, rows = nodes[0].right, nodes[0].rows
-        held = torch.cat([gradients.float() for _, gradients in right.gradients(get, rows)])
-        squares = _squares(held)
-        return [node._products(held, squares, get) for node in nodes]
+        rows = nodes[0].rows
+        right, count = nodes[0].right, rows[1] - rows[0]
+        held = int(right.execution.gradient_memory / (FLOAT32_BYTES * count * right.trained.parameter_count))
+        at_once = max(1, min(held, right.measures_at_once(max(node.left.count for node in nodes))))
+        by_right: dict[str, list[Self]] = {}
+        for node in nodes:
+            by_right.setdefault(key(*node.right.gradient_settings()), []).append(node)
+        matrices: dict[str, GramMatrix] = {}
+        for start, stop in ranges(0, len(by_right), at_once):
+            matrices |= _matrices(list(by_right.values())[start:stop], rows, get)
+        return [matrices[node.fingerprint] for node in nodes]
 
-    def _products(self, held: Tensor, right_squares: np.ndarray, get: Get) -> GramMatrix:
-        (start, stop), count = self.rows, self.left.count
-        values, left_squares = np.empty((count, stop - start)), np.empty(count)
-        same = key(*self.left.pass_settings()) == key(*self.right.pass_settings())
-        if same:  # no second pass over the gradients that are held
-            values[start:stop], left_squares[start:stop] = _inner(held, held), right_squares
-        for rows in [(0, start), (stop, count)] if same else [(0, count)]:
-            for block, gradients in self.left.gradients(get, rows):
-                values[block], left_squares[block] = _inner(gradients.float(), held), _squares(gradients.float())
-        return GramMatrix(values, left_squares, right_squares)
+
+def _matrices(by_right: Sequence[Sequence[GramShard]], rows: tuple[int, int], get: Get) -> dict[str, GramMatrix]:
+    """The inner products of several nodes by fingerprint; each list of nodes has the same gradients on the right.
+
+    All gradients on the right are held. Both sides are differentiated in as few forward passes as possible.
+    """
+    parts = [gradients for _, gradients in gradients_together([own[0].right for own in by_right], get, rows)]
+    held = [torch.cat(part) for part in zip(*parts, strict=True)]
+    squares = [_squares(gradients) for gradients in held]
+    values = {node.fingerprint: np.empty((node.left.count, rows[1] - rows[0])) for own in by_right for node in own}
+    left_squares = {name: np.empty(len(of_node)) for name, of_node in values.items()}
+    lefts: dict[str, list[tuple[GramShard, int]]] = {}
+    for i, own in enumerate(by_right):
+        for node in own:
+            name, block = node.fingerprint, slice(*rows)
+            same = key(*node.left.gradient_settings()) == key(*node.right.gradient_settings())
+            if same:  # no second pass over the gradients that are held
+                values[name][block], left_squares[name][block] = _inner(held[i], held[i]), squares[i]
+            lefts.setdefault(key(*node.left.pass_settings(), same), []).append((node, i))
+    for sharing in lefts.values():
+        _multiply(sharing, held, values, left_squares, rows, get)
+    return {
+        node.fingerprint: GramMatrix(values[node.fingerprint], left_squares[node.fingerprint], squares[i])
+        for i, own in enumerate(by_right)
+        for node in own
+    }
+
+
+def _multiply(
+    sharing: Sequence[tuple[GramShard, int]],
+    held: Sequence[Tensor],
+    values: dict[str, np.ndarray],
+    left_squares: dict[str, np.ndarray],
+    rows: tuple[int, int],
+    get: Get,
+) -> None:
+    """Fill in the products of left sides that share their passes.
+
+    Each node comes with the position of its right side in ``held``.
+    """
+    lefts = {key(*node.left.gradient_settings()): node.left for node, _ in sharing}
+    left, right = sharing[0][0].left, sharing[0][0].right
+    same = key(*left.gradient_settings()) == key(*right.gradient_settings())
+    for others in [(0, rows[0]), (rows[1], left.count)] if same else [(0, left.count)]:
+        for block, gradients in gradients_together(list(lefts.values()), get, others):
+            of_left = dict(zip(lefts, gradients, strict=True))
+            for node, i in sharing:
+                own = of_left[key(*node.left.gradient_settings())]
+                values[node.fingerprint][block], left_squares[node.fingerprint][block] = _inner(own, held[i]), _squares(own)
 
 
 def _tensor(rows: np.ndarray) -> Tensor:

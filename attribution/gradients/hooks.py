@@ -1,4 +1,4 @@
-"""A forward and backward pass that records the input and the output gradient of every layer; the only module with hooks.
+"""Forward and backward passes that record the input and the output gradient of every layer; the only module with hooks.
 
 A forward hook stores the input of each call of a layer, and a tensor hook stores the gradient of its output. ``requires_grad`` of
 the parameters is off during the pass, so that autograd does not also compute the summed weight gradients. The graph then needs a
@@ -6,8 +6,10 @@ tensor that requires grad to start from: where the output of a layer (such as th
 tensor that does replaces it.
 """
 
+import copy
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.diffusion import denoiser, eval_mode
+from attribution.diffusion import Denoiser, denoiser, eval_mode
 from attribution.gradients.layers import Layer
 from attribution.measurements import Inputs, Measure
 
@@ -39,6 +41,9 @@ class Call:
 OnLayer = Callable[[str, list[Call]], None]
 """A callback that receives the name of a layer's gradients and all calls under that name, once all of them have gradients."""
 
+OnLayerOf = Callable[[int, str, list[Call]], None]
+"""The same with the position of the measure first, for several measures."""
+
 
 def run(
     model: nn.Module,
@@ -58,29 +63,111 @@ def run(
             each row.
         RuntimeError: the input of a layer was overwritten after the call.
     """
+    run_all(model, recorded_modules, [measure], inputs, lambda _, name, calls: on_layer(name, calls), autocast)
+
+
+def run_all(
+    model: nn.Module,
+    recorded_modules: Mapping[nn.Module, tuple[str, Layer]],
+    measures: Sequence[Measure],
+    inputs: Inputs,
+    on_layer: OnLayerOf,
+    autocast: torch.autocast,
+) -> None:
+    """Do what ``run`` does for each of ``measures`` at the same ``inputs``, with one backward pass for each of them.
+
+    The network is evaluated once for all measures that call it with the same arguments, such as the loss and functions of the
+    output at x_t. Raises the errors of ``run``.
+    """
     t = inputs.t
-    recorder = _Recorder(recorded_modules, len(t), on_layer)
+    recorder = _Recorder(recorded_modules, len(t))
     with torch.inference_mode(False), torch.enable_grad(), _recording(model, recorder):
-        with autocast:
-            costs = measure(denoiser(model), *inputs)
-        if costs.shape != t.shape:
-            name = type(measure).__name__
-            raise ValueError(f"{name} returned costs {list(costs.shape)} for {len(t)} rows: a measure returns one for each")
-        with torch.autocast(t.device.type, enabled=False):
-            if costs.requires_grad:
-                recorder.backward = True
-                torch.autograd.grad(costs.sum(), recorder.starts, allow_unused=True)
-            recorder.flush()
+        for position, measure in enumerate(measures):
+            last = position == len(measures) - 1
+            with autocast:
+                costs = measure(recorder.evaluating(denoiser(model)), *inputs)
+            if costs.shape != t.shape:
+                name = type(measure).__name__
+                raise ValueError(f"{name} returned costs {list(costs.shape)} for {len(t)} rows: a measure returns one for each")
+            with torch.autocast(t.device.type, enabled=False):
+                recorder.backpropagate(costs, partial(on_layer, position), keep=not last)
+
+
+@dataclass(eq=False)
+class _Evaluation:
+    """One evaluation of the network: arguments, output, the calls of recorded layers by number, and the starts of its graph."""
+
+    arguments: tuple[Tensor | None, ...]
+    output: Tensor | None = None
+    version: int = 0
+    calls: dict[int, tuple[str, Call]] = field(default_factory=dict)
+    starts: list[Tensor] = field(default_factory=list)
+
+    def serves(self, arguments: tuple[Tensor | None, ...]) -> bool:
+        """Whether it has the output for ``arguments``: equal constants, and no measure has changed the output in place."""
+        unchanged = self.output is not None and self.output._version == self.version
+        return unchanged and all(map(_same, self.arguments, arguments))
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and not (one.requires_grad or other.requires_grad) and torch.equal(one, other)
 
 
 class _Recorder:
-    """The hooks of one pass, and the calls that still wait for gradients, by name."""
+    """The hooks of the passes of several measures.
 
-    def __init__(self, recorded_modules: Mapping[nn.Module, tuple[str, Layer]], inputs: int, on_layer: OnLayer):
-        self.recorded_modules, self.inputs, self.on_layer = recorded_modules, inputs, on_layer
-        self.calls: defaultdict[str, list[Call]] = defaultdict(list)
-        self.starts: list[Tensor] = []
-        self.backward = False
+    ``_kept`` has the evaluations of the measure before, ``_used`` those of the current measure, and ``_waiting`` the calls that
+    still wait for gradients, by name.
+    """
+
+    def __init__(self, recorded_modules: Mapping[nn.Module, tuple[str, Layer]], inputs: int):
+        self.recorded_modules, self.inputs = recorded_modules, inputs
+        self._kept: list[_Evaluation] = []
+        self._used: list[_Evaluation] = []
+        self._waiting: defaultdict[str, dict[int, Call]] = defaultdict(dict)
+        self._numbers = itertools.count()
+        self._on_layer: OnLayer | None = None  # set during a backward pass
+
+    def evaluating(self, denoise: Denoiser) -> Denoiser:
+        """Return ``denoise`` for the next measure: it repeats no evaluation of the measure before."""
+        self._kept, self._used = self._used, []
+
+        def evaluate(x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor:
+            if not torch.is_grad_enabled():
+                return denoise(x_t, t, condition)
+            arguments = (x_t, t, condition)
+            evaluation = next((kept for kept in self._kept if kept.serves(arguments)), None)
+            if evaluation is None:
+                self._used.append(evaluation := _Evaluation(arguments))
+                evaluation.output = denoise(x_t, t, condition)
+                evaluation.version = evaluation.output._version
+            elif evaluation not in self._used:
+                self._used.append(evaluation)
+            assert evaluation.output is not None
+            return evaluation.output
+
+        return evaluate
+
+    def backpropagate(self, costs: Tensor, on_layer: OnLayer, keep: bool) -> None:
+        """Report the gradients of ``costs``; ``keep`` the graph for another measure."""
+        self._kept = []  # frees the graphs that this measure has not used
+        starts = [start for evaluation in self._used for start in evaluation.starts]
+        for evaluation in self._used:
+            for number, (name, call) in evaluation.calls.items():
+                self._waiting[name][number] = copy.copy(call) if keep else call
+            if not keep:
+                evaluation.calls = {}
+        if costs.requires_grad:
+            self._on_layer = on_layer
+            torch.autograd.grad(costs.sum(), starts, allow_unused=True, retain_graph=keep)
+            self._on_layer = None
+        # The names for which the costs depend on only some of the calls.
+        for name, calls in self._waiting.items():
+            if used := [call for call in calls.values() if call.gradient is not None]:
+                on_layer(name, used)
+        self._waiting.clear()
 
     def forward_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
@@ -92,33 +179,31 @@ class _Recorder:
                 f"{layer.name} ({type(module).__name__}) was called with an input {list(a.shape)} in a pass of {self.inputs} "
                 "network inputs: for per-example gradients its first dimension must be the batch"
             )
-        start = not output.requires_grad
+        evaluation, start = self._used[-1], not output.requires_grad
         if start:
-            self.starts.append(output.detach().requires_grad_())
-            output = self.starts[-1]
+            output = output.detach().requires_grad_()
+            if self._on_layer is None:
+                evaluation.starts.append(output)
         if start or output._is_view():
             # Neither a leaf nor a view: later operations may change it in place, and the hook still gets its gradient.
             output = torch.ops.aten._unsafe_view.default(output, output.shape)
         # Gradient checkpointing runs calls again during the backward pass: these were recorded before.
-        if not self.backward:
+        if self._on_layer is None:
             # The hook lives as long as the graph, so it must not hold tensors that could be freed earlier.
-            output.register_hook(partial(self.gradient_hook, name, len(self.calls[name])))
-            self.calls[name].append(Call(layer, a.detach()))
+            number = next(self._numbers)
+            output.register_hook(partial(self.gradient_hook, name, number))
+            evaluation.calls[number] = name, Call(layer, a.detach())
         return output
 
     def gradient_hook(self, name: str, number: int, gradient: Tensor) -> None:
-        call = self.calls[name][number]
+        calls = self._waiting[name]
+        call = calls[number]
         if call.input._version != call.version:
             raise RuntimeError(f"the input of {call.layer.name} was changed in place after the call: use an out-of-place operation")
         call.gradient = gradient
-        if all(other.gradient is not None for other in self.calls[name]):
-            self.on_layer(name, self.calls.pop(name))
-
-    def flush(self) -> None:
-        """Report the names for which the costs depend on only some of the calls."""
-        for name, calls in self.calls.items():
-            if used := [call for call in calls if call.gradient is not None]:
-                self.on_layer(name, used)
+        if all(other.gradient is not None for other in calls.values()):
+            assert self._on_layer is not None
+            self._on_layer(name, list(self._waiting.pop(name).values()))
 
 
 @contextmanager

@@ -10,20 +10,22 @@ left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or La
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from attribution.diffusion import eval_mode
 from attribution.gradients import hooks, layer_check
+from attribution.gradients.contraction import Contraction, contracted, square_norms
 from attribution.gradients.hooks import Call, OnLayer
-from attribution.gradients.layers import STEP, Layer, pieces
+from attribution.gradients.layers import Layer, pieces
 from attribution.images.draws import Draws
-from attribution.measurements import Measure
+from attribution.measurements import Inputs, Measure
 
 SHARED = (
+    "attribution.gradients.contraction",
     "attribution.gradients.convolution",
     "attribution.gradients.hooks",
     "attribution.gradients.layer_check",
@@ -35,20 +37,6 @@ LayerGradients = dict[str, Tensor]
 
 Weights = Callable[[Tensor], Tensor] | Tensor | None
 """A weight for each draw: ``[B, K]``, an elementwise function of the draws' gradient norms, or None for 1."""
-
-
-class Contraction(Protocol):
-    """A linear function of per-example gradients, such as a projection, computed from the calls of the layers."""
-
-    blocks: Mapping[str, tuple[int, int]]
-    """Layer name → shape of the result for one example."""
-
-    def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
-        """Return the sum over the K draws of each example, ``[N / K, *blocks[name]]``.
-
-        ``a`` and ``b`` are the input and the output gradient of one call of ``layer``; ``name`` is that of its gradients.
-        """
-        ...
 
 
 _Part = tuple[slice, slice]
@@ -162,8 +150,13 @@ class Captured:
             self._norms = self._norms.view(self._draws.timestep.shape)
         return self._norms
 
-    def contracted(self, contraction: Contraction) -> LayerGradients:
-        """Return (1/K) Σ_k of ``contraction`` for every draw; a projection, for example, need not form the gradients."""
+    def contracted(self, contraction: Contraction | None) -> LayerGradients:
+        """Return (1/K) Σ_k of ``contraction`` for every draw; a projection, for example, need not form the gradients.
+
+        None stands for the gradients themselves.
+        """
+        if contraction is None:
+            return self.mean()
         if self._mask is not None:
             return self._parent._average(self._mask.to(self._dtype), contraction)
         return self._average(None, contraction)
@@ -205,18 +198,21 @@ class Captured:
         return masked
 
     def _average(self, weights: Weights, contraction: Contraction | None = None) -> LayerGradients:
-        contraction = contraction or self._owner
         total: LayerGradients = {}
         for part in self._parts:
-            blocks = self._sum_of(part, weights[part] if isinstance(weights, Tensor) else weights, contraction)
-            if len(self._parts) == 1:
-                total = blocks
-                break
-            for name, block in blocks.items():
-                total.setdefault(name, block.new_zeros(len(self._draws), *block.shape[1:]))[part[0]] += block
+            of_part = weights[part] if isinstance(weights, Tensor) else weights
+            self._add(total, part, self._sum_of(part, of_part, contraction or self._owner))
         for block in total.values():
             block /= self._draws.count
         return total
+
+    def _add(self, total: LayerGradients, part: _Part, sums: LayerGradients) -> None:
+        """Add the sums of a part to the total over all parts."""
+        if len(self._parts) == 1:
+            total |= sums
+            return
+        for name, block in sums.items():
+            total.setdefault(name, block.new_zeros(len(self._draws), *block.shape[1:]))[part[0]] += block
 
     def _sum_of(self, part: _Part, weights: Weights, contraction: Contraction) -> LayerGradients:
         """Return Σ_k w_k ∇_k over the draws of a part, for each of its examples."""
@@ -228,7 +224,7 @@ class Captured:
         sums: LayerGradients = {}
 
         def on_layer(name: str, calls: list[Call]) -> None:
-            sums[name] = _contract(contraction, name, calls, draws, self._dtype, weights)
+            sums[name] = contracted(contraction, name, calls, draws, self._dtype, weights)
 
         if recorded is None:
             self._run(part, on_layer)
@@ -236,6 +232,10 @@ class Captured:
             with torch.autocast(self._device.type, enabled=False):
                 for name, calls in recorded.items():
                     on_layer(name, calls)
+        return self._completed(sums, examples, contraction)
+
+    def _completed(self, sums: LayerGradients, examples: int, contraction: Contraction) -> LayerGradients:
+        """The sums in the order of the layers, with zeros for layers on which the costs do not depend."""
         for name in self._owner.layers.keys() - sums.keys():
             sums[name] = torch.zeros(examples, *contraction.blocks[name], dtype=self._dtype, device=self._device)
         return {name: sums[name] for name in self._owner.layers}
@@ -244,7 +244,7 @@ class Captured:
         total = torch.zeros(math.prod(_shape(part)), dtype=self._dtype, device=self._device)
         with torch.autocast(self._device.type, enabled=False):
             for calls in recorded.values():
-                total += _square_norms(calls, self._dtype)
+                total += square_norms(calls, self._dtype)
         return total.sqrt().view(_shape(part))
 
     def _record(self, part: _Part) -> _Calls:
@@ -257,12 +257,43 @@ class Captured:
         return recorded
 
     def _run(self, part: _Part, on_layer: OnLayer) -> None:
+        inputs = self._inputs(part)
+        hooks.run(self._owner.model, self._owner.recorded_modules, self._measure, inputs, on_layer, self._autocast)
+
+    def _inputs(self, part: _Part) -> Inputs:
         if self._owner.versions() != self._versions:
             raise RuntimeError("the model's parameters have changed since the capture: compute means and norms before that")
         x0 = self._x0[part[0]].to(self._device, self._owner.parameters[0].dtype)
         condition = None if self._condition is None else self._condition[part[0]].to(self._device)
-        inputs = self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
-        hooks.run(self._owner.model, self._owner.recorded_modules, self._measure, inputs, on_layer, self._autocast)
+        return self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
+
+
+def contracted_together(
+    captures: Sequence[Captured], contractions: Sequence[Sequence[Contraction | None]]
+) -> list[list[LayerGradients]]:
+    """Return ``contracted`` of each capture for each of its contractions, equal to the bit, in one forward pass for all.
+
+    The captures are of one network, with the same images and draws, and their measures have the same ``inputs``.
+    """
+    first = captures[0]
+    functions = [[contraction or first._owner for contraction in own] for own in contractions]
+    totals: list[list[LayerGradients]] = [[{} for _ in own] for own in functions]
+    for part in first._parts:
+        examples, draws = _shape(part)
+        sums: list[list[LayerGradients]] = [[{} for _ in own] for own in functions]
+
+        def on_layer(i: int, name: str, calls: list[Call], sums=sums, draws=draws) -> None:
+            for contraction, of_layer in zip(functions[i], sums[i], strict=True):
+                of_layer[name] = contracted(contraction, name, calls, draws, first._dtype, None)
+
+        measures, inputs = [captured._measure for captured in captures], first._inputs(part)
+        hooks.run_all(first._owner.model, first._owner.recorded_modules, measures, inputs, on_layer, first._autocast)
+        for captured, own, of_part, total in zip(captures, functions, sums, totals, strict=True):
+            for contraction, layers, whole in zip(own, of_part, total, strict=True):
+                captured._add(whole, part, captured._completed(layers, examples, contraction))
+    for block in (block for own in totals for total in own for block in total.values()):
+        block /= first._draws.count
+    return totals
 
 
 def _parts(B: int, K: int, size: int) -> list[_Part]:
@@ -275,37 +306,3 @@ def _parts(B: int, K: int, size: int) -> list[_Part]:
 def _shape(part: _Part) -> tuple[int, int]:
     rows, columns = part
     return rows.stop - rows.start, columns.stop - columns.start
-
-
-def _contract(contraction: Contraction, name: str, calls: list[Call], K: int, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
-    """Return Σ_k w_k ∇_k of a layer under the contraction, summed over its calls: ``[B, rows, columns]``."""
-    total: Tensor | None = None
-    for layer, a, b in _pairs(calls, dtype):
-        b = b if weights is None else b * weights.reshape(-1, *[1] * (b.dim() - 1))
-        block = contraction.contract(name, layer, a, b, K)
-        total = block if total is None else total.add_(block)
-    assert total is not None
-    return total
-
-
-def _square_norms(calls: list[Call], dtype: torch.dtype) -> Tensor:
-    """Return ‖∇‖² of every input of a pass in one layer, ``[N]``, where ∇ is the sum over the calls of the layer."""
-    pairs = list(_pairs(calls, dtype))
-    if len(pairs) == 1:
-        layer, a, b = pairs[0]
-        if (direct := layer.square_norms(a, b)) is not None:
-            return direct
-    squares = []
-    for chunk in pieces(len(pairs[0][1]), max(1, STEP // math.prod(pairs[0][0].block))):
-        block, *others = (layer.contract(a[chunk], b[chunk], 1) for layer, a, b in pairs)
-        for other in others:
-            block += other
-        squares.append(block.square_().sum((1, 2)))
-    return torch.cat(squares)
-
-
-def _pairs(calls: list[Call], dtype: torch.dtype) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-    """Yield the layer, the input and the output gradient of each call."""
-    for call in calls:
-        assert call.gradient is not None
-        yield call.layer, call.input.to(dtype), call.gradient.to(dtype)

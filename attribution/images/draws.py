@@ -1,8 +1,8 @@
 """Draws: the timestep, noise and flip at which an example is evaluated, as data.
 
 A draw is a function of (seed, role, example id, draw number) only: never of batch size, order, device or worker. ``Draws`` holds
-the draws of a batch; the schemes ``Uniform``, ``Even``, ``Fixed`` and ``stratified.Stratified`` make them. Noise is kept as a
-64-bit seed and expanded when it is needed, so that draws are small enough to record for every step of training.
+the draws of a batch; the schemes ``Uniform``, ``Even``, ``Fixed``, ``window.Window`` and ``stratified.Stratified`` make them. Noise
+is kept as a 64-bit seed and expanded when it is needed, so that draws are small enough to record for every step of training.
 
 Shapes: B examples, K draws of each, C×H×W pixels. Timesteps are 1..T.
 """
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,10 +19,14 @@ from torch import Tensor
 from attribution.checks import FieldError, listed, whole
 from attribution.images import philox
 from attribution.images.proposals import Proposal
+from attribution.nodes.identity import added
 
 SHARED = ("attribution.images.philox",)
 
 _MASK = 0xFFFFFFFF
+
+Side = Literal["query", "train"]
+"""A side of a score: the queries or the training images."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class DrawScheme(ABC):
     """
 
     VERSION: ClassVar[int] = 1
+    LISTS: ClassVar[bool] = False
+    """Whether it takes several numbers of draws, because the first of its draws are themselves a valid set."""
 
     seed: int
     bins: int
@@ -126,6 +132,19 @@ class DrawScheme(ABC):
     def count(self) -> int:
         """K."""
 
+    def side(self, side: Side) -> "DrawScheme":
+        """The draws of one side of a score, the same as this scheme's if it makes no difference between the sides."""
+        return self
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The numbers of first draws (of a query, of a training image) for which an estimator gives scores; the last are all."""
+        return [(n, n) for n in self.prefixes]
+
+    def at(self, query: int, train: int) -> "DrawScheme":
+        """The draws of one of the ``pairs`` alone."""
+        return self
+
     def refuse_lists(self, what: str) -> None:
         """Raises FieldError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
         if len(self.prefixes) > 1:
@@ -133,8 +152,13 @@ class DrawScheme(ABC):
         if self.bins > 1:
             raise FieldError(self, "bins", f"{what} takes no bins")
 
-    def check_bins(self, T: int) -> None:
-        """Raises ValueError: more bins than timesteps."""
+    def refuse_sides(self, why: str) -> None:
+        """Raises FieldError: a number of draws of training images, where there are none to choose; ``why`` says so."""
+        if self.side("train") != self.side("query"):
+            raise FieldError(self, "train", f"{why}: leave it null")
+
+    def check(self, T: int) -> None:
+        """Raises FieldError: more bins than timesteps, or draws that a process with ``T`` timesteps does not have."""
         if self.bins > T:
             raise FieldError(self, "bins", f"there are T={T} timesteps, set at most as many bins")
 
@@ -156,25 +180,70 @@ class DrawScheme(ABC):
         return None
 
 
+class TwoSided(DrawScheme):
+    """A scheme with a number of draws for each side: ``n`` of a query, ``train`` of a training image (None: as many as of a query).
+
+    Subclasses are frozen dataclasses with these fields. If ``n`` is a list, ``train`` may be one number for all of it, or a list of
+    the same length.
+    """
+
+    n: Any
+    train: Any
+
+    def side(self, side: Side) -> Self:
+        if self.train is None:
+            return self
+        return replace(self, n=self.n if side == "query" else self.train, train=None)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        if len(self.prefixes) == 1:
+            return [(self.side("query").count, self.side("train").count)]
+        train = self.n if self.train is None else self.train
+        return sorted(dict.fromkeys(zip(self.n, [train] * len(self.n) if isinstance(train, int) else train, strict=True)))
+
+    def at(self, query: int, train: int) -> Self:
+        if len(self.pairs) == 1:
+            return self
+        return replace(self, n=query, train=train)  # pyright: ignore[reportArgumentType]
+
+    def _check_numbers(self) -> None:
+        """Check ``n`` and ``train``. As many draws of either side are one scheme, however they are given."""
+        at_least_one = partial(whole, least=1)
+        for name in ("n", "train") if self.train is not None else ("n",):
+            if isinstance(getattr(self, name), Sequence):
+                listed(self, name, at_least_one)
+            else:
+                at_least_one(self, name)
+        several = isinstance(self.n, Sequence)
+        if isinstance(self.train, Sequence) and not (several and len(self.train) == len(self.n)):
+            raise FieldError(self, "train", "give one number, or a list with a number for each one of the list n")
+        if isinstance(self.train, Sequence) and len(set(self.n)) < len(self.n):
+            raise FieldError(self, "n", "give each number once, because each has its own number in the list train")
+        same = list(self.train) == list(self.n) if isinstance(self.train, Sequence) and several else self.train == self.n
+        if same:
+            object.__setattr__(self, "train", None)
+
+
 @dataclass(frozen=True)
-class Uniform(DrawScheme):
+class Uniform(TwoSided):
     """``n`` independent draws, t ~ U{1..T} (K-FAC influence). The first k of n are the draws of ``Uniform(k)``.
 
-    With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it.
+    With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it. ``train``:
+    the number for training images, or a list that goes with that of ``n`` (None: as many).
     """
 
     NAME = "Uniform"
     VERSION = 1
+    LISTS = True
 
     n: int | Sequence[int]
     seed: int = 0
     bins: int = 1
+    train: int | Sequence[int] | None = added(default=None)
 
     def __post_init__(self):
-        if isinstance(self.n, Sequence):
-            listed(self, "n", partial(whole, least=1))
-        else:
-            whole(self, "n", least=1)
+        self._check_numbers()
         whole(self, "bins", least=1)
 
     @property
@@ -215,9 +284,13 @@ class Fixed(DrawScheme):
     def given_timesteps(self, T: int) -> Sequence[int]:
         return self.timesteps
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+    def check(self, T: int) -> None:
+        super().check(T)
         if outside := [t for t in self.timesteps if not 1 <= t <= T]:
             raise FieldError(self, "timesteps", f"the timesteps are 1..{T}, without {outside}: choose from these")
+
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+        self.check(T)
         number = torch.arange(self.count, device=example.device)
         random = random_draws(self.seed, role, example[:, None], number, T, flips)
         timestep = torch.tensor(list(self.timesteps), device=example.device).repeat_interleave(self.noises)
@@ -225,8 +298,11 @@ class Fixed(DrawScheme):
 
 
 @dataclass(frozen=True)
-class Even(DrawScheme):
-    """``n`` evenly spaced timesteps ``t_j = 1 + ⌊jT/n⌋``, j = 0..n-1, with ``noises`` noises each (ReTrac §5.1, eq. 8)."""
+class Even(TwoSided):
+    """``n`` evenly spaced timesteps ``t_j = 1 + ⌊jT/n⌋``, j = 0..n-1, with ``noises`` noises each (ReTrac §5.1, eq. 8).
+
+    ``train``: the number of timesteps for training images (None: as many).
+    """
 
     NAME = "Even"
     VERSION = 1
@@ -235,20 +311,28 @@ class Even(DrawScheme):
     noises: int = 1
     seed: int = 0
     bins: int = 1
+    train: int | None = added(default=None)
 
     def __post_init__(self):
-        if isinstance(self.n, Sequence):
-            raise FieldError(self, "n", "must be one number; independent draws (Uniform) take a list")
-        for name in ("n", "noises", "bins"):
+        for name in ("n", "train"):
+            if isinstance(getattr(self, name), Sequence):
+                raise FieldError(self, name, "must be one number; independent draws (Uniform) take a list")
+        self._check_numbers()
+        for name in ("noises", "bins"):
             whole(self, name, least=1)
 
     @property
     def count(self) -> int:
         return self.n * self.noises
 
+    def check(self, T: int) -> None:
+        super().check(T)
+        for name, number in (("n", self.n), ("train", self.train or 1)):
+            if number > T:
+                raise FieldError(self, name, f"there are only T={T} timesteps to space evenly: set {name} <= {T}")
+
     def given_timesteps(self, T: int) -> Sequence[int]:
-        if self.n > T:
-            raise FieldError(self, "n", f"there are only T={T} timesteps to space evenly: set n <= {T}")
+        self.check(T)
         return [1 + j * T // self.n for j in range(self.n)]
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:

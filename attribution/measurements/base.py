@@ -49,6 +49,11 @@ class Measure(ABC):
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """The costs ``[B]``."""
 
+    @classmethod
+    def takes_images(cls) -> bool:
+        """Whether it is called with the images at their draws, as the loss is: such measures share the passes of the network."""
+        return cls.inputs is Measure.inputs and cls.subject is Measure.subject
+
     def subject(self, images: ImageSet) -> Node[Any]:
         """The node that is measured for ``images``. Its artifact has ``x0(rows)``, ``ids(rows)`` and ``conditions(rows)``.
 

@@ -85,6 +85,14 @@ class Node(ABC, Generic[_A]):
         """An estimate for the dry run. It leaves out parents, and includes the cost of parts while they are unknown."""
         return Cost()
 
+    def passes(self, get: Get) -> float:
+        """The passes (forward + backward of one image) that this node alone takes, with its parts and without its parents.
+
+        Passes that several nodes share count for each of them. ``get`` gives parents that decide how many parts there are.
+        """
+        parts = {part.fingerprint: part for part in self.parts(get)}
+        return sum(part.passes(get) for part in parts.values()) if parts else self.cost().passes
+
     def parents(self) -> "list[Node]":
         """The nodes among the fields, including those inside dataclasses and sequences."""
         return list(_nodes_in(getattr(self, f.name) for f in dataclasses.fields(self)))

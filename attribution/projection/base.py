@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attribution.gradients.contraction import Contraction
 from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import Captured, LayerGradients
 
@@ -72,9 +73,18 @@ class Projector(ABC):
         self.size = projection.size(layers)
         self.device, self.dtype = torch.device(device), dtype
 
+    @property
+    def contraction(self) -> Contraction | None:
+        """The function of the calls of layers that ``features_of`` needs, or None for the gradients themselves."""
+        return None
+
+    def features_of(self, blocks: LayerGradients) -> Tensor:
+        """Return φ ``[B, size]`` of means over draws under ``contraction``. Raises the errors of ``__call__``."""
+        return self(blocks)
+
     def features(self, captured: Captured) -> Tensor:
         """Return φ ``[B, size]`` of the captured gradients, averaged over draws. Raises the errors of ``__call__``."""
-        return self(captured.mean())
+        return self.features_of(captured.contracted(self.contraction))
 
     def __call__(self, gradients: LayerGradients) -> Tensor:
         """Return φ ``[B, size]`` for the gradients of B examples, layer name → ``[B, rows, columns]``.

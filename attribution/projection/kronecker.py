@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribution.checks import whole
+from attribution.gradients.contraction import Contraction
 from attribution.gradients.convolution import ConvLayer
 from attribution.gradients.inner_products import finite
 from attribution.gradients.layers import Layer, LinearLayer
-from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.gradients.per_example import LayerGradients
 from attribution.images import philox
 from attribution.projection.base import LayerShapes, Projection, Projector
 from attribution.projection.random_matrices import normal_rows
@@ -116,8 +117,11 @@ class KroneckerProjector(Projector):
         a, b = _projected_inputs(layer, a, P_in), _projected_outputs(layer, b, P_out)
         return b.reshape(len(b) // K, -1, b.shape[2]).mT @ a.reshape(len(a) // K, -1, a.shape[2])
 
-    def features(self, captured: Captured) -> Tensor:
-        blocks = captured.contracted(self)
+    @property
+    def contraction(self) -> Contraction:
+        return self
+
+    def features_of(self, blocks: LayerGradients) -> Tensor:
         return finite(self._join(blocks), blocks)
 
     def _join(self, blocks: LayerGradients) -> Tensor:

@@ -43,7 +43,7 @@ class CompressionFidelity(QueryBenchmark):
         references: dict[tuple[str, str], list[Variant]] = {}
         compressed: dict[tuple[str, Compressed], list[tuple[Variant, Variant]]] = {}
         for (kind, name, estimator, node), scores in zip(runs, get.many([node for *_, node in runs]), strict=True):
-            variants = variants_of(name, estimator, node, scores)
+            variants = variants_of(name, estimator, node, scores, get)
             if isinstance(estimator.compression, Uncompressed):
                 references[kind, name] = variants
                 continue

@@ -99,6 +99,7 @@ class Counterfactual(QueryBenchmark):
             whole(self, name, least=1)
         listed(self, "fractions", partial(number, least=0, below=1))
         self.draws.refuse_lists("a measurement")
+        self.draws.refuse_sides("n is the number of draws of every query")
 
     def notes(self) -> list[str]:
         return quadrature_notes(self.measurement, self.draws)
@@ -238,7 +239,7 @@ class Counterfactual(QueryBenchmark):
 
 
 def _removed(name: str, ranking: Ranking, sets: Sequence[np.ndarray], get: Get) -> list[Removed]:
-    variants = variants_of(name, ranking.estimator, ranking.scores, get(ranking.scores))
+    variants = variants_of(name, ranking.estimator, ranking.scores, get(ranking.scores), get)
     return [Removed(*pair) for pair in zip([v for v in variants if v.all_timesteps], sets, strict=True)]
 
 

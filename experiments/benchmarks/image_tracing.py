@@ -60,7 +60,7 @@ class ImageTracing(QueryBenchmark):
             if (unlabeled := pool.label == UNKNOWN).any():
                 recall = classifier.recall(experiment.data.load().validation)
                 report.add(self._classified(kind, classifier.labels(pool)[unlabeled], recall, train))
-            variants = variants_for(kind, estimators, nodes, scores)
+            variants = variants_for(kind, estimators, nodes, scores, get)
             for label, source in self.sources.items():
                 rows = np.flatnonzero(labels == label)
                 if not len(rows):

@@ -1,7 +1,7 @@
 """Linear datamodeling score (Park et al. 2023): do scores predict what retraining on subsets does to a query?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -13,14 +13,14 @@ from experiments import figures
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
 from experiments.benchmarks.sweeps import sweep_figures
-from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
+from experiments.benchmarks.variants import Variant, computed, scores_of, subject_of, variants_for
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.estimate import PERCENT
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
-from experiments.report.row import Row, Subject
+from experiments.report.row import Effort, Row, Subject
 
 BENCHMARK = "lds"
 METRIC = "lds_%"
@@ -76,14 +76,14 @@ class LDS(SubsetBenchmark):
         values, held_out, table = [], [], []
         for kind, queries in self.queries.items():
             measurements = Measurements(truth.measured(retrained[kind], get), truth.replicates(retrained[kind], get), removed)
-            variants = variants_for(kind, estimators, nodes, scores)
+            variants = variants_for(kind, estimators, nodes, scores, get)
             images = get(queries.node(experiment))
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
             per_query = PERCENT * metrics.per_query(predictions, measurements.target)
             values += report.add(self._rows(kind, variants, predictions, per_query, measurements, bootstrap))
             swept = [
-                Variant(Subject(name, scores=nodes[kind, name].fingerprint), scores[kind, name])
-                for name in estimators
+                Variant(subject_of(name, estimator, nodes[kind, name], get), scores[kind, name])
+                for name, estimator in estimators.items()
                 if "damping" in scores[kind, name].axes
             ]
             held_out += report.add(self._held_out(kind, swept, measurements, bootstrap))
@@ -167,6 +167,7 @@ class LDS(SubsetBenchmark):
 def _table(kind: str, images: Images, variants: Sequence[Variant], per_query: np.ndarray) -> Iterator[dict[str, object]]:
     """The lines of the CSV: the LDS of every query with every variant."""
     for variant, values in zip(variants, per_query.tolist(), strict=True):
+        effort = asdict(variant.subject.effort or Effort())
         for row, value in enumerate(values):
             query = {"query": int(images.index[row]), "query_name": images.name(row)}
-            yield {"queries": kind, **query, "estimator": variant.label, METRIC: value}
+            yield {"queries": kind, **query, "estimator": variant.label, METRIC: value, **effort}

@@ -10,7 +10,7 @@ from attribution.images.bins import ALL
 from experiments.benchmarks.compare import pairs
 from experiments.metrics.bootstrap import Statistic
 from experiments.metrics.estimate import Estimate
-from experiments.report.row import Levels, Row, Subject
+from experiments.report.row import Effort, Levels, Row, Subject
 
 TARGETS, SHAPE = "lds_timesteps", "lds_timesteps_shape"
 """The names of the benchmark in rows; each has its own table."""
@@ -38,6 +38,8 @@ class Predictor:
     grid: Statistic
     depends_on_target: bool
     """Whether its predictions differ between targets."""
+    effort: Effort | None = None
+    """The draws and passes of its predictions at one timestep; None for exact retraining."""
 
     @property
     def timesteps(self) -> list[Timestep]:
@@ -46,7 +48,7 @@ class Predictor:
 
     def subject(self, prediction: Timestep = ALL) -> Subject:
         """The subject of rows about predictions at a timestep."""
-        return Subject(self.name, self.settings, self.scores[prediction])
+        return Subject(self.name, self.settings, self.scores[prediction], self.effort)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
         return
     near, far = neighbors(n), farther(n)
     shapes = {"same_t": diagonal(n), "neighbors": near, "farther": far, "neighbors_−_farther": near - far}
-    subject = Subject(predictor.name, predictor.settings)
+    subject = Subject(predictor.name, predictor.settings, effort=predictor.effort)
     for metric, weights in {**shapes, "later_−_earlier_t": later(n)}.items():
         estimate = rounded((predictor.grid[:n, :n] * weights).sum())
         yield Row(benchmark=SHAPE, metric=metric, queries=queries, subject=subject, estimate=estimate)

@@ -126,14 +126,14 @@ def _predictors(
     name: str, scores: ByTimestep, get: Get, removed: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap
 ) -> Iterator[Predictor]:
     """A predictor of ``measured [T, Q, M]`` for each variant of an estimator's scores of all timesteps."""
-    by_t = [variants_of(name, estimator, node, get(node)) for estimator, node in scores.values()]
+    by_t = [variants_of(name, estimator, node, get(node), get) for estimator, node in scores.values()]
     for variants in zip(*by_t, strict=True):
         if variants[0].all_timesteps:
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
             fingerprints = {t: variant.subject.scores for t, variant in zip(scores, variants, strict=True)}
             settings = {setting: value for setting, value in variants[0].subject.settings.items() if value != ALL}
             grid = metrics.lds(predictions, measured, bootstrap) * PERCENT
-            yield Predictor(name, settings, fingerprints, grid, depends_on_target=len(set(fingerprints.values())) > 1)
+            yield Predictor(name, settings, fingerprints, grid, len(set(fingerprints.values())) > 1, variants[-1].subject.effort)
 
 
 def _matrix(predictor: Predictor, kind: str) -> Figure:

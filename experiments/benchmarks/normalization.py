@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from experiments import figures
 from experiments.benchmarks import distinct
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.source_precision import has_two_sources, precision_rows, source_queries
-from experiments.benchmarks.variants import Variant, computed, scores_of, variants_of
+from experiments.benchmarks.variants import Variant, computed, scores_of, subject_of, variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
@@ -68,10 +68,11 @@ class Normalization(QueryBenchmark):
             for name, estimator in estimators.items():
                 values, node = scores[kind, name], nodes[kind, name]
                 if isinstance(estimator, Guided):
-                    guided += _at(name, estimator, self.strengths, values, node)
-                    columns += _at(name, estimator, sorted(estimator.strengths, reverse=True), values, node)
+                    subject = subject_of(name, estimator, node, get)
+                    guided += _at(estimator, self.strengths, values, subject)
+                    columns += _at(estimator, sorted(estimator.strengths, reverse=True), values, subject)
                 else:
-                    variants = [v for v in variants_of(name, estimator, node, values) if v.all_timesteps]
+                    variants = [v for v in variants_of(name, estimator, node, values, get) if v.all_timesteps]
                     references += variants
                     columns += variants
             rows += report.add(self._rows(kind, guided, references, images, train))
@@ -135,9 +136,8 @@ class Normalization(QueryBenchmark):
         return scores_of(experiment, estimators, self.queries)
 
 
-def _at(name: str, estimator: Guided, strengths: Sequence[float], scores: Scores, node: Node[Scores]) -> list[Variant]:
+def _at(estimator: Guided, strengths: Sequence[float], scores: Scores, subject: Subject) -> list[Variant]:
     """The variants of a guided estimator at each of ``strengths``."""
     return [
-        Variant(Subject(name, {SETTING: strength}, node.fingerprint), estimator.at_strength(scores, strength))
-        for strength in strengths
+        Variant(replace(subject, settings={SETTING: strength}), estimator.at_strength(scores, strength)) for strength in strengths
     ]

@@ -15,6 +15,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import Benchmark
 from experiments.benchmarks.compare import compare
+from experiments.benchmarks.variants import effort_of
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap, Statistic
 from experiments.metrics.precision import maximum_precision, random_precision
 from experiments.metrics.weighted_ranking import WeightedRanking
@@ -48,7 +49,10 @@ class Outlier(Benchmark):
         influences = get.many(list(nodes.values()), "self-influence")
         train = get(experiment.train)
         outliers = train.label == self.outlier
-        subjects = [Subject(name, scores=node.fingerprint) for name, node in nodes.items()]
+        subjects = [
+            Subject(name, scores=node.fingerprint, effort=effort_of(estimators[name], {}, node, get))
+            for name, node in nodes.items()
+        ]
         values = [np.asarray(influence.values) for influence in influences]
         rows = report.add(self._rows(subjects, values, outliers))
         shares = [row for row in rows if "k" in row.about and row.minus is None]

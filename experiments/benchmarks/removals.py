@@ -38,7 +38,7 @@ class Ranking:
 
     def of_all_timesteps(self, get: Get) -> list[np.ndarray]:
         """The scores ``[Q, N]`` at each swept value, without scores of bins of timesteps."""
-        variants = variants_of("", self.estimator, self.scores, get(self.scores))
+        variants = variants_of("", self.estimator, self.scores, get(self.scores), get)
         return [variant.scores.values for variant in variants if variant.all_timesteps]
 
 

@@ -18,7 +18,7 @@ from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.source_precision import has_two_sources, precision_rows, source_queries
-from experiments.benchmarks.variants import Variant, require_replay
+from experiments.benchmarks.variants import Variant, require_replay, subject_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
 from experiments.models.experiment import Experiment
@@ -56,12 +56,15 @@ class SparseTimesteps(QueryBenchmark):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         replaying, bootstrap = self._checked(experiment, estimators), Bootstrap(seed=self.seed)
         nodes, train = self._scores(experiment, replaying), get(experiment.train)
-        schemes, rows = list(self._schemes(experiment.diffusion.process.T)), []
+        schemes, rows = self._schemes(experiment.diffusion.process.T), []
         for kind, queries in self.queries.items():
             variants = [
-                Variant(Subject(name, {SETTING: scheme}, nodes[kind, name, scheme].fingerprint), get(nodes[kind, name, scheme]))
-                for name in replaying
-                for scheme in schemes
+                Variant(
+                    replace(subject_of(name, replace(estimator, draws=draws), node, get), settings={SETTING: scheme}), get(node)
+                )
+                for name, estimator in replaying.items()
+                for scheme, draws in schemes.items()
+                for node in [nodes[kind, name, scheme]]
             ]
             rows += report.add(_agreement(variants, kind, bootstrap))
             if has_two_sources(train):

@@ -48,6 +48,7 @@ class SubsetBenchmark(QueryBenchmark):
         if self.steps is not None:
             whole(self, "steps", least=1)
         whole(self, "repeats", least=0)
+        self.draws.refuse_sides("n is the number of draws of every query")
         if 0 < self.repeats < 3:
             raise FieldError(self, "repeats", "give 0, or at least 3: a correlation needs that many subsets")
         self.draws.refuse_lists("a measurement")

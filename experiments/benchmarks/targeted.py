@@ -48,7 +48,7 @@ class Targeted(QueryBenchmark):
         train, shares = get(experiment.train), []
         for kind, queries in self.queries.items():
             node = queries.node(experiment)
-            variants = variants_for(kind, estimators, nodes, scores)
+            variants = variants_for(kind, estimators, nodes, scores, get)
             shares += report.add(self._shares(variants, random_sets(len(get(node)), self.n, self.sets, self.seed), kind))
             report.add(self._reliability(variants, kind))
             shown = [v for v in variants if v.all_timesteps]

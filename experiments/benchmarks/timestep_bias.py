@@ -22,12 +22,12 @@ from attribution.training.checkpoints import select
 from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.timestep_bias_rows import BENCHMARK, RANDOM, STRETCHES, T_MAX, Bias, explained_row
-from experiments.benchmarks.variants import require_replay, scores_of
+from experiments.benchmarks.variants import require_replay, scores_of, subject_of
 from experiments.datasets import Split
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
-from experiments.report.row import Row, Subject
+from experiments.report.row import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class TimestepBias(QueryBenchmark):
         nodes, retimed = scores_of(experiment, estimators, self.queries), self._retimed(experiment, replaying, pool)
         rises: list[Row] = []
         for kind in self.queries:
-            subjects = {name: Subject(name, scores=nodes[kind, name].fingerprint) for name in estimators}
+            subjects = {name: subject_of(name, estimator, nodes[kind, name], get) for name, estimator in estimators.items()}
             scores = {name: get(nodes[kind, name]) for name in estimators}
             changed = {(name, timing): get(retimed[kind, name, timing]) for name in estimators for timing in (T_MAX, RANDOM)}
             report.add(bias.score_rows(scores, subjects, kind))

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from attribution.estimators import Estimator
+from attribution.estimators.influence import InfluenceScores
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.nodes import Get, Node
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
-from experiments.report.row import Subject
+from experiments.report.row import Effort, Subject
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,35 @@ def variants_for(
     estimators: Mapping[str, Estimator],
     nodes: Mapping[tuple[str, str], Node[Scores]],
     scores: Mapping[tuple[str, str], Scores],
+    get: Get,
 ) -> list[Variant]:
     """The variants of all estimators for one kind of queries. ``nodes`` are those of ``scores_of``, and ``scores`` their scores."""
     return [
         variant
         for name, estimator in estimators.items()
-        for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name])
+        for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name], get)
     ]
 
 
-def variants_of(name: str, estimator: Estimator, node: Node[Scores], scores: Scores) -> list[Variant]:
-    """The variants in the scores of one estimator."""
-    return [Variant(Subject(name, settings, node.fingerprint), values) for settings, values in estimator.variants(scores)]
+def variants_of(name: str, estimator: Estimator, node: Node[Scores], scores: Scores, get: Get) -> list[Variant]:
+    """The variants in the scores of one estimator. ``get`` gives the model that decides how many checkpoints there are."""
+    return [
+        Variant(Subject(name, settings, node.fingerprint, effort_of(estimator, settings, node, get)), values)
+        for settings, values in estimator.variants(scores)
+    ]
+
+
+def subject_of(name: str, estimator: Estimator, node: Node[Scores], get: Get) -> Subject:
+    """The subject of all scores in ``node`` together."""
+    return Subject(name, scores=node.fingerprint, effort=effort_of(estimator, {}, node, get))
+
+
+def effort_of(estimator: Estimator, settings: Mapping[str, Any], node: Node[Any], get: Get) -> Effort:
+    """The draws and passes behind a variant; of several numbers of draws, as many as it would take alone."""
+    draws, passes = estimator.draws_of(settings), node.passes(get)
+    if isinstance(node, InfluenceScores) and draws is not None:
+        passes = node.at_draws(*draws).passes(get)
+    return Effort(*(draws or (None, None)), passes)
 
 
 def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[str, TrajectoryEstimator]:

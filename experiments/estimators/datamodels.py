@@ -71,6 +71,7 @@ class Datamodels(Estimator):
     def __post_init__(self):
         check_dampings(self)
         self.measurement_draws.refuse_lists("a measurement")
+        self.measurement_draws.refuse_sides("n is the number of draws of every query")
         whole(self, "seeds", least=1)
         if self.steps is not None:
             whole(self, "steps", least=1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,30 @@ REQUIRED = ("benchmark", "estimator", "metric", "value", "low", "high", "data", 
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What scores took: the draws of a query and of a training image, each at each checkpoint, and the passes of the network.
+
+    A pass is forward and backward, of one image. Passes that estimators share count for each of them; those of the curvature and of
+    training do not count. None: unknown, or no draws.
+    """
+
+    draws_query: int | None = None
+    draws_train: int | None = None
+    passes: float | None = None
+
+
+@dataclass(frozen=True)
 class Subject:
     """The subject of a number: an estimator at its settings, or a reference such as "exact retraining" or "random removal".
 
     ``settings`` are those in which subjects of this name differ, by their names in the configuration; ``scores`` is the fingerprint
-    of the scores.
+    of the scores, and ``effort`` what they took.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     scores: str | None = None
+    effort: Effort | None = None
 
     @property
     def label(self) -> str:
@@ -101,6 +115,7 @@ class Row:
         optional |= asdict(self.levels) | dict(self.about)
         if self.minus is None:
             optional |= {"settings": self.subject.settings or None, "scores": self.subject.scores}
+            optional |= asdict(self.subject.effort or Effort())
         else:
             optional["scores"] = self.subject.scores and [self.subject.scores, self.minus.scores]
             optional["difference"] = {"first": asdict(self.subject), "minus": asdict(self.minus)}
@@ -126,9 +141,10 @@ class Row:
         settings, difference = row.get("settings") or {}, row.get("difference")
         if difference is None:
             scores = row.get("scores")
-            sides = {"subject": Subject(row["estimator"], settings, scores if isinstance(scores, str) else None)}
+            effort = Effort(*(row.get(name) for name in EFFORT)) if any(name in row for name in EFFORT) else None
+            sides = {"subject": Subject(row["estimator"], settings, scores if isinstance(scores, str) else None, effort)}
         else:
-            sides = {"subject": Subject(**difference["first"]), "minus": Subject(**difference["minus"])}
+            sides = {"subject": _subject(difference["first"]), "minus": _subject(difference["minus"])}
         return cls(
             benchmark=row["benchmark"],
             metric=row["metric"],
@@ -144,8 +160,19 @@ class Row:
         )
 
 
-RESERVED = {*REQUIRED, "queries", "random", "ceiling", "maximum", "level", "settings", "scores", "difference", "swept", "command"}
+EFFORT = tuple(field.name for field in fields(Effort))
+
+RESERVED = {
+    *REQUIRED, *EFFORT,
+    "queries", "random", "ceiling", "maximum", "level", "settings", "scores", "difference", "swept", "command",
+}  # fmt: skip
 """Fields in ``rows.jsonl`` that are not from ``about``."""
+
+
+def _subject(side: Mapping[str, Any]) -> Subject:
+    """A side of a difference, as ``asdict`` describes it."""
+    effort = side.get("effort")
+    return Subject(**{**side, "effort": None if effort is None else Effort(**effort)})
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,11 @@ from experiments.report.row import RESERVED, Row
 
 _WIDTH = 140
 """The width in characters of a table that is written to a file, where no terminal sets it."""
+EFFORT = ("draws", "passes")
+EFFORT_CAPTION = (
+    "draws: of a query / of a training image, at each checkpoint\n"
+    "passes: forward and backward passes of one image for these scores, without those of the curvature"
+)
 REFERENCES = {"random": "random level", "maximum": "maximum", "ceiling": "noise ceiling"}
 
 
@@ -40,14 +45,17 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     settings = differing_settings(rows)
     names = list(dict.fromkeys(name for setting in settings for name in setting))
     metrics = list(dict.fromkeys(row.metric for row in rows))
+    efforts = any(row.subject.effort for row in rows if row.minus is None)
     lines: dict[tuple[str, ...], list[dict[str, Text]]] = {}
     for row, setting in zip(rows, settings, strict=True):
-        label = (row.estimator, *(str(setting.get(name, "")) for name in names))
+        label = (row.estimator, *(str(setting.get(name, "")) for name in names), *(effort_cells(row) if efforts else ()))
         _place(lines.setdefault(label, []), row.metric, cell(row))
 
     result = Table(title=Text(title, style="bold"), title_justify="left", caption_justify="left")
     for name in ("estimator", *names):
         result.add_column(Text(name), overflow="fold")
+    for name in EFFORT if efforts else ():
+        result.add_column(Text(name), justify="right", overflow="fold")
     for metric in metrics:
         result.add_column(Text(str(metric).replace("_", " ")), justify="right", overflow="fold")
     for label, numbers in lines.items():
@@ -57,10 +65,21 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     for reference, label in REFERENCES.items():
         if any(getattr(row.levels, reference) is not None for row in rows):
             levels = (_levels(rows, metric, reference) for metric in metrics)
-            result.add_row(Text(label, style="dim"), *[""] * len(names), *(Text(level, style="dim") for level in levels))
-    if any(_has_interval(row) for row in rows):
-        result.caption = "in brackets: the interval of each number"
+            blank = [""] * (len(names) + len(EFFORT if efforts else ()))
+            result.add_row(Text(label, style="dim"), *blank, *(Text(level, style="dim") for level in levels))
+    captions = ["in brackets: the interval of each number"] if any(_has_interval(row) for row in rows) else []
+    captions += [EFFORT_CAPTION] if efforts else []
+    result.caption = "\n".join(captions) or None
     return result
+
+
+def effort_cells(row: Row) -> tuple[str, str]:
+    """The draws, as ``250 / 32``, and the passes of a row about one estimator."""
+    effort = row.subject.effort
+    if effort is None or row.minus is not None:
+        return "", ""
+    draws = "" if effort.draws_query is None else f"{effort.draws_query} / {effort.draws_train}"
+    return draws, "" if effort.passes is None else f"{effort.passes:,.0f}"
 
 
 def cell(row: Row) -> Text:

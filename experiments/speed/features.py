@@ -2,15 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attribution.diffusion import eval_mode
-from attribution.gradients.per_example import PerExampleGradients
+from attribution.gradients.per_example import PerExampleGradients, contracted_together
 from attribution.images.draws import Draws
-from attribution.measurements import Measure
+from attribution.measurements import Measure, SquareNorm
 from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Projection, Rademacher
 from experiments.metrics.estimate import Estimate
 from experiments.report.row import Row
@@ -22,6 +23,7 @@ MEMORY = 1e9
 """Bytes of a dense P to keep between passes, for our projections and those of other libraries."""
 
 PLAIN, NONE = "plain", "none"
+BOTH, APART = "both features", "apart"
 SIZED: dict[str, Projection] = {
     "sjlt": SJLT(FEATURES),
     "rademacher": Rademacher(FEATURES, memory=MEMORY),
@@ -40,6 +42,8 @@ def feature_speed(
 
     - ``features, KIND / plain``: time of gradients averaged over draws and projected, over that of the plain pass. P is generated
       beforehand as far as it fits into ``MEMORY``; the rest of a dense P is generated again in each run.
+    - ``both features / loss``: time of the gradients of the loss and of D-TRAK's square in one forward pass, over those of the loss
+    - ``both features / apart``: the same over both in a forward pass each
     - ``error of cosines, KIND``: root mean square, over pairs of examples, of the difference between the cosine of their features
       and the cosine of their gradients; not a ratio of times
     - ``traker / features, KIND``, ``dattri / features, KIND``: time of these packages with their default settings over that of
@@ -50,14 +54,31 @@ def feature_speed(
         x0, batch = inputs(model, shape, examples, count, objective.process.T)
         gradients, measure = PerExampleGradients(model, batch_size=examples * count), objective
         ours = {kind: _Features(projection, gradients, measure, x0, batch) for kind, projection in KINDS.items()}
+        measures = (measure, SquareNorm(measure.process))
+        captures = [partial(gradients.capture, each, x0, batch) for each in measures]
+
+        def together(captures=captures) -> None:
+            contracted_together([capture() for capture in captures], [[None], [None]])
+
+        def apart(captures=captures) -> None:
+            for capture in captures:
+                capture().mean()
+
         others = {
             **peers.traker_features(model, measure, x0, batch, FEATURES, MEMORY),
             **peers.dattri_features(model, measure, x0, batch, FEATURES, MEMORY),
         }
-        runs = {PLAIN: plain(model, measure, x0, batch), **{kind: features.run for kind, features in ours.items()}, **others}
+        both = {BOTH: together, APART: apart}
+        runs = {
+            PLAIN: plain(model, measure, x0, batch),
+            **both,
+            **{kind: features.run for kind, features in ours.items()},
+            **others,
+        }
         with eval_mode(model):
             seconds = in_turns(runs, repeats)
         ratios = {f"features, {kind} / plain": quotient(seconds[kind], seconds[PLAIN]) for kind in KINDS}
+        ratios |= {f"{BOTH} / {name}": quotient(seconds[BOTH], seconds[run]) for name, run in (("loss", NONE), (APART, APART))}
         for other, kind in itertools.product(others, SIZED):
             ratios[f"{other} / features, {kind}"] = quotient(seconds[other], seconds[kind])
         for kind in [kind for kind in KINDS if kind != NONE and examples > 1]:

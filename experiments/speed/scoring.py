@@ -81,8 +81,8 @@ class _Scoring:
 
         def score() -> None:
             held = HeldQueries(self.basis, self.coefficients, dampings, Uncompressed())
-            plain_mean = Uniform(self.draws.count), lambda captured, _: captured.mean()
-            (mean,) = prefix_means(self.per_example, self.measure, self.x0, self.draws, None, *plain_mean)
+            plain_mean = Uniform(self.draws.count), [lambda captured, _: captured.mean()]
+            ((mean,),) = prefix_means(self.per_example, self.measure, self.x0, self.draws, None, *plain_mean)
             held.add(0, self.basis.rotate(mean))
             held.products()
 

@@ -5,10 +5,10 @@ from omegaconf import DictConfig
 from attribution.estimators import SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from experiments import figures
-from experiments.benchmarks.variants import variants_of
+from experiments.benchmarks.variants import subject_of, variants_of
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.correlation import split_half_spearman
-from experiments.report.row import Row, Subject
+from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import chosen_estimator
@@ -43,7 +43,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         print(*(f"{note}\n" for note in estimator.notes()), sep="", end="")
         announce([experiment.trained, node], get)
         scores, train, explained = get(node), get(experiment.train), get(queries)
-        variants = [variant for variant in variants_of(name, estimator, node, scores) if variant.all_timesteps]
+        variants = [variant for variant in variants_of(name, estimator, node, scores, get) if variant.all_timesteps]
         folder = run.folder / "scores"
         folder.mkdir(parents=True, exist_ok=True)
         scores.save(folder)
@@ -56,7 +56,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:
             reliability = Bootstrap(seed=config.seed).mean(split_half_spearman(scores.halves)).estimate()
-            subject = Subject(name, scores=node.fingerprint)
+            subject = subject_of(name, estimator, node, get)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))

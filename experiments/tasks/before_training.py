@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Node
 from experiments.models.experiment import Experiment
@@ -16,8 +14,6 @@ from experiments.tasks.run_context import RunContext
 
 _FIRST_WEIGHT = 0.01
 """The weight of the first step in the parameter average above which the average is far from converged."""
-_MOST = 100_000
-"""The largest number of draws that are drawn as a trial."""
 
 
 def check_before_training(run: RunContext, *users: Any) -> None:
@@ -49,9 +45,7 @@ def check_draws(experiment: Experiment, *users: Any) -> None:
     """
     T = experiment.diffusion.process.T
     for scheme in _schemes(users):
-        scheme.check_bins(T)
-        if scheme.count <= _MOST:
-            scheme.draw("query", torch.zeros(1, dtype=torch.int64), T)
+        scheme.check(T)
 
 
 def _schemes(value: Any) -> Iterator[DrawScheme]:

@@ -15,11 +15,12 @@ from attribution.nodes import Node
 from experiments.benchmarks.base import Benchmark
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.trained import LoggerFor
+from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
 from experiments.tasks.settings import build
 
 NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
 """Groups and settings that choose the task and the place where it runs, and do not change results."""
-SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.strength")
+SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.draws.train", "estimator.strength")
 """Settings that accept a list; each row names its one value."""
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")
 """Choices for which every row has a field, or that determine which rows exist."""
@@ -73,11 +74,16 @@ def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
 def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     """Return the chosen estimator and those of ``benchmark.compare``, by name.
 
-    For a fair comparison, the ``estimator.*`` settings of the command line also apply to compared estimators where they have them.
+    For a fair comparison, compared estimators have as many draws as the chosen one (``equal_draws``), and the other ``estimator.*``
+    settings of the command line apply to them where they have them.
     """
     chosen = HydraConfig.get().runtime.choices["estimator"]
     names = dict.fromkeys([chosen, *(OmegaConf.select(config, "benchmark.compare") or ())])
-    return {name: build(config if name == chosen else _composed_with(name), "estimator") for name in names}
+    configs = {name: config if name == chosen else _composed_with(name) for name in names}
+    for name, compared in configs.items():
+        if name != chosen:
+            equal_draws(config, compared, name)
+    return {name: build(composed, "estimator") for name, composed in configs.items()}
 
 
 def settings_of_run() -> dict[str, Any]:
@@ -102,14 +108,18 @@ def _composed_with(estimator: str) -> DictConfig:
     """Compose this run's config with another estimator."""
     overrides = _overrides()
     remaining = [str(override.input_line) for override in overrides if not _concerns_estimator(override)]
+    own = own_draws(estimator)
     groups = [override for override in overrides if _concerns_estimator(override) and override.package]
+    groups = [override for override in groups if not (own.scheme and override.get_key_element() == SCHEME)]
     arguments = [*remaining, f"estimator={estimator}"]
     config = compose("config", arguments, return_hydra_config=bool(groups))
     if groups:  # groups inside the estimator: keep only those this estimator accepts
         choices = config.hydra.runtime.choices
         config = compose("config", [*arguments, *(str(o.input_line) for o in groups if o.get_key_element() in choices)])
+    drop_foreign_draws(config)
     for override in overrides:
-        if _concerns_estimator(override) and "." in override.key_or_group and not override.package:
+        plain = _concerns_estimator(override) and "." in override.key_or_group and not override.package
+        if plain and override.key_or_group not in NUMBERS:  # equal_draws sets these
             _apply(override, config)
     return config
 
@@ -128,7 +138,7 @@ def _apply(override: Override, config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or parent not in node or OmegaConf.is_interpolation(node, parent):
             return
         node = node[parent]
-    if not isinstance(node, DictConfig) or leaf not in node or not _accepts(config, node, override):
+    if not isinstance(node, DictConfig) or leaf not in node or not _accepts(config, override):
         return
     if override.is_delete():
         OmegaConf.set_struct(node, False)
@@ -138,14 +148,6 @@ def _apply(override: Override, config: DictConfig) -> None:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
 
 
-def _accepts(config: DictConfig, node: DictConfig, override: Override) -> bool:
-    """Return whether the estimator accepts this override.
-
-    ``draws.bins`` needs DRAW_BINS; a list for ``draws.n`` needs DRAW_LISTS and ``Uniform``, whose first n draws are themselves a
-    valid set.
-    """
-    estimator = get_class(config.estimator._target_)
-    if override.key_or_group == "estimator.draws.bins":
-        return estimator.DRAW_BINS
-    is_list = override.key_or_group == "estimator.draws.n" and isinstance(override.value(), list)
-    return not is_list or (estimator.DRAW_LISTS and str(node.get("_target_")).endswith(".Uniform"))
+def _accepts(config: DictConfig, override: Override) -> bool:
+    """Return whether the estimator accepts this override: ``draws.bins`` needs DRAW_BINS."""
+    return override.key_or_group != "estimator.draws.bins" or get_class(config.estimator._target_).DRAW_BINS

@@ -135,13 +135,13 @@ def test_estimators_together_score_as_alone(get):
 def passes(monkeypatch):
     """For every pass of the network, the number of its inputs."""
     counted = []
-    run = hooks.run
+    run = hooks.run_all
 
     def counting(model, modules, measure, inputs, *rest):
         counted.append(len(inputs[0]))
         run(model, modules, measure, inputs, *rest)
 
-    monkeypatch.setattr(hooks, "run", counting)
+    monkeypatch.setattr(hooks, "run_all", counting)
     return counted
 
 

@@ -149,12 +149,12 @@ def test_a_sweep_over_the_strength_makes_no_pass(get):
 def test_retrac_tracin_and_guided_share_their_passes(get, monkeypatch):
     """Claim: beside ReTrac and TracIn the products cost no pass: only the norms do."""
     counted = []
-    run = hooks.run
+    run = hooks.run_all
     monkeypatch.setattr(
         hooks,
-        "run",
-        lambda model, modules, measure, inputs, *rest: (
-            counted.append(len(inputs[0])) or run(model, modules, measure, inputs, *rest)
+        "run_all",
+        lambda model, modules, measures, inputs, *rest: (
+            counted.append(len(inputs[0])) or run(model, modules, measures, inputs, *rest)
         ),
     )
 

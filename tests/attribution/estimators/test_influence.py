@@ -14,9 +14,11 @@ from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.held_queries import unstable_layer
 from attribution.estimators.influence import GRID, InfluenceTrainingBlock, KFACInfluence
 from attribution.execution import Execution
+from attribution.gradients import hooks, network_cache
 from attribution.gradients.compression import Quantized, TruncatedSVD
 from attribution.gradients.per_example import PerExampleGradients
-from attribution.images.draws import Uniform
+from attribution.images.draws import Even, Uniform
+from attribution.images.window import Window
 from attribution.measurements import Loss, SquareNorm
 from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps
@@ -65,8 +67,8 @@ def single_gradients(get, measure, images, role, draws, weigh=False):
 def explicit(get, method, damping, weigh=False):
     """Σ_layers vec(q)ᵀ (H_layer + λI)⁻¹ vec(z) with H_layer = B ⊗ A written out."""
     basis = get(method.curvature.basis(RECORD, RECORD.data))
-    q = single_gradients(get, method.measurement, get(QUERIES), "query", method.draws, weigh)
-    z = single_gradients(get, Loss(PROCESS), get(RECORD.data), "attribution", method.draws)
+    q = single_gradients(get, method.measurement, get(QUERIES), "query", method.draws.side("query"), weigh)
+    z = single_gradients(get, Loss(PROCESS), get(RECORD.data), "attribution", method.draws.side("train"))
     total = torch.zeros(len(q), len(z), dtype=torch.float64)
     for layer in basis.layers:
         QA, QB = basis.QA[layer].double(), basis.QB[layer].double()
@@ -118,6 +120,96 @@ def test_prefixes_of_draws_are_runs_with_fewer(get):
         ((_, expected),) = alone.variants(alone.score(RECORD, RECORD.data, QUERIES, get))
         assert settings == {"estimator.draws.n": n}
         np.testing.assert_allclose(variant.values, expected.values, rtol=1e-4, atol=1e-7 * np.abs(expected.values).max())
+
+
+@pytest.mark.parametrize(
+    "draws", [Uniform(4, seed=1, train=2), Even(2, seed=1, train=5), Window(4, 10, 50, seed=1, train=2)], ids=str
+)
+def test_sides_with_their_own_draws_are_the_equation(get, draws):
+    """Claim: each side is the mean over its own number of draws, under every scheme."""
+    method = estimator(draws=draws)
+    ((_, chosen),) = method.variants(method.score(RECORD, RECORD.data, QUERIES, get))
+    expected = explicit(get, method, 1e-4)
+    np.testing.assert_allclose(chosen.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("n", "train"), [([2, 4], 3), ([2, 4], [3, 1]), ([4, 2], [1, 3])])
+def test_pairs_of_draws_are_runs_of_their_own(get, n, train):
+    """Claim: lists of numbers of draws hold the scores of each pair of numbers."""
+    both = estimator(draws=Uniform(n, seed=1, train=train))
+    scores = both.score(RECORD, RECORD.data, QUERIES, get)
+    numbers = dict(zip(n, [train] * 2 if isinstance(train, int) else train, strict=True))
+    for settings, variant in both.variants(scores):
+        query = settings["estimator.draws.n"]
+        alone = estimator(draws=Uniform(query, seed=1, train=numbers[query]))
+        node = alone.scores(RECORD, RECORD.data, QUERIES)
+        ((_, expected),) = alone.variants(get(node))
+        np.testing.assert_allclose(variant.values, expected.values, rtol=1e-4, atol=1e-7 * np.abs(expected.values).max())
+        assert both.draws_of(settings) == (query, numbers[query])
+        whole = both.scores(RECORD, RECORD.data, QUERIES)
+        assert whole.at_draws(query, numbers[query]).passes(get) == node.passes(get) == 3 * query + 10 * numbers[query]  # pyright: ignore
+
+
+def blocks_of(method):
+    (training,) = method.scores(RECORD, RECORD.data, QUERIES).training_blocks
+    return training.query_blocks(), training
+
+
+def test_a_side_knows_nothing_of_the_other_s_number():
+    """Claim: the queries' gradients are one node whatever ``train`` is; passes over the training set are shared whatever n is."""
+    queries, training = blocks_of(estimator(draws=Uniform(4, seed=1, train=2)))
+    others, other_training = blocks_of(estimator(draws=Uniform(4, seed=1, train=3)))
+    assert [block.fingerprint for block in queries] == [block.fingerprint for block in others]
+    assert training.together() != other_training.together()
+    assert training.together() == blocks_of(estimator(draws=Uniform(7, seed=1, train=2)))[1].together()
+    assert queries[0].cost().passes == 3 * 4
+    assert training.cost().passes == 10 * 2
+
+
+@pytest.mark.parametrize("batch_size", [512, 3])
+@pytest.mark.parametrize("side", ["query", "train"])
+def test_balanced_scores_share_the_passes(get, monkeypatch, side, batch_size):
+    """Claim: plain and balanced influence run the network as often together as alone, and score the same to the last bit."""
+    counted, run = [], hooks.run_all
+    monkeypatch.setattr(hooks, "run_all", lambda *given: counted.append(len(given[3].t)) or run(*given))
+    execution = Execution(device="cpu", batch_size=batch_size)
+    methods = [estimator(balance=balance, execution=execution) for balance in (None, Balance("draw", side))]
+    nodes = [method.scores(RECORD, RECORD.data, QUERIES) for method in methods]
+
+    def computed(chosen):
+        fresh = InMemory()
+        for ready in (RECORD, methods[0].curvature.basis(RECORD, RECORD.data)):
+            fresh._artifacts[ready.fingerprint] = get(ready)
+        network_cache._engines.clear()  # the first capture of an engine checks itself
+        counted.clear()
+        return [scores.values for scores in fresh.many(chosen)], sum(counted)
+
+    (both, passes), (plain, alone), (balanced, _) = (computed(chosen) for chosen in (nodes, nodes[:1], nodes[1:]))
+    assert passes == alone > 0
+    assert np.array_equal(both[0], plain[0])
+    assert np.array_equal(both[1], balanced[0])
+    assert not np.array_equal(both[0], both[1])
+
+
+def test_bins_outside_a_window_are_empty(get):
+    """Claim: bins divide all timesteps; of draws in a window only the bins that it meets have scores, which add up to the whole."""
+    binned, plain = (estimator(draws=Window(6, 10, 50, seed=1, bins=bins)) for bins in (4, 1))
+    scores = binned.score(RECORD, RECORD.data, QUERIES, get)
+
+    def pair(query, train):
+        return scores.at(damping=1e-4, draws=6, query_bin=query, train_bin=train).values
+
+    ((_, whole),) = plain.variants(plain.score(RECORD, RECORD.data, QUERIES, get))
+    np.testing.assert_allclose(pair("all", "all"), whole.values, rtol=1e-3, atol=1e-6 * np.abs(whole.values).max())
+    assert all((pair(bin_, "all") == 0).all() and (pair("all", bin_) == 0).all() for bin_ in ("51-75", "76-100"))
+    inside = sum(pair(query, train) for query in ("1-25", "26-50") for train in ("1-25", "26-50"))
+    np.testing.assert_allclose(inside, whole.values, rtol=1e-3, atol=1e-6 * np.abs(whole.values).max())
+
+
+def test_a_window_beyond_the_timesteps_is_refused_before_anything_is_computed():
+    """Claim: the default window does not fit into T = 100, which is said when the scores are asked for."""
+    with pytest.raises(ValueError, match=r"Window.high=500: there are T=100 timesteps"):
+        estimator(draws=Window(4)).scores(RECORD, RECORD.data, QUERIES)
 
 
 def test_execution_changes_no_score(get):

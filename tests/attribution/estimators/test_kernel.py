@@ -13,8 +13,9 @@ from attribution.estimators.renorm_if import RenormIF
 from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
+from attribution.features import gram
 from attribution.features.features import FeatureShard
-from attribution.gradients import hooks
+from attribution.gradients import hooks, network_cache
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import ElboWeighted, Interpolated, JourneyLoss, Loss, OutputMean, OutputNorm, SquareNorm
 from attribution.nodes import InMemory
@@ -204,8 +205,8 @@ def test_damping_converts_to_d_trak_s():
 def test_all_share_one_pass(get, monkeypatch, projection):
     """Claim: TRAK, relative and renormalized influence, gradient dot and cos, over two pools, take the passes of TRAK alone."""
     counted = []
-    run = hooks.run
-    monkeypatch.setattr(hooks, "run", lambda *args: (counted.append(len(args[3][0])), run(*args))[1])
+    run = hooks.run_all
+    monkeypatch.setattr(hooks, "run_all", lambda *args: (counted.append(len(args[3][0])), run(*args))[1])
     similar = {"measurement": LOSS, "draws": Uniform(4, seed=1), "projection": projection, "execution": CPU}
     alone = [estimator(projection=projection)]
     together = [estimator(kind, projection=projection) for kind in (TRAK, RelativeIF, RenormIF)]
@@ -219,6 +220,74 @@ def test_all_share_one_pass(get, monkeypatch, projection):
         counts.append(sum(counted))
     assert counts[0] == counts[1]
     assert counts[0] <= (10 + 3) * 4 + 40 * (projection == Identity()) + 8  # the first capture checks itself
+
+
+@pytest.mark.parametrize("batch_size", [512, 3])
+@pytest.mark.parametrize("projection", [Identity(), SJLT(k=64), Kronecker(k_out=4, k_in=4)], ids=["whole", "sjlt", "kronecker"])
+def test_loss_and_square_share_the_forward_pass(get, monkeypatch, projection, batch_size):
+    """Claim: TRAK and D-TRAK evaluate the network as often together as one of them, and score the same to the last bit."""
+    network = type(RECORD.network(get))
+    evaluated, forward = [], network.forward
+    monkeypatch.setattr(
+        network, "forward", lambda self, x, *rest, **named: evaluated.append(len(x)) or forward(self, x, *rest, **named)
+    )
+    execution = Execution(device="cpu", batch_size=batch_size, shard=7)
+    methods = [estimator(feature=feature, projection=projection, execution=execution) for feature in (LOSS, SquareNorm(PROCESS))]
+
+    def computed(chosen):
+        fresh = InMemory()
+        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+        network_cache._engines.clear()
+        evaluated.clear()
+        scores = fresh.many([method.scores(RECORD, RECORD.data, QUERIES) for method in chosen])
+        return [of.values for of in scores], sum(evaluated)
+
+    (both, passes), (loss, alone), (square, _) = (computed(chosen) for chosen in (methods, methods[:1], methods[1:]))
+    assert passes == alone > 0
+    assert np.array_equal(both[0], loss[0])
+    assert np.array_equal(both[1], square[0])
+    assert not np.array_equal(both[0], both[1])
+
+
+def test_memory_decides_how_many_measures_are_held(get, monkeypatch):
+    """Claim: gradients of two measures are held together only where they fit; the scores are the same to rounding."""
+    held, inner = [], gram._matrices
+    monkeypatch.setattr(gram, "_matrices", lambda by_right, *rest: held.append(len(by_right)) or inner(by_right, *rest))
+    values = []
+    for room in (40, 10):  # whole gradients
+        execution = Execution(device="cpu", gradient_memory=4 * room * RECORD.parameter_count)
+        methods = [estimator(feature=feature, execution=execution) for feature in (LOSS, SquareNorm(PROCESS))]
+        fresh = InMemory()
+        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+        values.append([scores.values for scores in fresh.many([m.scores(RECORD, RECORD.data, QUERIES) for m in methods])])
+        assert set(held) == ({2} if room == 40 else {1})
+        held.clear()
+    for one, other in zip(*values, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("projection", [Identity(), SJLT(k=64)], ids=["whole", "projected"])
+@pytest.mark.parametrize(("kind", "changes"), [(TRAK, {}), (GradientSimilarity, {"cosine": False})], ids=["trak", "dot"])
+def test_each_side_has_its_own_draws(get, projection, kind, changes):
+    """Claim: features of queries are means over n draws, those of training images over ``train``; passes are counted by side."""
+    draws = Uniform(4, seed=1, train=2)
+    shared = {"measurement": LOSS, "draws": draws, "projection": projection, "execution": CPU, **changes}
+    method = kind(**shared)
+    assert method.draws_of({}) == (4, 2)
+    roles = {"query": QUERIES, "attribution": RECORD.data}
+    if kind is TRAK:
+        features = [method.features(RECORD, images, role) for role, images in roles.items()]
+    else:
+        features = [method.features(RECORD, images, role, None) for role, images in roles.items()]
+    assert [side.draws for side in features] == [Uniform(4, seed=1), Uniform(2, seed=1)]
+    node = method.scores(RECORD, RECORD.data, QUERIES)
+    assert node.passes(get) == 3 * 4 + 10 * 2
+    if kind is TRAK and projection == Identity():
+        q, _ = _rows(LOSS)
+        z = gradients(get, LOSS, get(RECORD.data), "attribution", Uniform(2, seed=1))
+        expected = q @ solved(z, DAMPING)
+        ((_, scores),) = replace(method, damping=DAMPING).variants(get(node))
+        np.testing.assert_allclose(scores.values, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("projection", [Identity(), SJLT(k=64)], ids=["whole", "projected"])

@@ -7,6 +7,8 @@ from scipy import stats
 from attribution.checks import FieldError
 from attribution.images import philox
 from attribution.images.draws import Draws, Even, Fixed, Uniform, random_draws
+from attribution.images.window import Window
+from attribution.nodes import describe
 
 T = 1000
 
@@ -44,7 +46,9 @@ def test_normal_numbers_depend_on_seed_and_position_alone():
     torch.testing.assert_close(philox.normal(seeds, 11), together[:, :11])
 
 
-@pytest.mark.parametrize("scheme", [Uniform(7, seed=3), Even(5, noises=2, seed=3), Fixed([4, 999], noises=3, seed=3)])
+@pytest.mark.parametrize(
+    "scheme", [Uniform(7, seed=3), Even(5, noises=2, seed=3), Fixed([4, 999], noises=3, seed=3), Window(7, 20, 30, seed=3)]
+)
 def test_a_draw_does_not_depend_on_the_others(scheme):
     """Claim: an example's draws are the same alone, in any order and in any batch."""
     examples = torch.tensor([11, 0, 2**40, 5])
@@ -68,6 +72,81 @@ def test_first_draws_of_many_are_the_draws_of_few():
     """Claim: the first k of Uniform(n) are Uniform(k) (docs/methods.md, Draws), so that one pass gives a curve over k."""
     examples = torch.arange(4)
     assert equal(Uniform(50).draw("query", examples, T).columns(slice(8)), Uniform(8).draw("query", examples, T))
+
+
+def test_a_window_is_uniform_within_its_ends():
+    """Claim: t covers low..high evenly, both ends included; noise and flips are those of Uniform, and the first k are Window(k)."""
+    examples = torch.arange(500)
+    draws = Window(100, low=3, high=12).draw("train", examples, 40, flips=True)
+    counts = torch.bincount(draws.timestep.flatten(), minlength=41)
+    assert counts[:3].sum() == counts[13:].sum() == 0
+    assert stats.chisquare(counts[3:13].numpy()).pvalue > 1e-3
+    uniform = Uniform(100).draw("train", examples, 40, flips=True)
+    assert torch.equal(draws.noise_seed, uniform.noise_seed)
+    assert torch.equal(draws.flip, uniform.flip)
+    assert equal(draws.columns(slice(8)), Window(8, low=3, high=12).draw("train", examples, 40, flips=True))
+    assert equal(Window(5, low=1, high=40).draw("query", examples, 40), Uniform(5).draw("query", examples, 40))
+
+
+@pytest.mark.parametrize("scheme", [Uniform, Even, Window])
+def test_each_side_has_its_number(scheme):
+    """Claim: the draws of a side are those of the scheme with this side's number; without ``train`` the sides are alike."""
+    both = scheme(8, seed=3, train=5)
+    assert both.side("query") == scheme(8, seed=3)
+    assert both.side("train") == scheme(5, seed=3)
+    assert (both.side("query").count, both.side("train").count) == (8, 5)
+    assert both.pairs == [(8, 5)]
+    alike = scheme(8, seed=3)
+    assert alike.side("query") == alike.side("train") == alike
+    assert alike.pairs == [(8, 8)]
+    assert Fixed([4, 9]).side("train") == Fixed([4, 9])
+
+
+def test_noises_count_on_both_sides():
+    """Claim: the number of even timesteps is a side's own, the noises at each of them are common to both."""
+    assert Even(8, noises=3, train=5).pairs == [(24, 15)]
+
+
+@pytest.mark.parametrize("scheme", [Uniform, Window])
+def test_lists_of_numbers_go_in_pairs(scheme):
+    """Claim: a list of n takes one number of training draws, a list of its length in the order of n, or as many as n."""
+    assert scheme([4, 2]).pairs == [(2, 2), (4, 4)]
+    assert scheme([4, 2], train=3).pairs == [(2, 3), (4, 3)]
+    paired = scheme([4, 2], train=[1, 6])
+    assert paired.pairs == [(2, 6), (4, 1)]
+    assert paired.side("train").prefixes == [1, 6]
+    assert paired.at(2, 6) == scheme(2, train=6)
+
+
+@pytest.mark.parametrize("scheme", [Uniform, Even, Window])
+def test_as_many_draws_of_either_side_are_one_scheme(scheme):
+    """Claim: a number of training draws that equals n changes no identity, and neither does null."""
+    assert describe(scheme(8, train=8)) == describe(scheme(8, train=None)) == describe(scheme(8))
+    assert describe(scheme(8, train=7)) != describe(scheme(8))
+    assert "train" not in describe(Uniform(8))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Uniform(4, train=0), ["Uniform.train=0"]),
+        (lambda: Uniform(4, train=[2]), ["Uniform.train=[2]", "list n"]),
+        (lambda: Uniform([2, 4], train=[2]), ["Uniform.train=[2]", "list n"]),
+        (lambda: Uniform([2, 2], train=[2, 3]), ["Uniform.n=[2, 2]", "once"]),
+        (lambda: Even(4, train=[2]), ["Even.train=[2]", "one number"]),
+        (lambda: Even(4, train=11).check(10), ["Even.train=11", "10"]),
+        (lambda: Window(4, low=0), ["Window.low=0"]),
+        (lambda: Window(4, low=9, high=8), ["Window.high=8", "low=9"]),
+        (lambda: Window(4, low=9, high=11).check(10), ["Window.high=11", "high <= 10"]),
+        (lambda: Window(4).draw("query", torch.tensor([0]), 10), ["Window.high=500"]),
+        (lambda: Uniform(4, train=2).refuse_sides("there is one side"), ["Uniform.train=2", "leave it null"]),
+    ],
+)
+def test_impossible_sides_and_windows_name_the_field(make, words):
+    """Claim: the error names the field and what to set, before anything is drawn."""
+    with pytest.raises(FieldError) as error:
+        make()
+    assert all(word in str(error.value) for word in words)
 
 
 def test_uniform_timesteps_and_flips_are_uniform():

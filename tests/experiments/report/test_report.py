@@ -15,8 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.report.report import Report, command_line, merge, read_rows
-from experiments.report.row import Estimate, Levels, Row, Subject
-from experiments.report.tables import number
+from experiments.report.row import Effort, Estimate, Levels, Row, Subject
+from experiments.report.tables import number, print_rows
 
 ROW = Row(benchmark="targeted", subject=Subject("retrac"), metric="share@10", estimate=Estimate(0.5, 0.4, 0.625))
 FLAT = {
@@ -279,3 +279,44 @@ def test_merge_keeps_what_jobs_say_of_themselves(tmp_path):
         {"estimator.damping": 1e-7, "own": 2},
         {"estimator.damping": 1e-5, "own": 10},
     ]
+
+
+def test_draws_and_passes_are_shown_and_survive_the_file(tmp_path):
+    """Claim: an estimator's row shows draws by side and passes, also after reading; differences and references show none."""
+    report = Report(tmp_path, **RUN)
+    one, other = Subject("kfac", effort=Effort(64, 32, 12288.0)), Subject("tracin", effort=Effort(64, 1, 4096.0))
+    report.add([replace(ROW, subject=one), replace(ROW, subject=other), replace(ROW, subject=one, minus=other)])
+    report.add(
+        [replace(ROW, subject=Subject("raw_cos", effort=Effort(passes=0.0))), replace(ROW, subject=Subject("exact retraining"))]
+    )
+    for text in (shown(report), shown_rows(read_rows(tmp_path))):
+        assert "64 / 32" in line_of(text, "│ kfac  ", "12,288")
+        assert "64 / 1 " in line_of(text, "│ tracin ", "4,096")
+        assert "12,288" not in line_of(text, "kfac − tracin")
+        assert " / " not in line_of(text, "│ raw_cos ")
+        assert line_of(text, "exact retraining")
+        assert "without those of the curvature" in text
+    first, second, difference, pixels, retraining = (
+        json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()
+    )
+    assert [first[name] for name in ("draws_query", "draws_train", "passes")] == [64, 32, 12288]
+    assert second["draws_train"] == 1
+    assert difference["difference"]["minus"]["effort"] == {"draws_query": 64, "draws_train": 1, "passes": 4096}
+    assert "draws_query" not in pixels
+    assert pixels["passes"] == 0
+    assert not {"draws_query", "draws_train", "passes"} & (retraining.keys() | difference.keys())
+    assert [row.subject.effort for row in read_rows(tmp_path)] == [one.effort, other.effort, one.effort, Effort(passes=0.0), None]
+
+
+def shown_rows(rows: list[Row]) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    print_rows(rows, console)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_rows_without_effort_have_no_such_columns(tmp_path):
+    """Claim: a table of rows that no scores stand behind has neither draws nor passes."""
+    report = Report(tmp_path, **RUN, command="python run.py")
+    report.add([ROW])
+    header = line_of(shown(report), "estimator")
+    assert not {"draws", "passes"} & set(header.replace("┃", " ").split())

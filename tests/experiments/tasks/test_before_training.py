@@ -22,9 +22,9 @@ from tests.experiments.tasks.test_configs import TINY, composed
     ],
 )
 def test_an_average_that_keeps_the_first_steps_is_said(tmp_path: Path, capsys, settings, share):
-    """Claim: a plain average that holds more than 1 % of the first step's weights is named with its share, before and beside results."""
+    """Claim: a plain average that holds over 1 % of the first step's weights is named, before and beside results."""
     config = composed(*TINY, *settings)
-    run = RunContext(config, experiment_of(config), Store(tmp_path), Report(tmp_path), None)  # pyright: ignore[reportArgumentType]
+    run = RunContext(config, experiment_of(config), Store(tmp_path), Report(tmp_path, "digits", 0), None)  # pyright: ignore[reportArgumentType]
     check_before_training(run)
     assert len(run.report.warnings) == (share is not None)
     if share is not None:

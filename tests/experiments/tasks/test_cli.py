@@ -93,7 +93,7 @@ def test_the_main_job_and_again(tmp_path):
     assert "GPU available" not in first.stdout + first.stderr  # Lightning is silent
     assert str(folder / "rows.jsonl") in first.stdout
     found = rows(folder)
-    names = ["kfac", "balanced_kfac", "trak", "dtrak", "raw_cos", "random"]
+    names = ["kfac", "balanced_kfac", "window_kfac", "trak", "dtrak", "raw_cos", "random"]
     for kind in ("validation", "generated"):
         of_kind = [row for row in found if row["queries"] == kind]
         by_name = {row["estimator"]: row for row in of_kind if row["metric"] == "lds_%"}
@@ -103,11 +103,16 @@ def test_the_main_job_and_again(tmp_path):
             assert -most <= row["low"] <= row["high"] <= most
             assert row["command"].startswith("python run.py")
         assert 0 <= by_name["kfac"]["ceiling"] <= 100
+        tuned = ["balanced_kfac", "window_kfac", "trak", "dtrak"]
+        drawing = [by_name[name] for name in ("kfac", *tuned)]
+        count = {"validation": 5, "generated": 4}[kind]
+        assert {(row["draws_query"], row["draws_train"], row["passes"]) for row in drawing} == {(2, 2, 2 * count + 2 * 40)}
         held_out = {row["estimator"] for row in of_kind if row["metric"] == "lds_%_held_out_damping"}
-        tuned = ["balanced_kfac", "trak", "dtrak"]
         assert held_out == {"kfac", *tuned, *(f"kfac − {name}" for name in tuned)}
         with (folder / "lds_of_queries.csv").open() as file:
-            own = [float(line["lds_%"]) for line in csv.DictReader(file) if (line["queries"], line["estimator"]) == (kind, "kfac")]
+            lines = list(csv.DictReader(file))
+            assert {line["passes"] for line in lines if line["estimator"] == "kfac"} == {"90", "88"}
+            own = [float(line["lds_%"]) for line in lines if (line["queries"], line["estimator"]) == (kind, "kfac")]
         assert len(own) == {"validation": 5, "generated": 4}[kind]
         assert np.mean(own) == pytest.approx(by_name["kfac"]["value"])
     for name in ("lds", "proponents_validation", "proponents_generated", "training", "samples"):
@@ -277,13 +282,16 @@ def test_a_scheme_of_draws_is_for_those_who_have_one(tmp_path):
 
 
 def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
-    """Claim: a list of numbers of draws, and bins, go to who answers for them; a compared estimator that does not keeps its own."""
+    """Claim: a list of numbers of draws, and bins, go to who answers for them; others get the largest number, and no bins."""
     out, compared = tmp_path / "out", "benchmark.compare=[tracin,trak]"
     settings = ["estimator.draws.n=[1,2]", "estimator.draws.bins=2", compared]
     run(tmp_path, *FINAL, *SMALL_BENCHMARK, "estimator=kfac", *settings, f"hydra.run.dir={out}")
     names = {(row["estimator"], (row.get("swept") or {}).get("estimator.draws.n")) for row in rows(out)}
     assert {("kfac", 1), ("kfac", 2)} <= names
     assert {"tracin", "trak"} <= {name for name, _ in names}
+    assert {(row["estimator"], row["draws_query"]) for row in rows(out) if row["estimator"] in ("tracin", "trak")} == {
+        ("tracin", 2), ("trak", 2),
+    }  # fmt: skip
     assert {row["estimator"] for row in rows(out) if (row.get("swept") or {}).get("query_bin") == "1-500"} >= {"kfac", "tracin"}
 
 
