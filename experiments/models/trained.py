@@ -15,7 +15,7 @@ from attribution.training.checkpoints import CheckpointRule, check_selection, ch
 from attribution.training.order import steps_per_epoch
 from attribution.training.recipe import Hardware, Recipe
 
-SHARED = ("attribution.training.fit",)
+SHARED = ("attribution.training.checkpoints", "attribution.training.fit")
 
 LoggerFor = Callable[[str], Any]
 """A Lightning logger for the training of the named model, or None."""
