@@ -31,8 +31,10 @@ class NoiseSchedule:
         if self.kind not in ("linear", "cosine"):
             raise FieldError(self, "kind", "choose linear or cosine")
         whole(self, "T", least=1)
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise FieldError(self, "beta_start", f"with beta_end={self.beta_end}; set 0 < beta_start <= beta_end < 1")
+        if not 0 < self.beta_start < 1:
+            raise FieldError(self, "beta_start", "must be between 0 and 1")
+        if not self.beta_start <= self.beta_end < 1:
+            raise FieldError(self, "beta_end", f"must be at least beta_start={self.beta_start} and below 1")
 
     @cached_property
     def betas(self) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.images import Images
 from attribution.nodes import execution
 from experiments.datasets.idx import mnist
@@ -32,6 +33,10 @@ class MNIST(Source):
     n_validation: int | None = None
     seed: int = 0
     download: bool = execution(default=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole(self, "pad", least=0)
 
     def read(self) -> Splits:
         train, test = mnist(self.folder, self.download)

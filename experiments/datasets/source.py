@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from attribution.checks import whole
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, class_identity, describe, describe_fields, execution
 from experiments.datasets.errors import DataError
@@ -49,6 +50,8 @@ class Source(ABC):
     root: str | Path | None = execution(default=None)
 
     def __post_init__(self):
+        for name in ("channels", "size", "levels"):
+            whole(self, name, least=1)
         # Configurations give lists. Tuples make the source hashable, so that it is read only once.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attribution.checks import FieldError, whole
 from attribution.images import Images
 from attribution.retraining.selection import Selection
 
@@ -18,10 +19,7 @@ class Subsets(ABC):
 
     def __post_init__(self):
         if not 0 <= self.weight < 1:
-            raise ValueError(
-                f"benchmark.subsets.weight={self.weight} (or estimator.subsets): give the examples outside a subset a weight of at "
-                "least 0 and below 1"
-            )
+            raise FieldError(self, "weight", "give the examples outside a subset a weight of at least 0 and below 1")
 
     @abstractmethod
     def masks(self, train: Images) -> np.ndarray:
@@ -53,11 +51,9 @@ class RandomSubsets(Subsets):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.count < 2 or not 0 < self.fraction < 1:
-            raise ValueError(
-                f"benchmark.subsets (or estimator.subsets): count={self.count} must be at least 2, and fraction={self.fraction} "
-                "between 0 and 1"
-            )
+        whole(self, "count", least=2)
+        if not 0 < self.fraction < 1:
+            raise FieldError(self, "fraction", "must be between 0 and 1")
 
     def masks(self, train: Images) -> np.ndarray:
         random = np.random.default_rng([self.seed, 0x5B5E7])

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from attribution.checks import FieldError
+from attribution.estimators import Estimator
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Node
 from experiments.models.experiment import Experiment
@@ -38,11 +40,15 @@ def check_before_training(run: RunContext, *users: Any) -> None:
 
 
 def check_draws(experiment: Experiment, *users: Any) -> None:
-    """Check that every draw scheme in ``users`` fits the timesteps of the process.
+    """Check that every draw scheme in ``users`` fits the timesteps of the process, and that no list of swept values is empty.
 
     Raises:
-        FieldError: A scheme needs other timesteps, or has more bins than there are.
+        FieldError: A scheme needs other timesteps or has more bins than there are, or an estimator has no value of a setting.
     """
+    for user in users:
+        swept = user.requested() if isinstance(user, Estimator) else {}
+        if empty := [name for name, values in swept.items() if not values]:
+            raise FieldError(user, empty[0], "give at least one value")
     T = experiment.diffusion.process.T
     for scheme in _schemes(users):
         scheme.check(T)

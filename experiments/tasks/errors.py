@@ -11,7 +11,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.disk import DiskError, is_full
-from experiments.tasks.suggestions import composition_error
+from experiments.tasks.suggestions import composition_error, group_error
 
 EXPECTED = (ValueError, FloatingPointError, OSError, HydraException, OmegaConfBaseException)
 """Errors that the user can correct."""
@@ -40,6 +40,8 @@ def sentence(error: BaseException) -> str:
         error = error.__cause__ or error
     if isinstance(error, HydraException | OmegaConfBaseException):
         return composition_error(error)
+    if isinstance(error, ValueError) and (message := group_error(error)):
+        return message
     if isinstance(error, OSError) and not isinstance(error, DiskError) and is_full(error):
         return f"{error}: free some space, or set hydra.run.dir (in a sweep hydra.sweep.dir) to another disk, then run again"
     return str(error) if isinstance(error, EXPECTED) and str(error) else f"{type(error).__name__}: {error}"

@@ -50,14 +50,19 @@ def composition_error(error: HydraException | OmegaConfBaseException) -> str:
     if isinstance(error, OverrideParseException):
         reason = " ".join(error.message.split("\nSee http")[0].split())
         return f"{error.override}: cannot be read ({reason}); write setting=value, and close brackets and quotes"
-    if sentence.startswith("Config group override must be a string"):
-        given = [argument for argument in sys.argv[1:] if not argument.startswith("-") and "." not in argument.partition("=")[0]]
-        return f"{' '.join(given)}: {sentence}; a group takes the name of a choice, as in model=unet_digits"
     if group := re.search(r"config group '([^']+)' does not exist", sentence):
         return sentence.removesuffix(".") + nearest(group[1], (path.name for path in CONF.iterdir() if path.is_dir()))
     if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/"):
         return f"{sentence} Launchers are plugins: pip install -e '.[launchers]'"
     return f"{sentence} ({' '.join(str(cause).split())})" if cause else sentence
+
+
+def group_error(error: ValueError) -> str | None:
+    """Return a message for Hydra's error of a group without the name of a choice (``model=3``); None for other errors."""
+    if not str(error).startswith("Config group override must be a string"):
+        return None
+    given = (argument for argument in sys.argv[1:] if not argument.startswith("-") and "." not in argument.partition("=")[0])
+    return f"{' '.join(given)}: {error}; a group takes the name of a choice, as in model=unet_digits"
 
 
 def _choices(missing: str, options: Iterable[str]) -> tuple[str, str, list[str]]:

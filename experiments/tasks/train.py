@@ -22,6 +22,7 @@ def train(config: DictConfig, check_layers: bool) -> None:
         FieldError: If ``check_layers`` is true and a layer has no per-example gradients. Otherwise a line says so.
     """
     with run_context(config) as run:
+        check_before_training(run)
         trained = run.experiment.trained
         try:
             find_layers(trained.outline)
@@ -29,7 +30,6 @@ def train(config: DictConfig, check_layers: bool) -> None:
             if check_layers:
                 raise FieldError(trained, "model", str(error)) from error
             print(f"note: most estimators will refuse this model: {error}")
-        check_before_training(run)
         record = run.store(run.experiment.trained)
         last_epoch = record.losses[-record.info["steps_per_epoch"] :]
         row = Row(

@@ -206,6 +206,9 @@ VALID = (
     r"(threads|workers)=3",
     r"(.*\.)?seed=0",
     r"store\.root=no_such_word",  # a folder that will be made
+    r"data\.(patches|validation_patches|n_train|n_validation|classes|zeros)=null",  # all
+    r"data\.pad=0",  # with data.size=28
+    r"data\.(train|validation)_key=(null|no_such_word)",  # without effect where there is no data.index_file
     r"feature\.p=inf",
     r"feature\.eta=-1",
     r"benchmark\.(repeats|outlier)=0",

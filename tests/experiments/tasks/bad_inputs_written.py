@@ -131,7 +131,8 @@ def _spelling() -> Iterator[BadInput]:
         "+diffusion.foo=1",
     ):
         key = name.lstrip("+").partition("=")[0]
-        yield BadInput(name, SMALL, (key, *({"optimizer": ["optimizer.foo"], "trainer.foo.bar": ["trainer.foo"]}.get(key, []))))
+        others = {"optimizer": ("optimizer.foo",), "trainer.foo.bar": ("trainer.foo",), "foo.bar": ("foo:",)}
+        yield BadInput(name, SMALL, (key, *others.get(key, ())))
 
 
 def _syntax() -> Iterator[BadInput]:
