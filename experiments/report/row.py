@@ -118,7 +118,7 @@ class Row:
             optional |= asdict(self.subject.effort or Effort())
         else:
             optional["scores"] = self.subject.scores and [self.subject.scores, self.minus.scores]
-            optional["difference"] = {"first": asdict(self.subject), "minus": asdict(self.minus)}
+            optional["difference"] = {"first": _side(self.subject), "minus": _side(self.minus)}
         optional |= {"swept": self.settings or None, "command": self.command}
         ends = dict(zip(("value", "low", "high"), (self.estimate.value, *interval), strict=True))
         row = {"benchmark": self.benchmark, "estimator": self.estimator, "metric": self.metric, **ends}
@@ -169,8 +169,13 @@ RESERVED = {
 """Fields in ``rows.jsonl`` that are not from ``about``."""
 
 
+def _side(subject: Subject) -> dict[str, Any]:
+    """A side of a difference as JSON values."""
+    return {name: value for name, value in asdict(subject).items() if name != "effort" or value is not None}
+
+
 def _subject(side: Mapping[str, Any]) -> Subject:
-    """A side of a difference, as ``asdict`` describes it."""
+    """The side of a difference that ``_side`` describes."""
     effort = side.get("effort")
     return Subject(**{**side, "effort": None if effort is None else Effort(**effort)})
 

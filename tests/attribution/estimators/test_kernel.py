@@ -215,6 +215,7 @@ def test_all_share_one_pass(get, monkeypatch, projection):
     for methods in (alone, together):
         fresh = InMemory()
         fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+        network_cache._engines.clear()
         counted.clear()
         fresh.many([method.scores(RECORD, RECORD.data, QUERIES) for method in methods])
         counts.append(sum(counted))
