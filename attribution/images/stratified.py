@@ -1,13 +1,14 @@
 """Stratified draws, which spread over the timesteps and stay unbiased. Measurements of retrained models are averaged over them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.checks import whole
-from attribution.images.draws import Draws, DrawScheme, random_draws
+from attribution.checks import FieldError, whole
+from attribution.images.draws import Draws, TwoSided, random_draws
 from attribution.images.proposals import Proposal
 
 SHARED = ("attribution.images.draws", "attribution.images.proposals")
@@ -17,12 +18,14 @@ _RESOLUTION = 2**31
 
 
 @dataclass(frozen=True)
-class Stratified(DrawScheme):
+class Stratified(TwoSided):
     """One draw in each of ``n`` stretches of the timesteps that are equally probable under a :class:`Proposal`.
 
     Without a proposal the stretches are equally long: draw k is uniform in ``(kT/n, (k+1)T/n]``, and a timestep that two stretches
     share is drawn in each in proportion to its part there. With a proposal p every draw has the weight ``1 / (T p(t))``, so that
     the mean of weighted costs has the mean over all timesteps as its expectation, for every ``n``.
+
+    ``train``: the number of draws of training images (None: as many).
     """
 
     NAME = "Stratified"
@@ -31,10 +34,14 @@ class Stratified(DrawScheme):
     n: int
     seed: int = 0
     bins: int = 1
+    train: int | None = None
 
     def __post_init__(self):
-        for name in ("n", "bins"):
-            whole(self, name, least=1)
+        for name in ("n", "train"):
+            if isinstance(getattr(self, name), Sequence):
+                raise FieldError(self, name, "must be one number; independent draws (Uniform) take a list")
+        self._check_numbers()
+        whole(self, "bins", least=1)
 
     @property
     def count(self) -> int:

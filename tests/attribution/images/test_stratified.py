@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from attribution.checks import FieldError
 from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.diffusion.samplers import DDIMSampler
 from attribution.images.draws import Even, Fixed, Uniform
@@ -92,6 +93,15 @@ def test_stretches_without_a_proposal():
     twice = Stratified(20).draw("query", torch.arange(3), 10).timestep
     assert twice.tolist() == [sorted(2 * list(range(1, 11)))] * 3
     assert len(Stratified(8).draw("query", torch.arange(30), 1000).timestep.unique()) > 150
+
+
+def test_an_estimator_may_draw_other_numbers_for_training_images():
+    """Claim: ``train`` is the number of the training side; a list of numbers is refused, because first draws are not stratified."""
+    scheme = Stratified(8, seed=2, train=3)
+    assert [scheme.side(side) for side in ("query", "train")] == [Stratified(8, seed=2), Stratified(3, seed=2)]
+    assert scheme.pairs == [(8, 3)]
+    with pytest.raises(FieldError, match=r"Stratified.n=\[2, 4\]: must be one number"):
+        Stratified([2, 4])  # pyright: ignore[reportArgumentType]
 
 
 def test_measures_without_weights_need_none():
