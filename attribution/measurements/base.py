@@ -83,8 +83,16 @@ class Measure(ABC):
         return Inputs(draws.images(x0).flatten(0, 1), draws.timestep.flatten(), noise.flatten(0, 1), per_draw(condition, draws))
 
     def output(self, denoise: Denoiser, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The network's output at the noisy images ``x_t``."""
-        return denoise(self.process.network_input(x_t, t), t, condition)
+        """The network's output at the noisy images ``x_t``.
+
+        Raises:
+            ValueError: an output of another shape, which would be broadcast.
+        """
+        output = denoise(self.process.network_input(x_t, t), t, condition)
+        if output.shape != x_t.shape:
+            shapes = [tuple(tensor.shape[1:]) for tensor in (output, x_t)]
+            raise ValueError(f"the network returns {shapes[0]} for an image of {shapes[1]}: return the shape of the image")
+        return output
 
     def epsilon(self, denoise: Denoiser, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The noise that the network predicts at ``x_t``."""

@@ -50,7 +50,12 @@ def begin(part: Path, node: Node) -> None:
 
 
 def settle(part: Path, node: Node) -> dict[str, Digest]:
-    """Keep those files of a computed node that its last save lists, before the artifact adds its own, and return their digests."""
+    """Keep those files of a computed node that its last save lists, before the artifact adds its own, and return their digests.
+
+    Without saves all files stay: ``begin`` has removed those of earlier attempts.
+    """
+    if not (part / PROGRESS).is_dir():
+        return {}
     digests = Saves(part, node.fingerprint).published()
     for path in _files(part):
         if (name := _name(path, part)) not in digests and name != NODE and not name.startswith(f"{PROGRESS}/"):

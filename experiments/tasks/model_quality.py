@@ -2,41 +2,28 @@
 
 import numpy as np
 
-from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.quality import Fit, roughness
-from experiments.report.row import Levels, Row, Subject
 from experiments.tasks.run_context import RunContext
 
-BENCHMARK = "model"
 _ROUGHEST = 0.995
 """The quantile of the training images' roughness above which the mean of the samples' is called noise."""
 
 
 def warn_of_poor_model(run: RunContext) -> None:
-    """Warn in the report, with a row for each reason, if the trained model is poor.
+    """Warn in the report, with each reason, if the trained model is poor.
 
     It is if its loss on training images is not below that of predicting every pixel by itself, or if its samples (where they are
     stored) are rougher than nearly all training images.
     """
-    experiment, bootstrap = run.experiment, Bootstrap()
+    experiment = run.experiment
     if not run.store.has(experiment.trained):  # scores that need no model
         return
-    about = {"model": experiment.trained.fingerprint}
-    reasons, rows = [], []
+    reasons = []
     losses = run.store(Fit(trained=experiment.trained, data=experiment.train, execution=experiment.execution))
     model, pixelwise = float(losses.model.mean()), float(losses.pixelwise.mean())
     if not model < pixelwise:
         reasons.append(
             f"its loss on training images is {model:.3g}, and {pixelwise:.3g} needs only the mean and variance of each pixel"
-        )
-        rows.append(
-            Row(
-                benchmark=BENCHMARK,
-                metric="loss_minus_pixelwise_loss",
-                subject=Subject("none"),
-                estimate=bootstrap.mean(losses.model - losses.pixelwise, ["images"]).estimate(),
-                about=about | {"loss": model, "pixelwise_loss": pixelwise},
-            )
         )
     samples = experiment.samples(run.config.samples.n, run.config.samples.seed)
     if run.store.has(samples):
@@ -46,18 +33,7 @@ def warn_of_poor_model(run: RunContext) -> None:
             reasons.append(
                 f"its samples are as rough as noise ({of_samples.mean():.2g}; training images have at most {roughest:.2g})"
             )
-            rows.append(
-                Row(
-                    benchmark=BENCHMARK,
-                    metric="roughness_of_samples",
-                    subject=Subject("none"),
-                    estimate=bootstrap.mean(of_samples, ["samples"]).estimate(),
-                    levels=Levels(random=1.0, maximum=roughest),
-                    about=about,
-                )
-            )
     if reasons:
-        run.report.add(rows)
         run.report.warn(
             f"the model has not learned its data: {', and '.join(reasons)}. Scores explain noise: train longer, or change the "
             "learning rate (optimizer.lr) or the average (trainer.ema)"
