@@ -1,6 +1,7 @@
 """Signs that a model has not learned its data: a loss that needs no image to reach, and samples that are noise."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from attribution.images import Images, ImageSet
 from attribution.images.draws import Fixed
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, execution
+from experiments.models.experiment import Experiment
 
 SHARED = ("attribution.diffusion.denoiser", "attribution.images.draws", "attribution.images.images")
 
@@ -45,6 +47,11 @@ class Fit(Node[FitLosses]):
     trained: Trained
     data: ImageSet
     execution: Execution = execution(default=Execution())
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self:
+        """The loss of the experiment's model."""
+        return cls(trained=experiment.trained, data=experiment.train, execution=experiment.execution)
 
     def cost(self) -> Cost:
         return Cost(passes=_IMAGES * _TIMESTEPS / 3)  # a forward pass is about a third of forward and backward

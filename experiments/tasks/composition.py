@@ -15,6 +15,7 @@ from attribution.estimators import Estimator
 from attribution.nodes import Node
 from experiments.benchmarks.base import Benchmark
 from experiments.models.experiment import Diffusion, Experiment
+from experiments.models.quality import Fit
 from experiments.models.trained import LoggerFor
 from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
 from experiments.tasks.settings import SettingError, build
@@ -49,7 +50,7 @@ def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> E
     experiment = experiment or experiment_of(config)
     benchmark, estimators = build(config, "benchmark"), estimators_of(config)
     samples = experiment.samples(config.samples.n, config.samples.seed)
-    nodes = [experiment.trained, *benchmark.nodes(experiment, estimators), samples]
+    nodes = [experiment.trained, *benchmark.nodes(experiment, estimators), samples, Fit.of(experiment)]
     return Evaluation(experiment, benchmark, estimators, nodes)
 
 

@@ -19,7 +19,7 @@ def warn_of_poor_model(run: RunContext) -> None:
     if not run.store.has(experiment.trained):  # scores that need no model
         return
     reasons = []
-    losses = run.store(Fit(trained=experiment.trained, data=experiment.train, execution=experiment.execution))
+    losses = run.store(Fit.of(experiment))
     model, pixelwise = float(losses.model.mean()), float(losses.pixelwise.mean())
     if not model < pixelwise:
         reasons.append(
