@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attribution.checks import whole
+from attribution.checks import number, whole
 from attribution.gradients.layers import pieces
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import philox
@@ -42,6 +42,7 @@ class DenseProjection(Projection):
 
     def __post_init__(self):
         whole(self, "k", least=1)
+        number(self, "memory", least=0)
 
     def size(self, layers: LayerShapes) -> int:
         return self.k

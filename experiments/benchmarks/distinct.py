@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from attribution.checks import listed, whole
+from attribution.checks import listed, number, whole
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant
 from experiments.metrics import distinct as metrics
@@ -44,6 +44,7 @@ def check(benchmark: OfSets, experiment: Experiment) -> None:
     examples = len(experiment.data.load().train)
     listed(benchmark, "k", partial(whole, least=1, most=examples))
     whole(benchmark, "sets", least=1)
+    number(benchmark, "influential", least=0, most=1)
     for queries in benchmark.queries.values():
         whole(benchmark, "n", least=1, most=queries.node(experiment).count)
 

@@ -145,8 +145,7 @@ class SparseTimesteps(QueryBenchmark):
         T, train = experiment.diffusion.process.T, experiment.data.load().train
         listed(self, "n", partial(whole, least=1, most=T - 1))
         whole(self, "fixed", least=1, most=T)
-        if has_two_sources(train):
-            whole(self, "k", least=1, most=len(train))
+        whole(self, "k", least=1, most=len(train) if has_two_sources(train) else None)
         for name in ("noises", "repeats"):
             whole(self, name, least=1)
         return require_replay(estimators, NAME)

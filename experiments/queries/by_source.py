@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attribution.checks import FieldError, whole
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get
 from experiments.datasets import Split
@@ -28,10 +29,10 @@ class HeldOutOfEach(Queries):
         for label in np.unique(splits.train.label).tolist():
             held_out = np.flatnonzero(splits.validation.label == label)
             if not 1 <= self.n <= len(held_out):
-                raise ValueError(
-                    f"benchmark.queries.*.n={self.n} asks for {self.n} per source, but label {label} has only {len(held_out)} "
-                    f"held-out images: give 1 to {len(held_out)}, or hold out more images by the settings of data"
+                message = (
+                    f"label {label} has {len(held_out)} held-out images: give 1 to {len(held_out)} per source, or hold out more"
                 )
+                raise FieldError(self, "n", f"{message} images by the settings of data")
             rows += np.random.default_rng([self.seed, label]).permutation(held_out)[: self.n].tolist()
         return Split(experiment.data, "validation", tuple(sorted(rows)))
 
@@ -48,11 +49,9 @@ class GeneratedOfEach(Queries):
     seed: int
 
     def node(self, experiment: Experiment) -> ImageSet:
+        whole(self, "pool", least=1)
         if not 1 <= self.n <= self.pool:
-            raise ValueError(
-                f"benchmark.queries.*.n={self.n} of benchmark.queries.*.pool={self.pool} generated images: n must be between 1 and "
-                "pool"
-            )
+            raise FieldError(self, "n", f"must be between 1 and pool={self.pool}, the number of generated images to choose from")
         return OfEachSource(experiment.samples(self.pool, self.seed), experiment.train, self.n)
 
 

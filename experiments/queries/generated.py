@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from attribution.checks import whole
 from attribution.images import ImageSet
 from experiments.models.experiment import Experiment
 from experiments.queries.base import Queries
@@ -15,6 +16,5 @@ class Generated(Queries):
     seed: int
 
     def node(self, experiment: Experiment) -> ImageSet:
-        if self.n < 1:
-            raise ValueError(f"queries.n={self.n}: must be at least 1")
+        whole(self, "n", least=1)
         return experiment.samples(self.n, self.seed)

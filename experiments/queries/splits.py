@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attribution.checks import FieldError
 from attribution.images import ImageSet
 from experiments.datasets import Split
 from experiments.models.experiment import Experiment
@@ -20,7 +21,7 @@ class Validation(Queries):
 
     def node(self, experiment: Experiment) -> ImageSet:
         available = len(experiment.data.load().validation)
-        return Split(experiment.data, "validation", _random_rows(self.n, available, self.seed, "validation"))
+        return Split(experiment.data, "validation", _random_rows(self, available, "validation"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +35,17 @@ class Training(Queries):
     def node(self, experiment: Experiment) -> ImageSet:
         ids = experiment.data.load().train.index
         if self.index is None:
-            return Split(experiment.data, "train", _random_rows(self.n, len(ids), self.seed, "training"))
+            return Split(experiment.data, "train", _random_rows(self, len(ids), "training"))
         if absent := sorted(set(self.index) - set(ids.tolist())):
-            raise ValueError(f"queries.index={absent}: no training images have these ids; the smallest id is {ids.min()}")
+            raise FieldError(self, "index", f"no training images have the ids {absent}: choose from {ids.min()}..{ids.max()}")
         if not self.index:
-            raise ValueError("queries.index=[]: give at least one id, or null for a random choice")
+            raise FieldError(self, "index", "give at least one id, or null for a random choice")
         rows = np.concatenate([np.flatnonzero(ids == wanted) for wanted in self.index])
         return Split(experiment.data, "train", tuple(rows.tolist()))
 
 
-def _random_rows(n: int, available: int, seed: int, kind: str) -> tuple[int, ...]:
+def _random_rows(queries: Validation | Training, available: int, kind: str) -> tuple[int, ...]:
     """Return ``n`` positions in 0..available-1, chosen at random by ``seed``, in ascending order."""
-    if not 1 <= n <= available:
-        raise ValueError(f"n={n} {kind} queries (queries.n or benchmark.queries.*.n): there are {available}")
-    return tuple(np.sort(np.random.default_rng(seed).permutation(available)[:n]).tolist())
+    if not 1 <= queries.n <= available:
+        raise FieldError(queries, "n", f"there are {available} {kind} images: give 1 to {available}")
+    return tuple(np.sort(np.random.default_rng(queries.seed).permutation(available)[: queries.n]).tolist())

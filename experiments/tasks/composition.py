@@ -7,6 +7,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +17,8 @@ from experiments.benchmarks.base import Benchmark
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.trained import LoggerFor
 from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
-from experiments.tasks.settings import build
+from experiments.tasks.settings import SettingError, build
+from experiments.tasks.suggestions import nearest
 
 NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
 """Groups and settings that choose the task and the place where it runs, and do not change results."""
@@ -105,14 +107,22 @@ def _overrides() -> list[Override]:
 
 
 def _composed_with(estimator: str) -> DictConfig:
-    """Compose this run's config with another estimator."""
+    """Compose this run's config with another estimator.
+
+    Raises:
+        SettingError: If there is no such estimator.
+    """
     overrides = _overrides()
     remaining = [str(override.input_line) for override in overrides if not _concerns_estimator(override)]
     own = own_draws(estimator)
     groups = [override for override in overrides if _concerns_estimator(override) and override.package]
     groups = [override for override in groups if not (own.scheme and override.get_key_element() == SCHEME)]
     arguments = [*remaining, f"estimator={estimator}"]
-    config = compose("config", arguments, return_hydra_config=bool(groups))
+    try:
+        config = compose("config", arguments, return_hydra_config=bool(groups))
+    except MissingConfigException as error:
+        choices = nearest(estimator, error.options or ())
+        raise SettingError(f"benchmark.compare=[{estimator}]: no such estimator{choices}") from error
     if groups:  # groups inside the estimator: keep only those this estimator accepts
         choices = config.hydra.runtime.choices
         config = compose("config", [*arguments, *(str(o.input_line) for o in groups if o.get_key_element() in choices)])

@@ -246,8 +246,8 @@ def test_image_tracing_on_the_command_line(tmp_path):
         (["benchmark.k=5"], "benchmark.k=5"),
         (["benchmark.k=[]"], "benchmark.k=[]"),
         (["benchmark.rows=0"], "benchmark.rows=0"),
-        (["benchmark.queries.validation.n=200"], "benchmark.queries.*.n=200"),
-        (["benchmark.queries.generated.n=8"], "n=8 of benchmark.queries.*.pool=7"),
+        (["benchmark.queries.validation.n=200"], "HeldOutOfEach.n=200: label 0 has "),
+        (["benchmark.queries.generated.n=8"], "GeneratedOfEach.n=8: must be between 1 and pool=7"),
         (["data.zeros=100"], "data.zeros=100"),
     ],
 )

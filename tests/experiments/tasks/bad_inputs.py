@@ -209,7 +209,8 @@ VALID = (
     r"data\.(patches|validation_patches|n_train|n_validation|classes|zeros)=null",  # all
     r"data\.pad=0",  # with data.size=28
     r"data\.(train|validation)_key=(null|no_such_word)",  # without effect where there is no data.index_file
-    r"feature\.p=inf",
+    r"feature\.p=(inf|1\.5)",
+    r"estimator\.scale=1\.5",
     r"feature\.eta=-1",
     r"benchmark\.(repeats|outlier)=0",
     r"trainer\.clip=null",
