@@ -219,7 +219,7 @@ def _objects() -> Iterator[BadInput]:
             if not (target.endswith("Loss") and group in ("objective", "measurement")):
                 yield BadInput(f"{group}._target_={target}", SCORES, (group,))
     for group in ("data", "model", "optimizer", "trainer", "estimator", "queries", "task", "tracker", "execution", "diffusion"):
-        for value in ("null", "3", "[]", "{}"):
+        for value in ("null", "3", "[]"):
             yield BadInput(f"{group}={value}", SCORES, (group,))
     for target in ("torch.nn.Identity", "torch.optim.Adam", "torch.nn.Linear", "builtins.dict", "torch.zeros"):
         yield BadInput(f"model._target_={target}", TRAIN, ("model", "model._target_"))
