@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from attribution.checks import FieldError
 from attribution.nodes import InMemory
 from experiments.models.subsets import PublishedSubsets, RandomSubsets
 from tests.worlds import Blobs
@@ -65,8 +66,8 @@ def test_bad_settings_are_named():
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (np.zeros((0, 10), bool), "shape \\[0, 10\\]"),
-        (np.zeros((2, 10), bool), "subsets \\[0, 1\\] keep no training image"),
+        (np.zeros((0, 24), bool), "shape \\[0, 24\\]"),
+        (np.zeros((2, 24), bool), "subsets \\[0, 1\\] keep no training image"),
         (np.array([{"a": 1}], dtype=object), "not an npy file of numbers"),
         (np.ones(10, bool), "shape \\[10\\]"),
     ],
