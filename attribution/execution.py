@@ -45,6 +45,8 @@ class Execution:
             ValueError: the device does not exist or cannot be used.
         """
         if self.device != "auto":
+            if self.device.startswith("meta"):
+                raise FieldError(self, "device", "computes nothing, choose auto or cpu")
             try:
                 return torch.zeros(0, device=self.device).device
             except (RuntimeError, AssertionError) as error:

@@ -67,9 +67,9 @@ def _check_eval(experiment: Experiment, network: nn.Module, inputs: Inputs) -> N
 
 def _output(experiment: Experiment, network: nn.Module, inputs: Inputs) -> Tensor:
     x0, t, noise, condition = inputs
-    process = experiment.diffusion.process
+    x_t = experiment.diffusion.process.add_noise(x0, t, noise)
     try:
-        return denoiser(network)(process.network_input(process.add_noise(x0, t, noise), t), t, condition)
+        return experiment.objective.output(denoiser(network), x_t, t, condition)
     except ValueError as error:
         raise FieldError(experiment, "model", str(error)) from error
     except Exception as error:  # the network may be anyone's

@@ -27,7 +27,10 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 
     The type is ``Any`` if the annotation is absent or cannot be resolved.
     """
-    signature = inspect.signature(target).parameters
+    try:
+        signature = inspect.signature(target).parameters
+    except ValueError:  # a function of C
+        return {}, True
     hints = _hints(target)
     named = {}
     for name, parameter in signature.items():
@@ -41,7 +44,10 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 def required(target: Callable[..., Any]) -> frozenset[str]:
     """Return the names of the parameters without a default."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(target).parameters.values()
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # a function of C
+        return frozenset()
     return frozenset(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
 
 

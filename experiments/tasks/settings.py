@@ -167,6 +167,10 @@ def _check_top_level(config: DictConfig) -> None:
             raise SettingError(f"{value}: must be an object{nearest('', choices_of(str(name)))}")
     for name, kind in _CLASSES.items():
         _check_value(config, name, kind)
+        if name in ("model", "optimizer") and isinstance(_target(config[name]), type) and config[name].get("_partial_") is not True:
+            raise SettingError(
+                f"{name}._partial_={_shown(config[name].get('_partial_'))}: must be true, because training builds it"
+            )
     known = {*map(str, shipped), *groups} - {"defaults"}
     own = HydraConfig.initialized() and HydraConfig.get().job.config_name != "config"  # a config file of the user
     for name in map(str, config):

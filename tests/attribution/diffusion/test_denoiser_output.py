@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.diffusion import denoiser
+from attribution.diffusion import DDPM, NoiseSchedule, denoiser
+from attribution.measurements import Loss
 
 
 class Returns(nn.Module):
@@ -47,4 +48,4 @@ def test_a_tensor_or_an_object_with_a_sample(function):
 def test_another_output_is_refused(function, said):
     """Claim: neither another type nor a shape that a loss would broadcast passes; the sentence has both shapes."""
     with pytest.raises(ValueError, match=said):
-        denoiser(Returns(function))(X, T)
+        Loss(DDPM(NoiseSchedule(T=10)))(denoiser(Returns(function)), X, T, torch.zeros_like(X))

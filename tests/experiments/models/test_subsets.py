@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from attribution.checks import FieldError
 from attribution.nodes import InMemory
 from experiments.models.subsets import PublishedSubsets, RandomSubsets
 from tests.worlds import Blobs
@@ -55,8 +56,24 @@ def test_published_subsets_are_read(tmp_path):
 
 
 def test_bad_settings_are_named():
-    """Claim: impossible subsets are errors that name the setting."""
-    with pytest.raises(ValueError, match=r"benchmark.subsets.weight=1"):
-        RandomSubsets(count=3, weight=1)
-    with pytest.raises(ValueError, match=r"fraction=1.5"):
-        RandomSubsets(count=3, fraction=1.5)
+    """Claim: impossible subsets are errors that name the field."""
+    for field, value in (("weight", 1), ("weight", -0.5), ("fraction", 1.5), ("fraction", 0), ("count", 1)):
+        with pytest.raises(FieldError, match=rf"RandomSubsets\.{field}={value}: ") as refused:
+            RandomSubsets(**{"count": 3, field: value})
+        assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (np.zeros((0, 24), bool), "shape \\[0, 24\\]"),
+        (np.zeros((2, 24), bool), "subsets \\[0, 1\\] keep no training image"),
+        (np.array([{"a": 1}], dtype=object), "not an npy file of numbers"),
+        (np.ones(10, bool), "shape \\[10\\]"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path, table, said):
+    """Claim: empty masks, subsets without images and pickled objects are errors with the path."""
+    np.save(tmp_path / "masks.npy", table)
+    with pytest.raises(ValueError, match=rf"masks\.npy.*{said}"):
+        PublishedSubsets(path=str(tmp_path / "masks.npy")).masks(TRAIN)

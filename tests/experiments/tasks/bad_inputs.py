@@ -148,8 +148,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     for choice in options("compression"):
         yield "compression", (*SCORES, f"compression={choice}")
     for choice in options("draws"):
-        number = ("~estimator.draws.n",) if choice == "fixed" else ()
-        yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}", *number)
+        yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}")
     for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each"}:
         yield "queries", (*SCORES, f"queries={choice}")
     for choice in options("benchmark"):
