@@ -3,6 +3,11 @@ Kronecker-factored eigenbasis", §3.1).
 
 ``Λ[o, i] = 1/(N K) Σ_{n,k} (Q_Bᵀ g_{n,k} Q_A)²[o, i]``: the second moments, in this basis, of the pseudo-gradients g of single
 draws, summed over positions. The draws and their v are those of the factors.
+
+Eigenvectors are defined only up to a rotation where eigenvalues of a factor are equal, and rounding decides which ones a solver
+returns. With ``sharing="reduce"`` this matters: a factor has a null space where inputs average out or output gradients add up to 0
+over positions (the keys of attention, a layer before a GroupNorm, fewer draws than dimensions), but g has components in it. Λ is
+therefore averaged over directions whose eigenvalues agree up to rounding, which makes H independent of their choice.
 """
 
 from collections.abc import Mapping
@@ -15,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, KroneckerBasis, flatten, unflatten
-from attribution.curvature.factors import AllFactors, add_to, blocks
+from attribution.curvature.factors import AllFactors, add_to, blocks, factor_bytes
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
+from attribution.curvature.moments import position_sums
 from attribution.curvature.pseudo_gradients import KroneckerLayer
 from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
@@ -27,13 +33,16 @@ from attribution.training import Recorded
 
 SHARED = ("attribution.curvature.kfac",)
 
+ROUNDING = 100
+"""The rounding error of a network's activations and their gradients, in units of the precision of its numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EKFAC(KroneckerCurvature):
     """H_layer ≈ (Q_B ⊗ Q_A) diag(Λ) (Q_B ⊗ Q_A)ᵀ, the best approximation of this form for the given eigenvectors."""
 
     NAME = "EKFAC"
-    VERSION = 1
+    VERSION = 2
 
     def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return EKFACBasis(KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing)))
@@ -41,13 +50,17 @@ class EKFAC(KroneckerCurvature):
 
 @dataclass(frozen=True, eq=False)
 class SquareSums(Artifact):
-    """For each layer the sum of squares ``squares [out, in (+1)]`` over inputs and their number ``counts [1]``, float64."""
+    """For each layer the sum of squares ``squares [out, in (+1)]`` over inputs and their number ``counts [1]``, float64.
+
+    ``rounding [2]``: the sums over inputs of ``squared_rounding``.
+    """
 
     squares: Mapping[str, Tensor]
     counts: Mapping[str, Tensor]
+    rounding: Mapping[str, Tensor]
 
     def save(self, folder: Path) -> None:
-        save_file(flatten(squares=self.squares, counts=self.counts), folder / "moments.safetensors")
+        save_file(flatten(squares=self.squares, counts=self.counts, rounding=self.rounding), folder / "moments.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -59,7 +72,7 @@ class MomentShard(Node[SquareSums]):
     """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
     NAME = "MomentShard"
-    VERSION = 1
+    VERSION = 2
     TITLE = "EK-FAC moments, in shards"
     ARTIFACT = SquareSums
     TRANSIENT = True
@@ -77,22 +90,24 @@ class MomentShard(Node[SquareSums]):
         device = pseudo.execution.torch_device()
         squares: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
+        rounding: dict[str, Tensor] = {}
         vectors = {layer: (basis.QA[layer].to(device), basis.QB[layer].to(device)) for layer in basis.layers}
 
         def add(name: str, calls: list[hooks.Call]) -> None:
             add_to(squares, name, rotated_squares(calls, *vectors[name]))
             add_to(counts, name, torch.tensor([len(calls[0].input)]))
+            add_to(rounding, name, squared_rounding(calls).cpu())
 
         pseudo.run(get, self.rows, add)
-        return SquareSums({name: value.cpu() for name, value in squares.items()}, counts)
+        return SquareSums({name: value.cpu() for name, value in squares.items()}, counts, rounding)
 
 
 @dataclass(frozen=True)
 class EKFACBasis(Node[Basis]):
-    """The eigenvectors of ``kfac`` with the second moments as eigenvalues."""
+    """The eigenvectors of ``kfac`` with the second moments as eigenvalues, averaged where eigenvalues of a factor are equal."""
 
     NAME = "EKFACBasis"
-    VERSION = 1
+    VERSION = 2
     TITLE = "EK-FAC eigenvalues"
     ARTIFACT = KroneckerBasis
 
@@ -104,21 +119,62 @@ class EKFACBasis(Node[Basis]):
     def cost(self) -> Cost:
         pseudo = self.kfac.factors.pseudo
         basis = basis_cost(pseudo.trained)
-        return Cost(passes=pseudo.train.count * pseudo.draws.count, memory=basis.memory, disk=basis.disk)
+        memory = basis.memory + factor_bytes(pseudo.trained)
+        return Cost(passes=pseudo.train.count * pseudo.draws.count, memory=memory, disk=basis.disk)
 
     def compute(self, get: Get) -> KroneckerBasis:
-        basis = cast(KroneckerBasis, get(self.kfac))
+        basis, factors = cast(KroneckerBasis, get(self.kfac)), get(self.kfac.factors)
         squares: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
+        rounding: dict[str, Tensor] = {}
         for shard in get.many(self.parts(get)):
-            for name in shard.squares:
-                add_to(squares, name, shard.squares[name].clone())
-                add_to(counts, name, shard.counts[name].clone())
-        values = {name: squares[name] / counts[name] for name in basis.layers}
-        for name, moments in values.items():
-            if not moments.isfinite().all():
+            for total, part in ((squares, shard.squares), (counts, shard.counts), (rounding, shard.rounding)):
+                for name, value in part.items():
+                    add_to(total, name, value.clone())
+        values = {}
+        for name in basis.layers:
+            A, B = factors.means(name)
+            in_rounding, out_rounding = (rounding[name] / counts[name]).sqrt()
+            in_weights = averaging_weights(A, basis.QA[name], float(in_rounding))
+            out_weights = averaging_weights(B, basis.QB[name], float(out_rounding))
+            values[name] = out_weights @ (squares[name] / counts[name]) @ in_weights.T
+            if not values[name].isfinite().all():
                 raise FloatingPointError(f"the EK-FAC eigenvalues of layer {name} are not finite: did training diverge?")
         return KroneckerBasis(basis.QA, basis.QB, values)
+
+
+def averaging_weights(factor: Tensor, vectors: Tensor, rounding: float) -> Tensor:
+    """Weights ``[n, n]`` that average over the eigenvectors of ``factor [n, n]`` with equal eigenvalues; rows sum to 1.
+
+    The factor is a mean of a aᵀ. An error δ of the vectors a moves √λ by about δ, whatever λ is, so eigenvalues are compared by
+    their roots: the weight of j for i is proportional to ``exp(-(√λ_i - √λ_j)² / 2 rounding²)``. Unlike groups of equal
+    eigenvalues, these weights do not jump where two eigenvalues are nearly equal.
+    """
+    vectors = vectors.double()
+    roots = ((factor.double() @ vectors) * vectors).sum(0).clamp(min=0).sqrt()  # the error of float32 vectors enters squared
+    distances = (roots[:, None] - roots) / max(rounding, torch.finfo(torch.float64).tiny)
+    weights = torch.exp(-(distances**2) / 2)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def squared_rounding(calls: list[hooks.Call]) -> Tensor:
+    """Bounds on the squared rounding error of a row of A and of B, summed over the inputs of a pass: float64 ``[2]``.
+
+    The mean of a over R positions is known to a multiple of the precision times ``√(1/R Σ_r ‖a_r‖²)``, the sum of b to that times
+    ``√(R Σ_r ‖b_r‖²)``, even where the terms cancel.
+    """
+    squares: Any = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    positions = 0
+    for call in calls:
+        kind = torch.promote_types(call.input.dtype, torch.float32)
+        a, b, R = position_sums(
+            cast(KroneckerLayer, call.layer), call.input.to(kind).square(), cast(Tensor, call.gradient).to(kind).square()
+        )
+        squares = [total.to(side.device) + side.double().sum() for total, side in zip(squares, (a, b), strict=True)]
+        positions += R
+    precision = max(torch.finfo(calls[0].input.dtype).eps, torch.finfo(torch.float32).eps)  # eigenvectors are float32
+    scale = (ROUNDING * precision) ** 2
+    return scale * torch.stack([squares[0] / positions, squares[1] * positions])
 
 
 def rotated_squares(calls: list[hooks.Call], QA: Tensor, QB: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ so that E[Jᵀ v vᵀ J] is the Gauss-Newton matrix E[Jᵀ (2 w_t / d) J] of the
 gradients of the training loss at the true noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -38,26 +38,31 @@ Fisher = Literal["mc", "empirical"]
 
 @dataclass(frozen=True)
 class OutputProbe(Measure):
-    """⟨v, o⟩ for the network's output o at x_t; its gradient is Jᵀv. ``noise [N, 2C, H, W]`` holds ε and then v."""
+    """⟨v, o⟩ for the network's output o at x_t; its gradient is Jᵀv. ``noise [N, 2C, H, W]`` holds ε and then v.
+
+    ``sample`` numbers the independent v of a draw.
+    """
 
     NAME = "OutputProbe"
     VERSION = 1
+
+    sample: int = field(default=0, kw_only=True)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         noise, v = noise.chunk(2, dim=1)
         return (v * self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)).flatten(1).sum(1)
 
     def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:
-        """The inputs with v ~ N(0, (2 w_t / d) I), independent of ε and, like ε, a function of the draw's noise seed only."""
+        """The inputs with v ~ N(0, (2 w_t / d) I), independent of ε and a function of the draw's noise seed and ``sample`` only."""
         inputs, size = super().inputs(x0, draws, condition), x0[0].numel()
-        v = philox.normal(_seed_of_v(draws.noise_seed).flatten(), size).view_as(inputs.noise).to(inputs.noise)
+        v = philox.normal(_seed_of_v(draws.noise_seed, self.sample).flatten(), size).view_as(inputs.noise).to(inputs.noise)
         std = (2 / size * self.process.weight(inputs.t)).sqrt().to(v.dtype).view(-1, *[1] * (v.dim() - 1))
         return inputs._replace(noise=torch.cat([inputs.noise, v * std], dim=1))
 
 
-def _seed_of_v(seed: Tensor) -> Tensor:
-    zero = torch.zeros_like(seed)
-    low, high, *_ = philox.philox(*philox.key("pseudo-gradient"), (seed & _MASK, (seed >> 32) & _MASK, zero, zero))
+def _seed_of_v(seed: Tensor, sample: int) -> Tensor:
+    number, zero = torch.full_like(seed, sample), torch.zeros_like(seed)
+    low, high, *_ = philox.philox(*philox.key("pseudo-gradient"), (seed & _MASK, (seed >> 32) & _MASK, number, zero))
     return low | (high << 32)
 
 

@@ -48,15 +48,19 @@ class CurvatureProduct(ABC):
         draws: Draws,
         vectors: LayerGradients,
         condition: Tensor | None = None,
+        sample: int = 0,
     ) -> LayerGradients:
-        """The products, one block per layer ``[Q, rows, columns]``; ``condition [B, ...]``."""
+        """The products, one block per layer ``[Q, rows, columns]``; ``condition [B, ...]``.
+
+        A product that samples has independent samples of H_{b,k} for different values of ``sample``.
+        """
 
 
 @dataclass(frozen=True)
 class Hessian(CurvatureProduct):
     """H_{b,k} = ∇²ℓ, the Hessian of the training loss, by double backward (Pearlmutter 1994), one vector after another.
 
-    It has negative eigenvalues where the loss is not convex.
+    It has negative eigenvalues where the loss is not convex. It is a function of the draw: nothing is sampled.
     """
 
     NAME = "Hessian"
@@ -73,6 +77,7 @@ class Hessian(CurvatureProduct):
         draws: Draws,
         vectors: LayerGradients,
         condition: Tensor | None = None,
+        sample: int = 0,
     ) -> LayerGradients:
         layers, model = per_example.layers, per_example.model
         total = {name: torch.zeros_like(block) for name, block in vectors.items()}
@@ -96,11 +101,11 @@ class Hessian(CurvatureProduct):
 class GaussNewton(CurvatureProduct):
     """H_{b,k} = g gᵀ with g = Jᵀ v, v ~ N(0, (2 w_t / d) I): its mean is the Gauss-Newton matrix ``Jᵀ (2 w_t / d) J``.
 
-    ``pseudo_gradients`` has the same v. One pass per draw serves any number of vectors. No eigenvalue is negative.
+    For ``sample=0``, v is that of ``pseudo_gradients``. One pass per draw serves any number of vectors. No eigenvalue is negative.
     """
 
     NAME = "GaussNewton"
-    VERSION = 1
+    VERSION = 2
 
     def passes(self, queries: int) -> float:
         return 1.0
@@ -113,12 +118,14 @@ class GaussNewton(CurvatureProduct):
         draws: Draws,
         vectors: LayerGradients,
         condition: Tensor | None = None,
+        sample: int = 0,
     ) -> LayerGradients:
         single, images, condition = draws.single(), x0.repeat_interleave(draws.count, 0), per_draw(condition, draws)
+        probe = OutputProbe(objective.process, sample=sample)
         total = {name: torch.zeros_like(block) for name, block in vectors.items()}
         for rows in pieces(len(single), per_example.batch_size):
             condition_of_rows = None if condition is None else condition[rows]
-            g = per_example.capture(OutputProbe(objective.process), images[rows], single.rows(rows), condition_of_rows).mean()
+            g = per_example.capture(probe, images[rows], single.rows(rows), condition_of_rows).mean()
             products = dot(vectors, g)  # ⟨v_q, g_b⟩
             for name, block in g.items():
                 total[name] += (products @ block.flatten(1)).view_as(total[name])

@@ -49,13 +49,13 @@ SHARED = (
 class LiSSA(ShardedEstimator):
     """Inverse-curvature products by the recursion above, for all queries at once.
 
-    ``product``: ``Hessian``, of the training loss by double backward as in the paper, or ``GaussNewton``, which has no negative
-    eigenvalues and costs the same for any number of queries. ``scale``: σ, at least half of the largest eigenvalue of H_batch + λI.
-    ``depth``: J; ``repeats``: recursions with different batches, which are averaged; ``batch_size``: draws (an image at a timestep
-    with a noise) in a batch, taken from the ``draws`` of every training image. ``draws`` also define the draws of each side; the
-    two sides have independent draws. ``flips``: mirror training images at random, as training did. ``query_batch``: the largest
-    number of queries of a pool that share a recursion; all queries are held as whole gradients during the pass over the training
-    set.
+    ``product``: ``Hessian``, of the training loss by double backward as in the paper, or ``GaussNewton``, which is sampled anew in
+    every step, has no negative eigenvalues and costs the same for any number of queries. ``scale``: σ, at least half of the largest
+    eigenvalue of H_batch + λI. ``depth``: J; ``repeats``: recursions with different batches, which are averaged; ``batch_size``:
+    draws (an image at a timestep with a noise) in a batch, taken from the ``draws`` of every training image. ``draws`` also define
+    the draws of each side; the two sides have independent draws. ``flips``: mirror training images at random, as training did.
+    ``query_batch``: the largest number of queries of a pool that share a recursion; all queries are held as whole gradients during
+    the pass over the training set.
     """
 
     NAME = "LiSSA"

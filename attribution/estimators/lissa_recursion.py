@@ -1,6 +1,10 @@
 """The recursion of LiSSA (Agarwal et al. 2017): inverse-curvature products from mini-batches.
 
 (H + λI)⁻¹ v ≈ r_J/σ,      r_j = v + (I - (H_batch + λI)/σ) r_{j-1},      r_0 = v
+
+Where a product samples H_batch, every step has samples of its own: then E[r_j] obeys the recursion with the mean of H_batch. With
+the same samples in every step, r_J/σ would tend to the inverse of their mean, which is far from the mean of H_batch in all
+directions that few samples leave out.
 """
 
 from collections.abc import Iterator
@@ -53,7 +57,8 @@ class Recursion:
         for repeat in range(self.repeats):
             r = v
             for j, (x0, draws, condition) in enumerate(self.batches(trained, train, repeat, length.device), 1):
-                Hr = self.product(per_example, trained.objective, x0, draws, r, condition)
+                sample = repeat * self.depth + j - 1
+                Hr = self.product(per_example, trained.objective, x0, draws, r, condition, sample)
                 r = {layer: v[layer] + r[layer] - (Hr[layer] + self.damping * r[layer]) / self.scale for layer in v}
                 if not (norms(r) <= (1 + SLACK) * (j + 1) * length).all():
                     raise FloatingPointError(

@@ -12,7 +12,7 @@ from tests.worlds import PROCESS
 
 
 def test_probe_is_white_and_of_variance_two_over_d():
-    """Claim: v ~ N(0, (2/d) I), uncorrelated with ε and between draws: sample moments within five standard errors."""
+    """Claim: v ~ N(0, (2/d) I), uncorrelated with ε, between draws and between samples of a draw: sample moments within five standard errors."""
     n, d = 20_000, 16
     probe = OutputProbe(PROCESS)
     draws = Uniform(n).draw("curvature", torch.arange(1), PROCESS.T)
@@ -24,6 +24,11 @@ def test_probe_is_white_and_of_variance_two_over_d():
     assert (v.T @ v / n - torch.eye(d)).abs().max() < 2**0.5 * bound
     assert (epsilon.T @ v / n).abs().max() < bound
     assert (v[1:].T @ v[:-1] / n).abs().max() < bound
+    _, _, other, _ = OutputProbe(PROCESS, sample=1).inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
+    assert torch.equal(other.flatten(2)[:, 0], epsilon)
+    w = other.flatten(2)[:, 1] * (d / 2) ** 0.5
+    assert (w.T @ w / n - torch.eye(d)).abs().max() < 2**0.5 * bound
+    assert (w.T @ v / n).abs().max() < bound
 
 
 def test_probe_of_a_draw_is_the_same_in_any_batch():
