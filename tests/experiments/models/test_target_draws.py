@@ -234,13 +234,14 @@ def test_default_draws_against_all_timesteps(tmp_path):
     """Claim: by the default draws of targets, every measurement differs from its mean over all T timesteps by its standard error.
 
     The root mean square of z over queries is between 0.8 and 1.2, and |mean z|·√Q below 3, the noise of the reference included.
+    The variance is that of as many uniform draws at a single timestep, and less than a fifth of it elsewhere.
     """
     found = list(lines(str(tmp_path), 64, NOISES, 4))
     print(table(found))
     for line in found:
         assert 0.8 < line.spread < 1.2, line.measurement
         assert line.offset < 3, line.measurement
-        assert line.shrinks > 1, line.measurement
+        assert line.shrinks > (0.95 if line.measurement == "loss_at_t" else 5), line.measurement
 
 
 if __name__ == "__main__":
