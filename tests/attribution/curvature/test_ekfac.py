@@ -110,7 +110,9 @@ def test_the_curvature_does_not_depend_on_the_batch_size(kind, sharing, count):
     record, train = Single(functools.partial(worlds.randomized, norms_and_attention), OBJECTIVE), blobs("unet", count)
     applied = []
     for batch_size in (1, 3, 64):
-        basis = InMemory()(curvature(kind, sharing=sharing, execution=Execution(device="cpu", batch_size=batch_size)).basis(record, train))
+        basis = InMemory()(
+            curvature(kind, sharing=sharing, execution=Execution(device="cpu", batch_size=batch_size)).basis(record, train)
+        )
         damping = 1e-3 * max(float(values.mean()) for values in basis.values.values())
         generator = torch.Generator().manual_seed(0)
         products = []

@@ -164,6 +164,6 @@ def test_a_condition_without_a_use_is_an_error():
     with pytest.raises(ValueError, match=r"the images have a condition, but Conv2d\.forward takes none"):
         denoiser(network)(x, t, torch.zeros(2))
     draws = Even(2).draw("query", torch.arange(2), 20)
-    for field in ("weight", "condition_dropped"):
-        with pytest.raises(ValueError, match="leave both as None"):
+    for field, message in (("weight", "evaluate draws.unweighted"), ("condition_dropped", "leave it as None")):
+        with pytest.raises(ValueError, match=message):
             Loss(PROCESS).inputs(x, Draws(draws.timestep, draws.noise_seed, draws.flip, **{field: draws.flip}))
