@@ -103,7 +103,7 @@ def norms_and_attention() -> nn.Module:
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
 def test_the_curvature_does_not_depend_on_the_batch_size(kind, sharing, count):
-    """Claim: in single precision, H applied to gradients is the same for passes of any size, whatever eigenvectors the solver returns.
+    """Claim: in float32, H applied to gradients is the same for passes of any size and for any eigenvectors.
 
     H(g) = Q (Λ + λ)⁻¹ Qᵀ g is compared, not Λ: the basis of a null space is arbitrary.
     """

@@ -12,7 +12,7 @@ from tests.worlds import PROCESS
 
 
 def test_probe_is_white_and_of_variance_two_over_d():
-    """Claim: v ~ N(0, (2/d) I), uncorrelated with ε, between draws and between samples of a draw: sample moments within five standard errors."""
+    """Claim: v ~ N(0, (2/d) I), independent of ε, of other draws and samples: moments within five standard errors."""
     n, d = 20_000, 16
     probe = OutputProbe(PROCESS)
     draws = Uniform(n).draw("curvature", torch.arange(1), PROCESS.T)
