@@ -191,7 +191,7 @@ def numbers() -> dict[str, list[float]]:
         "order": epoch_order(7, 1, 9),
         "samples": [_seed(7, 0), _seed(7, 2**20)],
         "sampler": _noise(seeds, 3, (1, 1, 1)),
-        "pseudo-gradient": _seed_of_v(seeds),
+        "pseudo-gradient": _seed_of_v(seeds, 0),
         "random scores": InMemory()(Random(seed=7).scores(trained(), Blobs(n=2), Blobs(n=1, first=900))).values,
         "subsets": RandomSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),
     }
