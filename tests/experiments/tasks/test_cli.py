@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import run as program
 from attribution.estimators.scores import Scores
@@ -349,6 +351,24 @@ def test_an_error_s_exit_code(tmp_path):
     done = process(tmp_path, *TINY, *SMALL_BENCHMARK[:1], "benchmark.k=[41]")
     assert done.returncode == 1
     assert "benchmark.k" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_an_average(tmp_path):
+    """Claim: ``hardware.devices=2`` gives the model of one process to rounding, also its average, and samples from it."""
+    parameters = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        settings = ("model.dropout=0", "trainer.ema=0.9", "trainer.precision=64-true", f"hardware.devices={devices}")
+        done = process(folder, *FINAL, *settings, "task=train", "workers=1", f"hydra.run.dir={folder / 'out'}")
+        assert done.returncode == 0, done.stderr
+        assert (folder / "out" / "samples.png").exists()
+        (average,) = (folder / "store").glob("TrainedModel/*/average.safetensors")
+        parameters.append(load_file(average))
+    one, two = parameters
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-8, atol=1e-10)
 
 
 def test_plan_and_store(tmp_path):
