@@ -24,6 +24,7 @@ from attribution.curvature.factors import AllFactors, add_to, blocks, factor_byt
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
 from attribution.curvature.moments import position_sums
 from attribution.curvature.pseudo_gradients import KroneckerLayer
+from attribution.double_precision import double
 from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
 from attribution.gradients.layers import STEP, pieces
@@ -170,7 +171,8 @@ def squared_rounding(calls: list[hooks.Call]) -> Tensor:
         a, b, R = position_sums(
             cast(KroneckerLayer, call.layer), call.input.to(kind).square(), cast(Tensor, call.gradient).to(kind).square()
         )
-        squares = [total.to(side.device) + side.double().sum() for total, side in zip(squares, (a, b), strict=True)]
+        sums = (double(a).sum(), double(b).sum())
+        squares = [total.to(added.device) + added for total, added in zip(squares, sums, strict=True)]
         positions += R
     precision = max(torch.finfo(calls[0].input.dtype).eps, torch.finfo(torch.float32).eps)  # eigenvectors are float32
     scale = (ROUNDING * precision) ** 2

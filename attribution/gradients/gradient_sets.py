@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from attribution.double_precision import on_device
 from attribution.execution import Execution
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import PerExampleGradients
@@ -168,7 +169,7 @@ class PipelineGradients(GradientSet):
         return f"the pipeline {self.pipeline.path}: choose another one"
 
     def engine(self, get: Get) -> PerExampleGradients:
-        return PerExampleGradients(self.pipeline.network.to(self.execution.torch_device()), self.execution.batch_size)
+        return PerExampleGradients(on_device(self.pipeline.network, self.execution.torch_device()), self.execution.batch_size)
 
     def draws(self, index: np.ndarray, get: Get) -> Draws:
         return self.scheme.draw("norms", torch.from_numpy(index), self.pipeline.process.T)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from attribution.double_precision import on_device
 from attribution.execution import Execution
 from attribution.gradients.layer_check import find_layers
 from attribution.gradients.per_example import PerExampleGradients
@@ -20,7 +21,7 @@ def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) 
     name = key(trained, step, execution.device, execution.batch_size, get(trained).folder)
     if name not in _engines:
         _engines.clear()
-        network = trained.network(get, step).to(execution.torch_device())
+        network = on_device(trained.network(get, step), execution.torch_device())
         _engines[name] = PerExampleGradients(network, execution.batch_size)
     return _engines[name]
 

@@ -103,9 +103,10 @@ class Draws:
 def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False) -> Draws:
     """Return the draw of each ``number`` for each ``example``: t ~ U{1..T}, a noise seed, and a flip with probability 1/2.
 
-    ``example`` and ``number`` are int64 and broadcast to ``[B, K]``. ``flips=False`` leaves every image as it is.
+    ``example`` and ``number`` are int64 and broadcast to ``[B, K]``; the draws are on the device of ``example``. ``flips=False``
+    leaves every image as it is.
     """
-    example, number = torch.broadcast_tensors(example, number)
+    example, number = torch.broadcast_tensors(example, number.to(example.device))
     key0, key1 = philox.key(seed, role)
     zero = torch.zeros_like(example)
     w0, w1, w2, w3 = philox.philox(key0, key1, (number & _MASK, example & _MASK, (example >> 32) & _MASK, zero))

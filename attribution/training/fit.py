@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from attribution.checks import FieldError
+from attribution.double_precision import has_float64
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.nodes.saves import Saves
@@ -139,10 +140,10 @@ def _trainer(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer:
     """Return Lightning's trainer.
 
     Raises:
-        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``.
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``; or the device lacks this precision.
     """
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=hardware.accelerator,
             devices=hardware.devices,
             strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
@@ -159,6 +160,11 @@ def _trainer(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer:
         field = next((name for name in ("accelerator", "strategy", "devices") if name in message), "devices")
         owner, field = (recipe, "precision") if "precision" in message.lower() else (hardware, field)
         raise FieldError(owner, field, f"Lightning refuses it ({message}): choose another value") from error
+    if recipe.precision == "64-true" and not has_float64(trainer.strategy.root_device):
+        raise FieldError(
+            recipe, "precision", f"the device {trainer.strategy.root_device} has no float64: choose 32-true, or the CPU"
+        )
+    return trainer
 
 
 def _check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from attribution.diffusion import denoiser
+from attribution.double_precision import on_device
 from attribution.execution import Execution, ranges
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -53,7 +54,7 @@ class Measured(JointNode[MeasuredValues]):
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[MeasuredValues]:  # pyright: ignore[reportIncompatibleMethodOverride]
         device = nodes[0].execution.torch_device()
-        network = nodes[0].model.network(get).to(device)
+        network = on_device(nodes[0].model.network(get), device)
         return [node._values(network, get, device) for node in nodes]
 
     def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> MeasuredValues:

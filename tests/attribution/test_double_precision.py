@@ -1,13 +1,16 @@
-"""Devices without float64."""
+"""Which devices have float64. ``tests/test_devices.py`` runs computations on one that has none."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
-from attribution.double_precision import double, double_device
+from attribution.double_precision import double, double_device, has_float64, on_device
 from attribution.measurements import Elbo, ElboWeighted, Loss
 
 PROCESS = DDPM(NoiseSchedule(T=20))
@@ -28,6 +31,15 @@ class NoFloat64(TorchDispatchMode):
 
 def denoise(x_t, t, condition=None):
     return 0.5 * x_t
+
+
+@pytest.fixture
+def meta() -> Iterator[torch.device]:
+    """A device without float64."""
+    has_float64.cache_clear()
+    with NoFloat64():
+        yield torch.device("meta")
+    has_float64.cache_clear()
 
 
 def test_the_stand_in_refuses_float64():
@@ -54,9 +66,18 @@ def test_samplers_need_no_float64(sampler):
     assert images.shape == (2, 1, 4, 4)
 
 
-def test_float64_is_on_the_cpu_where_the_device_has_none():
-    """Claim: MPS is the device without float64; tensors stay where they are on all others."""
-    assert double_device(torch.device("mps")) == torch.device("cpu")
-    assert double_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+def test_float64_is_on_the_cpu_where_the_device_has_none(meta):
+    """Claim: a device that refuses float64 is found by trying, and what needs float64 is computed on the CPU."""
+    assert not has_float64(meta)
+    assert double_device(meta) == torch.device("cpu")
+    assert next(on_device(nn.Linear(2, 2), meta).parameters()).device == meta
+    with pytest.raises(ValueError, match="has no float64: choose the CPU, or float32"):
+        on_device(nn.Linear(2, 2).double(), meta)
+
+
+def test_float64_stays_on_a_device_that_has_it():
+    """Claim: CPUs and CUDA GPUs are not tried; tensors stay where they are, as float64."""
+    for name in ("cpu", "cuda:1", "meta"):
+        assert double_device(torch.device(name)) == torch.device(name)
     assert double(torch.ones(2, device="meta")).device.type == "meta"
     assert double(torch.ones(2)).dtype == torch.float64

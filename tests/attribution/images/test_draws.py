@@ -191,3 +191,9 @@ def test_impossible_draws_name_the_field(make, names):
     with pytest.raises(FieldError) as error:
         make()
     assert all(name in str(error.value) for name in names)
+
+
+def test_draws_are_on_the_device_of_the_examples():
+    """Claim: a training step on a device makes its draws there, though the number of the step is on the CPU."""
+    draws = random_draws(3, "training", torch.arange(4, device="meta")[:, None], torch.tensor(5), T, flips=True)
+    assert {draws.timestep.device.type, draws.noise_seed.device.type, draws.flip.device.type} == {"meta"}

@@ -1,0 +1,303 @@
+"""Every kind of computation on the device without float64 of ``tests/without_float64.py``, compared with the CPU.
+
+``python -m tests.device_checks`` runs all checks, or those named, and prints a JSON object: the name of each → its traceback, or
+the empty string.
+"""
+
+import functools
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from safetensors.torch import load_file
+
+from attribution.curvature import EKFAC, KFAC, ExactGGN
+from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
+from attribution.estimators import Guided, LiSSA, ReTrac, SelfInfluence, TracIn
+from attribution.estimators.balance import Balance
+from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.relative_if import RelativeIF
+from attribution.estimators.renorm_if import RenormIF
+from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.trak import TRAK
+from attribution.execution import Execution
+from attribution.gradients.compression import Quantized, TruncatedSVD
+from attribution.images.draws import Even, Uniform
+from attribution.measurements import (
+    Elbo,
+    ElboWeighted,
+    Interpolated,
+    JourneyLoss,
+    Loss,
+    LossAtT,
+    OutputMean,
+    OutputNorm,
+    SquareNorm,
+    TrajectoryLikelihood,
+)  # fmt: skip
+from attribution.models.trained import PARAMETERS
+from attribution.nodes import InMemory, Node
+from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademacher
+from attribution.retraining.fit_together import Member, fit_together
+from attribution.retraining.modes import Alone, Together
+from attribution.retraining.selection import Selection
+from attribution.retraining.stacked_state import Stack
+from attribution.training.checkpoints import AtSteps
+from attribution.training.fit import check_hardware, fit
+from attribution.training.module import DiffusionModule
+from attribution.training.recipe import Hardware
+from attribution.training.record import TrainingRecord
+from experiments.models.measured import Measured
+from experiments.models.quality import Fit
+from experiments.models.samples import Samples, SampleTrajectories
+from tests.attribution.curvature.curvature_worlds import Given, given, perceptron, randomized
+from tests.without_float64 import NAME, registered
+from tests.worlds import UNET, Blobs, trained
+
+BLOCKS = {"block_out_channels": (4,), "down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
+SMALL: Any = functools.partial(UNET, **BLOCKS, attention_head_dim=4, dropout=0.0)
+PROCESS = DDPM(NoiseSchedule(T=12, beta_end=0.3))
+LOSS, DRAWS = Loss(PROCESS), Uniform(2, seed=1)
+RECIPE = replace(trained().recipe, precision="32-true", ema=0.9, steps=4, batch_size=3)
+MODEL = trained(model=SMALL, objective=LOSS, recipe=RECIPE, data=Blobs(n=6), checkpoints=AtSteps([2, 4]))
+QUERIES = Blobs(n=2, first=900)
+DDIM = DDIMSampler(steps=5, eta=1.0)
+
+CHECKS: dict[str, Callable[[], None]] = {}
+CPU = InMemory()
+"""Artifacts that were computed on the CPU, among them the trained model of all checks."""
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def equal(node: Callable[[Execution], Node], model: Any = MODEL, rtol: float = 1e-4, **at: float) -> None:
+    """Check that a node's arrays, of scores those ``at`` a damping, are the same from both devices to ``rtol`` of the largest."""
+    device = InMemory()
+    device._artifacts[model.fingerprint] = CPU(model)
+    one, other = CPU(node(Execution(device="cpu"))), device(node(Execution(device=NAME)))
+    if at:
+        one, other = one.at(**at), other.at(**at)
+    for name, array in vars(one).items():
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            assert np.abs(array).max() > 0, f"{name} is 0"
+            np.testing.assert_allclose(getattr(other, name), array, rtol=rtol, atol=rtol * np.abs(array).max(), err_msg=name)
+
+
+def scores(kind: Any, model: Any = MODEL, data: Any = None, queries: Any = QUERIES, **settings: Any) -> None:
+    """Check that the scores of an estimator are the same from both devices."""
+
+    def node(execution: Execution) -> Node:
+        on_device = {
+            name: setting(execution=execution) if isinstance(setting, functools.partial) else setting
+            for name, setting in settings.items()
+        }
+        return kind(draws=DRAWS, execution=execution, **on_device).scores(model, data or model.data, queries)
+
+    at = {"damping": settings["damping"]} if kind in (KFACInfluence, TRAK, RelativeIF, RenormIF) else {}
+    equal(node, model, **at, **({"draws": DRAWS.count} if kind is KFACInfluence else {}))
+
+
+class _Accelerator(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None:
+        assert device.type == NAME
+
+
+@check
+def training() -> None:
+    seen = []
+
+    class Devices(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert isinstance(pl_module, DiffusionModule)
+            draws = (pl_module.ids, pl_module.draws.timestep, pl_module.draws.noise_seed)
+            seen.extend(tensor.device.type for tensor in [*pl_module.parameters(), *draws])
+
+    with tempfile.TemporaryDirectory() as folder:
+        hardware = Hardware(accelerator=NAME, strategy=NAME, interval=2)
+        arguments = (CPU(MODEL.data), SMALL, LOSS, MODEL.optimizer, RECIPE, MODEL.checkpoints, MODEL.seed, MODEL.flips)
+        fit(Path(folder), *arguments, hardware, [Devices()])
+        one, other = CPU(MODEL), TrainingRecord(Path(folder))
+        assert set(seen) == {NAME}
+        assert np.array_equal(one.visits, other.visits)
+        for name, tensor in one.final_parameters().items():
+            torch.testing.assert_close(other.final_parameters()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def _retraining(mode: Any) -> None:
+    images, results = CPU(MODEL.data), []
+    for device in ("cpu", NAME):
+        with tempfile.TemporaryDirectory() as folder:
+            members = [Member(seed, Selection(np.arange(5)), Path(folder) / str(seed)) for seed in (1, 2)]
+            fit_together(members, images, SMALL, LOSS, MODEL.optimizer, RECIPE, mode, True, device)
+            results.append([load_file(member.folder / PARAMETERS) for member in members])
+    for one, other in zip(*results, strict=True):
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@check
+def retraining_together() -> None:
+    _retraining(Together())
+
+
+@check
+def retraining_alone() -> None:
+    _retraining(Alone())
+
+
+def _samples(execution: Execution, sampler: Any = DDIM) -> Samples:
+    return Samples(trained=MODEL, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=execution)
+
+
+@check
+def sampling() -> None:
+    for sampler in (DDIM, DDPMSampler()):
+        equal(lambda execution, sampler=sampler: _samples(execution, sampler))
+        equal(lambda execution, sampler=sampler: SampleTrajectories(_samples(execution, sampler)))
+
+
+@check
+def measuring() -> None:
+    measures = [LOSS, LossAtT(PROCESS, [3, 7]), Elbo(PROCESS, 16), ElboWeighted(PROCESS), SquareNorm(PROCESS)]
+    measures += [OutputMean(PROCESS), OutputNorm(PROCESS, 2), Interpolated(PROCESS, 0.3)]
+    cases: list[tuple[Any, Any]] = [(measure, QUERIES) for measure in measures]
+    samples = _samples(Execution(device="cpu"))
+    cases += [(measure, samples) for measure in (JourneyLoss(PROCESS, DDIM), TrajectoryLikelihood(PROCESS, DDIM))]
+    for measure, images in cases:
+        equal(
+            lambda execution, m=measure, images=images: Measured(
+                model=MODEL, images=images, measure=m, draws=Even(4), execution=execution
+            )
+        )
+
+
+@check
+def quality() -> None:
+    equal(lambda execution: Fit(trained=MODEL, data=MODEL.data, execution=execution))
+
+
+def _influence(**settings: Any) -> None:
+    curvature = settings.pop("curvature", functools.partial(KFAC, draws=DRAWS))
+    scores(KFACInfluence, measurement=LOSS, curvature=curvature, damping=1e-4, **settings)
+
+
+@check
+def kfac() -> None:
+    _influence()
+
+
+@check
+def kfac_of_positions() -> None:
+    _influence(curvature=functools.partial(KFAC, draws=DRAWS, sharing="reduce"))
+
+
+@check
+def ekfac() -> None:
+    _influence(curvature=functools.partial(EKFAC, draws=DRAWS))
+
+
+def _single() -> torch.nn.Module:
+    return randomized(perceptron).float()
+
+
+@check
+def exact_curvature() -> None:
+    curvature = functools.partial(ExactGGN, draws=DRAWS)
+    sets = {"data": Blobs(n=6, size=4), "queries": Blobs(n=2, first=900, size=4)}
+    _influence(curvature=curvature, model=Given(_single, LOSS), **sets)
+
+
+@check
+def models_in_float64() -> None:
+    model, images = given(perceptron), Blobs(n=2, size=4)
+    measured = Measured(model=model, images=images, measure=LOSS, draws=Even(4), execution=Execution(device=NAME))
+    cosines = GradientSimilarity(
+        measurement=LOSS, draws=DRAWS, cosine=True, projection=Identity(), execution=Execution(device=NAME)
+    )
+    for node in (measured, cosines.scores(model, images, images)):
+        with pytest.raises(ValueError, match="has no float64: choose the CPU"):
+            InMemory()(node)
+    recipe = replace(RECIPE, precision="64-true")
+    with pytest.raises(ValueError, match="has no float64: choose 32-true"):
+        Stack(SMALL, [1], MODEL.optimizer, recipe, torch.device(NAME))
+    with pytest.raises(ValueError, match="has no float64: choose 32-true"):
+        check_hardware(recipe, Hardware(accelerator=NAME, strategy=NAME), 6)
+
+
+@check
+def compression() -> None:
+    for bits in (4, 8, 16):
+        _influence(compression=Quantized(bits=bits))
+    _influence(compression=TruncatedSVD(rank=2))
+
+
+@check
+def balance() -> None:
+    for by in ("draw", "timestep", [1.0, 2.0]):
+        _influence(balance=Balance(by=by))
+
+
+@check
+def trak() -> None:
+    features = {"query_feature": SquareNorm(PROCESS), "train_feature": LOSS, "damping": 1e-3}
+    for projection in (Identity(), Gaussian(6), Rademacher(6), SJLT(12, s=2), Kronecker(3, 4)):
+        scores(TRAK, projection=projection, **features)
+    for kind in (RelativeIF, RenormIF):
+        scores(kind, projection=Gaussian(6), **features)
+
+
+@check
+def similarity() -> None:
+    for projection in (Identity(), Gaussian(6)):
+        scores(GradientSimilarity, measurement=LOSS, cosine=True, projection=projection, checkpoints=[2, 4])
+
+
+@check
+def training_trajectory() -> None:
+    for kind in (TracIn, ReTrac):
+        scores(kind, measurement=LOSS, checkpoints=[2, 4])
+    for measure in (Elbo(PROCESS, 16), LossAtT(PROCESS, [3, 7])):
+        scores(TracIn, measurement=measure, checkpoints=[4])
+    scores(Guided, measurement=LOSS, checkpoints=[2, 4], strength=[0.3, 0.7])
+    estimator = functools.partial(TracIn, measurement=LOSS, draws=DRAWS, checkpoints=[2, 4])
+    equal(lambda execution: SelfInfluence(estimator(execution=execution), MODEL, MODEL.data))
+
+
+@check
+def lissa() -> None:
+    scores(LiSSA, measurement=LOSS, damping=0.05, scale=100.0, depth=3, batch_size=4)
+
+
+def main(*names: str) -> None:
+    AcceleratorRegistry.register(NAME, _Accelerator)
+    StrategyRegistry.register(NAME, SingleDeviceStrategy, device=NAME)
+    results = {}
+    with registered():
+        for name, function in CHECKS.items():
+            if names and name not in names:
+                continue
+            try:
+                function()
+                results[name] = ""
+            except Exception:
+                results[name] = traceback.format_exc()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

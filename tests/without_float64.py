@@ -1,0 +1,117 @@
+"""A stand-in for a device without float64, such as MPS: it computes on the CPU, refuses float64, and mixes with no other device.
+
+It says nothing about the kernels, memory or speed of a real device. ``registered`` changes the process for good, so tests use it in
+a process of their own (``tests/test_devices.py``).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "nodouble"
+
+aten = torch.ops.aten
+VALUES = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
+"""Operations that return a Python value."""
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+"""Operations that accept indices on the CPU."""
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor on the stand-in; ``raw`` has its values, on the CPU."""
+
+    raw: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, raw: torch.Tensor):
+        if raw.dtype in (torch.float64, torch.complex128):
+            raise TypeError("Cannot convert a tensor to float64: the device has no float64. Please use float32 instead.")
+        layout = {"strides": raw.stride(), "storage_offset": raw.storage_offset(), "dtype": raw.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, raw.size(), device=torch.device(NAME, 0), **layout)
+
+    def __init__(self, raw: torch.Tensor):
+        self.raw = raw
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # where the mode is off: in the threads of backward passes
+        with _Dispatch():
+            return func(*args, **(kwargs or {}))
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        here = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+        target = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)), None)
+        if not here and not _is_device(target):
+            return func(*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # in inference mode these arrive whole
+                return func.decompose(*args, **kwargs)
+        if here and func not in (aten._to_copy.default, aten.copy_.default, *INDEXING) and len(here) < len(tensors):
+            elsewhere = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.dim() > 0]
+            if elsewhere:
+                raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {NAME} and {elsewhere[0].device}")
+        result = func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
+        if func in VALUES or (target is not None and not _is_device(target)):
+            return result
+        if func is aten.copy_.default:
+            return args[0]
+        written = _written(func, args, kwargs)
+        return written if written is not None else tree_map(_wrapped, result)
+
+
+class _Factories(TorchFunctionMode):
+    """What never reaches a dispatch mode: ``torch.tensor(..., device=...)`` and ``tolist`` copy directly between the devices."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and _is_device(kwargs.get("device")):
+            device = kwargs.pop("device")
+            return func(*args, **kwargs).to(device)
+        if func is torch.Tensor.tolist:
+            return args[0].cpu().tolist()
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def registered() -> Iterator[torch.device]:
+    """The stand-in exists, as the device that is returned."""
+    _setup_privateuseone_for_python_backend(NAME)
+    module = torch.get_device_module(NAME)
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    module.get_rng_state = lambda device: torch.empty(0, dtype=torch.uint8)  # for torch.random.fork_rng
+    module.set_rng_state = lambda state, device: None
+    with _Factories(), _Dispatch():
+        yield torch.device(NAME, 0)
+
+
+def _is_device(device: Any) -> bool:
+    return device is not None and torch.device(device).type == NAME
+
+
+def _raw(value: Any) -> Any:
+    """A tensor or a device as the CPU knows it."""
+    if isinstance(value, torch.device):
+        return torch.device("cpu") if _is_device(value) else value
+    return value.raw if isinstance(value, DeviceTensor) else value
+
+
+def _wrapped(value: Any) -> Any:
+    return DeviceTensor(value) if isinstance(value, torch.Tensor) else value
+
+
+def _written(func: Any, args: tuple, kwargs: dict) -> Any:
+    """The argument that an operation in place (or with ``out``) returns, or None."""
+    if not any(returned.alias_info is not None and returned.alias_info.is_write for returned in func._schema.returns):
+        return None
+    values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return values[written[0]] if len(written) == 1 else tuple(values[name] for name in written)
