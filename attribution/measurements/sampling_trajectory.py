@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attribution.checks import FieldError
 from attribution.diffusion import Denoiser
 from attribution.images.draws import Draws
 from attribution.measurements.base import Inputs, per_draw
@@ -39,7 +40,7 @@ class TrajectoryLikelihood(TrajectoryMeasure):
 
     def __post_init__(self):
         if min(self._stds) == 0:
-            raise ValueError(_DETERMINISTIC)
+            raise FieldError(self, "sampler", _DETERMINISTIC)
 
     def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:
         """The states before and after the step that each draw selects, ``[B·K, 2, C, H, W]``, and its t; ``noise`` is empty."""

@@ -30,6 +30,7 @@ def rehearse(experiment: Experiment) -> None:
     quiet_lightning()
 
     experiment.trained.candidates  # noqa: B018 (raises)
+    experiment.diffusion.sampler.timesteps(experiment.diffusion.process.T)
     check_hardware(experiment.trainer, experiment.hardware, experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

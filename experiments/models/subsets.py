@@ -71,6 +71,11 @@ class RandomSubsets(Subsets):
                 mask[random.permutation(rows)[:kept]] = True
         return masks
 
+    def selections(self, train: Images) -> list[Selection]:
+        if self.weight == 0 and not self.masks(train).any(1).all():
+            raise FieldError(self, "fraction", f"a subset of {len(train)} training images would be empty: raise it")
+        return super().selections(train)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSubsets(Subsets):

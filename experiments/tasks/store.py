@@ -23,9 +23,14 @@ def store(
     """List, explain or prune the store.
 
     Raises:
-        SettingError: If ``action`` is ``explain`` and ``node`` is None.
+        SettingError: If ``action`` is ``explain`` and ``node`` is None, or ``prune`` and there is no condition, or
+            ``older_than_days`` is below 0.
         StoreError: If the store cannot be read or, to prune it, written.
     """
+    if older_than_days is not None and older_than_days < 0:
+        raise SettingError(f"task.older_than_days={older_than_days}: must be at least 0")
+    if action == "prune" and not unfinished and older_than_days is None and node_class is None:
+        raise SettingError("task.action=prune needs task.unfinished=true, task.older_than_days=DAYS or task.node_class=CLASS")
     opened = Store(config.store.root)
     with explained(opened.root):
         if action == "list":

@@ -63,6 +63,13 @@ def test_bad_settings_are_named():
         assert refused.value.field == field
 
 
+def test_a_fraction_that_keeps_nothing_is_refused():
+    """Claim: a subset without images cannot be trained on; one of images with little weight can."""
+    with pytest.raises(FieldError, match=r"fraction=0.01: a subset of 24 training images would be empty"):
+        RandomSubsets(count=3, fraction=0.01).selections(TRAIN)
+    assert len(RandomSubsets(count=3, fraction=0.01, weight=0.5).selections(TRAIN)) == 3
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
