@@ -34,6 +34,19 @@ class Images(Artifact):
     condition: np.ndarray | None = None
     names: np.ndarray | None = None
 
+    def __post_init__(self):
+        """Raises ValueError: the arrays have different lengths, or two images have the same id."""
+        lengths = {
+            name: len(array)
+            for name in ("pixels", "index", "label", "condition", "names")
+            if (array := getattr(self, name)) is not None
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"images of different numbers: {', '.join(f'{n} {name}' for name, n in lengths.items())}")
+        ids, counts = np.unique(self.index, return_counts=True)
+        if (repeated := ids[counts > 1]).size:
+            raise ValueError(f"two images have the id {repeated[0]}: draws are a function of the id, so every image needs its own")
+
     def __len__(self) -> int:
         return len(self.pixels)
 

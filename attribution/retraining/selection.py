@@ -42,17 +42,35 @@ class Selection:
         weights = np.asarray(self.weights, dtype=np.float64)
         if weights.shape != rows.shape or not np.isfinite(weights).all() or weights.min() < 0:
             raise ValueError(f"a selection of {len(rows)} rows needs as many weights, finite and not negative")
+        if not weights.any():
+            raise ValueError("a selection needs at least one weight above 0")
         object.__setattr__(self, "weights", None if (weights == 1).all() else weights[order])
 
     @classmethod
     def of(cls, mask: Sequence[bool] | np.ndarray) -> Self:
-        """The rows where ``mask [N]`` is true."""
-        return cls(np.flatnonzero(np.asarray(mask, dtype=bool)))
+        """The rows where ``mask [N]`` is true.
+
+        Raises:
+            ValueError: ``mask`` is not one boolean per row, or all of them are false.
+        """
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.ndim != 1:
+            raise ValueError(
+                f"a mask needs one boolean per row, not {mask.dtype} of shape {mask.shape}; give rows to Selection itself"
+            )
+        return cls(np.flatnonzero(mask))
 
     @classmethod
     def without(cls, rows: Sequence[int] | np.ndarray, count: int) -> Self:
-        """All of ``count`` rows except ``rows``."""
-        return cls(np.delete(np.arange(count), np.asarray(rows, dtype=np.int64)))
+        """All of ``count`` rows except ``rows``.
+
+        Raises:
+            ValueError: a row is given twice or is not within 0..count-1, or no row is left.
+        """
+        rows = np.asarray(rows)
+        if len(rows) and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= count or len(np.unique(rows)) < len(rows)):
+            raise ValueError(f"rows to leave out must be different whole numbers in 0..{count - 1}")
+        return cls(np.delete(np.arange(count), rows.astype(np.int64)))
 
     @classmethod
     def weighted(cls, weights: Sequence[float] | np.ndarray) -> Self:

@@ -1,15 +1,23 @@
 """The comparison that every benchmark makes: an estimate for each subject, and paired differences."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, Self
 
-from experiments.metrics.bootstrap import Statistic
+from experiments.metrics.estimate import Estimate
 from experiments.report.row import Levels, Row, Subject
+
+
+class Comparable(Protocol):
+    """A number with an interval, whose difference from another one is paired: a ``Statistic``, or ``OverSets``."""
+
+    def __sub__(self, other: Any, /) -> Self: ...
+
+    def estimate(self) -> Estimate: ...
 
 
 def compare(
     subjects: Sequence[Subject],
-    values: Sequence[Statistic],
+    values: Sequence[Comparable],
     *,
     benchmark: str,
     metric: str,

@@ -12,7 +12,7 @@ from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant, variants_of
-from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import pearson, spearman
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
@@ -83,7 +83,10 @@ def _rows(pairs: Sequence[tuple[Variant, Variant]], kind: str, values: Compresse
     for metric in (pearson, spearman):
         yield from compare(
             [variant.subject for variant, _ in pairs],
-            [bootstrap.mean(metric(variant.scores.values, reference.scores.values)) for variant, reference in pairs],
+            [
+                bootstrap.mean(metric(variant.scores.values, reference.scores.values), limits=CORRELATION_LIMITS)
+                for variant, reference in pairs
+            ],
             benchmark="compression",
             metric=metric.__name__,
             queries=kind,

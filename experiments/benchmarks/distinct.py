@@ -62,12 +62,12 @@ def share_rows(
     examples, n = variants[0].scores.values.shape[1], sets.shape[1]
     return compare(
         [variant.subject for variant in variants],
-        [metrics.over_sets(metrics.distinct_share(top_k(variant.scores.values, k), sets)) for variant in variants],
+        [metrics.OverSets(metrics.distinct_share(top_k(variant.scores.values, k), sets)) for variant in variants],
         benchmark=benchmark,
         metric=f"distinct_share@{k}",
         queries=queries,
         levels=Levels(random=metrics.random_distinct_share(examples, n, k), maximum=metrics.maximum_distinct_share(examples, n, k)),
-        about={"k": k, "n": n, "interval": "range over sets of queries"},
+        about={"k": k, "n": n},
         differences=differences,
     )
 

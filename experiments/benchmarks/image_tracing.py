@@ -17,7 +17,7 @@ from experiments.benchmarks.compare import compare
 from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
-from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.bootstrap import SHARE_LIMITS, Bootstrap
 from experiments.metrics.estimate import exact_share
 from experiments.metrics.precision import auroc
 from experiments.models.experiment import Experiment
@@ -127,7 +127,7 @@ def _auroc_rows(
     """The AUROC of scores as detectors of the query's source, for the queries in ``rows``."""
     return compare(
         [variant.subject for variant in variants],
-        [bootstrap.mean(auroc(variant.scores.values[rows], in_source)) for variant in variants],
+        [bootstrap.mean(auroc(variant.scores.values[rows], in_source), limits=SHARE_LIMITS) for variant in variants],
         benchmark=BENCHMARK,
         metric="auroc",
         queries=queries,

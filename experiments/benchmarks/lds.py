@@ -11,12 +11,11 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAINING, SubsetBenchmark, levels
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, subject_of, variants_for
 from experiments.metrics import lds as metrics
-from experiments.metrics.bootstrap import Bootstrap
-from experiments.metrics.estimate import PERCENT
+from experiments.metrics.estimate import PERCENT, Estimate
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
@@ -49,7 +48,7 @@ class Measurements:
 class LDS(SubsetBenchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
-    The rows are means over queries with bootstrap intervals over subsets and queries: at the chosen dampings, and at the damping
+    The rows are means over queries with intervals over subsets and queries: at the chosen dampings, and at the damping
     that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling are computed from all
     subsets if ``seeds`` is at least 2, and from the repeated ones otherwise. The figures show ``rows`` queries, each with ``shown``
     proponents.
@@ -72,21 +71,23 @@ class LDS(SubsetBenchmark):
         scores = computed(nodes, get)
         retrained = self._measured(experiment)
         train = get(experiment.train)
-        removed, bootstrap = self.subsets.removed(train), self.bootstrap
+        removed = self.subsets.removed(train)
         values, held_out, table = [], [], []
         for kind, queries in self.queries.items():
             measurements = Measurements(truth.measured(retrained[kind], get), truth.replicates(retrained[kind], get), removed)
+            ceiling = self.ceiling(measurements.replicates, len(removed))
             variants = variants_for(kind, estimators, nodes, scores, get)
             images = get(queries.node(experiment))
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
             per_query = PERCENT * metrics.per_query(predictions, measurements.target)
-            values += report.add(self._rows(kind, variants, predictions, per_query, measurements, bootstrap))
+            values += report.add(self._rows(kind, variants, predictions, per_query, measurements, ceiling))
+            report.add(_ceiling_rows(kind, measurements.replicates, ceiling))
             swept = [
                 Variant(subject_of(name, estimator, nodes[kind, name], get), scores[kind, name])
                 for name, estimator in estimators.items()
                 if "damping" in scores[kind, name].axes
             ]
-            held_out += report.add(self._held_out(kind, swept, measurements, bootstrap))
+            held_out += report.add(self._held_out(kind, swept, measurements, ceiling))
             table += _table(kind, images, variants, per_query)
             shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
             report.figure(
@@ -105,14 +106,13 @@ class LDS(SubsetBenchmark):
         predictions: np.ndarray,
         per_query: np.ndarray,
         measurements: Measurements,
-        bootstrap: Bootstrap,
+        ceiling: Estimate | None,
     ) -> Iterator[Row]:
         """The rows of all variants and of exact retraining.
 
         ``predictions [P, Q, M]`` are those of the variants, ``per_query [P, Q]`` their LDS in per cent.
         """
-        levels = self.levels(measurements.replicates)
-        values = metrics.lds(predictions, measurements.target[None], bootstrap) * PERCENT
+        values = metrics.lds(predictions, measurements.target[None], self.bootstrap) * PERCENT
         quartiles = np.percentile(per_query, [25, 50, 75], axis=1).T
         yield from compare(
             [variant.subject for variant in variants],
@@ -120,7 +120,7 @@ class LDS(SubsetBenchmark):
             benchmark=BENCHMARK,
             metric=METRIC,
             queries=kind,
-            levels=levels,
+            levels=levels(ceiling),
             about={"subsets": len(measurements.removed), "seeds": self.seeds},
             about_each=[{"quartiles_of_queries": row} for row in quartiles],
         )
@@ -131,13 +131,18 @@ class LDS(SubsetBenchmark):
                 metric=METRIC,
                 queries=kind,
                 subject=Subject(RETRAINING),
-                estimate=(metrics.retraining(measurements.replicates[:, None], bootstrap) * PERCENT)[0, 0].estimate(),
-                levels=levels,
+                estimate=(metrics.retraining(measurements.replicates[:, None], self.bootstrap) * PERCENT)[0, 0].estimate(),
+                levels=levels(ceiling),
                 about={"subsets": subsets, "seeds": seeds},
             )
 
-    def _held_out(self, kind: str, swept: Sequence[Variant], measurements: Measurements, bootstrap: Bootstrap) -> list[Row]:
-        """The LDS at the damping that is best on the other half of the subsets, for scores at several dampings."""
+    def _held_out(self, kind: str, swept: Sequence[Variant], measurements: Measurements, ceiling: Estimate | None) -> list[Row]:
+        """The LDS at the damping that is best on the other half of the subsets, for scores at several dampings.
+
+        None if half of the subsets are too few for a correlation.
+        """
+        if len(measurements.removed) < 2 * MIN_SUBSETS:
+            return []
         values, chosen = [], []
         for variant in swept:
             axes = variant.scores.axes
@@ -145,7 +150,7 @@ class LDS(SubsetBenchmark):
             dampings = list(axes["damping"])
             at_dampings = (variant.scores.at(damping=damping, **fixed).values for damping in dampings)
             predictions = np.stack([metrics.predicted(scores, measurements.removed) for scores in at_dampings])
-            value, best = metrics.cross_validated(predictions, measurements.target, bootstrap)
+            value, best = metrics.cross_validated(predictions, measurements.target, self.bootstrap)
             values.append(value * PERCENT)
             chosen.append({"dampings_chosen": [dampings[i] for i in best]})
         return compare(
@@ -154,7 +159,7 @@ class LDS(SubsetBenchmark):
             benchmark=BENCHMARK,
             metric=HELD_OUT,
             queries=kind,
-            levels=self.levels(measurements.replicates),
+            levels=levels(ceiling),
             about_each=chosen,
         )
 
@@ -162,6 +167,14 @@ class LDS(SubsetBenchmark):
         """The measurements under all retrained models, by kind of queries."""
         truth = self.truth(experiment)
         return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
+
+
+def _ceiling_rows(kind: str, replicates: np.ndarray, ceiling: Estimate | None) -> Iterator[Row]:
+    """The noise ceiling with its interval, if subsets were trained more than once."""
+    if ceiling is not None:
+        seeds, _, subsets = replicates.shape
+        about = {"subsets": subsets, "seeds": seeds}
+        yield Row(benchmark=BENCHMARK, metric=METRIC, queries=kind, subject=Subject(CEILING), estimate=ceiling, about=about)
 
 
 def _table(kind: str, images: Images, variants: Sequence[Variant], per_query: np.ndarray) -> Iterator[dict[str, object]]:

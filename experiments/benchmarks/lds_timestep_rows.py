@@ -1,13 +1,14 @@
 """The rows of LDS by timestep: those of every target, and those of the shape of each predictor's grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from attribution.images.bins import ALL
 from experiments.benchmarks.compare import pairs
+from experiments.benchmarks.subset_benchmark import CEILING
 from experiments.metrics.bootstrap import Statistic
 from experiments.metrics.estimate import Estimate
 from experiments.report.row import Effort, Levels, Row, Subject
@@ -86,6 +87,23 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
             yield Row(metric=GAIN, subject=predictor.subject(timestep), estimate=gain, about=predicted, **shared)
 
 
+def rows_of_ceilings(
+    timesteps: Sequence[Timestep], targets: Sequence[Target], ceilings: Sequence[Estimate | None], queries: str
+) -> Iterator[Row]:
+    """The noise ceiling of each target with its interval, where it is known."""
+    for timestep, target, ceiling in zip(timesteps, targets, ceilings, strict=True):
+        if ceiling is not None:
+            yield Row(
+                benchmark=TARGETS,
+                metric=METRIC,
+                queries=queries,
+                subject=Subject(CEILING),
+                estimate=ceiling,
+                swept={"measured_t": timestep},
+                about={"subsets": target.subsets, "seeds": target.seeds},
+            )
+
+
 def rows_of_shape(predictor: Predictor, queries: str) -> Iterator[Row]:
     """Mean LDS on the diagonal, next to it and farther away; and late minus early timesteps."""
     n = len(predictor.timesteps) - 1
@@ -140,7 +158,8 @@ def later(n: int) -> np.ndarray:
 def rounded(statistic: Statistic) -> Estimate:
     """The estimate, rounded so that differences of equal means are exactly 0."""
     estimate = statistic.estimate()
-    return Estimate(*(round(end, 9) + 0.0 for end in (estimate.value, estimate.low, estimate.high)), level=estimate.level)
+    value, low, high = (round(end, 9) + 0.0 for end in (estimate.value, estimate.low, estimate.high))
+    return replace(estimate, value=value, low=low, high=high)
 
 
 def _distance(n: int) -> np.ndarray:

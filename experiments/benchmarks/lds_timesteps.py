@@ -15,11 +15,11 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import lds_timestep_rows as rows
 from experiments.benchmarks.lds_timestep_rows import METRIC, Predictor, Target, Timestep
-from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark, levels
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import Bootstrap
-from experiments.metrics.estimate import PERCENT
+from experiments.metrics.estimate import PERCENT, Estimate
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.report.report import Report
@@ -54,7 +54,9 @@ class TimestepLDS(SubsetBenchmark):
             mean = measured.mean(0)
             predictors = [p for name in estimators for p in _predictors(name, scores[kind, name], get, removed, mean, bootstrap)]
             exact = self._retraining(replicates, bootstrap)
-            by_target += report.add(self._rows(kind, predictors, exact, measured, replicates))
+            ceilings = [self.ceiling(replicates[:, t], len(removed)) for t in range(len(labels))]
+            by_target += report.add(self._rows(kind, predictors, exact, ceilings, measured, replicates))
+            report.add(rows.rows_of_ceilings(labels, _targets(ceilings, replicates), ceilings, kind))
             predictors += exact
             report.add(row for predictor in predictors for row in rows.rows_of_shape(predictor, kind))
             for predictor in predictors:
@@ -69,14 +71,15 @@ class TimestepLDS(SubsetBenchmark):
         kind: str,
         predictors: Sequence[Predictor],
         exact: Sequence[Predictor],
+        ceilings: Sequence[Estimate | None],
         measured: np.ndarray,
         replicates: np.ndarray,
     ) -> Iterator[Row]:
         """The rows of every target, of estimators, of exact retraining and of differences."""
         for predictor in predictors:
-            yield from rows.rows_of_targets(predictor, self._targets(measured, replicates), kind)
+            yield from rows.rows_of_targets(predictor, _targets(ceilings, measured), kind)
         for predictor in exact:
-            yield from rows.rows_of_targets(predictor, self._targets(replicates, replicates), kind)
+            yield from rows.rows_of_targets(predictor, _targets(ceilings, replicates), kind)
         yield from rows.rows_of_differences(predictors, kind)
 
     def _retraining(self, replicates: np.ndarray, bootstrap: Bootstrap) -> list[Predictor]:
@@ -85,11 +88,6 @@ class TimestepLDS(SubsetBenchmark):
             return []
         grid = metrics.retraining(replicates, bootstrap) * PERCENT
         return [Predictor(RETRAINING, {}, dict.fromkeys([*self.timesteps, ALL]), grid, True)]
-
-    def _targets(self, measured: np.ndarray, replicates: np.ndarray) -> list[Target]:
-        """The levels and counts of each target of ``measured [K, T, Q, M]``, with ``replicates [K', T, Q, M']``."""
-        seeds, _, _, subsets = measured.shape
-        return [Target(self.levels(replicates[:, t]), subsets, seeds) for t in range(measured.shape[1])]
 
     def _losses(self, experiment: Experiment) -> dict[Timestep, Measure]:
         """The loss at each timestep.
@@ -120,6 +118,12 @@ class TimestepLDS(SubsetBenchmark):
             self.measurement.subject(images)
             measured |= {(kind, t): truth.nodes(measure, images) for t, measure in targets.items()}
         return measured
+
+
+def _targets(ceilings: Sequence[Estimate | None], measured: np.ndarray) -> list[Target]:
+    """The levels and counts of each target of ``measured [K, T, Q, M]``."""
+    seeds, _, _, subsets = measured.shape
+    return [Target(levels(ceiling), subsets, seeds) for ceiling in ceilings]
 
 
 def _predictors(

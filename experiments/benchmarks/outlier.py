@@ -24,6 +24,8 @@ from experiments.report.report import Report
 from experiments.report.row import Levels, Row, Subject
 
 Metric = Callable[[WeightedRanking], np.ndarray]
+Described = tuple[str, Metric, Levels, dict[str, int]]
+"""The name, function, levels and further facts of a metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +65,17 @@ class Outlier(Benchmark):
     def _rows(self, subjects: Sequence[Subject], influences: Sequence[np.ndarray], outliers: np.ndarray) -> list[Row]:
         """The rows of every metric, from self-influences ``[N]`` of each subject."""
         metrics = self._metrics(outliers)
-        functions = {name: function for name, function, _, _ in metrics}
-        by_subject = [self._statistics(influence, outliers, functions) for influence in influences]
+        by_subject = [self._statistics(influence, outliers, metrics) for influence in influences]
         rows = []
         for name, _, levels, about in metrics:
             values = [statistics[name] for statistics in by_subject]
             rows += compare(subjects, values, benchmark="outlier", metric=name, levels=levels, about=about)
         return rows
 
-    def _metrics(self, outliers: np.ndarray) -> list[tuple[str, Metric, Levels, dict[str, int]]]:
-        """The name, function, levels and further facts of each metric."""
+    def _metrics(self, outliers: np.ndarray) -> list[Described]:
+        """All metrics."""
         rare = random_precision(outliers)
-        shares: list[tuple[str, Metric, Levels, dict[str, int]]] = [
+        shares: list[Described] = [
             (
                 f"outlier_share@{k}",
                 partial(WeightedRanking.share, k=k),
@@ -89,7 +90,7 @@ class Outlier(Benchmark):
             ("average_precision", WeightedRanking.average_precision, Levels(random=rare, maximum=1.0), {}),
         ]
 
-    def _statistics(self, influence: np.ndarray, outliers: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, Statistic]:
+    def _statistics(self, influence: np.ndarray, outliers: np.ndarray, metrics: Sequence[Described]) -> dict[str, Statistic]:
         """Each metric of the ranking by ``influence [N]``.
 
         How many outliers and other images there are is part of the experiment's design, so these counts, and hence the reference
@@ -98,12 +99,20 @@ class Outlier(Benchmark):
         bootstrap = Bootstrap(self.resamples, self.seed, {"examples": outliers})
         N = len(outliers)
         ranking = WeightedRanking.of(influence, outliers, np.ones((1, N)))
-        spread: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+        spread: dict[str, list[np.ndarray]] = {name: [] for name, *_ in metrics}
         for weights in bootstrap.blocks("examples", N):
             resampled = WeightedRanking.of(influence, outliers, weights)
-            for name, metric in metrics.items():
+            for name, metric, _, _ in metrics:
                 spread[name].append(metric(resampled))
-        return {name: Statistic.of(metric(ranking)[0], np.concatenate(spread[name])) for name, metric in metrics.items()}
+        return {
+            name: bootstrap.statistic(
+                metric(ranking)[0],
+                {"examples": (np.concatenate(spread[name]), N)},
+                (0.0, levels.maximum or 1.0),
+                about.get("k", int(outliers.sum())),
+            )
+            for name, metric, levels, about in metrics
+        }
 
     def _grid(self, train: Images, influence: np.ndarray, outliers: np.ndarray) -> Figure:
         """The figure of the training images with the largest self-influences."""

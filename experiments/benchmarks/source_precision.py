@@ -8,7 +8,7 @@ from attribution.images import Images
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.variants import Variant
 from experiments.metrics import precision as metrics
-from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.bootstrap import SHARE_LIMITS, Bootstrap
 from experiments.metrics.ranking import top_k
 from experiments.report.row import Levels, Row
 
@@ -40,7 +40,7 @@ def precision_rows(
     for number in k:
         yield from compare(
             [variant.subject for variant in variants],
-            [bootstrap.mean(metrics.source_precision(top, in_source, number)) for top in tops],
+            [bootstrap.mean(metrics.source_precision(top, in_source, number), limits=SHARE_LIMITS) for top in tops],
             benchmark=benchmark,
             metric=f"precision@{number}",
             queries=queries,

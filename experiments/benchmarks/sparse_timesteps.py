@@ -19,7 +19,7 @@ from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.source_precision import has_two_sources, precision_rows, source_queries
 from experiments.benchmarks.variants import Variant, require_replay, subject_of
-from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import spearman, split_half_spearman
 from experiments.models.experiment import Experiment
 from experiments.report.report import Report
@@ -158,7 +158,7 @@ def _agreement(variants: Sequence[Variant], kind: str, bootstrap: Bootstrap) -> 
     ceilings = {name: _ceiling(scores) for name, scores in full.items()}
     return compare(
         [variant.subject for variant in fewer],
-        [bootstrap.mean(spearman(v.scores.values, full[v.subject.name].values)) for v in fewer],
+        [bootstrap.mean(spearman(v.scores.values, full[v.subject.name].values), limits=CORRELATION_LIMITS) for v in fewer],
         benchmark=NAME,
         metric=SPEARMAN,
         queries=kind,

@@ -10,16 +10,20 @@ from attribution.measurements import Measure
 from attribution.retraining.modes import Mode
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
-from experiments.metrics.estimate import PERCENT
-from experiments.metrics.lds import noise_ceiling
+from experiments.metrics.estimate import PERCENT, Estimate
+from experiments.metrics.noise_ceiling import noise_ceiling
 from experiments.models.experiment import Experiment
 from experiments.models.quadrature import quadrature_notes
-from experiments.models.subsets import Subsets
+from experiments.models.subsets import Subsets, check_variation
 from experiments.models.truth import Truth
 from experiments.report.row import Levels
 
 RETRAINING = "exact retraining"
 """The name of exact retraining as an estimator."""
+CEILING = "noise ceiling"
+"""The name of a perfect predictor in the rows that give the noise ceiling with its interval."""
+MIN_SUBSETS = 3
+"""The fewest subsets with a correlation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class SubsetBenchmark(QueryBenchmark):
 
     If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
     one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws``; it need not be the estimators'
-    measurement. Intervals are from ``resamples`` bootstrap resamples of subsets and queries.
+    measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries.
     """
 
     subsets: Subsets
@@ -49,8 +53,8 @@ class SubsetBenchmark(QueryBenchmark):
             whole(self, "steps", least=1)
         whole(self, "repeats", least=0)
         self.draws.refuse_sides("n is the number of draws of every query")
-        if 0 < self.repeats < 3:
-            raise FieldError(self, "repeats", "give 0, or at least 3: a correlation needs that many subsets")
+        if 0 < self.repeats < MIN_SUBSETS:
+            raise FieldError(self, "repeats", f"give 0, or at least {MIN_SUBSETS}: a correlation needs that many subsets")
         self.draws.refuse_lists("a measurement")
 
     def notes(self) -> list[str]:
@@ -60,9 +64,14 @@ class SubsetBenchmark(QueryBenchmark):
         """The retrained models and their measurements.
 
         Raises:
-            ValueError: ``repeats`` exceeds the number of subsets.
+            ValueError: there are fewer than three subsets, they show nothing, or ``repeats`` exceeds their number.
         """
-        selections = self.subsets.selections(experiment.data.load().train)
+        train = experiment.data.load().train
+        selections = self.subsets.selections(train)
+        if len(selections) < MIN_SUBSETS:
+            message = f"a correlation over subsets needs at least {MIN_SUBSETS}"
+            raise FieldError(self, "subsets", message, f"{len(selections)} subsets")
+        check_variation(self, self.subsets.masks(train))
         if self.seeds == 1:
             whole(self, "repeats", least=0, most=len(selections))
         return Truth(
@@ -82,7 +91,11 @@ class SubsetBenchmark(QueryBenchmark):
         """The bootstrap of all rows of the benchmark."""
         return Bootstrap(self.resamples, self.seed)
 
-    def levels(self, replicates: np.ndarray) -> Levels:
-        """The reference levels of LDS in per cent; the noise ceiling is from ``replicates [K', Q, M']``, unknown for K' = 1."""
-        ceiling = None if len(replicates) == 1 else PERCENT * noise_ceiling(replicates, self.seeds)
-        return Levels(random=0.0, ceiling=ceiling)
+    def ceiling(self, replicates: np.ndarray, subsets: int) -> Estimate | None:
+        """The noise ceiling of the LDS over ``subsets``, in per cent, from ``replicates [K', Q, M']``; None for K' = 1."""
+        return None if len(replicates) == 1 else noise_ceiling(replicates, self.bootstrap, self.seeds, subsets).scaled(PERCENT)
+
+
+def levels(ceiling: Estimate | None) -> Levels:
+    """The reference levels of LDS in per cent."""
+    return Levels(random=0.0, ceiling=None if ceiling is None else ceiling.value)

@@ -15,7 +15,7 @@ from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
-from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
@@ -88,7 +88,7 @@ class Targeted(QueryBenchmark):
         reliability = [(v.subject, split_half_spearman(v.scores.halves)) for v in variants if v.scores.halves is not None]
         return compare(
             [subject for subject, _ in reliability],
-            [bootstrap.mean(values) for _, values in reliability],
+            [bootstrap.mean(values, limits=CORRELATION_LIMITS) for _, values in reliability],
             benchmark="targeted",
             metric="split_half_spearman",
             queries=kind,

@@ -11,9 +11,9 @@ from attribution.gradients.norms import Norms
 from attribution.images import Images
 from experiments.benchmarks.compare import compare
 from experiments.metrics import timestep_bias as metrics
-from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap, Statistic
 from experiments.metrics.correlation import spearman
-from experiments.metrics.estimate import PERCENT
+from experiments.metrics.estimate import PERCENT, exact_share
 from experiments.metrics.ranking import top_k
 from experiments.metrics.timestep_bias import Correlation
 from experiments.report.row import Levels, Row, Subject
@@ -104,7 +104,7 @@ class Bias:
         of_queries = [spearman(np.abs(s.values), np.broadcast_to(bound, s.values.shape)) for s in scores.values()]
         return compare(
             [subjects[name] for name in scores],
-            [self.bootstrap.mean(values) for values in of_queries],
+            [self.bootstrap.mean(values, limits=CORRELATION_LIMITS) for values in of_queries],
             benchmark=BENCHMARK,
             metric="score_with_norm_spearman",
             queries=queries,
@@ -160,7 +160,10 @@ class Bias:
             )
 
     def most_frequent_row(self, subject: Subject, scores: Scores, train: Images, k: int, queries: str) -> tuple[Row, int]:
-        """The share of queries that have the most frequent example among their top k, and the position of that example."""
+        """The share of queries that have the most frequent example among their top k, and the position of that example.
+
+        It is the largest of N shares, which the lower end of its interval accounts for.
+        """
         top = top_k(scores.values, k)
         example = metrics.most_frequent(top)
         random = metrics.random_most_frequent(len(top), self.norms.shape[1], k)
@@ -171,7 +174,7 @@ class Bias:
             "norm_ranks": [int(metrics.ranks(norms)[example]) for norms in self.norms],
             "checkpoints": list(self.steps),
         }
-        share = self.bootstrap.mean((top == example).any(1)).estimate()
+        share = exact_share((top == example).any(1), among=self.norms.shape[1], over="queries")
         levels = Levels(random=random, maximum=1.0)
         metric = f"most_frequent_in_top_{k}"
         row = Row(benchmark=BENCHMARK, metric=metric, queries=queries, subject=subject, estimate=share, levels=levels, about=about)

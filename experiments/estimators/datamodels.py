@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from attribution.checks import FieldError, whole
+from attribution.checks import whole
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
@@ -35,7 +35,7 @@ from attribution.retraining.selection import Selection
 from attribution.training import Recorded
 from experiments.models.measured import Measured
 from experiments.models.quadrature import quadrature_notes
-from experiments.models.subsets import Subsets
+from experiments.models.subsets import Subsets, check_variation
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
@@ -91,16 +91,16 @@ class Datamodels(Estimator):
         """Return the node of the scores.
 
         Raises:
-            ValueError: ``trained`` is not a ``TrainedModel``, ``train`` is not its training set, or all subsets are equal.
+            ValueError: ``trained`` is not a ``TrainedModel``, ``train`` is not its training set, or the subsets show nothing.
         """
         if not isinstance(trained, TrainedModel):
             raise ValueError(f"{type(trained).__name__} cannot be trained again: give an experiments.models.trained.TrainedModel")
         if train.fingerprint != trained.data.fingerprint:
             raise ValueError("datamodels score the images that the model was trained on: give its training set")
         self.measurement.subject(queries)
-        selections = tuple(self.subsets.selections(InMemory()(train)))
-        if np.ptp(removed(selections, train.count), axis=0).max() == 0:
-            raise FieldError(self, "subsets", f"all {len(selections)} leave out the same images: a regression needs different ones")
+        images = InMemory()(train)
+        check_variation(self, self.subsets.masks(images))
+        selections = tuple(self.subsets.selections(images))
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
         return DatamodelScores(stored, train, queries, trained, selections)

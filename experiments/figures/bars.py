@@ -35,7 +35,7 @@ def distinct_share(rows: Sequence[Row]) -> Figure:
             x = group + (rank - (len(names) - 1) / 2) * bar
             turn, color = divmod(rank, len(COLORS))
             axes.bar(x, row.estimate.value, 0.9 * bar, label=label, **_look(color, turn))
-            draw_interval(axes, x, row.estimate, label="interval")
+            draw_interval(axes, x, row.estimate, label=row.estimate.interval)
             for level in ("random", "maximum"):
                 if (value := getattr(row.levels, level)) is not None:
                     draw_level(axes, level, value, (group - 0.46, group + 0.46))
@@ -45,7 +45,7 @@ def distinct_share(rows: Sequence[Row]) -> Figure:
         plain_frame(axes)
     for axes in grid[:, 0]:
         axes.set_ylabel("distinct share")
-    legend(figure, figure.axes, [*names, "interval", *REFERENCES.values()])
+    legend(figure, figure.axes, [*names, *dict.fromkeys(row.estimate.interval for row in rows), *REFERENCES.values()])
     return figure
 
 
@@ -67,7 +67,7 @@ def bars(rows: Sequence[Row], value_name: str) -> Figure:
             y = names.index(label) + (0.2 - 0.4 * rank if len(metrics) > 1 else 0)
             height = 0.38 if len(metrics) > 1 else 0.7
             axes.barh(y, row.estimate.value, height, label=row.metric.replace("_", " "), **_look(rank, rank))
-            draw_interval(axes, y, row.estimate, horizontal=True, label="interval")
+            draw_interval(axes, y, row.estimate, horizontal=True, label=row.estimate.interval)
             if row.levels.ceiling is not None:
                 draw_level(axes, "ceiling", row.levels.ceiling, vertical=True)
         axes.set_yticks(range(len(names)), names)

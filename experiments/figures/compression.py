@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from experiments.figures.intervals import draw_interval
+from experiments.figures.intervals import draw_interval, name_intervals
 from experiments.figures.labels import place_labels
 from experiments.figures.style import COLORS, DPI, LINES, MARKERS, legend, panel_title, plain_frame, series_label
 from experiments.report.row import Row
@@ -50,6 +50,7 @@ def compression(rows: Sequence[Row]) -> Figure:
         panel = (metrics[column], queries[line])
         in_panel = [(row, label) for row, label in zip(rows, labels, strict=True) if (row.metric, row.queries) == panel]
         _curves(axes, in_panel, names, kinds, floor)
+        name_intervals(axes, [row.estimate for row, _ in in_panel])
         axes.set_title(panel_title(f"{metrics[column].capitalize()} correlation", queries[line]), fontsize=11)
         plain_frame(axes)
     for axes in grid[-1]:

@@ -1,6 +1,5 @@
 """Intervals and reference levels, drawn alike in all figures."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ LEVELS = {"random": "--", "maximum": ":", "ceiling": "-."}
 """The line style of each field of ``Levels``."""
 
 
-def has_interval(estimate: Estimate) -> bool:
-    """Whether both ends are known."""
-    return math.isfinite(estimate.low) and math.isfinite(estimate.high)
+def name_intervals(axes: Axes, estimates: Sequence[Estimate], **look: Any) -> None:
+    """Say in the legend what the intervals are: a line without data for each kind."""
+    for name in dict.fromkeys(estimate.interval for estimate in estimates if estimate.has_interval):
+        axes.plot([], [], **{"color": INK, "linewidth": 1.4, "label": name, **look})
 
 
 def draw_interval(
@@ -30,7 +30,7 @@ def draw_interval(
     **look: Any,
 ) -> None:
     """Draw the interval as a line at ``place`` on the other axis. ``scale`` maps a number to its position on the axis."""
-    if not has_interval(estimate):
+    if not estimate.has_interval:
         return
     ends, places = [scale(estimate.low), scale(estimate.high)], [place, place]
     axes.plot(*((ends, places) if horizontal else (places, ends)), **{"color": INK, "linewidth": 1.4, **look})
@@ -40,7 +40,7 @@ def draw_band(axes: Axes, places: Sequence[float] | None, estimates: Sequence[Es
     """Draw intervals as a band over ``places``, or a single interval across the axes if that is None."""
     if places is None:
         (estimate,) = estimates
-        if has_interval(estimate):
+        if estimate.has_interval:
             axes.axhspan(estimate.low, estimate.high, color=color, alpha=alpha, linewidth=0)
         return
     low, high = [estimate.low for estimate in estimates], [estimate.high for estimate in estimates]

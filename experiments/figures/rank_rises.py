@@ -32,7 +32,7 @@ def rank_rises(rows: Sequence[Row]) -> Figure:
             x = group + (rank - (len(timings) - 1) / 2) * 0.4
             look = {"color": COLORS[rank], "hatch": HATCHES[rank], "edgecolor": "white", "linewidth": 0}
             axes.bar(x, row.estimate.value, 0.36, label=_LABELS.get(timing, timing), **look)
-            draw_interval(axes, x, row.estimate, label="interval")
+            draw_interval(axes, x, row.estimate, label=row.estimate.interval)
             for level, label in _LEVELS.items():
                 if (value := getattr(row.levels, level)) is not None:
                     draw_level(axes, level, value, (group - 0.46, group + 0.46), label=label)

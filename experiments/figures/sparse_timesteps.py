@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from attribution.images.bins import ALL
-from experiments.figures.intervals import draw_interval, draw_level
+from experiments.figures.intervals import draw_interval, draw_level, name_intervals
 from experiments.figures.style import COLORS, DPI, MARKERS, legend, panel_title, plain_frame
 from experiments.report.row import Row
 
@@ -35,6 +35,7 @@ def sparse_timesteps(rows: Sequence[Row], agreement: str, faster: str) -> Figure
         in_panel = [row for row in rows if (row.metric, row.queries) == panel]
         shown = [scheme for scheme in schemes if any(row.settings[_SETTING] == scheme for row in in_panel)]
         _marks(axes, in_panel, names, shown, (lambda value: 1 - value) if panel[0] == agreement else float)
+        name_intervals(axes, [row.estimate for row in in_panel])
         axes.set_xticks(range(len(shown)), [scheme.replace(" ", "\n") for scheme in shown])
         axes.set_xlabel("timesteps of the query")
         axes.set_title(panel_title(*panel), fontsize=11)

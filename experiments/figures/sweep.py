@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from experiments.figures.intervals import LEVELS, draw_band, draw_interval, draw_level
+from experiments.figures.intervals import LEVELS, draw_band, draw_interval, draw_level, name_intervals
 from experiments.figures.style import (
     COLORS,
     DPI,
@@ -60,6 +60,7 @@ def curve(rows: Sequence[Row], x: str, x_name: str | None = None) -> Figure:
         for rank, name in enumerate(names):
             offset = (rank - (len(names) - 1) / 2) * min(3.0, 12 / len(names))
             _series(axes, [point for point, label in in_panel if label == name], name, rank, offset)
+        name_intervals(axes, [row.estimate for (_, row), _ in in_panel])
         for level in LEVELS:
             _reference(axes, [point for point, _ in in_panel], level)
         axes.autoscale_view()

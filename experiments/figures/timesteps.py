@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.intervals import draw_interval, draw_level
+from experiments.figures.intervals import draw_interval, draw_level, name_intervals
 from experiments.figures.style import COLORS, DPI, LINES, MARKERS, WIDEST, legend, plain_frame, series_label
 from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings
@@ -41,6 +41,7 @@ def by_timestep(rows: Sequence[Row], x: str, x_name: str, value_name: str) -> Fi
         for rank, name in enumerate(names):
             offset = _SPREAD * ((rank + 0.5) / len(names) - 0.5)
             _series(axes, {row.settings[x]: row for row, label in in_panel if label == name}, places, offset, name, rank)
+        name_intervals(axes, [row.estimate for row, _ in in_panel])
         _levels(axes, {row.settings[x]: row for row, _ in in_panel}, places)
         axes.set_xticks(list(places.values()), [str(t) for t in places])
         axes.set_title(f"{kind} queries" if kind else "", fontsize=11)

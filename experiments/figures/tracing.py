@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from attribution.images import Images
-from experiments.figures.intervals import draw_band, draw_level
+from experiments.figures.intervals import draw_band, draw_level, name_intervals
 from experiments.figures.style import COLORS, DPI, INK, LINES, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
 from experiments.figures.thumbnails import canvas, caption, names_height, thumbnail
 from experiments.report.row import Row
@@ -42,6 +42,7 @@ def over_k(rows: Sequence[Row], value_name: str) -> Figure:
             pairs = ((row.about["k"], getattr(row.levels, level)) for row, _ in in_panel)
             if known := sorted({(k, value) for k, value in pairs if value is not None}):
                 draw_level(axes, level, [value for _, value in known], [k for k, _ in known])
+        name_intervals(axes, [row.estimate for row, _ in in_panel], linewidth=6, alpha=0.18)
         n = next((row.about["queries_n"] for row, _ in in_panel if "queries_n" in row.about), None)
         axes.set_title((kind or "") + (f" queries (n = {n})" if n is not None else ""), fontsize=11)
         _axis(axes, [row for row, _ in in_panel])

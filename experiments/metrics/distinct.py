@@ -3,9 +3,11 @@
 Q queries, N training examples, k top places, S sets of n queries each.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from experiments.metrics.bootstrap import Statistic
+from experiments.metrics.estimate import Estimate, quantiles
 
 
 def distinct_share(top: np.ndarray, sets: np.ndarray) -> np.ndarray:
@@ -46,11 +48,21 @@ def random_sets(pool: int, n: int, sets: int, seed: int) -> np.ndarray:
     return np.sort(order[:, :n], axis=1)
 
 
-def over_sets(shares: np.ndarray) -> Statistic:
-    """The mean over sets of queries ``[S]``; its spread is that of the sets themselves, not a bootstrap.
+@dataclass(frozen=True, eq=False)
+class OverSets:
+    """The mean of ``shares [S]`` over sets of queries, with the range of the sets themselves.
 
-    The interval is where 95 % of the sets lie: what one experiment with n queries would show. It is not the standard error of the
-    mean, which shrinks with the number of sets although sets of one pool are not independent. Differences on the same sets are
+    The range is where 95 % of the sets lie: what one experiment with n queries would show. It is not a confidence interval of the
+    mean, which would shrink with the number of sets although sets of one pool are not independent. Differences on the same sets are
     paired, so variation shared by both sides cancels.
     """
-    return Statistic.of(shares.mean(), shares)
+
+    shares: np.ndarray
+
+    def __sub__(self, other: "OverSets") -> "OverSets":
+        return OverSets(self.shares - other.shares)
+
+    def estimate(self) -> Estimate:
+        """The mean and the range; the latter is unknown for a single set."""
+        kind = "range of sets of queries, no confidence interval" if len(self.shares) > 1 else None
+        return Estimate(float(self.shares.mean()), *quantiles(self.shares), kind=kind)

@@ -1,13 +1,13 @@
 """The linear datamodeling score (LDS; Park et al. 2023, TRAK) and its bootstrap: pure functions.
 
 The LDS of a query is Spearman's correlation over M subsets between what scores predict and what retrained models measure. There are
-P predictions of T targets for Q queries, K training seeds, and B resamples of the subsets and the queries. Ranks are computed once
-over all subsets and reused, so resampling reduces to matrix products.
+P predictions of T targets for Q queries, K training seeds, and B resamples of the subsets, or of the queries. Ranks are computed
+once over all subsets and reused, so resampling reduces to matrix products.
 """
 
 import numpy as np
 
-from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap, Statistic
 from experiments.metrics.correlation import spearman
 from experiments.metrics.ranking import mean_ranks
 
@@ -31,9 +31,12 @@ def per_query(predictions: np.ndarray, measured: np.ndarray) -> np.ndarray:
 
 
 def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> Statistic:
-    """The mean LDS over queries of every prediction of every target, ``[P, T]``: ``[P, Q, M], [T, Q, M]``."""
-    _, Q, M = targets.shape
-    return _lds(predictions, targets, bootstrap.counts("subsets", M), bootstrap.counts("queries", Q))
+    """The mean LDS over queries of every prediction of every target, ``[P, T]``: ``[P, Q, M], [T, Q, M]``.
+
+    Subsets and queries are crossed: each is resampled on its own.
+    """
+    M = targets.shape[2]
+    return _lds(predictions, targets, bootstrap, bootstrap.counts("subsets", M), M)
 
 
 def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
@@ -56,48 +59,44 @@ def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstra
     Each half is scored with the value chosen on the other. The interval does not include the choice's uncertainty: the subsets of
     each half are resampled separately, the queries jointly.
     """
-    Q, M = measured.shape
+    M = measured.shape[1]
     halves, by_half = folds(M), Bootstrap(bootstrap.count, bootstrap.seed, {"subsets": folds(M)})
-    subsets, queries = by_half.counts("subsets", M), bootstrap.counts("queries", Q)
+    subsets = by_half.counts("subsets", M)
     statistics, chosen = [], []
     for half in (halves == 0, halves == 1):
         best = int(per_query(sweep[..., ~half], measured[:, ~half]).mean(1).argmax())
         chosen.append(best)
-        statistics.append(_lds(sweep[None, best][..., half], measured[None][..., half], subsets[:, half], queries)[0, 0])
+        statistics.append(_lds(sweep[None, best][..., half], measured[None][..., half], by_half, subsets[:, half], M)[0, 0])
     return Statistic.mean(statistics), chosen
 
 
-def noise_ceiling(replicates: np.ndarray, seeds: int | None = None) -> float:
-    """Approximate LDS of a perfect predictor of the mean over K seeds: the mean over queries of √(K r / (1 + (K-1) r)).
-
-    r: Spearman's correlation between the measurements of two training runs on the same subsets, ``replicates [K', Q, M']``, mean
-    over pairs; K' >= 2. K is K' unless ``seeds`` is given.
-    """
-    count, seeds = len(replicates), seeds or len(replicates)
-    pairs = [per_query(replicates[a], replicates[b]) for a in range(count) for b in range(a)]
-    r = np.clip(np.mean(pairs, 0), 0, 1)
-    return float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)).mean())
+def _lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, subsets: np.ndarray, drawn_of: int) -> Statistic:
+    """``lds``, given how often each resample draws each subset, ``[B, M]``; the subsets are drawn out of ``drawn_of``."""
+    of_queries = np.stack([per_query(predictions, target) for target in targets], 1)  # [P, T, Q]
+    Q = targets.shape[1]
+    by_query = np.tensordot(bootstrap.counts("queries", Q) / Q, of_queries, (1, 2))
+    resampled = {"queries": (by_query, Q), "subsets": (_over_subsets(predictions, targets, subsets), drawn_of)}
+    return bootstrap.statistic(of_queries.mean(2), resampled, CORRELATION_LIMITS)
 
 
-def _lds(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray, queries: np.ndarray) -> Statistic:
-    """``lds``, given how often each resample draws each subset ``[B, M]`` and each query ``[B, Q]``."""
-    values = np.stack([per_query(predictions, target).mean(1) for target in targets], 1)
+def _over_subsets(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+    """The mean LDS over queries in each resample of the subsets, ``[B, P, T]``."""
     x, y = _centered_ranks(predictions), _centered_ranks(targets)
-    w, v = subsets / subsets.sum(1, keepdims=True), queries / queries.sum(1, keepdims=True)
-    spread = np.empty((len(w), *values.shape))
-    size = max(1, _BLOCK // targets.shape[1])
+    w = subsets / subsets.sum(1, keepdims=True)
+    resampled = np.empty((len(w), len(x), len(y)))
+    Q = targets.shape[1]
+    size = max(1, _BLOCK // Q)
     for start in range(0, len(w), size):
         block = slice(start, start + size)
-        shares, query_shares = np.ascontiguousarray(w[block].T), v[block].T
+        shares = np.ascontiguousarray(w[block].T)
         # What depends on a target alone is computed once for all predictions.
         means, scales = zip(*(_moments(side, shares) for side in y), strict=True)
-        scales = [scale * query_shares for scale in scales]
         for p, side in enumerate(x):
             mean, scale = _moments(side, shares)
             for t, target in enumerate(y):
                 covariance = (side * target) @ shares - mean * means[t]
-                spread[block, p, t] = np.einsum("qb,qb,qb->b", covariance, scale, scales[t])
-    return Statistic(values, spread)
+                resampled[block, p, t] = np.einsum("qb,qb,qb->b", covariance, scale, scales[t]) / Q
+    return resampled
 
 
 def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom, spearmanr
 
-from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, SHARE_LIMITS, Bootstrap, Statistic
 from experiments.metrics.correlation import spearman
 from experiments.metrics.estimate import Estimate
 
@@ -49,8 +49,8 @@ def algorithm_1(distance: np.ndarray, rank: np.ndarray, bootstrap: Bootstrap) ->
         return Correlation(distance, rank, unknown, np.nan, unknown, np.nan)
     drawn = _indices(bootstrap.counts("examples", len(x)))
     test: Any = spearmanr(x, y)
-    rho = Statistic.of(test.statistic, spearman(x[drawn], y[drawn])).estimate()
-    slope = Statistic.of(_slopes(x[None], y[None])[0], _slopes(x[drawn], y[drawn])).estimate()
+    rho = bootstrap.statistic(test.statistic, {"examples": (spearman(x[drawn], y[drawn]), len(x))}, CORRELATION_LIMITS).estimate()
+    slope = bootstrap.statistic(_slopes(x[None], y[None])[0], {"examples": (_slopes(x[drawn], y[drawn]), len(x))}).estimate()
     return Correlation(distance, rank, rho, float(test.pvalue), slope, float(y.mean() - slope.value * x.mean()))
 
 
@@ -77,7 +77,8 @@ def explained(timestep: np.ndarray, norm: np.ndarray, T: int, stretches: int, bo
     logs -= logs.mean()
     membership = np.eye(stretches)[(timestep - 1) * stretches // T]  # [n, stretches]
     blocks = [_explained(counts, logs, membership) for counts in bootstrap.blocks("examples", len(logs))]
-    return Statistic.of(_explained(np.ones((1, len(logs))), logs, membership)[0], np.concatenate(blocks))
+    value = _explained(np.ones((1, len(logs))), logs, membership)[0]
+    return bootstrap.statistic(value, {"examples": (np.concatenate(blocks), len(logs))}, SHARE_LIMITS)
 
 
 def _explained(counts: np.ndarray, logs: np.ndarray, membership: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,25 @@ class Subsets(ABC):
     def removed(self, train: Images) -> np.ndarray:
         """The weight that each example loses, ``[M, N]``."""
         return (1 - self.weight) * ~self.masks(train)
+
+
+def check_variation(owner: Any, masks: np.ndarray) -> None:
+    """Check that every subset of ``masks [M, N]`` keeps and leaves out something, and that subsets differ.
+
+    Raises:
+        FieldError: they do not; ``owner`` has the subsets in its field ``subsets``.
+    """
+    for kept, what in ((~masks.any(1), "no training image"), (masks.all(1), "every training image")):
+        if subsets := np.flatnonzero(kept).tolist():
+            raise FieldError(
+                owner,
+                "subsets",
+                f"subset {subsets[0]} keeps {what}: remove it, or choose a fraction nearer to 0.5",
+                f"{len(masks)} subsets",
+            )
+    if (masks == masks[0]).all():
+        message = f"all {len(masks)} leave out the same images, so nothing varies: give different ones"
+        raise FieldError(owner, "subsets", message, f"{len(masks)} subsets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +123,9 @@ class PublishedSubsets(Subsets):
         elif table.dtype.kind in "iu" and table.min() >= 0 and table.max() < len(train):
             masks = np.zeros((len(table), len(train)), dtype=bool)
             np.put_along_axis(masks, table, True, axis=1)
+            if repeated := np.flatnonzero(masks.sum(1) < table.shape[1]).tolist():
+                hint = "save masks as booleans, not as numbers" if table.max() <= 1 else "give each position of a subset once"
+                raise ValueError(f"{name} holds positions, and subset {repeated[0]} has one of them twice: {hint}")
         else:
             raise ValueError(
                 f"{name} holds {table.dtype} {list(table.shape)}: "

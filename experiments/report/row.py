@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attribution.images.bins import ALL
-from experiments.metrics.estimate import Estimate
+from experiments.metrics.estimate import LEVEL, Estimate
 
 BINS = ("query_bin", "train_bin")
 REQUIRED = ("benchmark", "estimator", "metric", "value", "low", "high", "data", "seed")
@@ -111,7 +111,9 @@ class Row:
             TypeError: a value is not JSON-serializable.
         """
         interval = self.estimate.low, self.estimate.high
-        optional = {"queries": self.queries, "level": self.estimate.level if any(map(math.isfinite, interval)) else None}
+        known = any(map(math.isfinite, interval))
+        optional: dict[str, Any] = {"queries": self.queries}
+        optional |= {"level": self.estimate.level, "interval": self.estimate.kind} if known else {}
         optional |= asdict(self.levels) | dict(self.about)
         if self.minus is None:
             optional |= {"settings": self.subject.settings or None, "scores": self.subject.scores}
@@ -137,7 +139,7 @@ class Row:
         number = {name: _number(row, name) for name in names}
         ends = (math.nan if end is None else end for end in (number["value"], number["low"], number["high"]))
         level = number["level"]
-        estimate = Estimate(*ends) if level is None else Estimate(*ends, level=level)
+        estimate = Estimate(*ends, level=LEVEL if level is None else level, kind=row.get("interval"))
         settings, difference = row.get("settings") or {}, row.get("difference")
         if difference is None:
             scores = row.get("scores")
@@ -164,7 +166,7 @@ EFFORT = tuple(field.name for field in fields(Effort))
 
 RESERVED = {
     *REQUIRED, *EFFORT,
-    "queries", "random", "ceiling", "maximum", "level", "settings", "scores", "difference", "swept", "command",
+    "queries", "random", "ceiling", "maximum", "level", "interval", "settings", "scores", "difference", "swept", "command",
 }  # fmt: skip
 """Fields in ``rows.jsonl`` that are not from ``about``."""
 

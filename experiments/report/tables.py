@@ -67,7 +67,8 @@ def table(title: str, rows: Sequence[Row]) -> Table:
             levels = (_levels(rows, metric, reference) for metric in metrics)
             blank = [""] * (len(names) + len(EFFORT if efforts else ()))
             result.add_row(Text(label, style="dim"), *blank, *(Text(level, style="dim") for level in levels))
-    captions = ["in brackets: the interval of each number"] if any(_has_interval(row) for row in rows) else []
+    kinds = dict.fromkeys(row.estimate.interval for row in rows if row.estimate.has_interval)
+    captions = [f"in brackets: {'; '.join(kinds)}"] if kinds else []
     captions += [EFFORT_CAPTION] if efforts else []
     result.caption = "\n".join(captions) or None
     return result
@@ -85,7 +86,7 @@ def effort_cells(row: Row) -> tuple[str, str]:
 def cell(row: Row) -> Text:
     """The value with its interval, as ``0.812 [0.790, 0.832]``."""
     text = Text(number(row.estimate.value))
-    if _has_interval(row):
+    if row.estimate.has_interval:
         text.append(f" [{number(row.estimate.low)}, {number(row.estimate.high)}]", style="dim")
     return text
 
@@ -107,10 +108,6 @@ def differing_settings(rows: Sequence[Row]) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for setting in settings for name in setting)
     differing = [name for name in names if len({str(setting.get(name)) for setting in settings}) > 1]
     return [{name: setting[name] for name in differing if name in setting} for setting in settings]
-
-
-def _has_interval(row: Row) -> bool:
-    return math.isfinite(row.estimate.low) and math.isfinite(row.estimate.high)
 
 
 def _place(lines: list[dict[str, Text]], metric: str, text: Text) -> None:

@@ -78,7 +78,7 @@ def quotient(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
         "reference_seconds": statistics.median(reference),
         "repeats": len(ratios),
     }
-    return Ratio(Estimate(statistics.median(ratios), low, high, level=0.5), about)
+    return Ratio(Estimate(statistics.median(ratios), low, high, 0.5, "quartiles of rounds"), about)
 
 
 def multiplications(run: Run) -> int:

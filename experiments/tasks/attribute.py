@@ -6,7 +6,7 @@ from attribution.estimators import SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from experiments import figures
 from experiments.benchmarks.variants import subject_of, variants_of
-from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
@@ -55,7 +55,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             write_proponents(path, variant.scores, explained, train, top)
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:
-            reliability = Bootstrap(seed=config.seed).mean(split_half_spearman(scores.halves)).estimate()
+            reliability = Bootstrap(seed=config.seed).mean(split_half_spearman(scores.halves), limits=CORRELATION_LIMITS).estimate()
             subject = subject_of(name, estimator, node, get)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}

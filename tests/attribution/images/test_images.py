@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from attribution.images import Images
@@ -56,3 +57,17 @@ def test_images_without_names_are_known_by_their_id():
     """Claim: without names, an image is its id, or its data set and its id."""
     assert (images().names, images().name(2)) == (None, "12")
     assert images().named("train").take([2, 0]).names.tolist() == ["train/12", "train/10"]
+
+
+def test_every_image_has_its_own_id():
+    """Claim: duplicate ids are an error that names one, and so are arrays of different lengths, however the images were made."""
+    pixels, label = np.zeros((3, 1, 2, 2), np.float32), np.zeros(3, np.int64)
+    images = Images(pixels, np.array([4, 7, 9]), label)
+    with pytest.raises(ValueError, match="two images have the id 7"):
+        Images(pixels, np.array([7, 4, 7]), label)
+    with pytest.raises(ValueError, match="two images have the id 9"):
+        images.take([2, 0, 2])
+    with pytest.raises(ValueError, match="3 pixels, 2 index, 3 label"):
+        Images(pixels, np.array([4, 7]), label)
+    with pytest.raises(ValueError, match="1 names"):
+        Images(pixels, images.index, label, names=np.array(["a"]))

@@ -391,6 +391,15 @@ def test_a_selection_is_its_content():
         ([0, 1], [1.0], "as many weights"),
         ([0], [np.nan], "finite"),
         ([0], [-1.0], "not negative"),
+        ([0, 1], [0.0, 0.0], "one weight above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Selection(np.array(rows, dtype=int), weights if weights is None else np.array(weights))
+    for bad in ([0, 1, 1], np.ones((2, 3), bool), [0.0, 1.0]):
+        with pytest.raises(ValueError, match="one boolean per row"):
+            Selection.of(bad)
+    with pytest.raises(ValueError, match="at least one row"):
+        Selection.of(np.zeros(4, bool))
+    for bad in ([1, 1], [-1], [5], [0.5]):
+        with pytest.raises(ValueError, match=r"different whole numbers in 0\.\.4"):
+            Selection.without(bad, 5)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from attribution.diffusion import denoiser
 from attribution.diffusion.samplers import DDIMSampler
@@ -91,16 +92,18 @@ def ends(statistic: Statistic) -> list[float]:
 
 
 def test_a_resample_draws_queries_removals_and_seeds():
-    """Claim: the interval is of means over queries, random removals and seeds, each drawn with replacement by itself."""
+    """Claim: the interval is from means over resampled queries, over random removals and over seeds, each drawn by itself."""
     effect = np.random.default_rng(1).normal(size=(4, 3, 2))
     bootstrap = Bootstrap(40, seed=5)
-    drawn = [bootstrap.counts(axis, n).astype(int) for axis, n in zip(metrics.AXES, (4, 3, 2), strict=True)]
-    means = []
-    for b in range(40):
-        q, r, k = (np.repeat(np.arange(len(times[b])), times[b]) for times in drawn)
-        means.append(np.mean([effect[i, j, m] for i in q for j in r for m in k]))
+    variances = []
+    for place, (axis, n) in enumerate(zip(metrics.AXES, (4, 3, 2), strict=True)):
+        drawn = [np.repeat(np.arange(n), times.astype(int)) for times in bootstrap.counts(axis, n)]
+        variances.append(np.var([effect.take(indices, place).mean() for indices in drawn]) * n / (n - 1))
+    degrees = sum(variances) ** 2 / sum(v**2 / d for v, d in zip(variances, (3, 2, 1), strict=True))
+    width = stats.t.ppf(0.975, degrees) * sum(variances) ** 0.5
     result = bootstrap.mean(effect, metrics.AXES)
-    np.testing.assert_allclose(ends(result), [effect.mean(), *np.quantile(means, [0.025, 0.975])], rtol=1e-12)
+    np.testing.assert_allclose(ends(result), [effect.mean(), effect.mean() - width, effect.mean() + width], rtol=1e-12)
+    assert result.estimate().interval == "95 % confidence, over queries, removals and seeds"
     one = bootstrap.mean(effect[:, :1], metrics.AXES)  # an estimator's removal, the same against every random one
     repeated = bootstrap.mean(np.repeat(effect[:, :1], 3, 1), metrics.AXES)
     np.testing.assert_allclose(ends(one), ends(repeated), rtol=1e-12)

@@ -192,6 +192,7 @@ def test_curves_show_values_bands_and_levels(kinds):
     assert [axes.get_title() for axes in panels] == [f"{kind} queries (n = 9)" for kind in kinds]
     for axes in panels:
         lines = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
+        assert lines.pop("95 % interval") == []  # only in the legend
         assert lines == {"retrac": [0.8] * 3, "tracin": [0.3] * 3, "random level": [0.2] * 3, "maximum": [1, 1, 0.4]}
         assert len(axes.collections) == 2
     assert not overlaps(figure)

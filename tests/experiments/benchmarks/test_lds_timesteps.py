@@ -36,13 +36,19 @@ def alone(prediction, target) -> Statistic:
     return lds_metrics.lds(prediction[None], target[None], BOOTSTRAP)[0, 0]
 
 
+def same_spread(first: Statistic, second: Statistic) -> bool:
+    """Whether two statistics deviate alike along the queries and the subsets."""
+    assert first.spread.keys() == second.spread.keys() == {"queries", "subsets"}
+    return all(np.allclose(first.spread[axis], second.spread[axis], rtol=1e-6, atol=1e-12) for axis in first.spread)
+
+
 def test_a_grid_is_a_loop_over_pairs():
     """Claim: the entry [p, t] is the mean over queries of Spearman's correlation of prediction p with target t."""
     grid = lds_metrics.lds(PREDICTIONS, MEASURED[0], BOOTSTRAP)
     for p in range(P):
         for t in range(TARGETS):
             assert grid.value[p, t] == pytest.approx(np.mean([rho(PREDICTIONS[p, q], MEASURED[0, t, q]) for q in range(Q)]))
-            assert grid[p, t].spread == pytest.approx(alone(PREDICTIONS[p], MEASURED[0, t]).spread)
+            assert same_spread(grid[p, t], alone(PREDICTIONS[p], MEASURED[0, t]))
 
 
 def test_exact_retraining_is_a_loop_over_seeds():
@@ -58,7 +64,7 @@ def test_exact_retraining_is_a_loop_over_seeds():
             assert grid.value[p, t] == pytest.approx(np.mean(found))
         own = lds_metrics.retraining(MEASURED[:, p, None], BOOTSTRAP)[0, 0]
         assert grid.value[p, p] == pytest.approx(own.value)
-        assert grid[p, p].spread == pytest.approx(own.spread)
+        assert same_spread(grid[p, p], own)
 
 
 def test_differences_are_paired():
@@ -66,15 +72,16 @@ def test_differences_are_paired():
     grid, other = (lds_metrics.lds(side, MEASURED[0], BOOTSTRAP) for side in (PREDICTIONS, PREDICTIONS[::-1]))
     nothing = (grid - grid)[0, 1].estimate()
     assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
-    expected = alone(PREDICTIONS[0], MEASURED[0, 1]).spread - alone(PREDICTIONS[2], MEASURED[0, 1]).spread
-    assert (grid - other)[0, 1].spread == pytest.approx(expected)
+    first, second = (alone(PREDICTIONS[p], MEASURED[0, 1]).spread for p in (0, 2))
+    for axis in ("queries", "subsets"):
+        assert (grid - other)[0, 1].spread[axis] == pytest.approx(first[axis] - second[axis])
 
 
 @pytest.mark.parametrize("n", [4, 5, 8])
 def test_shapes_are_means_by_hand(n):
     """Claim: same, neighboring and farther predictions are averaged target by target; later minus earlier halves the diagonal."""
     values = RANDOM.normal(size=(n + 1, n + 1))  # "all" stands last and is left out
-    grid = Statistic(values, np.stack([values, values + 1]))
+    grid = Statistic(values, {"queries": np.stack([0 * values, 0 * values + 1])}, {"queries": 4})
     near, far = [], []
     for t in range(n):
         near.append(np.mean([values[p, t] for p in range(n) if abs(p - t) == 1]))
@@ -91,7 +98,8 @@ def test_shapes_are_means_by_hand(n):
         estimate = (grid[:n, :n] * weights(n)).sum().estimate()
         assert estimate.value == pytest.approx(value)
         one_more = 0 if weights is shapes_of.later else 1  # in the second resample every entry is larger by 1
-        assert (estimate.low, estimate.high) == pytest.approx((value + 0.025 * one_more, value + 0.975 * one_more))
+        width = 2.776445 * 0.5 * one_more  # Student's t times the deviation of 0 and 1
+        assert (estimate.low, estimate.high) == pytest.approx((value - width, value + width))
 
 
 MEASURES_NOTHING = {"raw_cos", "raw_dot", "clip_cos", "clip_dot", "random", "dtrak", "journey_trak"}
@@ -151,11 +159,17 @@ def test_on_the_command_line(tmp_path):
     for kind in ("validation", "generated"):
         here = [row for row in found if row["queries"] == kind]
         own = {(row["estimator"], row["swept"]["measured_t"]): row for row in here if row["metric"] == "lds_%"}
-        assert set(own) == {(name, t) for name in ("kfac", "raw_cos", "exact retraining", "kfac − raw_cos") for t in labels}
+        assert set(own) == {
+            (name, t) for name in ("kfac", "raw_cos", "exact retraining", "noise ceiling", "kfac − raw_cos") for t in labels
+        }
         for (name, t), row in own.items():
             assert row["low"] <= row["high"]
             if name == "kfac − raw_cos":
                 assert row["value"] == pytest.approx(own["kfac", t]["value"] - own["raw_cos", t]["value"])
+                continue
+            if name == "noise ceiling":
+                assert row["value"] == pytest.approx(own["kfac", t]["ceiling"])
+                assert row["interval"] == "confidence, over queries and subsets"
                 continue
             assert list(row["by_predicted"]) == [str(label) for label in labels]
             assert row["by_predicted"][str(t)] == {end: row[end] for end in ("value", "low", "high")}

@@ -15,7 +15,7 @@ from experiments.figures import norms as figures
 from experiments.figures.rank_rises import rank_rises
 from experiments.metrics import timestep_bias as bias_metrics
 from experiments.metrics.bootstrap import Bootstrap
-from experiments.metrics.estimate import Estimate
+from experiments.metrics.estimate import Estimate, bounded_interval, t_interval
 from experiments.report.row import Levels, Row, Subject
 from tests.experiments.figures.drawn import overlaps
 from tests.experiments.tasks.test_cli import rows, run
@@ -176,8 +176,11 @@ def test_resamples_of_examples_against_a_loop():
         slopes.append(np.polyfit(t[some], rank[some], 1)[0])
     result = bias_metrics.algorithm_1(t, rank, bootstrap)
     share = bias_metrics.explained(t, norm, 100, 10, bootstrap).estimate()
-    for estimate, loop in ((share, shares), (result.rho, rhos), (result.slope, slopes)):
-        assert [estimate.low, estimate.high] == pytest.approx(np.quantile(loop, [0.025, 0.975]).tolist())
+    for estimate, loop, limits in ((share, shares, (0, 1)), (result.rho, rhos, (-1, 1)), (result.slope, slopes, None)):
+        error = np.std(loop) * (25 / 24) ** 0.5
+        ends = t_interval(estimate.value, error, 24) if limits is None else bounded_interval(estimate.value, error, 24, limits)
+        assert (estimate.low, estimate.high) == pytest.approx(ends)
+        assert estimate.interval == "95 % confidence, over examples"
 
 
 def test_what_the_timestep_explains():

@@ -13,7 +13,7 @@ from experiments.metrics.estimate import Estimate
 from experiments.report.row import Levels, Row, Subject
 from tests.experiments.figures.drawn import overlaps
 
-LABELS = ("interval", "random level", "maximum")
+LABELS = ("95 % interval", "random level", "maximum")
 
 
 def share_rows(**settings: Any) -> list[Row]:
@@ -34,7 +34,7 @@ def test_distinct_share_shows_bars_intervals_and_levels():
         assert sorted(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)) == [0.3, 0.3, 0.8, 0.8]
         lines = {label: [line for line in axes.lines if line.get_label() == label] for label in LABELS}
         assert sum(map(len, lines.values())) == len(axes.lines)
-        spans = sorted(tuple(map(float, np.asarray(line.get_ydata()))) for line in lines["interval"])
+        spans = sorted(tuple(map(float, np.asarray(line.get_ydata()))) for line in lines["95 % interval"])
         assert spans == [pytest.approx((0.2, 0.35))] * 2 + [pytest.approx((0.7, 0.85))] * 2
         for label, level in (("random level", 0.9), ("maximum", 1.0)):
             assert {y for line in lines[label] for y in np.asarray(line.get_ydata())} == {level}
@@ -59,7 +59,7 @@ def test_swept_settings_get_bars_of_their_own():
 def test_unknown_intervals_are_not_drawn():
     """A share without an interval is a bar alone; no rows are an empty figure, not an error."""
     figure = figures.distinct_share([replace(row, estimate=Estimate(row.estimate.value)) for row in share_rows()])
-    assert all(line.get_label() != "interval" for axes in figure.axes for line in axes.lines)
+    assert all(line.get_label() != "95 % interval" for axes in figure.axes for line in axes.lines)
     FigureCanvasAgg(figures.distinct_share([])).draw()
 
 

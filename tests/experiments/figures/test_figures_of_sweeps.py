@@ -41,7 +41,7 @@ def test_compression_shows_distance_to_one_by_ratio():
         bottom, top = axes.get_ylim()
         assert bottom > top
         assert sorted(text.get_text() for text in axes.texts) == sorted(row.swept["compression"] for row in compressions("pearson"))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quantized", "svd"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quantized", "svd", "95 % interval"]
     assert overlaps(figure) == []
 
 
@@ -96,7 +96,8 @@ def test_estimators_and_settings_have_curves_of_their_own():
     figure = figures.compression(rows)
     assert len(figure.axes) == 2
     for axes in figure.axes:
-        curves = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+        named = ("_", "95 % interval")
+        curves = [line for line in axes.lines if not str(line.get_label()).startswith(named)]
         assert len(curves) == 8
         assert len({line.get_color() for line in curves}) == 4
     assert "ekfac, damping=0.0001, svd" in [text.get_text() for text in figure.legends[0].get_texts()]
@@ -198,7 +199,9 @@ def test_panels_and_other_settings():
     ]  # fmt: skip
     assert {axes.get_xlabel() for axes in panels} == {"draws per example"}
     assert {axes.get_xscale() for axes in panels} == {"linear"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kfac, damping=1e-08", "kfac, damping=0.0001"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "kfac, damping=1e-08", "kfac, damping=0.0001", "95 % interval",
+    ]  # fmt: skip
     assert overlaps(figure) == []
 
 

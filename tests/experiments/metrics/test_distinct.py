@@ -61,9 +61,10 @@ def test_random_sets_of_the_whole_pool_are_one_set():
 
 def test_a_range_over_sets_is_between_the_quantiles_of_the_sets():
     """Shares 0..100 have their 95 % between 2.5 and 97.5; a single set says nothing about the spread."""
-    estimate = metrics.over_sets(np.arange(101)).estimate()
+    estimate = metrics.OverSets(np.arange(101)).estimate()
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((50, 2.5, 97.5))
-    single = metrics.over_sets(np.array([0.3])).estimate()
+    assert estimate.interval == "95 % range of sets of queries, no confidence interval"
+    single = metrics.OverSets(np.array([0.3])).estimate()
     assert single.value == 0.3
     assert np.isnan([single.low, single.high]).all()
 
@@ -71,5 +72,5 @@ def test_a_range_over_sets_is_between_the_quantiles_of_the_sets():
 def test_differences_of_shares_are_free_of_the_common_spread():
     """A constant advantage on the same sets has an interval of no width, however much the sets differ."""
     base = np.random.default_rng(0).random(200)
-    difference = (metrics.over_sets(base + 0.25) - metrics.over_sets(base)).estimate()
+    difference = (metrics.OverSets(base + 0.25) - metrics.OverSets(base)).estimate()
     assert (difference.value, difference.low, difference.high) == pytest.approx((0.25, 0.25, 0.25))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.bootstrap import SHARE_LIMITS, Bootstrap
 from experiments.metrics.precision import auroc
 from experiments.metrics.weighted_ranking import WeightedRanking
 
@@ -61,7 +61,9 @@ def test_intervals_cover_the_true_auroc():
         positive = np.arange(160) < 40
         scores = random.standard_normal(160) + positive
         spread = WeightedRanking.of(scores, positive, drawn(positive, 300, seed)).auroc()
-        estimate = Statistic.of(WeightedRanking.of(scores, positive, np.ones((1, 160))).auroc()[0], spread).estimate()
+        value = WeightedRanking.of(scores, positive, np.ones((1, 160))).auroc()[0]
+        strata = Bootstrap(strata={"examples": positive})
+        estimate = strata.statistic(value, {"examples": (spread, 160)}, SHARE_LIMITS).estimate()
         covered.append(estimate.low <= truth <= estimate.high)
     assert np.mean(covered) > 0.87
 

@@ -1,11 +1,13 @@
 """Subsets that models are retrained on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from attribution.checks import FieldError
 from attribution.nodes import InMemory
-from experiments.models.subsets import PublishedSubsets, RandomSubsets
+from experiments.models.subsets import PublishedSubsets, RandomSubsets, check_variation
 from tests.worlds import Blobs
 
 TRAIN = InMemory()(Blobs(n=24))
@@ -53,6 +55,40 @@ def test_published_subsets_are_read(tmp_path):
         PublishedSubsets(path=str(tmp_path / "bad.npy")).masks(TRAIN)
     with pytest.raises(ValueError, match="no such file"):
         PublishedSubsets(path="nowhere.npy").masks(TRAIN)
+
+
+ALL, SOME, OTHER = np.ones(24, bool), np.arange(24) < 12, np.arange(24) % 2 == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (np.stack([SOME, ALL, OTHER]), r"subsets=3 subsets: subset 1 keeps every training image"),
+        (np.stack([SOME, ~ALL, OTHER]), r"path=.*subsets \[1\] keep no training image"),
+        (np.stack([SOME, SOME, SOME]), r"subsets=3 subsets: all 3 leave out the same images"),
+        (np.array([[0, 1, 2], [3, 4, 3]]), r"path=.*subset 1 has one of them twice: give each"),
+        (np.stack([SOME, OTHER]).astype(np.uint8), r"path=.*has one of them twice: save masks as booleans"),
+        (np.stack([SOME, OTHER])[:, :20], r"path=.*bool \[2, 20\]: give masks \[M, 24\]"),
+        (np.stack([SOME, OTHER]).astype(float), r"path=.*float64 \[2, 24\]"),
+        (np.array([[0, 1], [-1, 2]]), r"path=.*positions"),
+        (SOME, r"path=.*shape \[24\]"),
+    ],
+)
+def test_subsets_that_show_nothing_are_refused(tmp_path, table, said, weight):
+    """Claim: subsets that keep everything or nothing, that are all equal, or that are not masks or positions, are errors."""
+    np.save(tmp_path / "subsets.npy", table)
+    subsets = PublishedSubsets(path=str(tmp_path / "subsets.npy"), weight=weight)
+    with pytest.raises(ValueError, match=said):
+        check_variation(SimpleNamespace(subsets=subsets), subsets.masks(TRAIN))
+
+
+@pytest.mark.parametrize(("fraction", "said"), [(0.99, "every training image"), (0.01, "no training image")])
+def test_fractions_that_round_to_everything_or_nothing_are_refused(fraction, said):
+    """Claim: the error names the subsets and says how to fix them."""
+    subsets = RandomSubsets(count=4, fraction=fraction)
+    with pytest.raises(ValueError, match=f"subsets=4 subsets: subset 0 keeps {said}: .*fraction nearer to 0.5"):
+        check_variation(SimpleNamespace(subsets=subsets), subsets.masks(TRAIN))
 
 
 def test_bad_settings_are_named():

@@ -99,7 +99,7 @@ def test_the_main_job_and_again(tmp_path):
     for kind in ("validation", "generated"):
         of_kind = [row for row in found if row["queries"] == kind]
         by_name = {row["estimator"]: row for row in of_kind if row["metric"] == "lds_%"}
-        assert by_name.keys() == {*names, "exact retraining", *(f"kfac − {name}" for name in names[1:])}
+        assert by_name.keys() == {*names, "exact retraining", "noise ceiling", *(f"kfac − {name}" for name in names[1:])}
         for row in of_kind:
             most = 200 if "−" in row["estimator"] else 100
             assert -most <= row["low"] <= row["high"] <= most
