@@ -45,7 +45,7 @@ SMALL_BENCHMARK = [
 ]
 MAIN = [
     *FINAL,
-    "benchmark.subsets.count=5",
+    "benchmark.subsets.count=6",
     "benchmark.repeats=3",
     "benchmark.draws.n=4",
     "benchmark.queries.validation.n=5",
@@ -121,7 +121,7 @@ def test_the_main_job_and_again(tmp_path):
         assert (folder / f"{name}.png").stat().st_size > 5000
     log = (folder / "worker-1.log").read_text()
     assert "rror" not in log, log
-    assert len(list((tmp_path / "store" / "Retrained").iterdir())) == 5 + 3
+    assert len(list((tmp_path / "store" / "Retrained").iterdir())) == 6 + 3
     before = written(tmp_path / "store")
     run(tmp_path, *MAIN, f"hydra.run.dir={tmp_path / 'second'}")
     assert written(tmp_path / "store") == before
