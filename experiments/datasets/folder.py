@@ -101,9 +101,9 @@ class Folder(Source):
         label = np.array([number[kinds[row]] for row in rows])
         names = np.array([files.names[row] for row in rows], np.str_)
         pixels = read_images(files, rows, Framing(self.shape, self.resize, self.crop), "data")
-        both = Images(pixels, np.concatenate(chosen), label, names=names)
         n = len(chosen[0])
-        return Splits(both.take(slice(n)), both.take(slice(n, None)))
+        parts = zip(chosen, (slice(n), slice(n, None)), strict=True)
+        return Splits(*(Images(pixels[part], index, label[part], names=names[part]) for index, part in parts))
 
 
 def _pools(files: ImageFiles) -> dict[str, np.ndarray]:

@@ -5,12 +5,13 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import listed, whole
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, class_identity, describe, describe_fields, execution
 from experiments.datasets.errors import DataError
@@ -50,8 +51,12 @@ class Source(ABC):
     root: str | Path | None = execution(default=None)
 
     def __post_init__(self):
-        for name in ("channels", "size", "levels"):
+        for name in ("channels", "levels"):
             whole(self, name, least=1)
+        if isinstance(self.size, list | tuple):
+            listed(self, "size", partial(whole, least=1))
+        else:
+            whole(self, "size", least=1)
         # Configurations give lists. Tuples make the source hashable, so that it is read only once.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -232,7 +232,7 @@ def test_a_model_without_a_record_is_refused(get):
     """Claim: an impossible combination is an error that says what to do."""
     with pytest.raises(TypeError, match="needs its record"):
         estimator(ReTrac).scores(RECORD.data, RECORD.data, QUERIES)
-    with pytest.raises(ValueError, match="not yet trained on at checkpoint 1"):
+    with pytest.raises(ValueError, match=r"ReTrac\.checkpoints=\[1\]: from step 3 \(one epoch\) on training has visited"):
         estimator(ReTrac, checkpoints=[1]).score(RECORD, RECORD.data, QUERIES, get)
     with pytest.raises(ValueError, match=r"no checkpoint at step \[13\]"):
         estimator(ReTrac, checkpoints=[13]).score(RECORD, RECORD.data, QUERIES, get)

@@ -203,7 +203,7 @@ def test_classes_of_this_project_are_identified_by_name_and_version(monkeypatch)
     monkeypatch.setattr(Recipe, "__module__", "attribution.elsewhere")
     monkeypatch.setattr("attribution.nodes.identity._claimed", {})
     assert trained().fingerprint == before
-    monkeypatch.setattr(Recipe, "VERSION", 2)
+    monkeypatch.setattr(Recipe, "VERSION", Recipe.VERSION + 1)
     assert trained().fingerprint != before
 
 

@@ -44,9 +44,9 @@ def test_outlier_on_the_command_line(tmp_path):
         assert (out / f"{name}.png").stat().st_size > 5000
     run(tmp_path, *TINY, "task=attribute", "task.self_influence=true", "queries.n=1", f"hydra.run.dir={other}")
     lines = [line.split(",") for line in (other / "self_influence.csv").read_text().splitlines()[1:]]
-    assert found["retrac", "outlier_share@5"]["value"] == pytest.approx(np.mean([line[3] == "1" for line in lines[:5]]))
+    assert found["retrac", "outlier_share@5"]["value"] == pytest.approx(np.mean([line[4] == "1" for line in lines[:5]]))
     assert found["retrac", "auroc"]["value"] == pytest.approx(
-        roc_auc_score([line[3] == "1" for line in lines], [float(line[4]) for line in lines]), abs=1e-6
+        roc_auc_score([line[4] == "1" for line in lines], [float(line[5]) for line in lines]), abs=1e-6
     )
 
 

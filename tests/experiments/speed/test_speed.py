@@ -107,12 +107,16 @@ def test_rows_of_gradients_and_draws():
     assert seconds_per_pass(nn.Module.eval(model), SHAPE, measure, images=2) > 0
 
 
+SHARED_PASSES = {"both features / loss", "both features / apart"}
+
+
 def test_rows_of_features():
     """Claim: there are rows for each projection, each installed library and each error; all are positive and finite."""
     found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=3, draws=[2], repeats=2)
     kinds, sized = {"sjlt", "rademacher", "gaussian", "kronecker"}, {"sjlt", "rademacher", "gaussian"}
     others = {name for name, module in (("traker", "trak"), ("dattri", "dattri")) if importlib.util.find_spec(module)}
     expected = {f"features, {kind} / plain" for kind in {"none", *kinds}} | {f"error of cosines, {kind}" for kind in kinds}
+    expected |= SHARED_PASSES
     expected |= {f"{other}{how} / features, {kind}" for other in others for how in ("", ", P kept") for kind in sized}
     assert values(found, 2).keys() == expected
     assert all(math.isfinite(row.estimate.value) and row.estimate.value > 0 for row in found)
@@ -158,7 +162,7 @@ def test_without_other_libraries(monkeypatch, capsys):
     """Claim: without traker and dattri their rows are left out, and lines are printed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     found = features.feature_speed(worlds.perceptron(), (1, 4, 4), OBJECTIVE, examples=1, draws=[1], repeats=1)
-    assert {row.metric for row in found} == {f"features, {kind} / plain" for kind in features.KINDS}
+    assert {row.metric for row in found} == SHARED_PASSES | {f"features, {kind} / plain" for kind in features.KINDS}
     said = capsys.readouterr().out
     assert "traker is not installed" in said
     assert "dattri is not installed" in said

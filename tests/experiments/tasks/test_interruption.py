@@ -29,6 +29,7 @@ with interruption.interruptible():
 def started(folder: Path, body: str, setup: str = "pass") -> subprocess.Popen:
     """A program that handles signals while it does ``body``."""
     text = PROGRAM.format(body=body.replace("\n", "\n    "), setup=setup)
+    text = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{text}"  # the tests may run under nohup
     process = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -34,7 +34,7 @@ def test_a_job_that_fails_does_not_end_the_others(tmp_path, capfd, launcher):
     if launcher == "local":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     said = swept_with(tmp_path, *SWEEP, *([f"hydra/launcher={launcher}"] if launcher != "basic" else []))
-    sentence = "9 checkpoints requested, but training recorded 4"
+    sentence = "estimator.checkpoints=9: training will record 4 checkpoints"
     first, second = said.splitlines()
     assert first == "error: 1 job of the sweep failed; all others are in the table"
     assert second.startswith(f"job 1 (estimator.checkpoints=9): {sentence}")
