@@ -55,10 +55,11 @@ from attribution.retraining.modes import Alone, Together
 from attribution.retraining.selection import Selection
 from attribution.retraining.stacked_state import Stack
 from attribution.training.checkpoints import AtSteps
-from attribution.training.fit import check_hardware, fit
+from attribution.training.fit import fit
 from attribution.training.module import DiffusionModule
 from attribution.training.recipe import Hardware
 from attribution.training.record import TrainingRecord
+from attribution.training.trainer import check_hardware
 from experiments.models.measured import Measured
 from experiments.models.quality import Fit
 from experiments.models.samples import Samples, SampleTrajectories

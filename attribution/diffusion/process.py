@@ -7,12 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attribution.checks import FieldError
-from attribution.diffusion.schedule import NoiseSchedule
+from attribution.diffusion.schedule import NoiseSchedule, lookup
 from attribution.nodes import added
 
 SHARED = ("attribution.diffusion.schedule",)
@@ -106,9 +105,8 @@ class DDPM(Process):
 
     def _coefficients(self, t: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1-ᾱ_t), ``[B, 1, 1, 1]``, computed in float64, in the dtype of ``images``."""
-        alpha_bars, shape = self.schedule.alpha_bars, (-1, *[1] * (images.dim() - 1))
-        signal, scale = (torch.from_numpy(np.sqrt(table)).to(images.dtype).to(t.device) for table in (alpha_bars, 1 - alpha_bars))
-        return signal[t].view(shape), scale[t].view(shape)
+        signal, scale = (lookup(table, t, images.dtype).view(-1, *[1] * (images.dim() - 1)) for table in self.schedule.scales)
+        return signal, scale
 
 
 def noise_schedule(process: Process, user: str) -> NoiseSchedule:

@@ -5,6 +5,8 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from attribution.checks import FieldError, whole
 
@@ -48,3 +50,13 @@ class NoiseSchedule:
     def alpha_bars(self) -> np.ndarray:
         """ᾱ_0 = 1, ᾱ_1, .., ᾱ_T as float64 ``[T + 1]``, so that ``alpha_bars[t]`` is ᾱ_t."""
         return np.concatenate([[1.0], np.cumprod(1 - self.betas)])
+
+    @cached_property
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """The scales of the image and of the noise in x_t, √ᾱ_t and √(1-ᾱ_t), for t = 0..T as float64 ``[T + 1]``."""
+        return np.sqrt(self.alpha_bars), np.sqrt(1 - self.alpha_bars)
+
+
+def lookup(table: np.ndarray, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``table[t]`` for timesteps of any shape. The table is cast before it is moved, because some devices have no float64."""
+    return torch.from_numpy(table).to(dtype).to(t.device)[t]

@@ -239,11 +239,10 @@ def _means(
     nodes: Sequence[InfluenceQueryBlock] | Sequence[InfluenceTrainingBlock], side: Side, get: Get
 ) -> tuple[list[Mean], list[int]]:
     """The different means over draws of nodes that share their passes, and the position of each node's mean among them."""
-    balances = [node.estimator.balance_of(side) for node in nodes]
-    distinct = list({key(balance): node for balance, node in zip(balances, nodes, strict=True)}.values())
-    names = [key(node.estimator.balance_of(side)) for node in distinct]
-    means = [node.estimator.mean_of(side, node.trained, node.train, get) for node in distinct]
-    return means, [names.index(key(balance)) for balance in balances]
+    names = [key(node.estimator.balance_of(side)) for node in nodes]
+    distinct = dict(zip(names, nodes, strict=True))
+    means = [node.estimator.mean_of(side, node.trained, node.train, get) for node in distinct.values()]
+    return means, [list(distinct).index(name) for name in names]
 
 
 def _batches(nodes: Sequence[InfluenceTrainingBlock], most: int) -> Iterator[list[tuple[int, list[InfluenceQueryBlock]]]]:

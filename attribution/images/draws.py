@@ -184,12 +184,40 @@ class DrawScheme(ABC):
 class TwoSided(DrawScheme):
     """A scheme with a number of draws for each side: ``n`` of a query, ``train`` of a training image (None: as many as of a query).
 
-    Subclasses are frozen dataclasses with these fields. If ``n`` is a list, ``train`` may be one number for all of it, or a list of
-    the same length.
+    Subclasses are frozen dataclasses with these fields. If they take lists and ``n`` is one, ``train`` may be one number for all of
+    it, or a list of the same length.
     """
 
     n: Any
     train: Any
+
+    def __post_init__(self):
+        """Check the numbers. As many draws of either side are one scheme, however they are given."""
+        at_least_one = partial(whole, least=1)
+        for name in ("n", "train") if self.train is not None else ("n",):
+            if not isinstance(getattr(self, name), Sequence):
+                at_least_one(self, name)
+            elif self.LISTS:
+                listed(self, name, at_least_one)
+            else:
+                raise FieldError(self, name, "must be one number; independent draws (Uniform) take a list")
+        whole(self, "bins", least=1)
+        several = isinstance(self.n, Sequence)
+        if isinstance(self.train, Sequence) and not (several and len(self.train) == len(self.n)):
+            raise FieldError(self, "train", "give one number, or a list with a number for each one of the list n")
+        if isinstance(self.train, Sequence) and len(set(self.n)) < len(self.n):
+            raise FieldError(self, "n", "give each number once, because each has its own number in the list train")
+        same = list(self.train) == list(self.n) if isinstance(self.train, Sequence) and several else self.train == self.n
+        if same:
+            object.__setattr__(self, "train", None)
+
+    @property
+    def prefixes(self) -> list[int]:
+        return sorted(set(self.n)) if isinstance(self.n, Sequence) else [self.count]
+
+    @property
+    def count(self) -> int:
+        return max(self.n) if isinstance(self.n, Sequence) else self.n
 
     def side(self, side: Side) -> Self:
         if self.train is None:
@@ -208,23 +236,6 @@ class TwoSided(DrawScheme):
             return self
         return replace(self, n=query, train=train)  # pyright: ignore[reportArgumentType]
 
-    def _check_numbers(self) -> None:
-        """Check ``n`` and ``train``. As many draws of either side are one scheme, however they are given."""
-        at_least_one = partial(whole, least=1)
-        for name in ("n", "train") if self.train is not None else ("n",):
-            if isinstance(getattr(self, name), Sequence):
-                listed(self, name, at_least_one)
-            else:
-                at_least_one(self, name)
-        several = isinstance(self.n, Sequence)
-        if isinstance(self.train, Sequence) and not (several and len(self.train) == len(self.n)):
-            raise FieldError(self, "train", "give one number, or a list with a number for each one of the list n")
-        if isinstance(self.train, Sequence) and len(set(self.n)) < len(self.n):
-            raise FieldError(self, "n", "give each number once, because each has its own number in the list train")
-        same = list(self.train) == list(self.n) if isinstance(self.train, Sequence) and several else self.train == self.n
-        if same:
-            object.__setattr__(self, "train", None)
-
 
 @dataclass(frozen=True)
 class Uniform(TwoSided):
@@ -242,18 +253,6 @@ class Uniform(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
-
-    def __post_init__(self):
-        self._check_numbers()
-        whole(self, "bins", least=1)
-
-    @property
-    def prefixes(self) -> list[int]:
-        return [self.n] if isinstance(self.n, int) else sorted(set(self.n))
-
-    @property
-    def count(self) -> int:
-        return self.prefixes[-1]
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         number = torch.arange(self.count, device=example.device)
@@ -315,12 +314,8 @@ class Even(TwoSided):
     train: int | None = added(default=None)
 
     def __post_init__(self):
-        for name in ("n", "train"):
-            if isinstance(getattr(self, name), Sequence):
-                raise FieldError(self, name, "must be one number; independent draws (Uniform) take a list")
-        self._check_numbers()
-        for name in ("noises", "bins"):
-            whole(self, name, least=1)
+        super().__post_init__()
+        whole(self, "noises", least=1)
 
     @property
     def count(self) -> int:

@@ -1,13 +1,11 @@
 """Stratified draws, which spread over the timesteps and stay unbiased. Measurements of retrained models are averaged over them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.checks import FieldError, whole
 from attribution.images.draws import Draws, TwoSided, random_draws
 from attribution.images.proposals import Proposal
 
@@ -35,17 +33,6 @@ class Stratified(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | None = None
-
-    def __post_init__(self):
-        for name in ("n", "train"):
-            if isinstance(getattr(self, name), Sequence):
-                raise FieldError(self, name, "must be one number; independent draws (Uniform) take a list")
-        self._check_numbers()
-        whole(self, "bins", least=1)
-
-    @property
-    def count(self) -> int:
-        return self.n
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
         return self._draw(Proposal.uniform(T), role, example, flips)

@@ -33,20 +33,11 @@ class Window(TwoSided):
     train: int | Sequence[int] | None = added(default=None)
 
     def __post_init__(self):
-        self._check_numbers()
+        super().__post_init__()
         whole(self, "low", least=1)
         whole(self, "high", least=1)
         if self.high < self.low:
             raise FieldError(self, "high", f"the window begins at low={self.low}: set high >= {self.low}")
-        whole(self, "bins", least=1)
-
-    @property
-    def prefixes(self) -> list[int]:
-        return [self.n] if isinstance(self.n, int) else sorted(set(self.n))
-
-    @property
-    def count(self) -> int:
-        return self.prefixes[-1]
 
     def check(self, T: int) -> None:
         super().check(T)

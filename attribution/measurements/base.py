@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from attribution.diffusion import Denoiser, NoiseSchedule, Process, noise_schedule
@@ -119,8 +117,3 @@ class DDPMMeasure(Measure):
 def per_draw(condition: Tensor | None, draws: Draws) -> Tensor | None:
     """``condition [B, ...]`` once for each of the K draws of each example, ``[B·K, ...]``."""
     return None if condition is None else condition.repeat_interleave(draws.count, 0)
-
-
-def lookup(table: np.ndarray, t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``table[t]`` for timesteps of any shape."""
-    return torch.from_numpy(table).to(dtype).to(t.device)[t]

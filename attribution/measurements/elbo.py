@@ -14,8 +14,9 @@ from torch import Tensor
 
 from attribution.checks import FieldError
 from attribution.diffusion import Denoiser, NoiseSchedule
+from attribution.diffusion.schedule import lookup
 from attribution.images.proposals import Proposal
-from attribution.measurements.base import DDPMMeasure, lookup
+from attribution.measurements.base import DDPMMeasure
 from attribution.measurements.decoder import log_probability, nearest_level, value
 
 SHARED = ("attribution.measurements.base", "attribution.measurements.decoder")

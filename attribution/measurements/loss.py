@@ -9,9 +9,10 @@ from torch import Tensor
 
 from attribution.checks import FieldError
 from attribution.diffusion import Denoiser
+from attribution.diffusion.schedule import lookup
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
-from attribution.measurements.base import Measure, lookup
+from attribution.measurements.base import Measure
 
 SHARED = ("attribution.measurements.base",)
 

@@ -58,6 +58,14 @@ def read_json(path: Path) -> Any:
     raise ValueError("nested too deep")
 
 
+def inode(path: Path) -> int | None:
+    """The number of the file or folder on its disk, or None if there is none. A replaced file has another number."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the names of the files in ``folder`` to disk."""
     handle = os.open(folder, os.O_RDONLY)

@@ -122,7 +122,7 @@ class Saves:
         """The files of the latest save that are part of the result, by name; empty if there is no save."""
         saves = self._readable()[0]
         latest = max(saves, key=lambda save: (save.finished, save.path.stem), default=None)
-        return {name: digest for name, digest in latest.files.items() if not _in_progress(name)} if latest else {}
+        return {name: digest for name, digest in latest.files.items() if not in_progress(name)} if latest else {}
 
     def _write(self, name: str, files: Iterable[Path]) -> None:
         digests = {}
@@ -217,7 +217,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _in_progress(name: str) -> bool:
+def in_progress(name: str) -> bool:
+    """Return whether the file ``name`` of a workspace only serves to resume."""
     return name.startswith(f"{FOLDER}/")
 
 

@@ -52,9 +52,6 @@ class Member:
     def parameters(self) -> Path:
         return self.folder / PARAMETERS
 
-    def state(self, step: int) -> Path:
-        return self.folder / "progress" / f"state-{step:09d}.safetensors"
-
 
 def fit_together(
     members: Sequence[Member],
@@ -90,7 +87,7 @@ def fit_together(
         stack = Stack(model, [member.seed for member in members], optimizer, recipe, torch.device(device))
         mode.prepare(stack.network)
         if start:
-            stack.restore([load_file(member.state(start)) for member in members])
+            stack.restore([load_file(_state(saved, start)) for saved in saves])
         losses: list[Tensor] = []
         with _default_dtype(stack.dtype):
             for step in progress(range(start, recipe.steps)):
@@ -100,7 +97,7 @@ def fit_together(
                 losses.append(loss)
                 if (step + 1) % mode.interval == 0 or step + 1 == recipe.steps:
                     _check_finite(torch.stack(losses), step + 1, members)
-                    _save(members, saves, stack, step + 1)
+                    _save(saves, stack, step + 1)
                     losses.clear()
     for m, member in enumerate(members):
         save_file(stack.final(m), member.parameters)
@@ -161,10 +158,15 @@ def _start(members: Sequence[Member], saves: Sequence[Saves]) -> int | None:
     return step
 
 
-def _save(members: Sequence[Member], saves: Sequence[Saves], stack: Stack, step: int) -> None:
-    for m, (member, saved) in enumerate(zip(members, saves, strict=True)):
-        save_file(stack.state(m), saved.path(member.state(step).name))
-        saved.save(step, [member.state(step)])
+def _save(saves: Sequence[Saves], stack: Stack, step: int) -> None:
+    for m, saved in enumerate(saves):
+        save_file(stack.state(m), _state(saved, step))
+        saved.save(step, [_state(saved, step)])
+
+
+def _state(saved: Saves, step: int) -> Path:
+    """The file with the state of one model after ``step`` steps."""
+    return saved.path(f"state-{step:09d}.safetensors")
 
 
 def _check_rows(members: Sequence[Member], count: int) -> None:

@@ -11,7 +11,6 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from attribution.checks import FieldError
-from attribution.double_precision import has_float64
 from attribution.training.recipe import Recipe
 
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -36,8 +35,7 @@ class Stack:
     ):
         if recipe.precision not in DTYPES:
             raise FieldError(recipe, "precision", f"retrained models need one of {', '.join(DTYPES)}")
-        if recipe.precision == "64-true" and not has_float64(device):
-            raise FieldError(recipe, "precision", f"the device {device} has no float64: choose 32-true, or the CPU")
+        recipe.check_device(device)
         _check_elementwise(optimizer)
         self.recipe, self.dtype, self.device = recipe, DTYPES[recipe.precision], device
         rows, constants = [], []

@@ -1,6 +1,6 @@
 """The LightningModule: the training loss at recorded draws; everything else is left to Lightning."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,10 @@ def training_loss(
     return measure(denoiser(model), *measure.inputs(x0, draws, condition)).mean()
 
 
-def _update_average(decay: Callable[[int], float], average: Sequence[Tensor], parameters: Sequence[Tensor], step: Tensor) -> None:
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def _update_average(decay: Callable[[int], float], average: _Tensors, parameters: _Tensors, step: Tensor | int) -> None:
     """``average = decay(t) · average + (1 - decay(t)) · parameters``, called by ``AveragedModel`` with ``step`` t."""
     torch._foreach_lerp_(average, parameters, 1 - decay(int(step)))
 

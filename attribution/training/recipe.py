@@ -3,7 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
 from attribution.checks import FieldError, number, whole
+from attribution.double_precision import has_float64
 
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "transformer-engine")
@@ -46,6 +49,11 @@ class Recipe:
             raise FieldError(self, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise FieldError(self, "precision", f"must be one of {', '.join(PRECISIONS)}")
+
+    def check_device(self, device: torch.device) -> None:
+        """Raises FieldError: ``precision`` is 64-true, and the device has no float64."""
+        if self.precision == "64-true" and not has_float64(device):
+            raise FieldError(self, "precision", f"the device {device} has no float64: choose 32-true, or the CPU")
 
     def ema_decay(self, step: int) -> float:
         """The decay d_t of the average at ``step`` t (0-based): ``average = d_t · average + (1 - d_t) · parameters``.

@@ -25,7 +25,7 @@ def rehearse(experiment: Experiment) -> None:
             batch or is random in eval mode; the optimizer, the schedule of learning rates, the checkpoints or the hardware do not
             work. The field is one of ``experiment``, or of an object that it holds.
     """
-    from attribution.training.fit import check_hardware  # Lightning, which takes seconds to import
+    from attribution.training.trainer import check_hardware  # Lightning, which takes seconds to import
 
     quiet_lightning()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from attribution.nodes.files import inode
+
 LOCKS = "locks"
 _TRIES = 3
 
@@ -58,10 +60,10 @@ def lock_files(root: Path) -> list[Path]:
 def _acquired(path: Path) -> Iterator[None]:
     """Hold the lock of the file that is at ``path``. Raises Timeout: another process holds it."""
     for _ in range(_TRIES):
-        before = _inode(path)
+        before = inode(path)
         with FileLock(path, blocking=False):
             # A file that was there before and after is the one that was opened, unless it was replaced twice in between.
-            if before is not None and before == _inode(path):
+            if before is not None and before == inode(path):
                 yield
                 return
     with FileLock(path, blocking=False):  # on a file system without locks, FileLock makes the file anew each time
@@ -70,10 +72,3 @@ def _acquired(path: Path) -> Iterator[None]:
 
 def _path(root: Path, fingerprint: str) -> Path:
     return root / LOCKS / f"{fingerprint}.lock"
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None

@@ -18,7 +18,7 @@ from typing import Any
 from attribution.nodes import Node, describe, fingerprint_of
 from attribution.nodes.files import Digest, read_json, sync_folder, write_json
 from attribution.nodes.saves import FOLDER as PROGRESS
-from attribution.nodes.saves import Saves
+from attribution.nodes.saves import Saves, in_progress
 from experiments import disk
 from experiments.store.errors import StoreError
 from experiments.store.locks import forget, locked
@@ -58,7 +58,7 @@ def settle(part: Path, node: Node) -> dict[str, Digest]:
         return {}
     digests = Saves(part, node.fingerprint).published()
     for path in _files(part):
-        if (name := _name(path, part)) not in digests and name != NODE and not name.startswith(f"{PROGRESS}/"):
+        if (name := _name(path, part)) not in digests and name != NODE and not in_progress(name):
             path.unlink()
     return digests
 
@@ -70,7 +70,7 @@ def publish(part: Path, final: Path, facts: dict[str, Any], saved: dict[str, Dig
         StoreError: a file in ``saved`` is no longer what it was when it was saved.
     """
     write_json(part / NODE, read_json(part / NODE) | facts)
-    files = {name: path for path in _files(part) if not (name := _name(path, part)).startswith(f"{PROGRESS}/")}
+    files = {name: path for path in _files(part) if not in_progress(name := _name(path, part))}
     digests = {name: Digest.of(path, sync=True) for name, path in files.items()}
     if changed := sorted(name for name, digest in saved.items() if digests.get(name) != digest):
         raise StoreError(f"{part / changed[0]} has changed since it was saved: run again to compute the node from what is intact")

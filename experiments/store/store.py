@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from attribution.nodes import Artifact, Node, groups, short_name
+from attribution.nodes.files import inode
 from experiments.store.errors import StoreError
 from experiments.store.leftovers import PARTS, Leftovers, listed
 from experiments.store.locks import forget, locked
@@ -207,14 +208,14 @@ class Store:
 
     def _read(self, node: Node) -> Artifact | None:
         folder = self.folder(node)
-        while (before := _inode(folder)) is not None:
+        while (before := inode(folder)) is not None:
             try:
                 if node.fingerprint not in self._verified:
                     self._leftovers.note(verify(folder))
                     self._verified.add(node.fingerprint)
                 return node.ARTIFACT.load(folder)
             except Exception:
-                if _inode(folder) == before:
+                if inode(folder) == before:
                     raise
                 # Another process removed the folder, as a part that is no longer needed, while it was being read.
                 self._verified.discard(node.fingerprint)
@@ -250,13 +251,6 @@ def _facts(node: Node, seconds: float, parts: Sequence[Node]) -> dict[str, Any]:
         **({PARTS: names} if (names := listed(parts)) else {}),
         **provenance(),
     }
-
-
-def _inode(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def _silent(iterable: Iterable[A], title: str, total: int | None = None) -> Iterable[A]:

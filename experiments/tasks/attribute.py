@@ -13,7 +13,7 @@ from experiments.report.score_files import write_images, write_proponents, write
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import chosen_estimator
 from experiments.tasks.model_quality import warn_of_poor_model
-from experiments.tasks.run_context import announce, run_context
+from experiments.tasks.run_context import announce, print_notes, run_context
 from experiments.tasks.settings import SettingError, build
 
 _SHOWN = 8
@@ -40,7 +40,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         queries = build(config, "queries").node(experiment)
         check_before_training(run, estimator)
         node = estimator.scores(experiment.trained, experiment.train, queries)
-        print(*(f"{note}\n" for note in estimator.notes()), sep="", end="")
+        print_notes(estimator.notes())
         announce([experiment.trained, node], get)
         scores, train, explained = get(node), get(experiment.train), get(queries)
         variants = [variant for variant in variants_of(name, estimator, node, scores, get) if variant.all_timesteps]

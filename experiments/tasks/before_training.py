@@ -12,6 +12,7 @@ from attribution.images.draws import DrawScheme
 from attribution.nodes import Node
 from experiments.models.experiment import Experiment
 from experiments.models.rehearsal import rehearse
+from experiments.store.store import Store
 from experiments.tasks.run_context import RunContext
 
 _FIRST_WEIGHT = 0.01
@@ -26,7 +27,7 @@ def check_before_training(run: RunContext, *users: Any) -> None:
     Raises:
         FieldError: A field has a value that would fail later.
     """
-    check_draws(run.experiment, *users)
+    check_experiment(run.experiment, run.store, *users)
     recipe = run.experiment.trained.recipe
     if recipe.ema_first_weight > _FIRST_WEIGHT:
         message = (
@@ -35,8 +36,17 @@ def check_before_training(run: RunContext, *users: Any) -> None:
         )
         print(f"warning: {message}")
         run.report.warn(message)  # also beside the results
-    if not run.store.has(run.experiment.trained):
-        rehearse(run.experiment)
+
+
+def check_experiment(experiment: Experiment, store: Store, *users: Any) -> None:
+    """Check the draws of ``users``, and rehearse the training unless its result is in the store.
+
+    Raises:
+        FieldError: A field has a value that would fail later.
+    """
+    check_draws(experiment, *users)
+    if not store.has(experiment.trained):
+        rehearse(experiment)
 
 
 def check_draws(experiment: Experiment, *users: Any) -> None:

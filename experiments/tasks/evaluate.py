@@ -9,7 +9,7 @@ from attribution.training.checkpoints import select
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.model_quality import warn_of_poor_model
-from experiments.tasks.run_context import announce, run_context
+from experiments.tasks.run_context import announce, print_notes, run_context
 from experiments.tasks.train import show_training
 from experiments.tasks.workers import workers
 
@@ -19,7 +19,7 @@ def evaluate(config: DictConfig) -> None:
     with run_context(config) as run:
         evaluation = evaluation_of(config, run.experiment)
         check_before_training(run, evaluation.benchmark, *evaluation.estimators.values())
-        print(*(f"{note}\n" for note in evaluation.notes), sep="", end="")
+        print_notes(evaluation.notes)
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
             evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)

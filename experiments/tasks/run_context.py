@@ -89,6 +89,12 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
         print(message)
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """Print lines about settings that are allowed but may mislead."""
+    for note in notes:
+        print(note)
+
+
 def announce(nodes: Sequence[Node], store: Store) -> bool:
     """Print what the store lacks and the run will compute; return whether anything is missing."""
     if (line := announcement(nodes, store)) is not None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from attribution.nodes.files import write_json
-from attribution.training.fit import _DirectCheckpoints
+from attribution.training.trainer import _DirectCheckpoints
 from experiments import disk
 from experiments.disk import DiskError, explained, is_full
 from experiments.tasks.errors import exit_with

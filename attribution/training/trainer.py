@@ -1,0 +1,101 @@
+"""Lightning's trainer for one training run on the devices of one machine."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from attribution.checks import FieldError
+from attribution.training.recipe import Hardware, Recipe
+
+
+class _DirectCheckpoints(TorchCheckpointIO):
+    """Write checkpoints to their paths. Lightning would copy them in memory first, and to the folder of temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def _one_process() -> LightningEnvironment:
+    """Return an environment in which this process trains by itself, also as a task of Slurm or MPI beside others.
+
+    Lightning would take each task for a rank of one training run, and requeue the job of Slurm on SIGUSR1.
+    """
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)  # Lightning has read it from SLURM_PROCID, and only rank 0 saves and logs
+    return environment
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide Lightning's warnings about what is intended here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        yield
+
+
+def trainer_of(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer:
+    """Return Lightning's trainer.
+
+    Raises:
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``; or the device lacks this precision.
+    """
+    try:
+        trainer = L.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
+            precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+            plugins=[_DirectCheckpoints(), _one_process()],
+            max_steps=recipe.steps,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+    except Exception as error:  # Lightning has no class of errors for its arguments
+        message = " ".join(str(error).split())
+        field = next((name for name in ("accelerator", "strategy", "devices") if name in message), "devices")
+        owner, field = (recipe, "precision") if "precision" in message.lower() else (hardware, field)
+        raise FieldError(owner, field, f"Lightning refuses it ({message}): choose another value") from error
+    recipe.check_device(trainer.strategy.root_device)
+    return trainer
+
+
+def check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
+    """Check that the processes of ``trainer`` can share batches of ``batch_size`` of ``n`` training images.
+
+    Raises:
+        ValueError: they cannot share them equally, or would wait for each other forever.
+    """
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise ValueError("the strategy starts this program once per device, and all but one would wait forever: choose ddp_spawn")
+    world = trainer.world_size
+    last = n % batch_size or batch_size
+    if batch_size % world or last % world:
+        raise ValueError(
+            f"{world} processes cannot share batches of {batch_size} and {last} (the last of an epoch) equally: change "
+            "the batch size, the number of training images or of devices"
+        )
+
+
+def check_hardware(recipe: Recipe, hardware: Hardware, n: int) -> None:
+    """Check, without training, that Lightning supports ``hardware`` here, and that its processes can share ``n`` training images.
+
+    Raises:
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``.
+        ValueError: the processes cannot share the batches.
+    """
+    with quiet():
+        check_processes(trainer_of(recipe, hardware, logger=False), n, recipe.batch_size)
