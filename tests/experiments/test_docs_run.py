@@ -37,6 +37,7 @@ TINY_CIFAR = [
     "data.n_train=20",
     "data.n_validation=4",
     "benchmark.queries.validation.n=4",
+    "checkpoints.every=2",
     "model.block_out_channels=[8,8,8,8]",
     "model.norm_num_groups=4",
 ]
@@ -62,7 +63,7 @@ def tiny(arguments: str, folder: Path) -> list[str]:
     """A command of the documents at the smallest size, its data in ``folder``."""
     words = [word.replace("DIR", str(folder / "data")) for word in shlex.split(arguments)]
     on_cifar = "data.root=DIR" in arguments
-    small = [*TINY, *(TINY_CIFAR if on_cifar else TINY_DIGITS)]
+    small = [*(TINY_CIFAR if on_cifar else TINY_DIGITS), *TINY]
     if "benchmark=targeted" in words or "experiment=retrac/table1" in words:
         small += [setting for setting in TINY_TARGETED if not (on_cifar and "validation" in setting)]
     elif "benchmark=counterfactual" in words:
@@ -70,7 +71,8 @@ def tiny(arguments: str, folder: Path) -> list[str]:
     elif not on_cifar and not any(word.startswith(("task=attribute", "data=", "model=", "benchmark=")) for word in words):
         small += TINY_LDS
     given = {word.partition("=")[0] for word in words}
-    return [*words, *(setting for setting in small if setting.partition("=")[0] not in given)]
+    first = {setting.partition("=")[0]: setting for setting in reversed(small)}
+    return [*words, *(setting for name, setting in first.items() if name not in given)]
 
 
 def readme_commands() -> list[Any]:
