@@ -7,6 +7,8 @@ from pathlib import Path
 from attribution.images import Images
 from attribution.nodes import execution
 from experiments.datasets.cifar_batches import cifar10
+from experiments.datasets.image_reader import Resize
+from experiments.datasets.resizing import resized
 from experiments.datasets.selection import select_listed, select_random
 from experiments.datasets.source import Source, Splits
 
@@ -19,6 +21,9 @@ class CIFAR10(Source):
     ``train_key`` and ``validation_key`` list positions, and their order is kept. With ``validation_key=None``, validation images
     are selected at random.
 
+    ``resize`` brings the images from 32 × 32 to ``size``: "area" averages over the area of each new pixel; "bilinear", "bicubic" and
+    "lanczos" are PIL's. With "none", ``size`` must be 32.
+
     Ids are positions among the 50,000 training images (batches 1 to 5 in order) and among the 10,000 test images. Ids of the two
     splits overlap; their draws differ because the role of the image is part of the random key.
     """
@@ -28,6 +33,7 @@ class CIFAR10(Source):
 
     channels: int = 3
     size: int = 32
+    resize: Resize = "none"
     flips: bool = True
     classes: Sequence[int] | None = None
     n_train: int | None = None
@@ -47,5 +53,7 @@ class CIFAR10(Source):
 
     def _part(self, pool: Images, setting: str, n: int | None, key: str | None) -> Images:
         if self.index_file is None or key is None:
-            return select_random(pool, setting, n, self.classes, self.seed)
-        return select_listed(pool, setting, n, self.index_file, key, self.classes)
+            selected = select_random(pool, setting, n, self.classes, self.seed)
+        else:
+            selected = select_listed(pool, setting, n, self.index_file, key, self.classes)
+        return resized(selected, self.shape, self.resize)

@@ -11,7 +11,9 @@ from attribution.nodes import execution
 from experiments.datasets.cifar_batches import cifar10
 from experiments.datasets.errors import DataError
 from experiments.datasets.idx import mnist
+from experiments.datasets.image_reader import Resize
 from experiments.datasets.mnist import padded
+from experiments.datasets.resizing import resized
 from experiments.datasets.selection import select_listed, select_random
 from experiments.datasets.source import Source, Splits
 
@@ -23,7 +25,7 @@ class CIFARMNIST(Source):
     ``validation_planes`` and ``validation_zeros`` are numbers of test images. The images are selected at random by ``seed``, or by
     ``index_file``, an npz file with the four arrays in ``KEYS``. Labels: 0 airplane, 1 zero. Airplanes come first, and their ids
     are positions in CIFAR-10. The id of a zero is its position in MNIST plus the number of CIFAR-10 images (50,000 for training,
-    10,000 for validation).
+    10,000 for validation). ``resize`` brings the images from 32 × 32 to ``size``, as in :class:`CIFAR10`.
     """
 
     NAME = "CIFARMNIST"
@@ -33,6 +35,7 @@ class CIFARMNIST(Source):
 
     channels: int = 3
     size: int = 32
+    resize: Resize = "none"
     flips: bool = True
     planes: int | None = None
     zeros: int | None = 200
@@ -53,10 +56,9 @@ class CIFARMNIST(Source):
             strict=True,
         )
         planes, zeros, validation_planes, validation_zeros = (self._part(*part) for part in parts)
-        return Splits(
-            _mixed(planes, zeros, first_zero=len(plane_train)),
-            _mixed(validation_planes, validation_zeros, first_zero=len(plane_test)),
-        )
+        train = _mixed(planes, zeros, first_zero=len(plane_train))
+        validation = _mixed(validation_planes, validation_zeros, first_zero=len(plane_test))
+        return Splits(*(resized(images, self.shape, self.resize) for images in (train, validation)))
 
     def _part(self, pool: Images, setting: str, n: int | None, key: str) -> Images:
         class_ = (0,)  # airplane in CIFAR-10, zero in MNIST

@@ -18,6 +18,7 @@ from experiments.report.trackers import Tracker
 from experiments.store.plan import announcement
 from experiments.store.progress import track
 from experiments.store.store import Store
+from experiments.tasks.choices import choice_of
 from experiments.tasks.composition import experiment_of, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
 from experiments.tasks.settings import build, check
@@ -70,7 +71,7 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
     tracker.start(OmegaConf.to_container(config, resolve=True))
     report = Report(
         Path(hydra.runtime.output_dir),
-        data=hydra.runtime.choices["data"],
+        data=choice_of("data"),
         seed=config.seed,
         swept=settings_of_run(),
         command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's

@@ -68,6 +68,20 @@ def test_cifar_is_read_as_written(tmp_path, protocol, keys):
     np.testing.assert_allclose(splits.train.x0([7])[0], written["train"][7] / 127.5 - 1, atol=1e-6)
 
 
+def test_area_averages_of_cifar(tmp_path):
+    """Claim: data.size=16 data.resize=area is the mean over 2 × 2 pixels, up to the rounding of both axes; without resize, another size is refused."""
+    written = write_cifar(tmp_path, per_batch=3)
+    images = CIFAR10(root=tmp_path, size=16, resize="area").load().train
+    mean = written["train"].reshape(15, 3, 16, 2, 16, 2).mean((3, 5))
+    assert images.pixels.shape == (15, 3, 16, 16)
+    assert np.abs(images.pixels - mean).max() <= 1
+    assert images.index.tolist() == list(range(15))
+    with pytest.raises(DataError, match=r"data\.size=16, but the train images are 3×32×32"):
+        CIFAR10(root=tmp_path, size=16).load()
+    with pytest.raises(DataError, match="resize=nearest: choose one of none, area"):
+        CIFAR10(root=tmp_path, size=16, resize="nearest").load()
+
+
 def test_python_2_pickles_are_read(tmp_path):
     """Claim: the original files are read: pickles of Python 2, with byte strings and the names of numpy 1."""
     write_cifar(tmp_path)

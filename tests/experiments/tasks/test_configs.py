@@ -38,7 +38,8 @@ TINY = [
 
 def options(group: str) -> list[str]:
     """The choices of a group, those in folders included."""
-    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
+    found = (path.relative_to(CONF / group) for path in (CONF / group).rglob("*.yaml"))
+    return sorted(str(path.with_suffix("")) for path in found if path.parts[0] != "scale")  # without aliases
 
 
 def composed(*overrides: str):

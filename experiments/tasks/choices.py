@@ -1,0 +1,30 @@
+"""The choices of Hydra's groups that a run was composed from."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+
+def choice_of(group: str) -> str:
+    """The choice of a group, as "cifar2_16". An alias counts as the choice that it stands for.
+
+    An alias is a file that only names another file of its group, such as ``data/scale/cifar2/small.yaml``.
+    """
+    hydra = HydraConfig.get()
+    choice = str(hydra.runtime.choices[group])
+    for source in hydra.runtime.config_sources:
+        path = Path(source.path) / group / f"{choice}.yaml"
+        if source.schema == "file" and path.exists():
+            return _target(OmegaConf.load(path), group) or choice
+    return choice
+
+
+def _target(file: DictConfig | ListConfig, group: str) -> str | None:
+    if not isinstance(file, DictConfig) or list(file) != ["defaults"] or len(file.defaults) != 1:
+        return None
+    prefix, suffix = f"/{group}/", "@_here_"
+    entry = file.defaults[0]
+    if isinstance(entry, str) and entry.startswith(prefix) and entry.endswith(suffix):
+        return entry.removeprefix(prefix).removesuffix(suffix)
+    return None
