@@ -21,8 +21,8 @@ class CIFAR10(Source):
     ``train_key`` and ``validation_key`` list positions, and their order is kept. With ``validation_key=None``, validation images
     are selected at random.
 
-    ``resize`` brings the images from 32 × 32 to ``size``: "area" averages over the area of each new pixel; "bilinear", "bicubic" and
-    "lanczos" are PIL's. With "none", ``size`` must be 32.
+    ``resize`` brings the images from 32 × 32 to ``size``: "area" averages over the area of each new pixel; "bilinear", "bicubic"
+    and "lanczos" are PIL's. With "none", ``size`` must be 32.
 
     Ids are positions among the 50,000 training images (batches 1 to 5 in order) and among the 10,000 test images. Ids of the two
     splits overlap; their draws differ because the role of the image is part of the random key.

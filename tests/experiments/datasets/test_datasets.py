@@ -69,7 +69,7 @@ def test_cifar_is_read_as_written(tmp_path, protocol, keys):
 
 
 def test_area_averages_of_cifar(tmp_path):
-    """Claim: data.size=16 data.resize=area is the mean over 2 × 2 pixels, up to the rounding of both axes; without resize, another size is refused."""
+    """Claim: data.resize=area gives means over 2 × 2 pixels, rounded along both axes; without it, another size is refused."""
     written = write_cifar(tmp_path, per_batch=3)
     images = CIFAR10(root=tmp_path, size=16, resize="area").load().train
     mean = written["train"].reshape(15, 3, 16, 2, 16, 2).mean((3, 5))
