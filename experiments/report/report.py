@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from experiments.report.published import Published
 from experiments.report.row import REQUIRED, Row
 from experiments.report.tables import print_rows
 
@@ -28,20 +29,34 @@ FILE = "rows.jsonl"
 class Report:
     """The rows and figures of one run in ``folder``; ``close`` writes and shows them.
 
-    ``data``, ``seed``, the settings ``swept`` and ``command`` identify the run and are added to every row. ``command`` is the
-    command line of this process by default; give it if a launcher started the process.
+    ``data``, ``seed``, the settings ``swept``, ``command``, ``hardware``, and for a paper's experiment its name and scale, identify
+    the run and are added to every row. ``command`` is the command line of this process by default; give it if a launcher started
+    the process.
+    ``published`` are numbers of the paper, which are added to the rows that they concern; ``role`` is the data set of the paper
+    whose place ``data`` takes.
     """
 
     def __init__(
-        self, folder: Path | str, data: str, seed: int, swept: Mapping[str, Any] | None = None, command: str | None = None
+        self,
+        folder: Path | str,
+        data: str,
+        seed: int,
+        swept: Mapping[str, Any] | None = None,
+        command: str | None = None,
+        hardware: str | None = None,
+        experiment: str | None = None,
+        scale: str | None = None,
+        published: Sequence[Published] = (),
+        role: str | None = None,
     ):
         self.folder = Path(folder)
         self.rows: list[Row] = []
         self.figures: list[Path] = []
         self.tables: list[Path] = []
         self.warnings: list[str] = []
-        self._run = {"data": data, "seed": seed, "command": command or command_line()}
-        self._swept = swept or {}
+        self._run = {"data": data, "seed": seed, "command": command or command_line(), "hardware": hardware}
+        self._run |= {"experiment": experiment, "scale": scale}
+        self._swept, self._published, self._role = swept or {}, published, role or data
 
     def add(self, rows: Iterable[Row]) -> list[Row]:
         """Add rows, and return them with the fields of the run. Settings of a row take precedence over those of the run.
@@ -49,11 +64,18 @@ class Report:
         Raises:
             TypeError: a value of a row is not JSON-serializable.
         """
-        completed = [replace(row.with_swept(self._swept), **self._run) for row in rows]
+        completed = [self._beside_published(replace(row.with_swept(self._swept), **self._run)) for row in rows]
         for row in completed:
             row.to_dict()  # raises TypeError here rather than at the end of the run
         self.rows += completed
         return completed
+
+    def _beside_published(self, row: Row) -> Row:
+        """Return the row with the number that is published in its place, if there is one."""
+        for number in self._published if row.minus is None else ():
+            if number.concerns(row.metric, row.estimator, row.queries, self._role, row.settings):
+                return replace(row, published=number.value, source=number.source)
+        return row
 
     def figure(self, name: str, figure: Figure) -> Path:
         """Save ``figure`` as ``name``.png, with the command that made it in its metadata, and return its path."""

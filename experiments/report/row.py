@@ -68,8 +68,8 @@ class Row:
     """One measured number: of ``subject``, or of ``subject`` minus another one.
 
     ``swept`` are settings in which the rows of a benchmark, or the runs of a sweep, differ, other than the subject's own. ``about``
-    has further facts as JSON values: k, n, subsets, seeds, ... A report adds ``data``, ``seed`` and ``command``, which identify the
-    run.
+    has further facts as JSON values: k, n, subsets, seeds, ... A report adds the fields that identify the run, and what a paper
+    has ``published`` in its place.
     """
 
     benchmark: str
@@ -84,6 +84,12 @@ class Row:
     data: str | None = None
     seed: int | None = None
     command: str | None = None
+    experiment: str | None = None
+    scale: str | None = None
+    hardware: str | None = None
+    published: float | None = None
+    source: str | None = None
+    """Where the number is published, such as "K-FAC influence, figure 2a"."""
 
     def __post_init__(self):
         if taken := RESERVED & self.about.keys():
@@ -121,7 +127,7 @@ class Row:
         else:
             optional["scores"] = self.subject.scores and [self.subject.scores, self.minus.scores]
             optional["difference"] = {"first": _side(self.subject), "minus": _side(self.minus)}
-        optional |= {"swept": self.settings or None, "command": self.command}
+        optional |= {"swept": self.settings or None} | {name: getattr(self, name) for name in RUN}
         ends = dict(zip(("value", "low", "high"), (self.estimate.value, *interval), strict=True))
         row = {"benchmark": self.benchmark, "estimator": self.estimator, "metric": self.metric, **ends}
         return plain(row | {"data": self.data, "seed": self.seed} | {n: v for n, v in optional.items() if v is not None})
@@ -144,12 +150,14 @@ class Row:
         if difference is None:
             scores = row.get("scores")
             effort = Effort(*(row.get(name) for name in EFFORT)) if any(name in row for name in EFFORT) else None
-            sides = {"subject": Subject(row["estimator"], settings, scores if isinstance(scores, str) else None, effort)}
+            subject, minus = Subject(row["estimator"], settings, scores if isinstance(scores, str) else None, effort), None
         else:
-            sides = {"subject": _subject(difference["first"]), "minus": _subject(difference["minus"])}
+            subject, minus = _subject(difference["first"]), _subject(difference["minus"])
         return cls(
             benchmark=row["benchmark"],
             metric=row["metric"],
+            subject=subject,
+            minus=minus,
             estimate=estimate,
             levels=Levels(number["random"], number["ceiling"], number["maximum"]),
             queries=row.get("queries"),
@@ -157,16 +165,18 @@ class Row:
             about={name: value for name, value in row.items() if name not in RESERVED},
             data=row["data"],
             seed=row["seed"],
-            command=row.get("command"),
-            **sides,
+            **{name: row.get(name) for name in RUN},
         )
 
 
 EFFORT = tuple(field.name for field in fields(Effort))
 
+RUN = ("published", "source", "experiment", "scale", "hardware", "command")
+"""Optional fields that a report adds."""
+
 RESERVED = {
-    *REQUIRED, *EFFORT,
-    "queries", "random", "ceiling", "maximum", "level", "interval", "settings", "scores", "difference", "swept", "command",
+    *REQUIRED, *EFFORT, *RUN,
+    "queries", "random", "ceiling", "maximum", "level", "interval", "settings", "scores", "difference", "swept",
 }  # fmt: skip
 """Fields in ``rows.jsonl`` that are not from ``about``."""
 

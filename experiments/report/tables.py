@@ -21,6 +21,9 @@ EFFORT_CAPTION = (
     "draws: of a query / of a training image, at each checkpoint\n"
     "passes: forward and backward passes of one image for these scores, without those of the curvature"
 )
+_OURS, _PUBLISHED = "", " published"
+_Line = dict[tuple[str, str], Text]
+"""Cells by metric, and whether they are measured or published."""
 REFERENCES = {"random": "random level", "maximum": "maximum", "ceiling": "noise ceiling"}
 
 
@@ -46,30 +49,37 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     names = list(dict.fromkeys(name for setting in settings for name in setting))
     metrics = list(dict.fromkeys(row.metric for row in rows))
     efforts = any(row.subject.effort for row in rows if row.minus is None)
-    lines: dict[tuple[str, ...], list[dict[str, Text]]] = {}
+    lines: dict[tuple[str, ...], list[_Line]] = {}
     for row, setting in zip(rows, settings, strict=True):
         label = (row.estimator, *(str(setting.get(name, "")) for name in names), *(effort_cells(row) if efforts else ()))
-        _place(lines.setdefault(label, []), row.metric, cell(row))
+        found = {(row.metric, _OURS): cell(row)}
+        if row.published is not None:
+            found[row.metric, _PUBLISHED] = Text(number(row.published))
+        _place(lines.setdefault(label, []), found)
 
     result = Table(title=Text(title, style="bold"), title_justify="left", caption_justify="left")
     for name in ("estimator", *names):
         result.add_column(Text(name), overflow="fold")
     for name in EFFORT if efforts else ():
         result.add_column(Text(name), justify="right", overflow="fold")
-    for metric in metrics:
-        result.add_column(Text(str(metric).replace("_", " ")), justify="right", overflow="fold")
+    published = {metric for metric in metrics if any(row.metric == metric and row.published is not None for row in rows)}
+    columns = [(metric, part) for metric in metrics for part in (_OURS, _PUBLISHED) if part == _OURS or metric in published]
+    for metric, part in columns:
+        result.add_column(Text(f"{metric.replace('_', ' ')}{part}"), justify="right", overflow="fold")
     for label, numbers in lines.items():
         for line in numbers:
-            result.add_row(*map(Text, label), *(line.get(metric, Text("")) for metric in metrics))
+            result.add_row(*map(Text, label), *(line.get(column, Text("")) for column in columns))
     result.add_section()
     for reference, label in REFERENCES.items():
         if any(getattr(row.levels, reference) is not None for row in rows):
-            levels = (_levels(rows, metric, reference) for metric in metrics)
+            levels = (_levels(rows, metric, reference) if part == _OURS else "" for metric, part in columns)
             blank = [""] * (len(names) + len(EFFORT if efforts else ()))
             result.add_row(Text(label, style="dim"), *blank, *(Text(level, style="dim") for level in levels))
     kinds = dict.fromkeys(row.estimate.interval for row in rows if row.estimate.has_interval)
     captions = [f"in brackets: {'; '.join(kinds)}"] if kinds else []
     captions += [EFFORT_CAPTION] if efforts else []
+    if sources := dict.fromkeys(row.source for row in rows if row.published is not None):
+        captions.append(f"published: {', '.join(map(str, sources))}; where there is none, the text has none")
     result.caption = "\n".join(captions) or None
     return result
 
@@ -110,12 +120,13 @@ def differing_settings(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{name: setting[name] for name in differing if name in setting} for setting in settings]
 
 
-def _place(lines: list[dict[str, Text]], metric: str, text: Text) -> None:
+def _place(lines: list[_Line], found: _Line) -> None:
+    """Add the cells ``found`` to the first line that has none, or the same, in their places."""
     for line in lines:
-        if line.get(metric, text).plain == text.plain:
-            line[metric] = text
+        if all(line.get(column, text).plain == text.plain for column, text in found.items()):
+            line.update(found)
             return
-    lines.append({metric: text})
+    lines.append(found)
 
 
 def _levels(rows: Sequence[Row], metric: str, reference: str) -> str:

@@ -20,6 +20,12 @@ def choice_of(group: str) -> str:
     return choice
 
 
+def role_of_data() -> str:
+    """The data set of a paper whose place the run's data take: "cifar2" for ``data/scale/cifar2/small.yaml``, else the data."""
+    prefix, _, role = str(HydraConfig.get().runtime.choices["data"]).partition("/")
+    return role.partition("/")[0] if prefix == "scale" else prefix
+
+
 def _target(file: DictConfig | ListConfig, group: str) -> str | None:
     if not isinstance(file, DictConfig) or list(file) != ["defaults"] or len(file.defaults) != 1:
         return None

@@ -17,6 +17,7 @@ from experiments.benchmarks.base import Benchmark
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
 from experiments.models.trained import LoggerFor
+from experiments.report.published import Published
 from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
 from experiments.tasks.settings import SettingError, build
 from experiments.tasks.suggestions import nearest
@@ -25,7 +26,7 @@ NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "t
 """Groups and settings that choose the task and the place where it runs, and do not change results."""
 SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.draws.train", "estimator.strength")
 """Settings that accept a list; each row names its one value."""
-NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed")
+NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed", "experiment", "scale", "published")
 """Choices for which every row has a field, or that determine which rows exist."""
 
 
@@ -67,6 +68,20 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
     diffusion = build(config, "diffusion")
     diffusion = Diffusion(diffusion["process"], diffusion["sampler"])
     return Experiment(**parts, diffusion=diffusion, seed=config.seed, logger=logger)
+
+
+def published_numbers(config: DictConfig) -> list[Published]:
+    """Return the numbers that the experiment's paper reports.
+
+    Raises:
+        SettingError: If a field is unknown or missing.
+    """
+    entries: Any = OmegaConf.to_container(config.published, resolve=True) if config.published else []
+    try:
+        return [Published(**entry) for entry in entries]
+    except TypeError as error:
+        fields = "metric, estimator, value and source, and may have queries, data and settings"
+        raise SettingError(f"published must be a list of mappings, each of which has {fields} ({error})") from error
 
 
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:

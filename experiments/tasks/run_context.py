@@ -18,9 +18,10 @@ from experiments.report.trackers import Tracker
 from experiments.store.plan import announcement
 from experiments.store.progress import track
 from experiments.store.store import Store
-from experiments.tasks.choices import choice_of
-from experiments.tasks.composition import experiment_of, settings_of_run
+from experiments.tasks.choices import choice_of, role_of_data
+from experiments.tasks.composition import experiment_of, published_numbers, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
+from experiments.tasks.hardware import hardware
 from experiments.tasks.settings import build, check
 
 
@@ -74,6 +75,11 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
         data=choice_of("data"),
         seed=config.seed,
         swept=settings_of_run(),
+        hardware=hardware(experiment.execution.torch_device()),
+        experiment=hydra.runtime.choices["experiment"],
+        scale=hydra.runtime.choices["scale"] if hydra.runtime.choices["experiment"] else None,
+        published=published_numbers(config),
+        role=role_of_data(),
         command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's
     )
     try:
