@@ -158,7 +158,7 @@ def merge(folder: Path | str) -> list[Row]:
 def jobs_of(folder: Path | str, *files: str) -> list[Path]:
     """Return the folders below ``folder`` that have one of ``files``, in the order of the jobs of a Hydra multirun."""
     folder = Path(folder)
-    return sorted({path.parent for name in files for path in folder.rglob(name)} - {folder}, key=_natural)
+    return sorted({path.parent for name in files for path in folder.rglob(name)} - {folder}, key=natural)
 
 
 def swept_settings(jobs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def _parsed(value: str) -> Any:
     return plain["value"] if isinstance(plain, dict) else value
 
 
-def _natural(path: Path) -> list[Any]:
+def natural(path: Path) -> list[Any]:
     """A key that sorts job 10 after job 9."""
     return [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", piece)] for piece in path.parts]
 

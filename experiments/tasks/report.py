@@ -1,0 +1,68 @@
+"""``task=report``: a page that compares the numbers of the papers' experiments with the published ones."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.disk import explained
+from experiments.report.report import natural, read_rows
+from experiments.report.reproduction import Reproduced, page
+from experiments.report.row import Row
+from experiments.tasks.settings import SettingError
+
+NOTES = "notes.yaml"
+
+
+def report(config: DictConfig, rows: str, output: str) -> None:
+    """Write the page to the file ``output``.
+
+    Args:
+        rows: A folder; every ``.jsonl`` file in it and in its subfolders is read, and rows without an experiment are left out. Of
+            equal rows the newest file's counts. Its file ``notes.yaml`` may have a note for each experiment, by name.
+        output: The Markdown file.
+
+    Raises:
+        SettingError: If there is no folder ``rows``, or a note is for no experiment.
+        ValueError: If a line of a file is not a row.
+    """
+    folder = Path(rows)
+    if not folder.is_dir():
+        raise SettingError(f"task.rows={rows}: no such folder; give the folder of finished runs, such as outputs or multirun")
+    titles, found, notes = experiments(), rows_of(folder), notes_of(folder)
+    if unknown := sorted(notes.keys() - titles.keys()):
+        raise SettingError(f"{folder / NOTES}: {', '.join(unknown)}: no such experiment")
+    text = page([Reproduced(name, title, found.get(name, {}), notes.get(name)) for name, title in titles.items()])
+    path = Path(output)
+    with explained(path.parent, "task.output", "nothing else is lost"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    print(f"{sum(map(bool, found.values()))} of {len(titles)} experiments have rows: {path}")
+
+
+def experiments() -> dict[str, str]:
+    """Return the papers' experiments by name with their titles: the first comment of their files."""
+    found = {}
+    for source in HydraConfig.get().runtime.config_sources:
+        folder = Path(source.path) / "experiment"
+        for path in sorted(folder.glob("*/*.yaml"), key=natural) if source.schema == "file" else ():
+            lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+            titles = [line for line in lines if not line.startswith("@package")]
+            found[str(path.relative_to(folder).with_suffix(""))] = titles[0] if titles else ""
+    return found
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, list[Row]]]:
+    """Return the rows of all files in ``folder`` by experiment and scale, those of the newest files first."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for path in sorted(folder.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True):
+        for row in read_rows(path):
+            if row.experiment:
+                found.setdefault(row.experiment, {}).setdefault(row.scale or "paper", []).append(row)
+    return found
+
+
+def notes_of(folder: Path) -> dict[str, str]:
+    """Return the notes by the names of their experiments."""
+    path = folder / NOTES
+    return {str(name): str(note) for name, note in OmegaConf.load(path).items()} if path.exists() else {}
