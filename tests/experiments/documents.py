@@ -1,5 +1,6 @@
 """Commands and code blocks in README.md, CONTRIBUTING.md and docs/, as a reader would copy them."""
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The path that the first line names, if the block is the content of a file."""
-        match = _FILE.match(self.text.partition("\n")[0])
-        return match[1] if match else None
+        """The path in the comments at the top, if the block is the content of a file. Hydra's header comes before any comment."""
+        top = itertools.takewhile(lambda line: line.startswith("#"), self.text.splitlines())
+        return next((match[1] for match in map(_FILE.match, top) if match), None)
 
 
 def blocks(page: Path, language: str = "") -> list[Block]:
