@@ -39,7 +39,8 @@ def new_files(page: Path) -> set[str]:
 def needs_new_files(arguments: str) -> bool:
     """Whether a command chooses something that README.md or CONTRIBUTING.md tell how to add."""
     added = {Path(file) for page in (README, CONTRIBUTING) for file in new_files(page)}
-    choices = {f"{path.parent.name}={path.stem}" for path in added if path.suffix == ".yaml"}
+    inside = [path.relative_to("conf").with_suffix("") for path in added if path.suffix == ".yaml"]
+    choices = {f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in inside}
     return any(word in choices for word in shlex.split(arguments))
 
 
