@@ -21,6 +21,12 @@ class Published:
     data: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise TypeError(f"value={self.value!r} must be a number")
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"settings={self.settings!r} must be a mapping")
+
     def concerns(self, metric: str, estimator: str, queries: str | None, data: str | None, settings: Mapping[str, Any]) -> bool:
         """Whether this is the number of a row with these values. ``data``: the data set whose place the row's data take."""
         return (

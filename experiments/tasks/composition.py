@@ -76,12 +76,16 @@ def published_numbers(config: DictConfig) -> list[Published]:
     Raises:
         SettingError: If a field is unknown or missing.
     """
-    entries: Any = OmegaConf.to_container(config.published, resolve=True) if config.published else []
+    given: Any = OmegaConf.to_container(OmegaConf.create({"value": config.published}), resolve=True)
+    entries = given["value"]
+    fields = "metric, estimator, value and source, and may have queries, data and settings"
+    message = f"published={entries}: must be a list of mappings, each of which has {fields}"
+    if not isinstance(entries, list):
+        raise SettingError(message)
     try:
         return [Published(**entry) for entry in entries]
     except TypeError as error:
-        fields = "metric, estimator, value and source, and may have queries, data and settings"
-        raise SettingError(f"published must be a list of mappings, each of which has {fields} ({error})") from error
+        raise SettingError(f"{message} ({error})") from error
 
 
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
