@@ -11,6 +11,9 @@ class Published:
 
     ``value`` has the unit of the metric's rows. ``settings`` are the estimator's own, by their names in the configuration.
     ``queries`` and ``data`` limit it to one kind of queries and one data set of the paper; None: whatever the row has.
+
+    Raises:
+        TypeError: ``value`` is not a number, or ``settings`` is not a mapping.
     """
 
     metric: str

@@ -80,7 +80,7 @@ class Report:
     def figure(self, name: str, figure: Figure) -> Path:
         """Save ``figure`` as ``name``.png, with the command that made it in its metadata, and return its path."""
         path = self.folder / f"{name}.png"
-        _write(path, lambda part: figure.savefig(part, format="png", metadata={"Comment": str(self._run["command"])}))
+        write_file(path, lambda part: figure.savefig(part, format="png", metadata={"Comment": str(self._run["command"])}))
         self.figures.append(path)
         return path
 
@@ -92,7 +92,7 @@ class Report:
             writer.writeheader()
             writer.writerows(rows)
         path = self.folder / f"{name}.csv"
-        _write(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+        write_file(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
         self.tables.append(path)
         return path
 
@@ -119,7 +119,7 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> Path:
     """Write ``folder/rows.jsonl`` atomically and return its path."""
     text = "".join(json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     path = folder / FILE
-    _write(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -187,7 +187,7 @@ def natural(path: Path) -> list[Any]:
     return [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", piece)] for piece in path.parts]
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write to a temporary file and rename it, so that no incomplete file appears even if the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

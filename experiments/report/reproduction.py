@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.report.row import Row
-from experiments.report.tables import differing_settings, number
+from experiments.report.tables import cell, differing_settings, number
 
 SCALES = ("digits", "small", "paper")
 NOT_PUBLISHED = "not in the text"
@@ -15,12 +15,16 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Reproduced:
-    """An experiment with its rows at each scale. ``title`` says what the paper shows; ``note`` how ours compares."""
+    """An experiment with its rows at each scale. ``title`` says what the paper shows; ``note`` how ours compares.
+
+    ``smallest`` is the smallest scale that the experiment has.
+    """
 
     name: str
     title: str
     rows: Mapping[str, Sequence[Row]]
     note: str | None = None
+    smallest: str = SCALES[0]
 
     @property
     def published(self) -> bool:
@@ -50,9 +54,10 @@ models, not whether the number does. Brackets hold 95 % intervals; `rows.jsonl` 
 def _overview(experiments: Sequence[Reproduced]) -> list[str]:
     lines = ["| experiment | what the paper shows | published numbers | run at |", "|---|---|---|---|"]
     for experiment in experiments:
-        scales = ", ".join(scale for scale in SCALES if experiment.rows.get(scale)) or "no scale yet"
-        published = "beside ours" if experiment.published else NOT_PUBLISHED
-        lines.append(f"| [`{experiment.name}`](#{_anchor(experiment.name)}) | {experiment.title} | {published} | {scales} |")
+        run_at = ", ".join(scale for scale in SCALES if experiment.rows.get(scale))
+        published = "beside ours" if experiment.published else NOT_PUBLISHED if run_at else ""
+        link = f"[`{experiment.name}`](#{_anchor(experiment.name)})"
+        lines.append(_line([link, experiment.title, published, run_at or "no scale yet"]))
     return lines
 
 
@@ -65,7 +70,7 @@ def _section(experiment: Reproduced) -> list[str]:
             hardware = ", ".join(dict.fromkeys(row.hardware for row in rows if row.hardware))
             parts.append(f"- {scale}: `{command}`" + (f", on {hardware}" if hardware else ""))
     if not any(experiment.rows.values()):
-        return [*parts, f"Not run yet: `{_command(experiment, 'digits')}`", *_note(experiment)]
+        return [*parts, f"Not run yet: `{_command(experiment, experiment.smallest)}`", *_note(experiment)]
     return [*parts, "", *_table(experiment), *_note(experiment)]
 
 
@@ -98,7 +103,7 @@ def _table(experiment: Reproduced) -> list[str]:
     table = [_line(columns), _line(["---"] * len(columns))]
     for (label, queries, metric), cells in ordered[:SHOWN]:
         published = next((number(row.published) for row in cells.values() if row.published is not None), NOT_PUBLISHED)
-        ours = [_cell(cells[scale]) if scale in cells else "" for scale in scales]
+        ours = [cell(cells[scale]).plain if scale in cells else "" for scale in scales]
         table.append(_line([label, queries, metric.replace("_", " "), *([published] if experiment.published else []), *ours]))
     if len(ordered) > SHOWN:
         table += ["", f"{len(ordered) - SHOWN} more numbers are in the rows."]
@@ -107,13 +112,7 @@ def _table(experiment: Reproduced) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     """A line of a table in Markdown."""
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
-
-
-def _cell(row: Row) -> str:
-    estimate = row.estimate
-    interval = f" [{number(estimate.low)}, {number(estimate.high)}]" if estimate.has_interval else ""
-    return number(estimate.value) + interval
+    return f"| {' | '.join(text.replace('|', '&#124;') for text in cells)} |"
 
 
 def _anchor(heading: str) -> str:

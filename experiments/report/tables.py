@@ -79,7 +79,7 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     captions = [f"in brackets: {'; '.join(kinds)}"] if kinds else []
     captions += [EFFORT_CAPTION] if efforts else []
     if sources := dict.fromkeys(row.source for row in rows if row.published is not None):
-        captions.append(f"published: {', '.join(map(str, sources))}; where there is none, the text has none")
+        captions.append(f"published: {', '.join(map(str, sources))}; blank: not in the text")
     result.caption = "\n".join(captions) or None
     return result
 

@@ -11,13 +11,19 @@ def choice_of(group: str) -> str:
 
     An alias is a file that only names another file of its group, such as ``data/scale/cifar2/small.yaml``.
     """
-    hydra = HydraConfig.get()
-    choice = str(hydra.runtime.choices[group])
-    for source in hydra.runtime.config_sources:
-        path = Path(source.path) / group / f"{choice}.yaml"
-        if source.schema == "file" and path.exists():
-            return _target(OmegaConf.load(path), group) or choice
-    return choice
+    choice = str(HydraConfig.get().runtime.choices[group])
+    path = config_file(f"{group}/{choice}.yaml")
+    return choice if path is None else _target(OmegaConf.load(path), group) or choice
+
+
+def config_folders() -> list[Path]:
+    """The folders in which Hydra looks for configs, in its order."""
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+
+
+def config_file(name: str) -> Path | None:
+    """The file that Hydra takes for a config such as "data/digits.yaml", or None."""
+    return next((folder / name for folder in config_folders() if (folder / name).exists()), None)
 
 
 def role_of_data() -> str:

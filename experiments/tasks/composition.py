@@ -74,7 +74,7 @@ def published_numbers(config: DictConfig) -> list[Published]:
     """Return the numbers that the experiment's paper reports.
 
     Raises:
-        SettingError: If a field is unknown or missing.
+        SettingError: If ``published`` is not a list of mappings with the fields of :class:`Published`.
     """
     given: Any = OmegaConf.to_container(OmegaConf.create({"value": config.published}), resolve=True)
     entries = given["value"]

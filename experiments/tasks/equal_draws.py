@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from experiments.tasks.choices import config_file
 
 NUMBERS = ("estimator.draws.n", "estimator.draws.train")
 """The settings that compared estimators take from the chosen one."""
@@ -24,11 +25,8 @@ class OwnDraws:
 
 def own_draws(estimator: str) -> OwnDraws:
     """Read what the file of an estimator, and the files that it extends, say about draws."""
-    for source in HydraConfig.get().runtime.config_sources:
-        path = Path(source.path) / "estimator" / f"{estimator}.yaml"
-        if source.schema == "file" and path.exists():
-            return _read(path)
-    return OwnDraws()
+    path = config_file(f"estimator/{estimator}.yaml")
+    return OwnDraws() if path is None else _read(path)
 
 
 def drop_foreign_draws(config: DictConfig) -> None:

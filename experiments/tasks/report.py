@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.disk import explained
-from experiments.report.report import natural, read_rows
-from experiments.report.reproduction import Reproduced, page
+from experiments.report.report import natural, read_rows, write_file
+from experiments.report.reproduction import SCALES, Reproduced, page
 from experiments.report.row import Row
+from experiments.tasks.choices import config_file, config_folders
 from experiments.tasks.settings import SettingError
 
 NOTES = "notes.yaml"
@@ -32,24 +32,28 @@ def report(config: DictConfig, rows: str, output: str) -> None:
     titles, found, notes = experiments(), rows_of(folder), notes_of(folder)
     if unknown := sorted(notes.keys() - titles.keys()):
         raise SettingError(f"{folder / NOTES}: {', '.join(unknown)}: no such experiment")
-    text = page([Reproduced(name, title, found.get(name, {}), notes.get(name)) for name, title in titles.items()])
+    text = page([Reproduced(name, title, found.get(name, {}), notes.get(name), smallest(name)) for name, title in titles.items()])
     path = Path(output)
     with explained(path.parent, "task.output", "nothing else is lost"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     print(f"{sum(map(bool, found.values()))} of {len(titles)} experiments have rows: {path}")
 
 
 def experiments() -> dict[str, str]:
     """Return the papers' experiments by name with their titles: the first comment of their files."""
     found = {}
-    for source in HydraConfig.get().runtime.config_sources:
-        folder = Path(source.path) / "experiment"
-        for path in sorted(folder.glob("*/*.yaml"), key=natural) if source.schema == "file" else ():
+    for folder in (folder / "experiment" for folder in config_folders()):
+        for path in sorted(folder.glob("*/*.yaml"), key=natural):
             lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
             titles = [line for line in lines if not line.startswith("@package")]
             found[str(path.relative_to(folder).with_suffix(""))] = titles[0] if titles else ""
     return found
+
+
+def smallest(experiment: str) -> str:
+    """Return the smallest scale of an experiment: that of the paper, unless its file chooses by scale."""
+    path = config_file(f"experiment/{experiment}.yaml")
+    return SCALES[0] if path and "${scale}" in path.read_text(encoding="utf-8") else SCALES[-1]
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, list[Row]]]:

@@ -160,7 +160,7 @@ def _check_top_level(config: DictConfig) -> None:
     shipped = OmegaConf.load(CONF / "config.yaml")
     assert isinstance(shipped, DictConfig)
     groups = [str(key) for entry in shipped.defaults if not isinstance(entry, str) for key in entry if " " not in str(key)]
-    objects = [name for name in groups if name != "experiment"]
+    objects = [name for name in groups if name not in ("experiment", "scale")]  # these set others
     for name in [*objects, *(name for name in shipped if OmegaConf.is_dict(shipped[name]) and name != "hydra")]:
         if not isinstance(OmegaConf.select(config, str(name)), DictConfig):
             value = f"{name}={_shown(OmegaConf.select(config, str(name)))}" if name in config else f"{name} is missing"
