@@ -118,13 +118,15 @@ class Counterfactual(QueryBenchmark):
         images: list[Row] = []
         for kind, choice in self.queries.items():
             queries = choice.node(experiment)
-            removed = [removal for name in estimators for removal in _removed(name, *top[kind, name], get)]
+            removed = [removal for name in estimators if (kind, name) in top for removal in _removed(name, *top[kind, name], get)]
             change = Outcome(MEASURED, DELTA, kind, changes[:, removals.place(queries)])
             measured += self._report(change, removed, sets, bootstrap, report)
             if isinstance(queries, Samples):
                 regenerated = Regenerated.of(removals, queries, sets, get)
-                for outcome in self._distances(kind, regenerated, experiment):
+                distances = list(self._distances(kind, regenerated, experiment))
+                for outcome in distances:
                     images += self._report(outcome, removed, sets, bootstrap, report)
+                report.figure(f"boxes_{kind}", self._boxes([change, *distances], removed, sets))
                 report.figure(f"regenerated_{kind}", self._pictures(get(queries), regenerated, removed, sets))
         report.figure("counterfactual", figures.curve(measured, PERCENT_REMOVED))
         if images:
@@ -136,21 +138,19 @@ class Counterfactual(QueryBenchmark):
         """Add the rows of an outcome to the report, and return the curves to draw."""
         rows = report.add(self._rows(outcome, removed, sets, bootstrap))
         if outcome.values.shape[1] > 1:
+            report.add(self._medians(outcome, removed, sets, bootstrap))
             report.add(self._rows_of_others(outcome, removed, sets, bootstrap))
         return _curves(outcome.title, [row for row in rows if row.minus is None])
 
     def _rows(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
         """Estimators, random removals and no removal at each fraction, and their differences."""
-        values, subjects = outcome.values, [removal.variant.subject for removal in removed]
-        _, Q, _ = values.shape
+        subjects = [removal.variant.subject for removal in removed]
         against_random = [(position, len(subjects)) for position in range(len(subjects))]
         for f, fraction in enumerate(self.fractions):
-            indices = [removal.sets[f, :, None] for removal in removed]
-            indices += [np.broadcast_to(sets.random[f], (Q, self.random)), np.zeros((Q, 1), np.int64)]
-            effects = [metrics.effect(values, sets_of_subject) for sets_of_subject in indices]
+            effects = self._effects(outcome, removed, sets, f)
             yield from compare(
-                [*subjects, RANDOM, NOTHING],
-                [bootstrap.mean(effect, metrics.AXES) for effect in effects],
+                list(effects),
+                [bootstrap.mean(effect, metrics.AXES) for effect in effects.values()],
                 benchmark=outcome.benchmark,
                 metric=f"{outcome.metric}@{_percent(fraction)}",
                 queries=outcome.queries,
@@ -158,6 +158,42 @@ class Counterfactual(QueryBenchmark):
                 about=self._about(outcome, sets, f),
                 differences=[*pairs(subjects), *against_random],
             )
+
+    def _medians(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
+        """The median over queries of the mean effect over seeds and removals, at each fraction."""
+        for f, fraction in enumerate(self.fractions):
+            for subject, effect in self._effects(outcome, removed, sets, f).items():
+                yield Row(
+                    benchmark=outcome.benchmark,
+                    metric=f"{outcome.metric}@{_percent(fraction)}_median",
+                    queries=outcome.queries,
+                    subject=subject,
+                    estimate=bootstrap.median(effect.mean((1, 2))).estimate(),
+                    about=self._about(outcome, sets, f),
+                )
+
+    def _effects(
+        self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, f: int
+    ) -> dict[Subject, np.ndarray]:
+        """The effects ``[Q, R, K]`` of removing a fraction: of estimators, of random removals and of no removal."""
+        queries = outcome.values.shape[1]
+        indices = {removal.variant.subject: removal.sets[f, :, None] for removal in removed}
+        indices |= {RANDOM: np.broadcast_to(sets.random[f], (queries, self.random)), NOTHING: np.zeros((queries, 1), np.int64)}
+        return {subject: metrics.effect(outcome.values, sets_of_subject) for subject, sets_of_subject in indices.items()}
+
+    def _boxes(self, outcomes: Sequence[Outcome], removed: Sequence[Removed], sets: RemovedSets) -> Figure:
+        """The effects of the largest removal on each query, as boxes; a panel for each outcome."""
+        f = int(np.argmax(self.fractions))
+        panels = {
+            outcome.title: {
+                subject.label: effect.mean((1, 2))
+                for subject, effect in self._effects(outcome, removed, sets, f).items()
+                if subject != NOTHING or outcome.benchmark == ORIGINAL
+            }
+            for outcome in outcomes
+        }
+        queries = f"{len(next(iter(next(iter(panels.values())).values())))} queries"
+        return figures.boxes(panels, f"{_percent(self.fractions[f])} of the training images removed, {queries}")
 
     def _rows_of_others(
         self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap

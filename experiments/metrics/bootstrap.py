@@ -192,6 +192,13 @@ class Bootstrap:
             degrees[axis] = repeated - 1
         return Statistic(value, spread, degrees, limits, int(np.count_nonzero(count)) if limits == SHARE_LIMITS else None)
 
+    def median(self, values: ArrayLike, axis: str = "queries") -> Statistic:
+        """The median of ``values [n]``, whose axis is resampled."""
+        values = np.sort(np.asarray(values, np.float64))
+        n = len(values)
+        drawn = np.cumsum(self.counts(axis, n)[:, np.argsort(np.asarray(values))], 1)
+        return self.statistic(np.median(values), {axis: (_medians(values, drawn), n)})
+
     def _strata(self, axis: str, n: int) -> list[np.ndarray]:
         labels = self.strata.get(axis)
         strata = [np.arange(n)] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
