@@ -20,52 +20,34 @@ from attribution.retraining.modes import Mode
 from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
+from experiments.benchmarks.counterfactual_effects import (
+    DELTA,
+    EMBEDDED,
+    INTACT,
+    MEASURED,
+    NOTHING,
+    ORIGINAL,
+    PIXELS,
+    RANDOM,
+    Outcome,
+    Removed,
+    boxes,
+    effects_of,
+    percent,
+)
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.variants import scores_of, variants_of
 from experiments.metrics import counterfactual as metrics
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.samples import Samples
 from experiments.report.report import Report
-from experiments.report.row import Levels, Row, Subject
+from experiments.report.row import Levels, Row
 
-DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"
-RANDOM, NOTHING = Subject("random removal"), Subject("nothing removed")
 FOR_ANOTHER_QUERY = ", for another query"
 PERCENT_REMOVED = "training images removed, %"
-MEASURED = "counterfactual"
-"""The benchmark in rows about changes of the measurement."""
-ORIGINAL = "counterfactual images"
-"""The benchmark in rows about distances from the original images."""
-INTACT = "counterfactual images of the same seed"
-"""The benchmark in rows about distances from the images that models of all data generate with the same seed."""
-REFERENCES = {ORIGINAL: " from the original", INTACT: ", same seed"}
-TITLES = {DELTA: "Δ measurement", PIXELS: "image ℓ2", EMBEDDED: "embedding"}
-
-
-@dataclass(frozen=True, eq=False)
-class Removed:
-    """The indices of the sets that a variant removes, ``sets [F, Q]``, for each fraction and query."""
-
-    variant: Variant
-    sets: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """``values [K, Q, M]`` of one metric for one kind of queries, with each of K seeds and without each of M sets."""
-
-    benchmark: str
-    metric: str
-    queries: str
-    values: np.ndarray
-
-    @property
-    def title(self) -> str:
-        """The name in figures."""
-        return TITLES[self.metric] + REFERENCES.get(self.benchmark, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +108,7 @@ class Counterfactual(QueryBenchmark):
                 distances = list(self._distances(kind, regenerated, experiment))
                 for outcome in distances:
                     images += self._report(outcome, removed, sets, bootstrap, report)
-                report.figure(f"boxes_{kind}", self._boxes([change, *distances], removed, sets))
+                report.figure(f"boxes_{kind}", boxes([change, *distances], removed, sets, self.fractions))
                 report.figure(f"regenerated_{kind}", self._pictures(get(queries), regenerated, removed, sets))
         report.figure("counterfactual", figures.curve(measured, PERCENT_REMOVED))
         if images:
@@ -144,56 +126,33 @@ class Counterfactual(QueryBenchmark):
 
     def _rows(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
         """Estimators, random removals and no removal at each fraction, and their differences."""
-        subjects = [removal.variant.subject for removal in removed]
-        against_random = [(position, len(subjects)) for position in range(len(subjects))]
+        estimators = [removal.variant.subject for removal in removed]
+        against_random = [(position, len(estimators)) for position in range(len(estimators))]
         for f, fraction in enumerate(self.fractions):
-            effects = self._effects(outcome, removed, sets, f)
+            subjects, effects = zip(*effects_of(outcome, removed, sets, f), strict=True)
             yield from compare(
-                list(effects),
-                [bootstrap.mean(effect, metrics.AXES) for effect in effects.values()],
+                subjects,
+                [bootstrap.mean(effect, metrics.AXES) for effect in effects],
                 benchmark=outcome.benchmark,
-                metric=f"{outcome.metric}@{_percent(fraction)}",
+                metric=f"{outcome.metric}@{percent(fraction)}",
                 queries=outcome.queries,
                 levels=self._levels(outcome, sets, f),
                 about=self._about(outcome, sets, f),
-                differences=[*pairs(subjects), *against_random],
+                differences=[*pairs(estimators), *against_random],
             )
 
     def _medians(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
         """The median over queries of the mean effect over seeds and removals, at each fraction."""
         for f, fraction in enumerate(self.fractions):
-            for subject, effect in self._effects(outcome, removed, sets, f).items():
+            for subject, effect in effects_of(outcome, removed, sets, f):
                 yield Row(
                     benchmark=outcome.benchmark,
-                    metric=f"{outcome.metric}@{_percent(fraction)}_median",
+                    metric=f"{outcome.metric}@{percent(fraction)}_median",
                     queries=outcome.queries,
                     subject=subject,
                     estimate=bootstrap.median(effect.mean((1, 2))).estimate(),
                     about=self._about(outcome, sets, f),
                 )
-
-    def _effects(
-        self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, f: int
-    ) -> dict[Subject, np.ndarray]:
-        """The effects ``[Q, R, K]`` of removing a fraction: of estimators, of random removals and of no removal."""
-        queries = outcome.values.shape[1]
-        indices = {removal.variant.subject: removal.sets[f, :, None] for removal in removed}
-        indices |= {RANDOM: np.broadcast_to(sets.random[f], (queries, self.random)), NOTHING: np.zeros((queries, 1), np.int64)}
-        return {subject: metrics.effect(outcome.values, sets_of_subject) for subject, sets_of_subject in indices.items()}
-
-    def _boxes(self, outcomes: Sequence[Outcome], removed: Sequence[Removed], sets: RemovedSets) -> Figure:
-        """The effects of the largest removal on each query, as boxes; a panel for each outcome."""
-        f = int(np.argmax(self.fractions))
-        panels = {
-            outcome.title: {
-                subject.label: effect.mean((1, 2))
-                for subject, effect in self._effects(outcome, removed, sets, f).items()
-                if subject != NOTHING or outcome.benchmark == ORIGINAL
-            }
-            for outcome in outcomes
-        }
-        queries = f"{len(next(iter(next(iter(panels.values())).values())))} queries"
-        return figures.boxes(panels, f"{_percent(self.fractions[f])} of the training images removed, {queries}")
 
     def _rows_of_others(
         self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap
@@ -204,7 +163,7 @@ class Counterfactual(QueryBenchmark):
                 subject, others = removal.variant.subject, metrics.effect(outcome.values, metrics.of_others(removal.sets[f]))
                 yield Row(
                     benchmark=outcome.benchmark,
-                    metric=f"{outcome.metric}@{_percent(fraction)}",
+                    metric=f"{outcome.metric}@{percent(fraction)}",
                     queries=outcome.queries,
                     subject=dataclasses.replace(subject, name=f"{subject.name}{FOR_ANOTHER_QUERY}"),
                     estimate=bootstrap.mean(others.mean(1, keepdims=True), metrics.AXES).estimate(),
@@ -239,7 +198,7 @@ class Counterfactual(QueryBenchmark):
         }
         images = {label: dataclasses.replace(original, pixels=regenerated.under(chosen)) for label, chosen in indices.items()}
         distances = {label: metrics.pixel_distance(image.pixels, original.pixels) for label, image in images.items()}
-        title = f"Generated from the same noise after {_percent(self.fractions[f])} of the training images were removed"
+        title = f"Generated from the same noise after {percent(self.fractions[f])} of the training images were removed"
         return figures.regenerated(title, original, images, distances, range(min(self.shown, Q)))
 
     def _removals(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> Removals:
@@ -282,10 +241,6 @@ def _removed(name: str, ranking: Ranking, sets: Sequence[np.ndarray], get: Get) 
 def _distances(kind: str, images: Regenerated, metric: str, distance: Distance) -> Iterator[Outcome]:
     for benchmark, reference in {ORIGINAL: images.original, INTACT: images.intact}.items():
         yield Outcome(benchmark, metric, kind, images.distances(reference, distance))
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:g}%"
 
 
 def _curves(title: str, rows: Iterable[Row]) -> list[Row]:

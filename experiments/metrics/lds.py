@@ -57,7 +57,7 @@ def best(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple
 
     It is too high, by the more the more values there are; ``cross_validated`` is not.
     """
-    chosen = _best(sweep, measured)
+    chosen = choose(sweep, measured)
     return lds(sweep[None, chosen], measured[None], bootstrap)[0, 0], chosen
 
 
@@ -77,12 +77,12 @@ def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstra
     subsets = by_half.counts("subsets", M)
     statistics, chosen = [], []
     for half in (halves == 0, halves == 1):
-        chosen.append(_best(sweep[..., ~half], measured[:, ~half]))
+        chosen.append(choose(sweep[..., ~half], measured[:, ~half]))
         statistics.append(_lds(sweep[None, chosen[-1]][..., half], measured[None][..., half], by_half, subsets[:, half], M)[0, 0])
     return Statistic.mean(statistics), chosen
 
 
-def _best(sweep: np.ndarray, measured: np.ndarray) -> int:
+def choose(sweep: np.ndarray, measured: np.ndarray) -> int:
     """The position in ``sweep [V, Q, M]`` with the largest mean LDS; one that is not finite is never the best."""
     return int(np.nan_to_num(per_query(sweep, measured).mean(1), nan=-np.inf).argmax())
 

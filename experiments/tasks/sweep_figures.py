@@ -1,0 +1,33 @@
+"""Figures of the rows of all jobs of a sweep."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import figures
+from experiments.benchmarks.lds import BENCHMARK as LDS
+from experiments.benchmarks.lds import BEST, METRIC
+from experiments.benchmarks.sweeps import sweep_figures
+from experiments.report.report import Report
+from experiments.report.row import Row
+
+
+def draw_sweep(folder: Path, rows: Sequence[Row]) -> list[Path]:
+    """Draw the rows of all jobs: curves over numeric settings, and for the LDS bars. Return the files.
+
+    Rows of several benchmarks have figures each, with the name of the benchmark if there are more than one.
+    """
+    shown = [row for row in rows if row.minus is None]
+    benchmarks = list(dict.fromkeys(row.benchmark for row in shown))
+    paths: list[Path] = []
+    for benchmark in benchmarks:
+        of_benchmark = [row for row in shown if row.benchmark == benchmark]
+        place = folder if len(benchmarks) == 1 else folder / benchmark.replace(" ", "_")
+        report = Report(place, data="", seed=0, command=shlex.join(["python", "run.py", *sys.argv[1:]]))
+        if benchmark == LDS:
+            bars = [row for row in of_benchmark if row.metric in (METRIC, BEST) and row.subject.all_timesteps]
+            report.figure("lds", figures.bars(bars, "LDS, %"))
+        sweep_figures(report, of_benchmark)
+        paths += report.figures
+    return paths
