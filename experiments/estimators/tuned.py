@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class TunedTRAK(TRAK):
         whole(self, "models", least=1, most=1)
         self.target_draws.refuse_lists("a measurement")
         self.target_draws.refuse_sides("n is the number of draws of every query")
+
+    def measuring(self, measure: Measure) -> Self:
+        return self if self.measurement is None else replace(self, measurement=measure, target=measure)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {}
