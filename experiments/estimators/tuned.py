@@ -27,7 +27,13 @@ from experiments.models.subsets import Subsets, check_variation
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
-SHARED = ("attribution.estimators.base", "attribution.estimators.sharded", "experiments.metrics.lds")
+SHARED = (
+    "attribution.estimators.base",
+    "attribution.estimators.kernel",
+    "attribution.estimators.sharded",
+    "attribution.estimators.trak",
+    "experiments.metrics.lds",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
