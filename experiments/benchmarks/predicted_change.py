@@ -12,7 +12,7 @@ from attribution.images.bins import ALL
 from attribution.measurements import LossAtT, Measure
 from attribution.nodes import Get, Node
 from experiments import figures
-from experiments.benchmarks.subset_benchmark import RETRAINING, SubsetBenchmark
+from experiments.benchmarks.subset_benchmark import SubsetBenchmark
 from experiments.benchmarks.variants import Variant, variants_of
 from experiments.metrics import lds as metrics
 from experiments.metrics.bootstrap import SHARE_LIMITS
@@ -23,6 +23,7 @@ from experiments.report.row import Row, Subject
 
 BENCHMARK = "predicted_change"
 INCREASES = "share_of_increases"
+RETRAINED = Subject("retrained models")
 
 Target = int | str
 """A timestep, or ``ALL`` for the benchmark's measurement."""
@@ -64,7 +65,7 @@ class PredictedChange(SubsetBenchmark):
     def _rows(
         self, kind: str, target: Target, variants: Sequence[Variant], predicted: Sequence[np.ndarray], actual: np.ndarray
     ) -> Iterator[Row]:
-        for subject, change in [*zip((v.subject for v in variants), predicted, strict=True), (Subject(RETRAINING), actual)]:
+        for subject, change in [*zip((v.subject for v in variants), predicted, strict=True), (RETRAINED, actual)]:
             increases = (change > 0).astype(np.float64)
             yield Row(
                 benchmark=BENCHMARK,
