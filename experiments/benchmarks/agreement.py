@@ -47,7 +47,7 @@ class Agreement(SubsetBenchmark):
             report.add(self._rows(kind, values))
             shown = values[: 1 + self.shown]
             names = ["all images", *(f"subset {k}" for k in range(1, len(shown)))]
-            title = f"{type(self.measurement).__name__} of {values.shape[1]} {kind} queries under two models"
+            title = f"{type(self.measurement).__name__} (larger is worse) of {values.shape[1]} {kind} queries under two models"
             report.figure(f"agreement_{kind}", figures.scatter_matrix(shown, names, title, {"r": pearson, "ρ": spearman}))
 
     def _rows(self, kind: str, values: np.ndarray) -> Iterator[Row]:

@@ -123,9 +123,11 @@ def _at_bottom(axes: Axes, offset: float) -> Transform:
 
 
 def _reference(axes: Axes, points: list[Point], level: str) -> None:
-    """Draw a level as a line across if it is the same for all rows, otherwise as a curve."""
+    """Draw a level as a line across if it does not depend on the setting, one for each value, otherwise as a curve."""
     known = {(place, value) for place, row in points if (value := getattr(row.levels, level)) is not None}
-    if len({value for _, value in known}) == 1:
-        draw_level(axes, level, next(iter(known))[1])
+    values, places = {value for _, value in known}, {place for place, _ in known}
+    if len(values) == 1 or len(known) > len(places):
+        for value in sorted(values):
+            draw_level(axes, level, value)
     elif swept := sorted((place, value) for place, value in known if place is not None):
         draw_level(axes, level, [value for _, value in swept], [place for place, _ in swept])

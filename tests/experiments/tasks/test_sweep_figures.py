@@ -1,7 +1,14 @@
 """Figures of the rows of a sweep."""
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import figures
 from experiments.metrics.estimate import Estimate
-from experiments.report.row import Row, Subject
+from experiments.report.row import Levels, Row, Subject
 from experiments.tasks.sweep_figures import draw_sweep, without_idle_settings
 
 
@@ -39,6 +46,28 @@ def test_numbers_that_nobody_could_measure_are_alike():
 def test_one_job_keeps_its_settings():
     """Claim: a setting with a single value is kept: without other values nothing says that it makes no difference."""
     assert [r.swept for r in without_idle_settings([row("trak", 1.0, draws_n=1)])] == [{"draws.n": 1}]
+
+
+def test_curves_have_the_metrics_that_were_swept(tmp_path, monkeypatch):
+    """Claim: a metric that no row has at several values of the setting has no panel."""
+    drawn = []
+    monkeypatch.setattr(figures, "curve", lambda rows, name: drawn.append(({r.metric for r in rows}, name)) or Figure())
+    draw_sweep(tmp_path, [*ROWS, row("trak", 12.0, metric="lds_%_best_damping", m=0)])
+    assert drawn == [({"lds_%"}, "draws.n")]
+
+
+@pytest.mark.parametrize(("of_dampings", "lines"), [([60, 60, 60], 1), ([50, 60, 70], 1), ([60, 60, 60, 50, 50, 50], 2)])
+def test_levels_that_differ_between_targets_are_lines_across(of_dampings, lines):
+    """Claim: two ceilings at every damping, one for each target, are two lines; one that depends on the damping is a curve."""
+    rows = [
+        replace(row("trak", 20.0, damping=10.0 ** (k % 3), target=k // 3), levels=Levels(ceiling=ceiling))
+        for k, ceiling in enumerate(of_dampings)
+    ]
+    axes = figures.curve(rows, "damping").axes[0]
+    found = [line for line in axes.lines if line.get_linestyle() == "-."]
+    assert len(found) == lines
+    across = [len(set(np.asarray(line.get_ydata()))) == 1 for line in found]
+    assert all(across) == (of_dampings != [50, 60, 70])
 
 
 def test_a_sweep_has_bars_and_curves(tmp_path):
