@@ -24,9 +24,12 @@ from experiments.tasks.sweep_arguments import sweepable
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def task(config: DictConfig) -> None:
     """Run the task of one composed config. A job of a sweep that fails does not end the others."""
-    from experiments.tasks.settings import build, by_setting, check_run  # not before: --help needs none of it
+    # not before: --help needs none of it
+    from experiments.tasks.composition import leave_out_draws
+    from experiments.tasks.settings import build, by_setting, check_run
 
     try:
+        leave_out_draws(config)
         check_run(config)
         with interruption.interruptible():
             build(config, "task")(config)

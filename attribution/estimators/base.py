@@ -64,6 +64,10 @@ class Estimator(ABC):
             TypeError: the estimator needs a training record and the model has none.
         """
 
+    def explains(self, queries: ImageSet) -> bool:
+        """Whether it can score these queries. Where there are other kinds of queries too, benchmarks leave out those it cannot."""
+        return True
+
     def measuring(self, measure: Measure) -> Self:
         """Return this estimator with another measurement of the queries, or unchanged if it has no field ``measurement``."""
         return replace(self, measurement=measure) if any(field.name == "measurement" for field in fields(self)) else self

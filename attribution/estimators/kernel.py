@@ -71,6 +71,10 @@ class KernelEstimator(Estimator):
         """The dampings as a tuple."""
         return as_tuple(self.damping)
 
+    def explains(self, queries: ImageSet) -> bool:
+        """False for a ``query_feature`` that needs sampling trajectories, which these queries lack."""
+        return self.query_feature is None or self.query_feature.takes_images() or queries.trajectories is not None
+
     def measuring(self, measure: Measure) -> Self:
         return self if self.measurement is None else replace(self, measurement=measure)
 

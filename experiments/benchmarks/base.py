@@ -8,7 +8,7 @@ from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.nodes import Get, Node
 from experiments.models.experiment import Experiment
-from experiments.queries import Queries
+from experiments.queries import NoQueries, Queries
 from experiments.report.report import Report
 
 
@@ -37,10 +37,12 @@ class Benchmark(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class QueryBenchmark(Benchmark):
-    """A benchmark of scores for ``queries``, by kind."""
+    """A benchmark of scores for ``queries``, by kind. A kind with ``NoQueries`` is left out."""
 
     queries: Mapping[str, Queries]
 
     def __post_init__(self):
+        kept = {kind: queries for kind, queries in self.queries.items() if not isinstance(queries, NoQueries)}
+        object.__setattr__(self, "queries", kept)
         if not self.queries:
             raise FieldError(self, "queries", "name at least one kind of queries")

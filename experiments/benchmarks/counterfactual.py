@@ -20,52 +20,34 @@ from attribution.retraining.modes import Mode
 from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare, pairs
+from experiments.benchmarks.counterfactual_effects import (
+    DELTA,
+    EMBEDDED,
+    INTACT,
+    MEASURED,
+    NOTHING,
+    ORIGINAL,
+    PIXELS,
+    RANDOM,
+    Outcome,
+    Removed,
+    boxes,
+    effects_of,
+    percent,
+)
 from experiments.benchmarks.regenerated import Distance, Regenerated
 from experiments.benchmarks.removals import Ranking, Removals, RemovedSets, removed_count
-from experiments.benchmarks.variants import Variant, scores_of, variants_of
+from experiments.benchmarks.variants import scores_of, variants_of
 from experiments.metrics import counterfactual as metrics
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.samples import Samples
 from experiments.report.report import Report
-from experiments.report.row import Levels, Row, Subject
+from experiments.report.row import Levels, Row
 
-DELTA, PIXELS, EMBEDDED = "delta_measurement", "image_l2", "embedding_distance"
-RANDOM, NOTHING = Subject("random removal"), Subject("nothing removed")
 FOR_ANOTHER_QUERY = ", for another query"
 PERCENT_REMOVED = "training images removed, %"
-MEASURED = "counterfactual"
-"""The benchmark in rows about changes of the measurement."""
-ORIGINAL = "counterfactual images"
-"""The benchmark in rows about distances from the original images."""
-INTACT = "counterfactual images of the same seed"
-"""The benchmark in rows about distances from the images that models of all data generate with the same seed."""
-REFERENCES = {ORIGINAL: " from the original", INTACT: ", same seed"}
-TITLES = {DELTA: "Δ measurement", PIXELS: "image ℓ2", EMBEDDED: "embedding"}
-
-
-@dataclass(frozen=True, eq=False)
-class Removed:
-    """The indices of the sets that a variant removes, ``sets [F, Q]``, for each fraction and query."""
-
-    variant: Variant
-    sets: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """``values [K, Q, M]`` of one metric for one kind of queries, with each of K seeds and without each of M sets."""
-
-    benchmark: str
-    metric: str
-    queries: str
-    values: np.ndarray
-
-    @property
-    def title(self) -> str:
-        """The name in figures."""
-        return TITLES[self.metric] + REFERENCES.get(self.benchmark, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +100,15 @@ class Counterfactual(QueryBenchmark):
         images: list[Row] = []
         for kind, choice in self.queries.items():
             queries = choice.node(experiment)
-            removed = [removal for name in estimators for removal in _removed(name, *top[kind, name], get)]
+            removed = [removal for name in estimators if (kind, name) in top for removal in _removed(name, *top[kind, name], get)]
             change = Outcome(MEASURED, DELTA, kind, changes[:, removals.place(queries)])
             measured += self._report(change, removed, sets, bootstrap, report)
             if isinstance(queries, Samples):
                 regenerated = Regenerated.of(removals, queries, sets, get)
-                for outcome in self._distances(kind, regenerated, experiment):
+                distances = list(self._distances(kind, regenerated, experiment))
+                for outcome in distances:
                     images += self._report(outcome, removed, sets, bootstrap, report)
+                report.figure(f"boxes_{kind}", boxes([change, *distances], removed, sets, self.fractions))
                 report.figure(f"regenerated_{kind}", self._pictures(get(queries), regenerated, removed, sets))
         report.figure("counterfactual", figures.curve(measured, PERCENT_REMOVED))
         if images:
@@ -136,28 +120,39 @@ class Counterfactual(QueryBenchmark):
         """Add the rows of an outcome to the report, and return the curves to draw."""
         rows = report.add(self._rows(outcome, removed, sets, bootstrap))
         if outcome.values.shape[1] > 1:
+            report.add(self._medians(outcome, removed, sets, bootstrap))
             report.add(self._rows_of_others(outcome, removed, sets, bootstrap))
         return _curves(outcome.title, [row for row in rows if row.minus is None])
 
     def _rows(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
         """Estimators, random removals and no removal at each fraction, and their differences."""
-        values, subjects = outcome.values, [removal.variant.subject for removal in removed]
-        _, Q, _ = values.shape
-        against_random = [(position, len(subjects)) for position in range(len(subjects))]
+        estimators = [removal.variant.subject for removal in removed]
+        against_random = [(position, len(estimators)) for position in range(len(estimators))]
         for f, fraction in enumerate(self.fractions):
-            indices = [removal.sets[f, :, None] for removal in removed]
-            indices += [np.broadcast_to(sets.random[f], (Q, self.random)), np.zeros((Q, 1), np.int64)]
-            effects = [metrics.effect(values, sets_of_subject) for sets_of_subject in indices]
+            subjects, effects = zip(*effects_of(outcome, removed, sets, f), strict=True)
             yield from compare(
-                [*subjects, RANDOM, NOTHING],
+                subjects,
                 [bootstrap.mean(effect, metrics.AXES) for effect in effects],
                 benchmark=outcome.benchmark,
-                metric=f"{outcome.metric}@{_percent(fraction)}",
+                metric=f"{outcome.metric}@{percent(fraction)}",
                 queries=outcome.queries,
                 levels=self._levels(outcome, sets, f),
                 about=self._about(outcome, sets, f),
-                differences=[*pairs(subjects), *against_random],
+                differences=[*pairs(estimators), *against_random],
             )
+
+    def _medians(self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap) -> Iterator[Row]:
+        """The median over queries of the mean effect over seeds and removals, at each fraction."""
+        for f, fraction in enumerate(self.fractions):
+            for subject, effect in effects_of(outcome, removed, sets, f):
+                yield Row(
+                    benchmark=outcome.benchmark,
+                    metric=f"{outcome.metric}@{percent(fraction)}_median",
+                    queries=outcome.queries,
+                    subject=subject,
+                    estimate=bootstrap.median(effect.mean((1, 2))).estimate(),
+                    about=self._about(outcome, sets, f),
+                )
 
     def _rows_of_others(
         self, outcome: Outcome, removed: Sequence[Removed], sets: RemovedSets, bootstrap: Bootstrap
@@ -168,7 +163,7 @@ class Counterfactual(QueryBenchmark):
                 subject, others = removal.variant.subject, metrics.effect(outcome.values, metrics.of_others(removal.sets[f]))
                 yield Row(
                     benchmark=outcome.benchmark,
-                    metric=f"{outcome.metric}@{_percent(fraction)}",
+                    metric=f"{outcome.metric}@{percent(fraction)}",
                     queries=outcome.queries,
                     subject=dataclasses.replace(subject, name=f"{subject.name}{FOR_ANOTHER_QUERY}"),
                     estimate=bootstrap.mean(others.mean(1, keepdims=True), metrics.AXES).estimate(),
@@ -203,7 +198,7 @@ class Counterfactual(QueryBenchmark):
         }
         images = {label: dataclasses.replace(original, pixels=regenerated.under(chosen)) for label, chosen in indices.items()}
         distances = {label: metrics.pixel_distance(image.pixels, original.pixels) for label, image in images.items()}
-        title = f"Generated from the same noise after {_percent(self.fractions[f])} of the training images were removed"
+        title = f"Generated from the same noise after {percent(self.fractions[f])} of the training images were removed"
         return figures.regenerated(title, original, images, distances, range(min(self.shown, Q)))
 
     def _removals(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> Removals:
@@ -246,10 +241,6 @@ def _removed(name: str, ranking: Ranking, sets: Sequence[np.ndarray], get: Get) 
 def _distances(kind: str, images: Regenerated, metric: str, distance: Distance) -> Iterator[Outcome]:
     for benchmark, reference in {ORIGINAL: images.original, INTACT: images.intact}.items():
         yield Outcome(benchmark, metric, kind, images.distances(reference, distance))
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:g}%"
 
 
 def _curves(title: str, rows: Iterable[Row]) -> list[Row]:

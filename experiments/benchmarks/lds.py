@@ -15,6 +15,7 @@ from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAI
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, subject_of, variants_for
 from experiments.metrics import lds as metrics
+from experiments.metrics.bootstrap import Statistic
 from experiments.metrics.estimate import PERCENT, Estimate
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
@@ -24,6 +25,9 @@ from experiments.report.row import Effort, Row, Subject
 BENCHMARK = "lds"
 METRIC = "lds_%"
 HELD_OUT = "lds_%_held_out_damping"
+BEST = "lds_%_best_damping"
+CHOICE = "as published: chosen where reported"
+"""How the damping of ``BEST`` is chosen: on the subsets that report it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class Measurements:
 class LDS(SubsetBenchmark):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
-    The rows are means over queries with intervals over subsets and queries: at the chosen dampings, and at the damping
-    that is best on the other half of the subsets. Exact retraining as an estimator and the noise ceiling are computed from all
+    The rows are means over queries with intervals over subsets and queries: at the chosen dampings, at the damping that is best on
+    the other half of the subsets, and, as papers report it, at the one that is best on all subsets. Scores that are not finite have
+    NaN. Exact retraining as an estimator and the noise ceiling are computed from all
     subsets if ``seeds`` is at least 2, and from the repeated ones otherwise. The figures show ``rows`` queries, each with ``shown``
     proponents.
     """
@@ -85,17 +90,18 @@ class LDS(SubsetBenchmark):
             swept = [
                 Variant(subject_of(name, estimator, nodes[kind, name], get), scores[kind, name])
                 for name, estimator in estimators.items()
-                if "damping" in scores[kind, name].axes
+                if (kind, name) in nodes and "damping" in scores[kind, name].axes
             ]
-            held_out += report.add(self._held_out(kind, swept, measurements, ceiling))
+            held_out += report.add(self._tuned(kind, swept, measurements, ceiling))
             table += _table(kind, images, variants, per_query)
-            shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
+            shown = {v.label: v.scores.values for v in variants if v.all_timesteps and np.isfinite(v.scores.values).all()}
             report.figure(
                 f"proponents_{kind}", figures.proponents(images, train, shown, range(min(self.rows, len(images))), self.shown)
             )
         report.table("lds_of_queries", table)
         values = [row for row in values if row.minus is None]
-        bars = [row for row in [*values, *held_out] if row.minus is None and row.subject.all_timesteps]
+        tuned = [row for row in held_out if row.metric == HELD_OUT]
+        bars = [row for row in [*values, *tuned] if row.minus is None and row.subject.all_timesteps]
         report.figure("lds", figures.bars(bars, "LDS, %"))
         sweep_figures(report, values)
 
@@ -136,28 +142,35 @@ class LDS(SubsetBenchmark):
                 about={"subsets": subsets, "seeds": seeds},
             )
 
-    def _held_out(self, kind: str, swept: Sequence[Variant], measurements: Measurements, ceiling: Estimate | None) -> list[Row]:
-        """The LDS at the damping that is best on the other half of the subsets, for scores at several dampings.
+    def _tuned(self, kind: str, swept: Sequence[Variant], measurements: Measurements, ceiling: Estimate | None) -> list[Row]:
+        """The LDS at the damping that is best on the other half of the subsets, and at the one that is best on all.
 
-        None if half of the subsets are too few for a correlation.
+        The first is left out if half of the subsets are too few for a correlation.
         """
-        if len(measurements.removed) < 2 * MIN_SUBSETS:
-            return []
-        values, chosen = [], []
-        for variant in swept:
-            axes = variant.scores.axes
-            fixed = {axis: axes[axis][-1 if axis == "draws" else 0] for axis in axes if axis != "damping"}
-            dampings = list(axes["damping"])
-            at_dampings = (variant.scores.at(damping=damping, **fixed).values for damping in dampings)
-            predictions = np.stack([metrics.predicted(scores, measurements.removed) for scores in at_dampings])
-            value, best = metrics.cross_validated(predictions, measurements.target, self.bootstrap)
-            values.append(value * PERCENT)
-            chosen.append({"dampings_chosen": [dampings[i] for i in best]})
+        sweeps = [_at_dampings(variant, measurements.removed) for variant in swept]
+        target, rows = measurements.target, []
+        if len(measurements.removed) >= 2 * MIN_SUBSETS:
+            held_out = [metrics.cross_validated(sweep, target, self.bootstrap) for _, sweep in sweeps]
+            chosen = [{"dampings_chosen": [d[i] for i in best]} for (d, _), (_, best) in zip(sweeps, held_out, strict=True)]
+            rows += self._tuned_rows(HELD_OUT, kind, swept, [value for value, _ in held_out], chosen, ceiling)
+        best = [metrics.best(sweep, target, self.bootstrap) for _, sweep in sweeps]
+        chosen = [{"damping_chosen": d[i], "choice": CHOICE} for (d, _), (_, i) in zip(sweeps, best, strict=True)]
+        return rows + self._tuned_rows(BEST, kind, swept, [value for value, _ in best], chosen, ceiling)
+
+    def _tuned_rows(
+        self,
+        metric: str,
+        kind: str,
+        swept: Sequence[Variant],
+        values: Sequence[Statistic],
+        chosen: Sequence[Mapping[str, object]],
+        ceiling: Estimate | None,
+    ) -> list[Row]:
         return compare(
             [variant.subject for variant in swept],
-            values,
+            [value * PERCENT for value in values],
             benchmark=BENCHMARK,
-            metric=HELD_OUT,
+            metric=metric,
             queries=kind,
             levels=levels(ceiling),
             about_each=chosen,
@@ -167,6 +180,15 @@ class LDS(SubsetBenchmark):
         """The measurements under all retrained models, by kind of queries."""
         truth = self.truth(experiment)
         return {kind: truth.nodes(self.measurement, queries.node(experiment)) for kind, queries in self.queries.items()}
+
+
+def _at_dampings(variant: Variant, removed: np.ndarray) -> tuple[list[float], np.ndarray]:
+    """All dampings of an estimator's scores, and what the scores at each predict for ``removed [M, N]``: ``[D, Q, M]``."""
+    axes = variant.scores.axes
+    fixed = {axis: axes[axis][-1 if axis == "draws" else 0] for axis in axes if axis != "damping"}
+    dampings = list(axes["damping"])
+    scores = (variant.scores.at(damping=damping, **fixed).values for damping in dampings)
+    return dampings, np.stack([metrics.predicted(values, removed) for values in scores])
 
 
 def _ceiling_rows(kind: str, replicates: np.ndarray, ceiling: Estimate | None) -> Iterator[Row]:

@@ -29,13 +29,15 @@ Timestep = int | str
 class Predictor:
     """An estimator at one value of each of its settings, or exact retraining, which predicts every target at every timestep.
 
-    ``scores`` are fingerprints by timestep; exact retraining has none. ``grid [P, T]`` is the LDS in per cent of predictions at
-    each of these timesteps, the last of which is ``ALL``, for targets at the same timesteps.
+    ``scores`` are fingerprints by prediction; exact retraining has none. The first predictions are at ``timesteps``, the last of
+    which is ``ALL``; further ones are of measures that predict every target. ``grid [P, T]`` is the LDS in per cent of every
+    prediction for targets at ``timesteps``.
     """
 
     name: str
     settings: Mapping[str, Any]
     scores: Mapping[Timestep, str | None]
+    timesteps: Sequence[Timestep]
     grid: Statistic
     depends_on_target: bool
     """Whether its predictions differ between targets."""
@@ -43,8 +45,8 @@ class Predictor:
     """The draws and passes of its predictions at one timestep; None for exact retraining."""
 
     @property
-    def timesteps(self) -> list[Timestep]:
-        """The targets, in order."""
+    def predictions(self) -> list[Timestep]:
+        """The timesteps and further measures of the predictions, in order."""
         return list(self.scores)
 
     def subject(self, prediction: Timestep = ALL) -> Subject:
@@ -71,7 +73,7 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
         shared: dict[str, Any] = {"benchmark": TARGETS, "queries": queries, "swept": {"measured_t": timestep}}
         counts = {"subsets": target.subsets, "seeds": target.seeds}
         predicted = {"predicted_t": timestep}
-        column = {str(prediction): _ends(rounded(grid[i, place])) for i, prediction in enumerate(timesteps)}
+        column = {str(prediction): _ends(rounded(grid[i, place])) for i, prediction in enumerate(predictor.predictions)}
         yield Row(
             metric=METRIC,
             subject=predictor.subject(timestep),
@@ -81,10 +83,21 @@ def rows_of_targets(predictor: Predictor, targets: Sequence[Target], queries: st
             **shared,
         )
         if predictor.depends_on_target and timestep != ALL:
-            by_all, gain = rounded(grid[-1, place]), rounded(grid[place, place] - grid[-1, place])
+            whole = len(timesteps) - 1
+            by_all, gain = rounded(grid[whole, place]), rounded(grid[place, place] - grid[whole, place])
             about = {"predicted_t": ALL, **counts}
             yield Row(metric=BY_ALL, subject=predictor.subject(ALL), estimate=by_all, levels=target.levels, about=about, **shared)
             yield Row(metric=GAIN, subject=predictor.subject(timestep), estimate=gain, about=predicted, **shared)
+        if predictor.depends_on_target:
+            for position, measure in list(enumerate(predictor.predictions))[len(timesteps) :]:
+                yield Row(
+                    metric=f"{METRIC}_by_{measure}",
+                    subject=predictor.subject(measure),
+                    estimate=rounded(grid[position, place]),
+                    levels=target.levels,
+                    about={"predicted_t": measure, **counts},
+                    **shared,
+                )
 
 
 def rows_of_ceilings(
@@ -121,7 +134,8 @@ def rows_of_differences(predictors: Sequence[Predictor], queries: str) -> Iterat
     """The LDS of the first estimator minus that of others at each target, both predicting at the target's timestep."""
     for a, b in pairs([predictor.subject() for predictor in predictors]):
         first, other = predictors[a], predictors[b]
-        difference = first.grid - other.grid
+        T = len(first.timesteps)
+        difference = first.grid[:T, :T] - other.grid[:T, :T]
         for place, timestep in enumerate(first.timesteps):
             yield Row(
                 benchmark=TARGETS,

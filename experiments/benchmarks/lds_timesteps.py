@@ -1,7 +1,7 @@
 """LDS by timestep (K-FAC influence, figs. 11, 12): do scores for the loss at t predict what retraining does to the loss at t'?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,10 +35,12 @@ class TimestepLDS(SubsetBenchmark):
 
     The entry "all" means the estimator's own measurement for predictions, and ``measurement`` for targets. The retrained models are
     those of ``benchmark=lds`` with the same settings. A row is about one target; its ``by_predicted`` is the whole column of the
-    matrix. An estimator without a measurement predicts the same for every target.
+    matrix. An estimator without a measurement predicts the same for every target. ``predictors`` are further measures by name, such
+    as the square norm of the output, whose scores predict every target.
     """
 
     timesteps: Sequence[int]
+    predictors: Mapping[str, Measure] = field(default_factory=dict)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         scores = [node for by_t in self._scores(experiment, estimators).values() for _, node in by_t.values()]
@@ -52,7 +54,9 @@ class TimestepLDS(SubsetBenchmark):
             measured = np.stack([truth.measured(targets[kind, t], get) for t in labels], 1)  # [K, T, Q, M]
             replicates = np.stack([truth.replicates(targets[kind, t], get) for t in labels], 1)  # [K', T, Q, M']
             mean = measured.mean(0)
-            predictors = [p for name in estimators for p in _predictors(name, scores[kind, name], get, removed, mean, bootstrap)]
+            predictors = [
+                p for name in estimators for p in _predictors(name, scores[kind, name], labels, get, removed, mean, bootstrap)
+            ]
             exact = self._retraining(replicates, bootstrap)
             ceilings = [self.ceiling(replicates[:, t], len(removed)) for t in range(len(labels))]
             by_target += report.add(self._rows(kind, predictors, exact, ceilings, measured, replicates))
@@ -87,7 +91,8 @@ class TimestepLDS(SubsetBenchmark):
         if len(replicates) == 1:
             return []
         grid = metrics.retraining(replicates, bootstrap) * PERCENT
-        return [Predictor(RETRAINING, {}, dict.fromkeys([*self.timesteps, ALL]), grid, True)]
+        labels = [*self.timesteps, ALL]
+        return [Predictor(RETRAINING, {}, dict.fromkeys(labels), labels, grid, True)]
 
     def _losses(self, experiment: Experiment) -> dict[Timestep, Measure]:
         """The loss at each timestep.
@@ -107,6 +112,7 @@ class TimestepLDS(SubsetBenchmark):
             images = queries.node(experiment)
             for name, estimator in estimators.items():
                 by_t = {**{t: estimator.measuring(loss) for t, loss in losses.items()}, ALL: estimator}
+                by_t |= {measure: estimator.measuring(of_network) for measure, of_network in self.predictors.items()}
                 scores[kind, name] = {t: (e, e.scores(experiment.trained, experiment.train, images)) for t, e in by_t.items()}
         return scores
 
@@ -127,7 +133,13 @@ def _targets(ceilings: Sequence[Estimate | None], measured: np.ndarray) -> list[
 
 
 def _predictors(
-    name: str, scores: ByTimestep, get: Get, removed: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap
+    name: str,
+    scores: ByTimestep,
+    timesteps: Sequence[Timestep],
+    get: Get,
+    removed: np.ndarray,
+    measured: np.ndarray,
+    bootstrap: Bootstrap,
 ) -> Iterator[Predictor]:
     """A predictor of ``measured [T, Q, M]`` for each variant of an estimator's scores of all timesteps."""
     by_t = [variants_of(name, estimator, node, get(node), get) for estimator, node in scores.values()]
@@ -137,13 +149,22 @@ def _predictors(
             fingerprints = {t: variant.subject.scores for t, variant in zip(scores, variants, strict=True)}
             settings = {setting: value for setting, value in variants[0].subject.settings.items() if value != ALL}
             grid = metrics.lds(predictions, measured, bootstrap) * PERCENT
-            yield Predictor(name, settings, fingerprints, grid, len(set(fingerprints.values())) > 1, variants[-1].subject.effort)
+            depends, effort = len(set(fingerprints.values())) > 1, variants[-1].subject.effort
+            yield Predictor(name, settings, fingerprints, timesteps, grid, depends, effort)
 
 
 def _matrix(predictor: Predictor, kind: str) -> Figure:
     """The heat map of a predictor's grid."""
     names, title = [str(t) for t in predictor.timesteps], f"{predictor.subject().label}, {kind} queries: LDS, %"
+    predictions = [str(prediction).replace("_", " ") for prediction in predictor.predictions]
     values = predictor.grid.value
     return figures.matrix(
-        values, names, names, title, "LDS, %", symmetric=False, row_name="predicted: loss at t", column_name="measured: loss at t'"
+        values,
+        predictions,
+        names,
+        title,
+        "LDS, %",
+        symmetric=False,
+        row_name="predicted: loss at t",
+        column_name="measured: loss at t'",
     )

@@ -1,6 +1,6 @@
 """The settings of retrained models, shared by benchmarks that retrain on subsets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.metrics.estimate import PERCENT, Estimate
 from experiments.metrics.noise_ceiling import noise_ceiling
 from experiments.models.experiment import Experiment
+from experiments.models.measured import Measured
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.subsets import Subsets, check_variation
+from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 from experiments.report.row import Levels
 
@@ -85,6 +87,11 @@ class SubsetBenchmark(QueryBenchmark):
             mode=self.mode,
             execution=experiment.execution,
         )
+
+    @staticmethod
+    def under(model: TrainedModel, measured: Measured) -> Measured:
+        """The same measurement under another model, such as the explained one."""
+        return replace(measured, model=model)
 
     @property
     def bootstrap(self) -> Bootstrap:

@@ -22,7 +22,9 @@ def sweep_figures(report: Report, rows: Sequence[Row]) -> None:
     for name in dict.fromkeys(name for row in all_timesteps for name in row.settings):
         values = [row.settings[name] for row in all_timesteps if name in row.settings]
         if all(isinstance(value, int | float) for value in values) and len(set(values)) >= MIN_VALUES:
-            report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(all_timesteps, name))
+            metrics = {row.metric for row in all_timesteps if name in row.settings}
+            swept = [row for row in all_timesteps if row.metric in metrics]
+            report.figure(f"over_{name.rpartition('.')[2]}", figures.curve(swept, name))
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row, settings in zip(rows, differing_settings(rows), strict=True):
         if "query_bin" in row.settings:

@@ -35,11 +35,19 @@ class Variant:
 def scores_of(
     experiment: Experiment, estimators: Mapping[str, Estimator], queries: Mapping[str, Queries]
 ) -> dict[tuple[str, str], Node[Scores]]:
-    """The scores that a benchmark needs, by (kind of queries, estimator)."""
+    """The scores that a benchmark needs, by (kind of queries, estimator).
+
+    Kinds that an estimator does not explain are left out, if it explains another one.
+    """
+    nodes = {kind: choice.node(experiment) for kind, choice in queries.items()}
+    explained = {
+        name: [kind for kind in nodes if estimator.explains(nodes[kind])] or list(nodes) for name, estimator in estimators.items()
+    }
     return {
-        (kind, name): estimator.scores(experiment.trained, experiment.train, choice.node(experiment))
-        for kind, choice in queries.items()
+        (kind, name): estimator.scores(experiment.trained, experiment.train, node)
+        for kind, node in nodes.items()
         for name, estimator in estimators.items()
+        if kind in explained[name]
     }
 
 
@@ -59,6 +67,7 @@ def variants_for(
     return [
         variant
         for name, estimator in estimators.items()
+        if (kind, name) in nodes
         for variant in variants_of(name, estimator, nodes[kind, name], scores[kind, name], get)
     ]
 

@@ -4,6 +4,8 @@ Benchmarks and tasks use ``from experiments import figures``: every figure and t
 """
 
 from experiments.figures.bars import bars, distinct_share
+from experiments.figures.boxes import boxes
+from experiments.figures.changes import Changes, changes
 from experiments.figures.compression import compression
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
@@ -11,6 +13,7 @@ from experiments.figures.loss_weights import loss_weights
 from experiments.figures.norms import Curve, Scatter, algorithm_1, norm_curves, norms_by_timestep
 from experiments.figures.rank_rises import rank_rises
 from experiments.figures.regenerated import regenerated
+from experiments.figures.scatter_matrix import scatter_matrix
 from experiments.figures.side_by_side import side_by_side
 from experiments.figures.sparse_timesteps import sparse_timesteps
 from experiments.figures.sweep import curve
@@ -20,11 +23,14 @@ from experiments.figures.tracing import over_k, ranked
 from experiments.figures.training import training_curve
 
 __all__ = [
+    "Changes",
     "Curve",
     "Scatter",
     "algorithm_1",
     "bars",
+    "boxes",
     "by_timestep",
+    "changes",
     "compression",
     "curve",
     "distinct_share",
@@ -38,6 +44,7 @@ __all__ = [
     "rank_rises",
     "ranked",
     "regenerated",
+    "scatter_matrix",
     "side_by_side",
     "sparse_timesteps",
     "training_curve",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from experiments.figures.intervals import LEVELS, draw_band, draw_interval, draw_level, name_intervals
 from experiments.figures.style import (
@@ -35,8 +35,8 @@ def curve(rows: Sequence[Row], x: str, x_name: str | None = None) -> Figure:
 
     There is a panel for each metric and kind of queries, and in it a line for each estimator and combination of its other settings.
     A row without the setting, such as that of an estimator that does not have it, is a level across the panel. Reference levels of
-    the rows are lines too. An unknown value leaves a gap. The axis is logarithmic where the setting's values span a factor of ten
-    or more. ``x_name`` labels it, by default with the setting's name.
+    the rows are lines too. An unknown value leaves a gap, and a × at the bottom. The axis is logarithmic where the setting's values
+    span a factor of ten or more. ``x_name`` labels it, by default with the setting's name.
 
     Raises:
         ValueError: no row has the setting, or its value is not a number.
@@ -108,16 +108,26 @@ def _series(axes: Axes, points: list[Point], name: str, rank: int, offset: float
             draw_interval(axes, place, row.estimate, color=color, linewidth=1.2, transform=moved)
         # Matplotlib extends the limits for artists in data coordinates only, not for those that are moved.
         axes.update_datalim([(place, number) for number in numbers if math.isfinite(number)] or [(place, np.nan)])
+    unknown = [place for place, row in swept if not math.isfinite(row.estimate.value)]
+    if unknown:
+        axes.plot(unknown, [0.03] * len(unknown), "x", color=color, markersize=7, transform=_at_bottom(axes, offset))
     for place, row in points:
         if place is None and math.isfinite(row.estimate.value):
             axes.axhline(row.estimate.value, linewidth=1.6, **look)
             draw_band(axes, None, [row.estimate], color, alpha=0.12)
 
 
+def _at_bottom(axes: Axes, offset: float) -> Transform:
+    """The x of the data, ``offset`` points to the side, and the y of the axes."""
+    return axes.get_xaxis_transform() + ScaledTranslation(offset / 72, 0, axes.figure.dpi_scale_trans)
+
+
 def _reference(axes: Axes, points: list[Point], level: str) -> None:
-    """Draw a level as a line across if it is the same for all rows, otherwise as a curve."""
+    """Draw a level as a line across if it does not depend on the setting, one for each value, otherwise as a curve."""
     known = {(place, value) for place, row in points if (value := getattr(row.levels, level)) is not None}
-    if len({value for _, value in known}) == 1:
-        draw_level(axes, level, next(iter(known))[1])
+    values, places = {value for _, value in known}, {place for place, _ in known}
+    if len(values) == 1 or len(known) > len(places):
+        for value in sorted(values):
+            draw_level(axes, level, value)
     elif swept := sorted((place, value) for place, value in known if place is not None):
         draw_level(axes, level, [value for _, value in swept], [place for place, _ in swept])

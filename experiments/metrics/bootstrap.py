@@ -192,6 +192,15 @@ class Bootstrap:
             degrees[axis] = repeated - 1
         return Statistic(value, spread, degrees, limits, int(np.count_nonzero(count)) if limits == SHARE_LIMITS else None)
 
+    def median(self, values: ArrayLike, axis: str = "queries") -> Statistic:
+        """The median of ``values [n]``, whose axis is resampled."""
+        values = np.asarray(values, np.float64)
+        n, order = len(values), np.argsort(values)
+        drawn = np.cumsum(self.counts(axis, n)[:, order], 1)  # [B, n]: how many of a resample are at most each value
+        middle = [(drawn > place).argmax(1) for place in ((n - 1) // 2, n // 2)]
+        medians = np.mean([values[order][positions] for positions in middle], 0)
+        return self.statistic(np.median(values), {axis: (medians, n)})
+
     def _strata(self, axis: str, n: int) -> list[np.ndarray]:
         labels = self.strata.get(axis)
         strata = [np.arange(n)] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]

@@ -26,14 +26,18 @@ def predicted(scores: np.ndarray, removed: np.ndarray) -> np.ndarray:
 
 
 def per_query(predictions: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """The LDS of every query, ``[.., Q, M], [Q, M] -> [.., Q]``; 0 where all predictions of a query are equal."""
-    return np.nan_to_num(spearman(predictions, np.broadcast_to(measured, predictions.shape)), nan=0.0)
+    """The LDS of every query, ``[.., Q, M], [Q, M] -> [.., Q]``.
+
+    It is 0 where all predictions of a query are equal, and NaN where one is not finite.
+    """
+    correlations = spearman(_finite(predictions), np.broadcast_to(measured, predictions.shape))
+    return np.where(np.isfinite(predictions).all(-1), np.nan_to_num(correlations, nan=0.0), np.nan)
 
 
 def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> Statistic:
     """The mean LDS over queries of every prediction of every target, ``[P, T]``: ``[P, Q, M], [T, Q, M]``.
 
-    Subsets and queries are crossed: each is resampled on its own.
+    Subsets and queries are crossed: each is resampled on its own. Predictions that are not finite have NaN.
     """
     M = targets.shape[2]
     return _lds(predictions, targets, bootstrap, bootstrap.counts("subsets", M), M)
@@ -46,6 +50,15 @@ def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
     upper bound on the LDS.
     """
     return Statistic.mean([lds(seed, np.delete(measured, k, 0).mean(0), bootstrap) for k, seed in enumerate(measured)])
+
+
+def best(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple[Statistic, int]:
+    """The LDS of the best of a sweep ``[V, Q, M]``, chosen on the same subsets, and the choice.
+
+    It is too high, by the more the more values there are; ``cross_validated`` is not.
+    """
+    chosen = choose(sweep, measured)
+    return lds(sweep[None, chosen], measured[None], bootstrap)[0, 0], chosen
 
 
 def folds(subsets: int) -> np.ndarray:
@@ -64,10 +77,19 @@ def cross_validated(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstra
     subsets = by_half.counts("subsets", M)
     statistics, chosen = [], []
     for half in (halves == 0, halves == 1):
-        best = int(per_query(sweep[..., ~half], measured[:, ~half]).mean(1).argmax())
-        chosen.append(best)
-        statistics.append(_lds(sweep[None, best][..., half], measured[None][..., half], by_half, subsets[:, half], M)[0, 0])
+        chosen.append(choose(sweep[..., ~half], measured[:, ~half]))
+        statistics.append(_lds(sweep[None, chosen[-1]][..., half], measured[None][..., half], by_half, subsets[:, half], M)[0, 0])
     return Statistic.mean(statistics), chosen
+
+
+def choose(sweep: np.ndarray, measured: np.ndarray) -> int:
+    """The position in ``sweep [V, Q, M]`` with the largest mean LDS; one that is not finite is never the best."""
+    return int(np.nan_to_num(per_query(sweep, measured).mean(1), nan=-np.inf).argmax())
+
+
+def _finite(predictions: np.ndarray) -> np.ndarray:
+    """``predictions [.., Q, M]`` with 0 for queries with one that is not finite."""
+    return np.where(np.isfinite(predictions).all(-1, keepdims=True), predictions, 0.0)
 
 
 def _lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, subsets: np.ndarray, drawn_of: int) -> Statistic:
@@ -81,7 +103,7 @@ def _lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, sub
 
 def _over_subsets(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     """The mean LDS over queries in each resample of the subsets, ``[B, P, T]``."""
-    x, y = _centered_ranks(predictions), _centered_ranks(targets)
+    x, y = _centered_ranks(_finite(predictions)), _centered_ranks(targets)
     w = subsets / subsets.sum(1, keepdims=True)
     resampled = np.empty((len(w), len(x), len(y)))
     Q = targets.shape[1]

@@ -9,6 +9,7 @@ import numpy as np
 
 from attribution.checks import FieldError, whole
 from attribution.images import Images
+from attribution.nodes import added
 from attribution.retraining.selection import Selection
 
 
@@ -99,12 +100,17 @@ class RandomSubsets(Subsets):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSubsets(Subsets):
-    """The first ``count`` subsets in the npy file ``path``: a mask ``[M, N]``, or the positions ``[M, n]`` of their examples."""
+    """The first ``count`` subsets in ``path``: masks ``[M, N]``, or the positions ``[M, n]`` of their examples.
+
+    The file is an npy file, or an npz file with the array ``key``. There, bytes ``[M, ⌈N/8⌉]`` are masks that ``numpy.packbits``
+    packed.
+    """
 
     NAME = "PublishedSubsets"
     VERSION = 1
 
     path: str
+    key: str | None = added(default=None)
     count: int | None = None
 
     def masks(self, train: Images) -> np.ndarray:
@@ -113,9 +119,13 @@ class PublishedSubsets(Subsets):
         if not Path(self.path).is_file():
             raise ValueError(f"{name}: no such file")
         try:
-            table = np.load(self.path, allow_pickle=False)[: self.count]
+            table = self._table()[: self.count]
+        except KeyError as error:
+            raise ValueError(f"{name} has no array {self.key!r}: set the key to one of {error.args[0]}") from error
         except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
             raise ValueError(f"{name} is not an npy file of numbers: save masks or positions with numpy.save") from error
+        if self.key is not None and table.dtype == np.uint8 and table.shape[1:] == (-(-len(train) // 8),):
+            table = np.unpackbits(table, axis=1, count=len(train)).astype(bool)
         if table.ndim != 2 or 0 in table.shape:
             raise ValueError(f"{name} holds an array of shape {list(table.shape)}: give at least one mask or list of positions")
         if table.dtype == bool and table.shape[1] == len(train):
@@ -134,3 +144,12 @@ class PublishedSubsets(Subsets):
         if empty := np.flatnonzero(~masks.any(1)).tolist():
             raise ValueError(f"{name}: subsets {empty} keep no training image: remove them")
         return masks
+
+    def _table(self) -> np.ndarray:
+        """The array in the file. Raises KeyError with the keys of an npz file that lacks ``key``."""
+        if self.key is None:
+            return np.load(self.path, allow_pickle=False)
+        with np.load(self.path, allow_pickle=False) as file:
+            if self.key not in file:
+                raise KeyError(sorted(file))
+            return file[self.key]

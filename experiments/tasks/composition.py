@@ -90,6 +90,7 @@ def published_numbers(config: DictConfig) -> list[Published]:
 
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
     """Return the name of the chosen estimator, and the estimator."""
+    leave_out_draws(config)
     return HydraConfig.get().runtime.choices["estimator"], build(config, "estimator")
 
 
@@ -99,6 +100,7 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     For a fair comparison, compared estimators have as many draws as the chosen one (``equal_draws``), and the other ``estimator.*``
     settings of the command line apply to them where they have them.
     """
+    leave_out_draws(config)
     chosen = HydraConfig.get().runtime.choices["estimator"]
     names = dict.fromkeys([chosen, *(OmegaConf.select(config, "benchmark.compare") or ())])
     configs = {name: config if name == chosen else _composed_with(name) for name in names}
@@ -106,6 +108,12 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
         if name != chosen:
             equal_draws(config, compared, name)
     return {name: build(composed, "estimator") for name, composed in configs.items()}
+
+
+def leave_out_draws(config: DictConfig) -> None:
+    """Remove an experiment's draws from a chosen estimator that takes none. Those of the command line stay, and are refused."""
+    if not any(_concerns_estimator(override) and "draws" in override.key_or_group for override in _overrides()):
+        drop_foreign_draws(config)
 
 
 def settings_of_run() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Equal draws for estimators that are compared: as many of each side as the chosen estimator has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ def own_draws(estimator: str) -> OwnDraws:
 
 
 def drop_foreign_draws(config: DictConfig) -> None:
-    """Remove the numbers of draws that an experiment sets from an estimator that takes no draws."""
-    draws = OmegaConf.select(config, "estimator.draws")
-    if isinstance(draws, DictConfig) and "_target_" not in draws:
+    """Remove the draws that an experiment sets from an estimator that takes none."""
+    if OmegaConf.select(config, "estimator.draws") is None or "_target_" not in config.estimator:
+        return
+    kind = get_class(config.estimator._target_)
+    if is_dataclass(kind) and "draws" not in {field.name for field in fields(kind)}:
         OmegaConf.set_struct(config.estimator, False)
         del config.estimator.draws
         OmegaConf.set_struct(config.estimator, None)

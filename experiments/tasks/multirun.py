@@ -22,7 +22,7 @@ _started: list[Path] = []
 
 
 class MultirunReport(Callback):
-    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, and print them as one table.
+    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, print them as one table, and draw figures.
 
     If jobs failed, the process then exits with their errors.
     """
@@ -86,13 +86,15 @@ def _report(folder: Path) -> None:
 
     from experiments.report.report import merge, write_rows
     from experiments.report.tables import print_rows
+    from experiments.tasks.sweep_figures import draw_sweep
 
     if rows := merge(folder):
         path = write_rows(folder, rows)
         console = Console()
         console.rule("all jobs")
         print_rows(rows, console)
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        for file in (path, *draw_sweep(folder, rows)):
+            console.print(str(file), markup=False, highlight=False, soft_wrap=True)
 
 
 def _failures(folder: Path) -> list[str]:

@@ -285,7 +285,8 @@ def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
     out, again = tmp_path / "out", tmp_path / "again"
     assert "Removals" in run(tmp_path, *settings, "task=plan")
     run(tmp_path, *settings, f"hydra.run.dir={out}")
-    found = [row for row in rows(out) if row["benchmark"].startswith("counterfactual")]
+    reported = [row for row in rows(out) if row["benchmark"].startswith("counterfactual")]
+    found = [row for row in reported if not row["metric"].endswith("_median")]
     expected = {
         "raw_cos", "random", "random removal", "nothing removed", "raw_cos, for another query", "random, for another query",
         "raw_cos − random", "raw_cos − random removal", "random − random removal",
@@ -312,7 +313,17 @@ def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
         assert by_name["raw_cos − random removal"]["value"] == pytest.approx(difference)
         assert by_name["raw_cos"]["random"] == pytest.approx(by_name["random removal"]["value"])
         assert (abs(by_name["nothing removed"]["value"]) < 1e-6) == (place[0] != "counterfactual images")
-    for name in ("counterfactual", "regenerated", "regenerated_generated"):
+    medians = {
+        (row["benchmark"], row["queries"], row["metric"].removesuffix("_median"), row["removed"], row["estimator"]): row["value"]
+        for row in reported
+        if row["metric"].endswith("_median")
+    }
+    means = {(r["benchmark"], r["queries"], r["metric"], r["removed"], r["estimator"]): r["value"] for r in found}
+    levels = ("raw_cos", "random", "random removal", "nothing removed")
+    assert medians.keys() == {(*place, name) for place in tables for name in levels}
+    # Of two queries, with one seed, median and mean are the same.
+    assert all(value == pytest.approx(means[place], abs=1e-9) for place, value in medians.items())
+    for name in ("counterfactual", "regenerated", "regenerated_generated", "boxes_generated"):
         assert (out / f"{name}.png").stat().st_size > 5000
     nodes = sorted((tmp_path / "store").glob("*/*/node.json"))
     before = {path: path.stat().st_mtime_ns for path in nodes}

@@ -157,7 +157,10 @@ def test_curves_by_hand():
     (axes,) = figure.axes
     lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
     assert lines["kfac"] == pytest.approx(np.array([[1e-9, 0.1], [1e-7, 0.2], [1e-5, np.nan], [1e-3, 0.3]]), nan_ok=True)
-    spans = [np.asarray(line.get_ydata()).tolist() for line in axes.lines if len(set(np.asarray(line.get_xdata()))) == 1]
+    (cross,) = (line for line in axes.lines if line.get_marker() == "x")
+    assert list(cross.get_xdata()) == [1e-5]
+    others = [line for line in axes.lines if line is not cross]
+    spans = [np.asarray(line.get_ydata()).tolist() for line in others if len(set(np.asarray(line.get_xdata()))) == 1]
     assert sorted(spans) == [pytest.approx(s) for s in ([0, 0.15], [0.1, 0.25], *[[0.15, 0.3]] * 4, [0.2, 0.35])]
     assert lines["random level"][:, 1].tolist() == [0, 0]
     assert lines["noise ceiling"][:, 1].tolist() == [0.6, 0.6]

@@ -198,3 +198,16 @@ def test_bootstrap_covers_the_true_mean():
     width = np.mean([e.high - e.low for e in estimates])
     assert 0.88 < covered < 0.99
     assert width == pytest.approx(2 * 1.96 / np.sqrt(60), rel=0.1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8])
+def test_a_median_and_those_of_resamples(n):
+    """Claim: the median of the values, and of the drawn ones in each resample; a single value has no interval."""
+    values, bootstrap = np.random.default_rng(n).normal(size=n), Bootstrap(50, seed=1)
+    found = bootstrap.median(values)
+    assert found.value == pytest.approx(np.median(values))
+    drawn = [np.median(np.repeat(values, times.astype(int))) for times in bootstrap.counts("queries", n)]
+    if n == 1:
+        assert not found.estimate().has_interval
+    else:
+        np.testing.assert_allclose(found.spread["queries"], (np.array(drawn) - found.value) * np.sqrt(n / (n - 1)))

@@ -103,3 +103,31 @@ def test_the_interval_of_a_chosen_damping_is_as_wide_as_that_of_a_given_one(subs
         chosen, given = statistic.estimate(), lds(predictions, measured, Bootstrap(300))
         widths.append((chosen.high - chosen.low) / (given.high - given.low))
     assert np.mean(widths) == pytest.approx(1, abs=0.1)
+
+
+def test_the_best_as_papers_report_it_is_chosen_on_what_it_reports():
+    """Claim: the largest mean LDS of all values of the sweep, with the interval of this value alone."""
+    random = np.random.default_rng(4)
+    measured, sweep = random.normal(size=(5, 12)), random.normal(size=(4, 5, 12))
+    bootstrap = Bootstrap(40)
+    each = [lds_metrics.lds(prediction[None], measured[None], bootstrap)[0, 0] for prediction in sweep]
+    value, chosen = lds_metrics.best(sweep, measured, bootstrap)
+    assert chosen == int(np.argmax([one.value for one in each]))
+    assert value.estimate() == each[chosen].estimate()
+    assert lds_metrics.cross_validated(sweep, measured, bootstrap)[0].value <= value.value  # here the honest one is lower
+
+
+def test_predictions_that_are_not_finite():
+    """Claim: one NaN or infinity makes the LDS of this prediction NaN, and of no other; it is never chosen."""
+    random = np.random.default_rng(5)
+    measured, sweep = random.normal(size=(3, 10)), random.normal(size=(3, 3, 10))
+    alone = lds_metrics.lds(sweep[1:2], measured[None], Bootstrap(20))
+    sweep[0, 1, 4], sweep[2, 0, 0] = np.nan, np.inf
+    together = lds_metrics.lds(sweep, measured[None], Bootstrap(20))
+    assert np.isnan(together.value[[0, 2], 0]).all()
+    assert not together[0, 0].estimate().has_interval
+    assert together[1, 0].estimate() == alone[0, 0].estimate()
+    of_queries = lds_metrics.per_query(sweep, measured)
+    assert np.isnan(of_queries).tolist() == [[False, True, False], [False] * 3, [True, False, False]]
+    assert lds_metrics.best(sweep, measured, Bootstrap(20))[1] == 1
+    assert lds_metrics.cross_validated(sweep, measured, Bootstrap(20))[1] == [1, 1]

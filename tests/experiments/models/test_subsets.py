@@ -57,6 +57,20 @@ def test_published_subsets_are_read(tmp_path):
         PublishedSubsets(path="nowhere.npy").masks(TRAIN)
 
 
+def test_published_subsets_of_a_file_with_several_arrays(tmp_path):
+    """Claim: the key names the array, whose masks may be packed to bits, the last byte padded; a wrong key is answered by those
+    there are."""
+    train = TRAIN.take(range(21))
+    masks = RandomSubsets(count=4).masks(train)
+    path = str(tmp_path / "published.npz")
+    rows = np.stack([np.flatnonzero(mask) for mask in masks])
+    np.savez(path, packed=np.packbits(masks, axis=1), masks=masks, rows=rows)
+    for key in ("packed", "masks", "rows"):
+        assert np.array_equal(PublishedSubsets(path=path, key=key, count=3).masks(train), masks[:3])
+    with pytest.raises(ValueError, match=r"no array 'other'.*\['masks', 'packed', 'rows'\]"):
+        PublishedSubsets(path=path, key="other").masks(train)
+
+
 ALL, SOME, OTHER = np.ones(24, bool), np.arange(24) < 12, np.arange(24) % 2 == 0
 
 

@@ -79,6 +79,7 @@ _REPLAYED = ("benchmark.compare=[]", "estimator=retrac", *_REPLAY)
 _SETS = (*SMALL, *_POOLS, "benchmark.n=2", "benchmark.k=[5]", "benchmark.shown=5")
 _SOURCES = (*_RUN, *_TWO_SOURCES, *_NETWORK, *_EVERY)
 SMALL_BENCHMARK = {
+    "agreement": (*SMALL, *_BENCHMARK, *_POOLS),
     "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
     "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.fractions=[0.25]"),
     "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
@@ -86,8 +87,10 @@ SMALL_BENCHMARK = {
     "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
     "normalization": (*_SETS, "benchmark.compare=[]", "estimator=guided", *_REPLAY),
     "outlier": (*_SOURCES, *_REPLAYED, "benchmark.k=[5]", "benchmark.shown=5"),
+    "predicted_change": (*SMALL, *_BENCHMARK, *_POOLS),
     "sparse_timesteps": (*SMALL, *_REPLAYED, "benchmark.queries.validation.n=4", "benchmark.k=5"),
     "targeted": (*_SETS, *_REPLAYED),
+    "timestep_losses": (*SMALL, *_BENCHMARK, "benchmark.queries.training.n=4", "benchmark.queries.validation.n=4"),
     "timestep_bias": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.examples=20", "benchmark.correlated=10", "benchmark.k=5"),
 }
 """A small version of each benchmark, under which all its settings count. A new benchmark needs an entry."""
@@ -149,7 +152,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "compression", (*SCORES, f"compression={choice}")
     for choice in options("draws"):
         yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}")
-    for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each"}:
+    for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each", "none"}:
         yield "queries", (*SCORES, f"queries={choice}")
     for choice in options("benchmark"):
         yield "benchmark", (*SMALL_BENCHMARK[choice], f"benchmark={choice}")
