@@ -16,11 +16,13 @@ from attribution.curvature import EKFAC, KFAC, ExactGGN
 from attribution.diffusion.samplers import DDIMSampler
 from attribution.estimators import Guided, LiSSA, ReTrac, TracIn
 from attribution.estimators.balance import Balance
+from attribution.estimators.checkpoint_scores import CheckpointScores
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.retiming import AtLargestNorm, Retimed, RetimedTraining
 from attribution.estimators.self_influence import SelfInfluence
 from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.training_trajectory import TrajectoryScores
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.images.draws import Even, Uniform
@@ -90,11 +92,13 @@ def nodes(folder: Path) -> list[Node]:
     ]
     samples = Samples(trained=RECORD, sampler=DDIMSampler(steps=5), shape=(1, 8, 8), n=3, seed=4, execution=CPU)
     scores = trac.scores(RECORD, RECORD.data, QUERIES)
+    assert isinstance(scores, TrajectoryScores)
     rng = np.random.default_rng(0)
     for number in range(2):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{number}.png")
     return [
         *(estimator.scores(RECORD, RECORD.data, QUERIES) for estimator in estimators),
+        CheckpointScores(scores),
         SelfInfluence(retrac, RECORD, RECORD.data),
         Retimed.of(RECORD, RECORD.data, 2, AtLargestNorm((10, 40, 90), CPU)),
         samples.trajectories,

@@ -1,7 +1,7 @@
 """Self-influence A(z, z): how much training on an example lowered the loss of the same example (ReTrac §6, §6.3)."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -95,9 +95,9 @@ class SelfInfluence(Node[Influence]):
         return Cost(passes=steps * self.train.count * (1 + self.estimator.draws.count), disk=12 * self.train.count)
 
     def parts(self, get: Get) -> list[SelfInfluenceShard]:
-        record, at_step = get(self.trained), replace(self.estimator, checkpoints=())  # the step is a field of the shard
+        record = get(self.trained)
         return [
-            SelfInfluenceShard(at_step, self.trained, self.train, rows, step)
+            SelfInfluenceShard(self.estimator.at_checkpoint(step), self.trained, self.train, rows, step)
             for step in select(self.estimator.checkpoints, record.steps, record.losses)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]

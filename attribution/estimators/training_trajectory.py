@@ -5,7 +5,7 @@ A method (``tracin``, ``retrac``) defines Q and G. The products at one checkpoin
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -46,6 +46,10 @@ class TrajectoryEstimator(CheckpointEstimator):
 
     def __post_init__(self):
         self.draws.refuse_sides(RECORDED)
+
+    def at_checkpoint(self, step: int) -> Self:
+        """This estimator with its draws at one checkpoint. The step is a field of the node that uses it."""
+        return replace(self, checkpoints=(), draws=self.draws.at_checkpoint(step))
 
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         if not isinstance(trained, Recorded):
@@ -107,9 +111,8 @@ class TrajectoryScores(ShardedScores):
 
     def training_blocks(self, step: int) -> list[TrajectoryTrainingBlock]:
         """The products with all training examples at one checkpoint."""
-        at_step = replace(self.estimator, checkpoints=())  # the step is a field of the block
         return [
-            TrajectoryTrainingBlock(at_step, self.trained, self.train, self.queries, rows, step)
+            TrajectoryTrainingBlock(self.estimator.at_checkpoint(step), self.trained, self.train, self.queries, rows, step)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
         ]
 

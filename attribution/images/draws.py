@@ -146,6 +146,10 @@ class DrawScheme(ABC):
         """The draws of one of the ``pairs`` alone."""
         return self
 
+    def at_checkpoint(self, step: int) -> "DrawScheme":
+        """The draws at the checkpoint ``step``, the same as this scheme's if it makes no difference between checkpoints."""
+        return self
+
     def refuse_lists(self, what: str) -> None:
         """Raises FieldError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
         if len(self.prefixes) > 1:

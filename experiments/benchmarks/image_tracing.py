@@ -1,4 +1,4 @@
-"""Image tracing (ReTrac §6.1, figures 4, 5, 13): are the proponents of an image from the image's own source?"""
+"""Image tracing (ReTrac §6.1, figures 4, 5, 12, 13, 16): are the proponents of an image from the image's own source?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
 from experiments.metrics.bootstrap import SHARE_LIMITS, Bootstrap
 from experiments.metrics.estimate import exact_share
-from experiments.metrics.precision import auroc
+from experiments.metrics.precision import auroc, first_rank, random_first_rank
 from experiments.models.experiment import Experiment
 from experiments.queries.by_source import OfEachSource, check_sources
 from experiments.queries.pixel_classifier import UNKNOWN, PixelClassifier
@@ -36,7 +36,8 @@ class ImageTracing(QueryBenchmark):
 
     ``sources`` names the labels of the training set. A query without a label, such as a generated one, gets the label that a
     classifier of pixels predicts; the classifier's recall on held-out images is reported. The figures show ``rows`` queries of each
-    source with ``shown`` proponents; proponents from another source have a box.
+    source with ``shown`` proponents; proponents from another source have a box. Further figures show, for the same queries, the
+    training images of other sources with the largest scores and their ranks.
     """
 
     sources: Mapping[int, str]
@@ -70,6 +71,7 @@ class ImageTracing(QueryBenchmark):
                 at_k = precision_rows(variants, rows, in_source, self.k, bootstrap, benchmark=BENCHMARK, queries=name)
                 precisions += report.add(at_k)
                 report.add(_auroc_rows(variants, rows, in_source, bootstrap, name))
+                report.add(_first_rank_rows(variants, rows, ~in_source, bootstrap, name))
                 self._proponents(report, f"{kind}_{source}", images, train, variants, rows, label)
         precisions = [row for row in precisions if row.minus is None]
         shown = [row for row in precisions if row.subject.all_timesteps]
@@ -108,6 +110,8 @@ class ImageTracing(QueryBenchmark):
             box_caption=f"not of the query's source, {self.sources[label]}",
         )
         report.figure(f"proponents_{name}", figure)
+        foreign = figures.ranks_of_chosen(images, train, shown, rows[: self.rows].tolist(), others, self.shown)
+        report.figure(f"other_sources_{name}", foreign)
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:
         self._check(experiment.data.load().train)
@@ -132,5 +136,20 @@ def _auroc_rows(
         metric="auroc",
         queries=queries,
         levels=Levels(random=0.5, maximum=1.0),
+        about={"queries_n": len(rows)},
+    )
+
+
+def _first_rank_rows(
+    variants: Sequence[Variant], rows: np.ndarray, others: np.ndarray, bootstrap: Bootstrap, queries: str
+) -> list[Row]:
+    """The rank of the first training image of another source, for the queries in ``rows``."""
+    return compare(
+        [variant.subject for variant in variants],
+        [bootstrap.mean(first_rank(variant.scores.values[rows], others)) for variant in variants],
+        benchmark=BENCHMARK,
+        metric="first_rank_of_other_source",
+        queries=queries,
+        levels=Levels(random=random_first_rank(others), maximum=float(len(others) - others.sum() + 1)),
         about={"queries_n": len(rows)},
     )

@@ -11,8 +11,9 @@ from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import Images
+from attribution.images.at_checkpoints import UniformAtCheckpoints
 from attribution.images.bins import ALL
-from attribution.images.draws import DrawScheme, Even, Fixed, Uniform
+from attribution.images.draws import DrawScheme, Even, Fixed
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
@@ -35,7 +36,8 @@ SPEARMAN, FASTER = "spearman_with_all", "times_faster"
 
 @dataclass(frozen=True, kw_only=True)
 class SparseTimesteps(QueryBenchmark):
-    """Each estimator with ``n`` even timesteps, with the one timestep ``fixed``, and with one random timestep for each query.
+    """Each estimator with ``n`` even timesteps, with the one timestep ``fixed``, and with one random timestep for each query
+    and checkpoint.
 
     Only the estimator's draws are replaced; there are ``noises`` draws at each timestep. The rows are Spearman's correlation over
     training examples with the scores from all T timesteps, a mean over queries; how many times faster the query side is than with
@@ -124,7 +126,7 @@ class SparseTimesteps(QueryBenchmark):
             ALL: Even(T, self.noises, self.seed),
             **{f"{n} even": Even(n, self.noises, self.seed) for n in sorted(self.n, reverse=True)},
             f"only {self.fixed}": Fixed((self.fixed,), self.noises, self.seed),
-            "1 random": Uniform(1, self.seed),
+            "1 random": UniformAtCheckpoints(1, self.seed),
         }
 
     def _scores(

@@ -1,4 +1,4 @@
-"""The rows of ``benchmark=timestep_bias``, from gradient norms and scores."""
+"""The rows of ``benchmark=timestep_bias`` and ``gradient_norms``, from gradient norms and scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ STRETCHES = 20
 T_MAX, RANDOM = "t_max", "random"
 """What replaces the timestep of training."""
 RISE = "rank_rise_%"
+EXPLAINED, DIRECTION = "norm_explained_by_timestep", "norm_with_timestep_spearman"
+"""The metrics of the trend: how much of the norms' variance the timestep explains, and whether norms grow with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class Bias:
     columns: np.ndarray
     T: int
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    benchmark: str = BENCHMARK
 
     @property
     def t_max(self) -> np.ndarray:
@@ -63,22 +66,51 @@ class Bias:
         """How norms depend on the timestep, at each checkpoint."""
         for s, step in enumerate(self.steps):
             timestep, norm, curves = self.t_train[s, self.columns], self.norms[s, self.columns], self.curves.norms[s]
-            yield explained_row(timestep, norm, self.T, step, self.bootstrap)
+            yield explained_row(timestep, norm, self.T, step, self.bootstrap, self.benchmark)
             peaks = curves.max(1) / np.maximum(np.median(curves, 1), np.finfo(np.float64).tiny)
             by_metric = {
-                "largest_over_median_norm": (peaks, Levels()),
-                "mean_t_max": (self.t_max[s], Levels(random=(self.T + 1) / 2)),
+                DIRECTION: (self._direction(s), Levels(random=0.0, maximum=1.0)),
+                "largest_over_median_norm": (self.bootstrap.mean(peaks, ("examples",)), Levels()),
+                "mean_t_max": (self.bootstrap.mean(self.t_max[s], ("examples",)), Levels(random=(self.T + 1) / 2)),
             }
-            for metric, (values, levels) in by_metric.items():
+            for metric, (value, levels) in by_metric.items():
                 yield Row(
-                    benchmark=BENCHMARK,
+                    benchmark=self.benchmark,
                     metric=metric,
                     subject=NORMS,
-                    estimate=self.bootstrap.mean(values, ("examples",)).estimate(),
+                    estimate=value.estimate(),
                     levels=levels,
                     swept={"checkpoint": step},
                     about={"n": len(self.columns)},
                 )
+
+    def convergence_rows(self) -> Iterator[Row]:
+        """How the trend changes from the first checkpoint to the last one (ReTrac, app. A.1); the same examples at both."""
+        for metric, trend in {EXPLAINED: self._explained, DIRECTION: self._direction}.items():
+            first, last = trend(0), trend(len(self.steps) - 1)
+            yield Row(
+                benchmark=self.benchmark,
+                metric=metric,
+                subject=Subject(NORMS.name, {"checkpoint": self.steps[-1]}),
+                minus=Subject(NORMS.name, {"checkpoint": self.steps[0]}),
+                estimate=(last - first).estimate(),
+                about={"n": len(self.columns)},
+            )
+
+    @property
+    def profiles(self) -> np.ndarray:
+        """The median norm of the P examples at each compared timestep, divided by its geometric mean over timesteps: ``[S, K]``."""
+        medians = np.maximum(np.median(self.curves.norms, 1), np.finfo(np.float64).tiny)
+        return medians / np.exp(np.log(medians).mean(1, keepdims=True))
+
+    def _explained(self, s: int) -> Statistic:
+        timestep, norm = self.t_train[s, self.columns], self.norms[s, self.columns]
+        return metrics.explained(timestep, norm, self.T, min(STRETCHES, self.T), self.bootstrap)
+
+    def _direction(self, s: int) -> Statistic:
+        """Spearman's correlation of an example's norms with the timestep at checkpoint s, a mean over examples."""
+        of_examples = spearman(self.curves.norms[s], self.curves.timestep[s])
+        return self.bootstrap.mean(of_examples, ("examples",), limits=CORRELATION_LIMITS)
 
     def algorithm_1(self, chosen: np.ndarray) -> list[Correlation]:
         """The correlation of Algorithm 1 at each checkpoint, for the ``chosen`` of the P examples."""
@@ -92,7 +124,7 @@ class Bias:
     def correlation_rows(self, correlations: Sequence[Correlation]) -> Iterator[Row]:
         """Algorithm 1 at each checkpoint."""
         for step, result in zip(self.steps, correlations, strict=True):
-            shared: dict[str, Any] = {"benchmark": BENCHMARK, "subject": NORMS, "swept": {"checkpoint": step}}
+            shared: dict[str, Any] = {"benchmark": self.benchmark, "subject": NORMS, "swept": {"checkpoint": step}}
             shared["about"] = {"n": len(result.distance), "p": result.p}
             levels = Levels(random=0.0, maximum=1.0)
             yield Row(metric="algorithm_1_spearman", estimate=result.rho, levels=levels, **shared)
@@ -105,7 +137,7 @@ class Bias:
         return compare(
             [subjects[name] for name in scores],
             [self.bootstrap.mean(values, limits=CORRELATION_LIMITS) for values in of_queries],
-            benchmark=BENCHMARK,
+            benchmark=self.benchmark,
             metric="score_with_norm_spearman",
             queries=queries,
             levels=Levels(random=0.0, maximum=1.0),
@@ -142,7 +174,7 @@ class Bias:
             yield from compare(
                 [subjects[name] for name in scores],
                 means,
-                benchmark=BENCHMARK,
+                benchmark=self.benchmark,
                 metric=RISE,
                 queries=queries,
                 levels=levels,
@@ -151,7 +183,7 @@ class Bias:
             )
         for name in scores:
             yield Row(
-                benchmark=BENCHMARK,
+                benchmark=self.benchmark,
                 metric=RISE,
                 queries=queries,
                 subject=Subject(name, {"timestep": T_MAX}),
@@ -177,17 +209,21 @@ class Bias:
         share = exact_share((top == example).any(1), among=self.norms.shape[1], over="queries")
         levels = Levels(random=random, maximum=1.0)
         metric = f"most_frequent_in_top_{k}"
-        row = Row(benchmark=BENCHMARK, metric=metric, queries=queries, subject=subject, estimate=share, levels=levels, about=about)
+        row = Row(
+            benchmark=self.benchmark, metric=metric, queries=queries, subject=subject, estimate=share, levels=levels, about=about
+        )
         return row, example
 
 
-def explained_row(timestep: np.ndarray, norm: np.ndarray, T: int, checkpoint: int | str | None, bootstrap: Bootstrap) -> Row:
+def explained_row(
+    timestep: np.ndarray, norm: np.ndarray, T: int, checkpoint: int | str | None, bootstrap: Bootstrap, benchmark: str = BENCHMARK
+) -> Row:
     """The share of the variance of norms ``[n]`` that their timesteps ``[n]`` explain."""
     stretches = min(STRETCHES, T)
     random = min(1.0, (stretches - 1) / max(1, len(norm) - 1))
     return Row(
-        benchmark=BENCHMARK,
-        metric="norm_explained_by_timestep",
+        benchmark=benchmark,
+        metric=EXPLAINED,
         subject=NORMS,
         estimate=metrics.explained(timestep, norm, T, stretches, bootstrap).estimate(),
         levels=Levels(random=random, maximum=1.0),

@@ -6,10 +6,14 @@ Benchmarks and tasks use ``from experiments import figures``: every figure and t
 from experiments.figures.bars import bars, distinct_share
 from experiments.figures.boxes import boxes
 from experiments.figures.changes import Changes, changes
+from experiments.figures.checkpoint_parts import checkpoint_parts
+from experiments.figures.chosen_ranks import ranks_of_chosen
 from experiments.figures.compression import compression
+from experiments.figures.distance_to_t_max import Influential, distance_to_t_max
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
 from experiments.figures.loss_weights import loss_weights
+from experiments.figures.norm_trend import norm_trend
 from experiments.figures.norms import Curve, Scatter, algorithm_1, norm_curves, norms_by_timestep
 from experiments.figures.rank_rises import rank_rises
 from experiments.figures.regenerated import regenerated
@@ -25,24 +29,29 @@ from experiments.figures.training import training_curve
 __all__ = [
     "Changes",
     "Curve",
+    "Influential",
     "Scatter",
     "algorithm_1",
     "bars",
     "boxes",
     "by_timestep",
     "changes",
+    "checkpoint_parts",
     "compression",
     "curve",
+    "distance_to_t_max",
     "distinct_share",
     "grid",
     "loss_weights",
     "matrix",
     "norm_curves",
+    "norm_trend",
     "norms_by_timestep",
     "over_k",
     "proponents",
     "rank_rises",
     "ranked",
+    "ranks_of_chosen",
     "regenerated",
     "scatter_matrix",
     "side_by_side",

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogFormatter
 
 from attribution.images import Images
 from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, legend, plain_frame
-from experiments.figures.thumbnails import caption
+from experiments.figures.thumbnails import caption, picture
 from experiments.metrics.timestep_bias import Correlation
 
 GREEN = COLORS[2]
@@ -68,7 +68,7 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
             axes.scatter(panel.timestep[row], panel.norm[row], label=f"{name} norm", **marker)
             position = int(panel.positions[row])
             text = f"{name}: {caption(train, position, _PICTURE)}\nt = {panel.timestep[row]}"
-            _picture(figure.add_subplot(inner[1, column]), train, position, text, color)
+            picture(figure.add_subplot(inner[1, column]), train, position, text, color)
         _axis(axes, T, leftmost=place % across == 0)
         axes.set_title(panel.title, fontsize=11)
     legend(figure, plots)
@@ -83,7 +83,7 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
     across, down = _grid(len(panels))
     figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(down, across + 1, width_ratios=(1.2, *[3.4] * across))
-    _picture(figure.add_subplot(grid[0, 0]), image, 0, caption(image, 0, _PICTURE), INK)
+    picture(figure.add_subplot(grid[0, 0]), image, 0, caption(image, 0, _PICTURE), INK)
     first: Axes | None = None
     plots = []
     for place, panel in enumerate(panels):
@@ -152,13 +152,3 @@ def _axis(axes: Axes, T: int, leftmost: bool) -> None:
     plain_frame(axes)
     axes.tick_params(which="both", labelleft=leftmost)
     axes.tick_params(which="minor", labelsize=8)
-
-
-def _picture(axes: Axes, images: Images, row: int, text: str, color: str) -> None:
-    pixels = np.clip((images.x0([row])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set(edgecolor=color, linewidth=2)
-    axes.set_xlabel(text, fontsize=8, parse_math=False)

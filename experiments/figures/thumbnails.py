@@ -81,3 +81,14 @@ def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: fl
     axes.add_patch(Rectangle((left, top), width, height, fill=False, **edge))
     look = {"ha": "center", "va": "top", "fontsize": _FONT, "linespacing": 1.0, "color": INK}
     axes.text(x + size / 2, y + size + 0.03, text, parse_math=False, **look)
+
+
+def picture(axes: Axes, images: Images, row: int, text: str, color: str) -> None:
+    """Fill axes of their own with an image in a frame of ``color``, with ``text`` below."""
+    pixels = np.clip((images.x0([row])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set(edgecolor=color, linewidth=2)
+    axes.set_xlabel(text, fontsize=8, parse_math=False)

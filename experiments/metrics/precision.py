@@ -31,3 +31,17 @@ def auroc(scores: np.ndarray, in_source: np.ndarray) -> np.ndarray:
     inside, outside = int(in_source.sum()), int((~in_source).sum())
     ranks = mean_ranks(np.asarray(scores))[:, in_source]
     return (ranks.sum(1) - inside * (inside - 1) / 2) / (inside * outside)
+
+
+def first_rank(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The rank, from 1, of the best of the ``chosen`` training examples: ``[Q, N], bool [N] -> [Q]``.
+
+    It ranks behind other examples that have the same score.
+    """
+    best = np.asarray(scores)[:, chosen].max(1, keepdims=True)
+    return 1 + (np.asarray(scores)[:, ~chosen] >= best).sum(1)
+
+
+def random_first_rank(chosen: np.ndarray) -> float:
+    """The mean of :func:`first_rank` for scores at random: (N + 1)/(n + 1) for n of N chosen examples."""
+    return (len(chosen) + 1) / (int(chosen.sum()) + 1)

@@ -216,9 +216,11 @@ def test_image_tracing_on_the_command_line(tmp_path):
             of_kind = [r for r in found if r["queries"] == f"{kind} {source}"]
             assert bool(of_kind) == (n > 0)
             assert (out / f"proponents_{kind}_{source}.png").exists() == (n > 0)
+            assert (out / f"other_sources_{kind}_{source}.png").exists() == (n > 0)
             for r in of_kind:
                 assert r["queries_n"] == n
-                assert "difference" in r or r["random"] == pytest.approx(0.5 if r["metric"] == "auroc" else random)
+                level = {"auroc": 0.5, "first_rank_of_other_source": 71 / (71 - 70 * random)}.get(r["metric"], random)
+                assert "difference" in r or r["random"] == pytest.approx(level)
             if of_kind:
                 value = {(r["estimator"], r["metric"]): r["value"] for r in of_kind}
                 for metric in ("precision@1", "precision@5", "precision@20", "auroc"):

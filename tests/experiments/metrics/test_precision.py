@@ -34,3 +34,14 @@ def test_auroc_is_scikit_learns(levels):
     random = np.random.default_rng(1)
     own, scores = random.random(60) < 0.2, random.integers(0, levels, (7, 60)).astype(np.float32)
     assert metrics.auroc(scores, own) == pytest.approx([roc_auc_score(own, row) for row in scores])
+
+
+def test_first_rank_against_sorting():
+    """Claim: the place of the best chosen example in the order of scores, behind equal ones; at random, (N + 1)/(n + 1)."""
+    random = np.random.default_rng(2)
+    scores, chosen = random.normal(size=(5, 30)), random.random(30) < 0.2
+    expected = [1 + [bool(chosen[i]) for i in np.argsort(-row)].index(True) for row in scores]
+    assert metrics.first_rank(scores, chosen).tolist() == expected
+    assert metrics.first_rank(np.ones((1, 30)), chosen).tolist() == [31 - chosen.sum()]
+    reached = metrics.first_rank(random.random((4000, 30)), chosen)
+    assert reached.mean() == pytest.approx(metrics.random_first_rank(chosen), abs=4 * reached.std() / 4000**0.5)

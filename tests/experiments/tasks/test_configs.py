@@ -16,7 +16,7 @@ from attribution.diffusion import denoiser
 from attribution.estimators import Estimator
 from attribution.estimators.clip import CLIP
 from attribution.nodes import InMemory, describe
-from attribution.training.checkpoints import CheckpointRule
+from attribution.training.checkpoints import CheckpointRule, check_selection
 from experiments.benchmarks.base import Benchmark
 from experiments.models.subsets import PublishedSubsets, RandomSubsets
 from experiments.queries import HeldOutOfEach, Validation
@@ -69,11 +69,14 @@ def test_every_folder_is_a_group_of_the_config():
     assert {str(file.parent) for file in files if file.parts[0] == "hydra"} == {"hydra/launcher", "hydra/help"}
 
 
+@pytest.mark.parametrize("scale", ["digits", "small", "paper"])
 @pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes(name):
-    """Claim: each shipped experiment is a set of settings that exist, of which a dry run makes objects without any data."""
+def test_every_experiment_composes(name, scale):
+    """Claim: at each scale, a shipped experiment is a set of settings that exist, of which a dry run makes objects without data."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"experiment={name}", "task=plan"], return_hydra_config=True)
+        config = compose(
+            "config", [f"experiment={name}", f"scale={scale}", "task=plan", "data.root=nowhere"], return_hydra_config=True
+        )
         HydraConfig.instance().set_config(config)
         assert isinstance(instantiate(config.benchmark, _convert_="all"), Benchmark)
         assert set(config.benchmark.compare) <= set(options("estimator"))
@@ -81,7 +84,10 @@ def test_every_experiment_composes(name):
         assert all(isinstance(estimator, Estimator) for estimator in estimators_of(config).values())
         assert instantiate(config.task).func is plan
         experiment = experiment_of(config)
-    assert experiment.checkpoints.candidates(experiment.trainer.steps, 40)[-1] == experiment.trainer.steps
+    candidates = experiment.checkpoints.candidates(experiment.trainer.steps, 40)
+    assert candidates[-1] == experiment.trainer.steps
+    if (chosen := config.estimator.get("checkpoints")) is not None:
+        check_selection(OmegaConf.to_object(chosen) if OmegaConf.is_list(chosen) else chosen, candidates, len(candidates))
 
 
 @pytest.mark.parametrize(("preset", "plugin"), [("local", "hydra_joblib_launcher"), ("slurm", "hydra_submitit_launcher")])
@@ -186,7 +192,7 @@ def test_every_draw_scheme_is_an_estimator_s(draws):
 @pytest.mark.parametrize("name", options("model"))
 def test_every_model_makes_a_training_step(name):
     """Claim: each network takes its data's images and gives every parameter a gradient."""
-    data = "digits" if name == "unet_digits" else "cifar10"
+    data = {"unet_digits": "digits", "unet_64": "artbench2", "unet_128": "celeba"}.get(name, "cifar10")
     config = composed(f"model={name}", f"data={data}")
     network = instantiate(config.model, _convert_="all")()
     x0 = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
