@@ -66,7 +66,9 @@ class Report:
         self.figures: list[Path] = []
         self.tables: list[Path] = []
         self.warnings: list[str] = []
-        self._run = {"data": data, "seed": seed, "command": command or command_line(), "hardware": hardware}
+        self.data = data
+        self.command = command or command_line()
+        self._run = {"data": data, "seed": seed, "command": self.command, "hardware": hardware}
         self._run |= {"experiment": experiment, "scale": scale}
         self._swept, self._published, self._role = swept or {}, published, role or data
 
@@ -92,7 +94,7 @@ class Report:
     def figure(self, name: str, figure: Figure) -> Path:
         """Save ``figure`` as ``name``.png and in the other formats, with the command that made it, and return the PNG's path."""
         for suffix in self.formats:
-            metadata = _METADATA[suffix](str(self._run["command"]))
+            metadata = _METADATA[suffix](self.command)
             _write(
                 self.folder / f"{name}.{suffix}",
                 lambda part, suffix=suffix, metadata=metadata: figure.savefig(part, format=suffix, metadata=metadata),

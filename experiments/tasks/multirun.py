@@ -22,7 +22,7 @@ _started: list[Path] = []
 
 
 class MultirunReport(Callback):
-    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, and print them as one table.
+    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, print them as one table, and write a page.
 
     If jobs failed, the process then exits with their errors.
     """
@@ -30,7 +30,7 @@ class MultirunReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         _started[:] = [folder]
-        for path in (folder / "rows.jsonl", *folder.rglob(FAILURE)):
+        for path in (folder / "rows.jsonl", folder / "index.html", *folder.rglob(FAILURE)):
             path.unlink(missing_ok=True)  # of an earlier multirun with the same folder
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -58,7 +58,8 @@ def record_failure(error: Exception) -> None:
         message += "\n" + "".join(traceback.format_exception(error)).rstrip()
     print(f"error in job {hydra.job.num}: {message}", file=sys.stderr, flush=True)
     (folder / FAILURE).write_text(message + "\n", encoding="utf-8")
-    (folder / "rows.jsonl").unlink(missing_ok=True)  # of an earlier multirun with the same folder
+    for name in ("rows.jsonl", "index.html"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier multirun with the same folder
 
 
 @contextmanager
@@ -84,15 +85,20 @@ def finished_jobs_reported() -> Iterator[None]:
 def _report(folder: Path) -> None:
     from rich.console import Console
 
-    from experiments.report.report import merge, write_rows
+    from experiments.report.page.sweep import write_sweep_page
+    from experiments.report.report import command_line, jobs_of, merge, write_rows
     from experiments.report.tables import print_rows
 
-    if rows := merge(folder):
+    rows = merge(folder)
+    console = Console()
+    if rows:
         path = write_rows(folder, rows)
-        console = Console()
         console.rule("all jobs")
         print_rows(rows, console)
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    page = write_sweep_page(folder, jobs_of(folder, "rows.jsonl", FAILURE), rows, _errors(folder), command_line())
+    if page is not None:
+        console.print(str(page), markup=False, highlight=False, soft_wrap=True)
 
 
 def _failures(folder: Path) -> list[str]:
@@ -102,8 +108,14 @@ def _failures(folder: Path) -> list[str]:
     jobs = jobs_of(folder, "rows.jsonl", FAILURE)
     swept = dict(zip(jobs, swept_settings(jobs), strict=True))
     lines = []
-    for job in (job for job in jobs if (job / FAILURE).exists()):
+    for job, error in _errors(folder).items():
         settings = " ".join(f"{name}={value}" for name, value in swept[job].items())
-        first = (job / FAILURE).read_text(encoding="utf-8").partition("\n")[0]
-        lines.append(f"job {job.relative_to(folder)}{f' ({settings})' if settings else ''}: {first}")
+        lines.append(f"job {job.relative_to(folder)}{f' ({settings})' if settings else ''}: {error}")
     return lines
+
+
+def _errors(folder: Path) -> dict[Path, str]:
+    """Return the first line of the error of each job that failed, by the folder of the job."""
+    from experiments.report.report import jobs_of
+
+    return {job: (job / FAILURE).read_text(encoding="utf-8").partition("\n")[0] for job in jobs_of(folder, FAILURE)}
