@@ -1,5 +1,6 @@
 """The section on issues: one sentence for each check, whether it found something, and the images that it is about."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,33 +41,40 @@ class Check:
     found: bool
     sentence: str
     groups: Sequence[Group] = ()
+    images: str = "The images"
 
 
-def checks(sets: Sequence[Ranked], shown: Shown) -> list[Check]:
-    """All checks of the training images, the queries and the scores of a run."""
+def checks(sets: Sequence[Ranked], shown: Shown) -> tuple[list[Check], list[dict[str, Any]]]:
+    """All checks of the training images, the queries and the scores of a run, those that found something first.
+
+    The second value has, for each kind of queries, the matrix of rank correlations as text.
+    """
     train = sets[0].attributions.train
-    found = [*_duplicates(train, issues.duplicates(train, shown.of(train)), shown)]
+    hashes = list(issues.digests(train))
+    found, tables = _duplicates(train, issues.duplicates(train, hashes, shown.of(train)), shown), []
     for of_kind in sets:
-        found += [*_in_training(of_kind), *_not_finite(of_kind), _general(of_kind, shown), *_agreement(of_kind)]
-    return sorted(found, key=lambda check: not check.found)
+        found += [*_in_training(of_kind, hashes), *_not_finite(of_kind)]
+        if of_kind.rankings:
+            found.append(_general(of_kind, shown))
+        if (agreement := issues.agreement(of_kind)) is not None:
+            found.append(_agreement(of_kind.attributions.kind, agreement))
+            tables.append(_agreement_table(of_kind.attributions.kind, agreement))
+    return sorted(found, key=lambda check: not check.found), tables
 
 
-def agreement_tables(sets: Sequence[Ranked]) -> list[dict[str, Any]]:
-    """For each kind of queries the matrix of rank correlations as text; ``share``, from 0 to 1, says how dark a cell is."""
-    tables = []
-    for of_kind in sets:
-        if (found := issues.agreement(of_kind)) is not None:
-            lines = [(label, list(map(_correlation, row))) for label, row in zip(found.labels, found.correlation, strict=True)]
-            kind, queries = of_kind.attributions.kind, _counted(found.queries, "query", "queries")
-            title = f"Agreement of estimators, {kind}: Spearman's correlation over training images, mean over {queries}"
-            tables.append({"title": title, "labels": found.labels, "lines": lines})
-    return tables
+def _agreement_table(kind: str, found: Agreement) -> dict[str, Any]:
+    """The matrix of rank correlations; ``share``, from 0 to 1, says how dark a cell is."""
+    lines = [(label, [_correlation(value) for value in row]) for label, row in zip(found.labels, found.correlation, strict=True)]
+    queries = _counted(found.queries, "query", "queries")
+    title = f"Agreement of estimators, {kind}: Spearman's correlation over training images, mean over {queries}"
+    return {"title": title, "labels": found.labels, "lines": lines}
 
 
 def _correlation(value: float) -> dict[str, Any]:
-    known = value == value
-    share = round(max(0.0, value), 2) if known else 0
-    return {"text": f"{value:.2f}" if known else "–", "share": share, "low": bool(known and value < AGREEMENT)}
+    if not math.isfinite(value):
+        return {"text": "–", "share": 0, "low": False}
+    text = f"{round(float(value), 2) + 0.0:.2f}"  # no negative zero
+    return {"text": text, "share": round(max(0.0, float(value)), 2), "low": bool(value < AGREEMENT)}
 
 
 def _duplicates(train: Images, found: Duplicates, shown: Shown) -> list[Check]:
@@ -96,9 +104,9 @@ def _pictures(train: Images, groups: Sequence[Sequence[int]], shown: Shown) -> l
     return made
 
 
-def _in_training(of_kind: Ranked) -> list[Check]:
+def _in_training(of_kind: Ranked, hashes: Sequence[bytes]) -> list[Check]:
     attributions = of_kind.attributions
-    if not (equal := issues.equal_to_training(attributions)):
+    if not (equal := issues.equal_to_training(attributions.queries, hashes)):
         return []
     queries, rows = attributions.queries, [row for row, _ in equal[:SHOWN]]
     captions = [f"query #{queries.index[row]} = image #{attributions.train.index[position]}" for row, position in equal[:SHOWN]]
@@ -119,29 +127,28 @@ def _general(of_kind: Ranked, shown: Shown) -> Check:
         return Check(False, f"No training image is among the top {issues.GENERAL_TOP} of many {attributions.kind} queries.")
     names = ", ".join(f"{one.label} ({len(one.positions)})" for one in found)
     sentence = (
-        f"Generally influential images, among the top {found[0].top} of more than {GENERAL_SHARE:.0%} of "
-        f"{found[0].queries:,} {attributions.kind} queries: {names}. They say little about a single query."
+        f"Generally influential images, among the top {found[0].top} of more than {GENERAL_SHARE:.0%} of {found[0].queries:,} "
+        f"{attributions.kind} queries and more often than by chance: {names}. They say little about a single query."
     )
-    return Check(True, sentence, [_general_group(attributions.train, one, shown) for one in found])
+    groups = [_general_group(attributions.train, one, shown) for one in found]
+    return Check(True, sentence, groups, "The images: id × number of queries")
 
 
 def _general_group(train: Images, found: General, shown: Shown) -> Group:
     captions = [
-        f"#{train.index[position]}: {count}" for position, count in zip(found.positions[:SHOWN], found.counts, strict=False)
+        f"#{train.index[position]} × {count}" for position, count in zip(found.positions[:SHOWN], found.counts, strict=False)
     ]
     left = len(found.positions) - SHOWN
-    title = f"{found.label}: id, and the number of queries"
-    return Group(_thumbnails(train, found.positions[:SHOWN], captions, shown), title, f"and {left:,} more" if left > 0 else None)
+    more = f"and {left:,} more" if left > 0 else None
+    return Group(_thumbnails(train, found.positions[:SHOWN], captions, shown), found.label, more)
 
 
-def _agreement(of_kind: Ranked) -> list[Check]:
-    if (found := issues.agreement(of_kind)) is None:
-        return []
-    kind, below = of_kind.attributions.kind, f"a mean rank correlation below {AGREEMENT}"
+def _agreement(kind: str, found: Agreement) -> Check:
+    below = f"a mean rank correlation below {AGREEMENT}"
     sentences = _sentences(found)
     if not sentences:
-        return [Check(False, f"No two estimators have {below} for {kind} queries.")]
-    return [Check(True, f"Estimators that disagree for {kind} queries, with {below}: {'; '.join(sentences)}.")]
+        return Check(False, f"No two estimators have {below} for {kind} queries.")
+    return Check(True, f"Estimators that disagree for {kind} queries, with {below}: {'; '.join(sentences)}.")
 
 
 def _sentences(found: Agreement) -> list[str]:

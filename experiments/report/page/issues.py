@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from attribution.images import Images
 from experiments.metrics.ranking import generally_influential, mean_ranks
-from experiments.report.attributions import Attributions
 from experiments.report.page.explorer import Ranked
 
 SAME = 0.02
 """The largest root-mean-square difference of nearly equal images, as a share of the range of pixels."""
-GENERAL_TOP, GENERAL_SHARE, GENERAL_LEAST = 10, 0.1, 3
-"""An image among the top GENERAL_TOP of more than GENERAL_SHARE of the queries, and of at least GENERAL_LEAST, is general."""
+GENERAL_TOP, GENERAL_SHARE, CHANCE = 10, 0.1, 0.01
+"""An image among the top GENERAL_TOP of more than GENERAL_SHARE of the queries is general, unless so many would have any such
+image with a probability above CHANCE if every query drew its top at random."""
 AGREEMENT = 0.2
 """Estimators with a mean rank correlation below it disagree."""
 _PRODUCTS, _RANKS, _BLOCK = 2e10, 2_000_000, 1024
@@ -71,13 +72,13 @@ class Agreement:
         return sorted(pairs, key=lambda pair: pair[2])
 
 
-def duplicates(train: Images, first: Sequence[int]) -> Duplicates:
-    """Search for equal images in ``train`` as they are shown, and for nearly equal ones.
+def duplicates(train: Images, hashes: Sequence[bytes], first: Sequence[int]) -> Duplicates:
+    """Search for equal images in ``train``, by their ``hashes`` from :func:`digests`, and for nearly equal ones.
 
     If there are too many images to compare all pairs, the ``first`` ones are compared, such as those on a page.
     """
     by_digest: dict[bytes, list[int]] = {}
-    for position, digest in enumerate(digests(train)):
+    for position, digest in enumerate(hashes):
         by_digest.setdefault(digest, []).append(position)
     equal = [group for group in by_digest.values() if len(group) > 1]
     most = max(2, int((_PRODUCTS / np.prod(train.shape)) ** 0.5))
@@ -86,12 +87,10 @@ def duplicates(train: Images, first: Sequence[int]) -> Duplicates:
     return Duplicates(equal, _near(train, [row for row in rows if row not in repeated]), len(rows))
 
 
-def equal_to_training(attributions: Attributions) -> list[tuple[int, int]]:
-    """Rows of queries that equal a training image, with the position of the first such image."""
-    positions: dict[bytes, int] = {}
-    for position, digest in enumerate(digests(attributions.train)):
-        positions.setdefault(digest, position)
-    return [(row, positions[digest]) for row, digest in enumerate(digests(attributions.queries)) if digest in positions]
+def equal_to_training(queries: Images, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Rows of queries that equal a training image, with the position of the first such image, by the ``hashes`` of these."""
+    positions = {digest: position for position, digest in reversed(list(enumerate(hashes)))}
+    return [(row, positions[digest]) for row, digest in enumerate(digests(queries)) if digest in positions]
 
 
 def digests(images: Images) -> Iterator[bytes]:
@@ -107,13 +106,19 @@ def general(of_kind: Ranked) -> list[General]:
     found = []
     for ranking in of_kind.rankings:
         top = ranking.proponents[:, :GENERAL_TOP]
-        counts = np.bincount(top.ravel())
-        positions = [p for p in generally_influential(top, GENERAL_SHARE).tolist() if counts[p] >= GENERAL_LEAST]
+        counts, least = np.bincount(top.ravel()), _beyond_chance(*top.shape, len(of_kind.attributions.train))
+        positions = [p for p in generally_influential(top, GENERAL_SHARE).tolist() if counts[p] >= least]
         positions.sort(key=lambda position: (-counts[position], position))
         if positions:
             numbers = [int(counts[position]) for position in positions]
             found.append(General(ranking.label, positions, numbers, top.shape[1], len(top)))
     return found
+
+
+def _beyond_chance(queries: int, k: int, N: int) -> int:
+    """The least number of queries that would have any image among their random top ``k`` with a probability of at most CHANCE."""
+    probabilities = N * stats.binom.sf(np.arange(-1, queries), queries, k / N)  # of at least 0, 1, ... queries
+    return int(np.count_nonzero(probabilities > CHANCE))
 
 
 def agreement(of_kind: Ranked) -> Agreement | None:

@@ -7,9 +7,9 @@ from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, Layout, words
 
 LEVELS = {
-    "random": "what scores without information give on average.",
-    "maximum": "the largest value that is possible.",
-    "ceiling": "about what a perfect predictor would reach, because the measurements that it predicts are noisy themselves.",
+    "random": "what scores without information give on average; a thin line.",
+    "maximum": "the largest value that is possible; a dotted line.",
+    "ceiling": "about what a perfect predictor would reach, as what it predicts is measured with noise; a dashed line.",
 }
 """What each reference level is."""
 
@@ -100,18 +100,24 @@ def metric_meaning(metric: str) -> str | None:
     return next((text for pattern, text in _METRICS.items() if re.fullmatch(pattern, metric)), None)
 
 
-def meanings(layout: Layout) -> list[tuple[str, str]]:
-    """What the columns, the reference lines and the levels of a table mean: pairs of a term and a sentence.
+def meanings(layouts: Sequence[Layout]) -> list[tuple[str, str]]:
+    """What the columns, the reference lines and the levels of tables mean: pairs of a term and a sentence.
 
     Columns that differ in a number only, such as ``precision@10`` and ``precision@50``, have one sentence.
     """
     found: dict[str, list[str]] = {}
-    for metric in layout.metrics:
+    for metric in dict.fromkeys(metric for layout in layouts for metric in layout.metrics):
         if (text := metric_meaning(metric)) is not None:
             found.setdefault(text, []).append(words(metric))
     terms = [(", ".join(names), text) for text, names in found.items()]
-    terms += _lines([row for line in layout.lines for row in line.rows.values()])
-    return terms + [(REFERENCES[reference], LEVELS[reference]) for reference in layout.levels]
+    terms += _lines([row for layout in layouts for line in layout.lines for row in line.rows.values()])
+    return terms + [(name, LEVELS[level]) for level, name in REFERENCES.items() if any(level in one.levels for one in layouts)]
+
+
+def captions(layouts: Sequence[Layout]) -> list[tuple[str, str]]:
+    """The captions of tables as pairs of a term and a sentence, such as "in brackets" and the kind of interval."""
+    lines = dict.fromkeys(line for layout in layouts for caption in layout.captions for line in caption.splitlines())
+    return [(term, text) for term, _, text in (line.partition(": ") for line in lines)]
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -9,15 +9,14 @@ from PIL import Image
 
 from experiments.report.attributions import Attributions
 from experiments.report.page import thumbnails
-from experiments.report.page.checks import agreement_tables, checks
+from experiments.report.page.checks import checks
 from experiments.report.page.explorer import Ranked, Shown, explorer, ranked
 from experiments.report.page.issues import GENERAL_SHARE, GENERAL_TOP, general
 from experiments.report.page.meanings import figure_caption
 from experiments.report.page.render import render
-from experiments.report.page.tables import html_table
+from experiments.report.page.tables import tables
 from experiments.report.report import FILE, Report
 from experiments.report.row import Row
-from experiments.report.tables import layouts
 
 NAME = "index.html"
 FIGURE_BYTES = 8_000_000
@@ -36,16 +35,18 @@ def write_page(report: Report, config: str, provenance: Mapping[str, Any]) -> Pa
     values = _explored(sets, shown) if any(of_kind.rankings for of_kind in sets) else {"explorer": None}
     for attributions in report.attributions:
         _save_images(report.folder, attributions, shown)
+    found, agreements = checks(sets, shown) if sets else ([], [])
     has_scores = values["explorer"] is not None
     text = render(
         "run.html.j2",
         title=title_of(report.rows, report.data),
         command=report.command,
         warnings=report.warnings,
-        tables=[html_table(layout) for layout in layouts(report.rows)],
-        checks=checks(sets, shown) if sets else [],
-        agreements=agreement_tables(sets),
-        general_note=f"A dot: generally influential, among the top {GENERAL_TOP} of more than {GENERAL_SHARE:.0%} of the queries.",
+        **tables(report.rows),
+        checks=found,
+        agreements=agreements,
+        general_note=f"A dot: generally influential, among the top {GENERAL_TOP} of more than {GENERAL_SHARE:.0%} of the queries, "
+        "and of more than by chance.",
         drawn=figures(_last(report.figures, "proponents" if has_scores else None), report.folder, report.in_formats),
         files=[(path.name, quote(path.name)) for path in (report.folder / FILE, *report.tables)],
         versions=_versions(provenance),

@@ -7,10 +7,9 @@ from urllib.parse import quote
 
 from experiments.report.page.page import NAME, figures, save_page, title_of
 from experiments.report.page.render import render
-from experiments.report.page.tables import html_table
+from experiments.report.page.tables import tables
 from experiments.report.report import FILE, swept_settings
 from experiments.report.row import Row
-from experiments.report.tables import layouts
 
 
 def write_sweep_page(
@@ -31,7 +30,7 @@ def write_sweep_page(
         command=command,
         settings=names,
         jobs=[_job(folder, job, [of_job.get(n, "") for n in names], failures) for job, of_job in zip(jobs, settings, strict=True)],
-        tables=[html_table(layout) for layout in layouts(rows)],
+        **tables(rows),
         drawn=figures(sorted(folder.glob("*.png")), folder),
         files=[(FILE, FILE)] if rows else [],
     )

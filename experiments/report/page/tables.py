@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from experiments.report.page.meanings import meanings
+from experiments.report.page.meanings import captions, meanings
 from experiments.report.row import Row
-from experiments.report.tables import REFERENCES, Layout, Line, number, words
+from experiments.report.tables import REFERENCES, Layout, Line, layouts, number, words
 
 Axis = tuple[float, float]
 
@@ -43,8 +44,12 @@ class HTMLTable:
     groups: Sequence[Sequence[tuple[Sequence[str], Sequence[Cell | None]]]]
     axes: Sequence[Sequence[Sequence[Level] | None]]
     levels: Mapping[str, Sequence[str]]
-    captions: Sequence[str]
-    meanings: Sequence[tuple[str, str]]
+
+
+def tables(rows: Sequence[Row]) -> dict[str, Any]:
+    """All ``tables`` of rows with their ``meanings`` and ``captions``, pairs of a term and a sentence."""
+    found = layouts(rows)
+    return {"tables": list(map(html_table, found)), "meanings": meanings(found), "captions": captions(found)}
 
 
 def html_table(layout: Layout) -> HTMLTable:
@@ -62,8 +67,6 @@ def html_table(layout: Layout) -> HTMLTable:
         groups=groups,
         axes=axes,
         levels={REFERENCES[reference]: texts for reference, texts in layout.levels.items()},
-        captions=[line for caption in layout.captions for line in caption.splitlines()],
-        meanings=meanings(layout),
     )
 
 

@@ -188,7 +188,7 @@
   function picker() {
     const all = state.view === "query" ? kinds[state.kind].queries : train;
     const found = candidates(), box = $("picker"), key = JSON.stringify([state.view, state.kind, $("find").value]);
-    $("find-label").textContent = state.view === "query" ? "Find a query by id, name or label" : "Find a training image by id, name or label";
+    $("find-label").textContent = `Find ${VIEWS[state.view]}: id, name or label`;
     if (drawnPicker !== key) {
       drawnPicker = key;
       const count = state.view === "image" ? numberServed(state.kind) : null;
@@ -201,7 +201,7 @@
       const kind = kinds[state.kind];
       const missing = state.view === "query" ? kind.count - kind.queries.length : 0;
       $("picker-note").textContent = [
-        state.view === "query" ? counted(found.length, "query", "queries") : `${counted(found.length, "image")} among the top of a query`,
+        state.view === "query" ? counted(found.length, "query", "queries") : `${counted(found.length, "image")} listed for a query`,
         found.length > MOST_PICKS ? `the first ${MOST_PICKS} are shown` : null,
         missing > 0 ? `${counted(missing, "more query", "more queries")} only in the files of scores` : null,
       ].filter(Boolean).join("; ");
@@ -271,18 +271,21 @@
           image.file ? element("a", { href: image.file, class: "note" }, "image file") : null)));
   }
 
+  /** Whether even the first score of a side has the other side's sign. */
+  const none = (side, scores) => (side === "proponents" ? scores[0] <= 0 : scores[0] >= 0);
+
   const described = (image) => [image.name && image.name !== String(image.id) ? image.name : null, image.label === undefined ? null : `label ${image.label}`].filter(Boolean).join(" · ");
 
   function queryPanel() {
     const kind = kinds[state.kind], query = kind.queries[state.query], rows = shownOf(kind);
     const title = `Query #${query.id}`;
-    return [subject(query, title, [described(query)]), ...rows.map((estimator, row) => {
+    return [subject(query, title, [described(query)]), ...rows.map((estimator) => {
       const largest = Math.max(...SIDES.flatMap(([, values]) => estimator[values][state.query].map(Math.abs)), Number.MIN_VALUE);
       const general = new Set(estimator.general);
       return element("section", { class: "estimator", "aria-label": estimator.label },
         element("h4", {}, estimator.label),
         element("div", { class: "sides" }, ...SIDES.map(([side, values, name, which]) => element("div", {},
-          element("h5", { class: row ? "" : "first" }, element("b", { class: values }, name), ` · ${which} first`),
+          element("h5", {}, element("b", { class: values }, name), none(side, estimator[values][state.query]) ? ` · none; ${which}` : ` · ${which} first`),
           element("ol", { class: "strip-of-images" }, ...estimator[side][state.query].slice(0, state.top).map((place, rank) => {
             const image = train[place], value = estimator[values][state.query][rank];
             const label = `Training image ${full(image)}, score ${score(value)}, ${side} rank ${rank + 1}${general.has(place) ? ", generally influential" : ""}. Show the queries it serves`;
@@ -312,7 +315,7 @@
             found.length ? element("ol", { class: "strip-of-images" }, ...found.slice(0, MOST_SERVED).map((one) => {
               const query = kind.queries[one.query];
               const label = `Query ${full(query)}, score ${score(one.score)}, ${side} rank ${one.rank + 1}. Show its training images`;
-              return element("li", {}, thumb(query, [[`score ${one.score < 0 ? "down" : "up"}`, score(one.score)], ["caption", `${caption(query)} · ${one.rank + 1}`]], null, label,
+              return element("li", {}, thumb(query, [[`score ${one.score < 0 ? "down" : "up"}`, score(one.score)], ["caption", caption(query)], ["caption", `rank ${one.rank + 1}`]], null, label,
                 () => goTo({ view: "query", query: one.query })));
             })) : element("p", {}, "none"),
             more > 0 ? element("p", {}, `and ${counted(more, "more query", "more queries")}`) : null);
