@@ -106,7 +106,7 @@ def general(of_kind: Ranked) -> list[General]:
     found = []
     for ranking in of_kind.rankings:
         top = ranking.proponents[:, :GENERAL_TOP]
-        counts, least = np.bincount(top.ravel()), _beyond_chance(*top.shape, len(of_kind.attributions.train))
+        counts, least = np.bincount(top.ravel()), _beyond_chance(len(top), top.shape[1], len(of_kind.attributions.train))
         positions = [p for p in generally_influential(top, GENERAL_SHARE).tolist() if counts[p] >= least]
         positions.sort(key=lambda position: (-counts[position], position))
         if positions:
