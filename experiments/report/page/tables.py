@@ -7,17 +7,18 @@ from typing import Any
 
 from experiments.report.page.meanings import captions, meanings
 from experiments.report.row import Row
-from experiments.report.tables import REFERENCES, Layout, Line, layouts, number, words
+from experiments.report.tables import REFERENCES, Layout, Line, layouts, number, published_text, words
 
 Axis = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number and the ends of its interval as text, and their places on the axis in per cent; None without a number."""
+    """A number, the ends of its interval and a published number as text; places on the axis in per cent, None without a number."""
 
     value: str
     interval: str | None
+    published: str
     place: float | None
     low: float | None
     high: float | None
@@ -34,6 +35,7 @@ class Level:
 @dataclass(frozen=True)
 class HTMLTable:
     """A table of a page. ``groups`` are the lines about estimators and those about differences; each has a cell per metric.
+    ``published`` says which metrics have a second column, of the numbers of a paper.
 
     ``axes`` has, for both groups, the levels on the axis of each metric; None where a column has no axis.
     """
@@ -41,6 +43,7 @@ class HTMLTable:
     title: str
     columns: Sequence[str]
     metrics: Sequence[str]
+    published: Sequence[bool]
     groups: Sequence[Sequence[tuple[Sequence[str], Sequence[Cell | None]]]]
     axes: Sequence[Sequence[Sequence[Level] | None]]
     levels: Mapping[str, Sequence[str]]
@@ -64,6 +67,7 @@ def html_table(layout: Layout) -> HTMLTable:
         title=layout.title,
         columns=["estimator", *layout.settings, *layout.effort],
         metrics=[words(metric) for metric in layout.metrics],
+        published=[metric in layout.published for metric in layout.metrics],
         groups=groups,
         axes=axes,
         levels={REFERENCES[reference]: texts for reference, texts in layout.levels.items()},
@@ -105,7 +109,7 @@ def _cell(row: Row | None, axis: Axis | None) -> Cell | None:
     estimate = row.estimate
     ends = f"{number(estimate.low)}, {number(estimate.high)}" if estimate.has_interval else None
     places = (_place(value, axis) for value in (estimate.value, estimate.low, estimate.high))
-    return Cell(number(estimate.value), ends, *places)
+    return Cell(number(estimate.value), ends, published_text(row), *places)
 
 
 def _place(value: float, axis: Axis | None) -> float | None:
