@@ -138,5 +138,5 @@ def descriptions(images: Images, rows: Sequence[int], folder: str | None) -> lis
 
 
 def _rounded(score: float) -> float:
-    """A score with four digits."""
-    return float(f"{score:.4g}")
+    """A score with six digits."""
+    return float(f"{score:.6g}")

@@ -82,7 +82,7 @@ def duplicates(train: Images, hashes: Sequence[bytes], first: Sequence[int]) -> 
         by_digest.setdefault(digest, []).append(position)
     equal = [group for group in by_digest.values() if len(group) > 1]
     most = max(2, int((_PRODUCTS / np.prod(train.shape)) ** 0.5))
-    rows = range(len(train)) if len(train) <= most else sorted(first)[:most]
+    rows = range(len(train)) if len(train) <= most else sorted(list(first)[:most])
     repeated = {position for group in equal for position in group[1:]}
     return Duplicates(equal, _near(train, [row for row in rows if row not in repeated]), len(rows))
 
