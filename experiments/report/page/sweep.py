@@ -40,4 +40,4 @@ def write_sweep_page(
 def _job(folder: Path, job: Path, values: Sequence[Any], failures: Mapping[Path, str]) -> dict[str, Any]:
     name = job.relative_to(folder).as_posix()
     href = f"{quote(name)}/{NAME}" if (job / NAME).exists() else None
-    return {"name": name, "values": list(map(str, values)), "failure": failures.get(job), "href": href}
+    return {"name": name, "cells": list(map(str, values)), "failure": failures.get(job), "href": href}

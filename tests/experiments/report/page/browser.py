@@ -36,8 +36,8 @@ addEventListener("load", async () => {
 def read(path: Path, script: str, hash: str = "", *arguments: str) -> Any:
     """Open the page at ``hash``, run the body of an asynchronous function in it, and return what it returns.
 
-    The body has ``$``, ``$$``, ``wait`` and ``press`` (a key, for the element that has the focus). The page's policy, which allows no
-    other script than its own, is taken off for it.
+    The body has ``$``, ``$$``, ``wait`` and ``press`` (a key, for the element that has the focus). The page's policy, which
+    allows no other script than its own, is taken off for it.
     """
     text = path.read_text(encoding="utf-8")
     text, policies = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)

@@ -54,7 +54,7 @@ def test_a_training_image_has_the_queries_that_it_serves(tmp_path):
 
 
 def test_the_hash_holds_the_state(tmp_path):
-    """Claim: every choice is in the hash; another hash, and the browser's back, change the page; a bad one shows the first query."""
+    """Claim: every choice is in the hash; another hash, and the browser's back, change the page; a bad one is the first query."""
     sets = [attributions(4, 40), attributions(3, 40, kind="generated", seed=5)]
     path = page(tmp_path, *sets)
     ids, other = sets[0].queries.index.tolist(), sets[1].queries.index.tolist()

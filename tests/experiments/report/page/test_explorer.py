@@ -21,7 +21,7 @@ def pixels_of(uri: str) -> np.ndarray:
 
 
 def test_every_query_has_its_proponents_and_opponents(tmp_path):
-    """Claim: for both kinds of queries and each estimator, ids, order and scores are those of a full sort; images are the pixels."""
+    """Claim: for both kinds of queries and each estimator, ids, order and scores are those of a full sort; images are pixels."""
     sets = [attributions(5, 50), attributions(3, 50, ("raw", "other", "third"), kind="generated", seed=7)]
     data = data_of(page(tmp_path, *sets))
     assert [kind["name"] for kind in data["kinds"]] == ["validation", "generated"]

@@ -89,7 +89,7 @@ def test_a_page_says_what_was_run_and_what_came_out(tmp_path):
 
 
 def test_a_page_needs_nothing_from_elsewhere(tmp_path):
-    """Claim: no address of the network, no file for images or scripts; the policy of the page allows its own script and no other."""
+    """Claim: no address of the network, no file for images or scripts; the page's policy allows its own script only."""
     text = page(tmp_path, attributions()).read_text()
     parsed = Checked(text)
     assert not re.search(r"(?:https?:|//)[a-z0-9.-]+\.[a-z]{2,}", re.sub(r"base64,[^\"]*", "", text))
