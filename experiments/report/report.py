@@ -93,6 +93,7 @@ class Report:
 
     def figure(self, name: str, figure: Figure) -> Path:
         """Save ``figure`` as ``name``.png and in the other formats, with the command that made it, and return the PNG's path."""
+        figure.suppressComposite = True  # composing hundreds of thumbnails to one image would take seconds in vector formats
         for suffix in self.formats:
             metadata = _METADATA[suffix](self.command)
             _write(

@@ -1,9 +1,10 @@
 """Hydra multiruns (``python run.py -m ...``): a job that fails does not end the others, and all rows make one table."""
 
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ FAILURE = "error.txt"
 
 _started: list[Path] = []
 """The folder of the multirun that this process has started and not ended."""
+_arguments: list[str] = []
+"""The arguments of the command line."""
 
 
 class MultirunReport(Callback):
@@ -63,12 +66,14 @@ def record_failure(error: Exception) -> None:
 
 
 @contextmanager
-def finished_jobs_reported() -> Iterator[None]:
+def finished_jobs_reported(arguments: Sequence[str] = ()) -> Iterator[None]:
     """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed.
 
+    ``arguments`` are those of the command line, before they were rewritten for Hydra; they are shown on the page of the sweep.
     The error of the launcher is then an OSError with the errors of the jobs that failed before.
     """
     _started.clear()
+    _arguments[:] = arguments
     try:
         yield
     except Exception as error:
@@ -86,17 +91,18 @@ def _report(folder: Path) -> None:
     from rich.console import Console
 
     from experiments.report.page.sweep import write_sweep_page
-    from experiments.report.report import command_line, jobs_of, merge, write_rows
+    from experiments.report.report import jobs_of, merge, write_rows
     from experiments.report.tables import print_rows
 
     rows = merge(folder)
+    command = shlex.join(["python", "run.py", *_arguments])
     console = Console()
     if rows:
         path = write_rows(folder, rows)
         console.rule("all jobs")
         print_rows(rows, console)
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-    page = write_sweep_page(folder, jobs_of(folder, "rows.jsonl", FAILURE), rows, _errors(folder), command_line())
+    page = write_sweep_page(folder, jobs_of(folder, "rows.jsonl", FAILURE), rows, _errors(folder), command)
     if page is not None:
         console.print(str(page), markup=False, highlight=False, soft_wrap=True)
 

@@ -173,6 +173,7 @@ def test_a_sweep_trains_once(tmp_path):
     assert len([p for p in (tmp_path / "store" / "TrainedModel").iterdir() if p.is_dir()]) == 1
     assert printed.splitlines()[-1] == str(tmp_path / "sweep" / "index.html")
     page = (tmp_path / "sweep" / "index.html").read_text()
+    assert " estimator.checkpoints=2 " in page  # as it was typed
     assert all(f'href="{job}/index.html"' in page and (tmp_path / "sweep" / str(job) / "index.html").exists() for job in range(4))
     joined = rows(tmp_path / "sweep")
     assert {(row["estimator"], row["swept"]["estimator.draws.n"]) for row in joined} == {

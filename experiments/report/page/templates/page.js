@@ -122,7 +122,8 @@
   const sign = (text) => text.replace("-", "−");
   function score(value) {
     const size = Math.abs(value);
-    const digits = value === 0 || (size >= 0.01 && size < 1000) ? (size >= 100 ? value.toFixed(0) : value.toFixed(2)) : value.toExponential(1);
+    const places = size >= 100 ? 0 : size >= 10 ? 1 : 2;
+    const digits = value === 0 || (size >= 0.01 && size < 1000) ? value.toFixed(places) : value.toExponential(1);
     return sign(value > 0 ? `+${digits}` : digits);
   }
   const caption = (image) => (image.name && !image.name.endsWith(`/${image.id}`) ? image.name.split("/").pop() : `#${image.id}`);

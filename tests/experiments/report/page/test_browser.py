@@ -22,6 +22,7 @@ return { hash: location.hash, title: $("#subject-title").textContent, sections }
 
 
 def text(score: float) -> str:
+    assert 0.01 <= abs(score) < 9.99
     return f"{float(f'{score:.6g}'):+.2f}".replace("-", "−")
 
 
