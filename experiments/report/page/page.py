@@ -66,9 +66,10 @@ def save_page(folder: Path, text: str) -> Path:
 
 
 def title_of(rows: Sequence[Row], data: str) -> str:
-    """The benchmarks and the data of rows, such as "lds on digits"."""
-    benchmarks = dict.fromkeys(row.benchmark for row in rows)
-    return f"{', '.join(benchmarks) or 'figures'} on {data}"
+    """The benchmarks and the data of rows, such as "lds on digits"; tables that a benchmark has beside its own are left out."""
+    names = dict.fromkeys(row.benchmark for row in rows)
+    own = [name for name in names if not any(name != other and name.startswith(other) for other in names)]
+    return f"{', '.join(own) or 'figures'} on {data}"
 
 
 def figures(paths: Iterable[Path], folder: Path, formats: Any = None) -> list[dict[str, Any]]:

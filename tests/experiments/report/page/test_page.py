@@ -189,6 +189,13 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert "a paper, table 1" in text.text
 
 
+def test_titles_name_benchmarks_and_not_their_further_tables():
+    """Claim: "counterfactual images" is no benchmark of its own beside "counterfactual"."""
+    rows = [replace(ROW, benchmark=name) for name in ("counterfactual", "counterfactual images", "lds", "lds_timesteps_shape")]
+    assert page_module.title_of(rows, "digits") == "counterfactual, lds on digits"
+    assert page_module.title_of([], "digits") == "figures on digits"
+
+
 def test_every_level_has_a_sentence():
     """Claim: no reference level of a table is without its meaning."""
     assert LEVELS.keys() == REFERENCES.keys()
@@ -212,7 +219,7 @@ def test_metrics_of_the_benchmarks_have_a_sentence():
 def test_places_on_axes_are_those_of_the_numbers(tmp_path: Path):
     """Claim: dots, intervals and levels lie where their numbers are between the ends of the column."""
     text = page(tmp_path, rows=[ROW, replace(ROW, subject=Subject("trak"), estimate=Estimate(-25.0))]).read_text()
-    strips = re.findall(r'<span class="strip".*?</span>', html.unescape(text))
+    strips = re.findall(r'<span class="strip">.*?</span>', html.unescape(text))
     assert len(strips) == 2  # the axis reaches from -25 to 75
     assert re.findall(r"left:([\d.]+)%", strips[0]) == ["25.0", "100.0", "65.0", "75.0"]  # random, ceiling, low, value
     assert re.findall(r"right:([\d.]+)%", strips[0]) == ["15.0"]
