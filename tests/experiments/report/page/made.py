@@ -64,6 +64,7 @@ def report(folder: Path, *sets: Attributions, rows: Sequence[Row] = (ROW,), form
 def page(folder: Path, *sets: Attributions, **options: Any) -> Path:
     """The page of such a report."""
     path = write_page(report(folder, *sets, **options), CONFIG, PROVENANCE)
+    assert path is not None
     assert path == folder / "index.html"
     return path
 

@@ -28,6 +28,7 @@ def test_a_sweep_has_a_table_and_links_to_its_jobs(tmp_path):
     rows = [ROW, replace(ROW, subject=Subject("trak"), estimate=Estimate(12.5))]
     rows = [replace(row, data="digits") for row in rows]
     path = write_sweep_page(tmp_path, jobs, rows, {jobs[2]: HOSTILE[0]}, "python run.py -m estimator=kfac,trak,x")
+    assert path is not None
     assert path == tmp_path / "index.html"
     parsed = Checked(path.read_text())
     links = [str(link["href"]) for link in parsed.all("a") if str(link["href"]).endswith("index.html")]
