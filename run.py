@@ -45,8 +45,9 @@ def task(config: DictConfig) -> None:
 
 def main() -> None:
     """Run the command line: one job, or all jobs of a sweep."""
-    sys.argv[1:] = sweepable(sys.argv[1:])
-    with interruption.interruptible(), errors_as_messages(), finished_jobs_reported():
+    arguments = sys.argv[1:]
+    sys.argv[1:] = sweepable(arguments)
+    with interruption.interruptible(), errors_as_messages(), finished_jobs_reported(arguments):
         task()
 
 

@@ -43,6 +43,7 @@ from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.models.experiment import Experiment
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.samples import Samples
+from experiments.report.attributions import Attributions
 from experiments.report.report import Report
 from experiments.report.row import Levels, Row
 
@@ -101,6 +102,8 @@ class Counterfactual(QueryBenchmark):
         for kind, choice in self.queries.items():
             queries = choice.node(experiment)
             removed = [removal for name in estimators if (kind, name) in top for removal in _removed(name, *top[kind, name], get)]
+            scores = {removal.variant.label: removal.variant.scores.values for removal in removed}
+            report.attribute(Attributions(kind, get(queries), get(experiment.train), scores))
             change = Outcome(MEASURED, DELTA, kind, changes[:, removals.place(queries)])
             measured += self._report(change, removed, sets, bootstrap, report)
             if isinstance(queries, Samples):

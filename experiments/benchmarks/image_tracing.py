@@ -14,6 +14,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
+from experiments.benchmarks.proponents import report_proponents
 from experiments.benchmarks.source_precision import precision_rows, source_queries
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
@@ -96,20 +97,21 @@ class ImageTracing(QueryBenchmark):
     def _proponents(
         self, report: Report, name: str, images: Images, train: Images, variants: Sequence[Variant], rows: np.ndarray, label: int
     ) -> None:
-        """Draw the proponents of the first ``self.rows`` queries of one source."""
-        shown = {v.label: v.scores.values for v in variants if v.all_timesteps}
+        """Report the proponents of the queries of one source; the figure has the first ``self.rows`` of them."""
+        shown = {v.label: np.asarray(v.scores.values)[rows] for v in variants if v.all_timesteps}
         others = np.flatnonzero(train.label != label).tolist()
-        figure = figures.proponents(
-            images,
+        report_proponents(
+            report,
+            name,
+            images.take(rows),
             train,
             shown,
-            rows=rows[: self.rows].tolist(),
+            rows=range(min(self.rows, len(rows))),
             top=self.shown,
             neutral=0,
             boxed=dict.fromkeys(shown, others),
             box_caption=f"not of the query's source, {self.sources[label]}",
         )
-        report.figure(f"proponents_{name}", figure)
         foreign = figures.ranks_of_chosen(images, train, shown, rows[: self.rows].tolist(), others, self.shown)
         report.figure(f"other_sources_{name}", foreign)
 

@@ -11,6 +11,7 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
+from experiments.benchmarks.proponents import report_proponents
 from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAINING, SubsetBenchmark, levels
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, subject_of, variants_for
@@ -95,9 +96,7 @@ class LDS(SubsetBenchmark):
             held_out += report.add(self._tuned(kind, swept, measurements, ceiling))
             table += _table(kind, images, variants, per_query)
             shown = {v.label: v.scores.values for v in variants if v.all_timesteps and np.isfinite(v.scores.values).all()}
-            report.figure(
-                f"proponents_{kind}", figures.proponents(images, train, shown, range(min(self.rows, len(images))), self.shown)
-            )
+            report_proponents(report, kind, images, train, shown, range(min(self.rows, len(images))), top=self.shown)
         report.table("lds_of_queries", table)
         values = [row for row in values if row.minus is None]
         tuned = [row for row in held_out if row.metric == HELD_OUT]

@@ -22,6 +22,7 @@ from experiments.benchmarks.variants import Variant, computed, scores_of, subjec
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.distinct import random_sets
 from experiments.models.experiment import Experiment
+from experiments.report.attributions import Attributions
 from experiments.report.report import Report
 from experiments.report.row import Row, Subject
 
@@ -86,6 +87,7 @@ class Normalization(QueryBenchmark):
                 distinct.box_caption(self.shown, self.influential),
             )
             report.figure(f"side_by_side_{kind}", figure)
+            report.attribute(Attributions(kind, images, train, {v.label: v.scores.values for v in columns}))
         rows = [row for row in rows if row.minus is None]
         for k in self.k:
             for name, metric in ((f"distinct_share_{k}", f"distinct_share@{k}"), (f"tracing_{k}", f"precision@{k}")):

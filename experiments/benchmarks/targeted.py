@@ -13,6 +13,7 @@ from experiments import figures
 from experiments.benchmarks import distinct
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.compare import compare
+from experiments.benchmarks.proponents import report_proponents
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
@@ -52,17 +53,16 @@ class Targeted(QueryBenchmark):
             shares += report.add(self._shares(variants, random_sets(len(get(node)), self.n, self.sets, self.seed), kind))
             report.add(self._reliability(variants, kind))
             shown = [v for v in variants if v.all_timesteps]
-            report.figure(
-                f"proponents_{kind}",
-                figures.proponents(
-                    get(node),
-                    train,
-                    {v.label: v.scores.values for v in shown},
-                    rows=range(min(self.rows, len(get(node)))),
-                    top=self.shown,
-                    boxed=distinct.boxes(shown, self.shown, self.influential),
-                    box_caption=distinct.box_caption(self.shown, self.influential),
-                ),
+            report_proponents(
+                report,
+                kind,
+                get(node),
+                train,
+                {v.label: v.scores.values for v in shown},
+                rows=range(min(self.rows, len(get(node)))),
+                top=self.shown,
+                boxed=distinct.boxes(shown, self.shown, self.influential),
+                box_caption=distinct.box_caption(self.shown, self.influential),
             )
         levels = [row for row in shares if row.minus is None]
         report.figure("distinct_share", figures.distinct_share([row for row in levels if row.subject.all_timesteps]))

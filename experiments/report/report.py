@@ -19,11 +19,20 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from experiments.report.attributions import Attributions
 from experiments.report.published import Published
 from experiments.report.row import REQUIRED, Row
 from experiments.report.tables import print_rows
 
 FILE = "rows.jsonl"
+PNG = "png"
+_METADATA = {
+    PNG: lambda command: {"Comment": command},
+    "pdf": lambda command: {"Subject": command, "CreationDate": None},
+    "svg": lambda command: {"Description": command, "Date": None},
+}
+"""The metadata of a figure in each format, with the command that made it and without a date."""
+FORMATS = tuple(_METADATA)
 
 
 class Report:
@@ -31,7 +40,7 @@ class Report:
 
     ``data``, ``seed``, the settings ``swept``, ``command``, ``hardware``, and for a paper's experiment its name and scale, identify
     the run and are added to every row. ``command`` is the command line of this process by default; give it if a launcher started
-    the process.
+    the process. Figures are saved as PNG, and in the other ``formats``.
     ``published`` are numbers of the paper, which are added to the rows that they concern; ``role`` is the data set of the paper
     whose place ``data`` takes.
     """
@@ -48,13 +57,18 @@ class Report:
         scale: str | None = None,
         published: Sequence[Published] = (),
         role: str | None = None,
+        formats: Sequence[str] = (PNG,),
     ):
         self.folder = Path(folder)
+        self.formats = list(dict.fromkeys([PNG, *formats]))
         self.rows: list[Row] = []
+        self.attributions: list[Attributions] = []
         self.figures: list[Path] = []
         self.tables: list[Path] = []
         self.warnings: list[str] = []
-        self._run = {"data": data, "seed": seed, "command": command or command_line(), "hardware": hardware}
+        self.data = data
+        self.command = command or command_line()
+        self._run = {"data": data, "seed": seed, "command": self.command, "hardware": hardware}
         self._run |= {"experiment": experiment, "scale": scale}
         self._swept, self._published, self._role = swept or {}, published, role or data
 
@@ -78,11 +92,25 @@ class Report:
         return row
 
     def figure(self, name: str, figure: Figure) -> Path:
-        """Save ``figure`` as ``name``.png, with the command that made it in its metadata, and return its path."""
-        path = self.folder / f"{name}.png"
-        write_file(path, lambda part: figure.savefig(part, format="png", metadata={"Comment": str(self._run["command"])}))
+        """Save ``figure`` as ``name``.png and in the other formats, with the command that made it, and return the PNG's path."""
+        figure.suppressComposite = True  # composing hundreds of thumbnails to one image would take seconds in vector formats
+        for suffix in self.formats:
+            metadata = _METADATA[suffix](self.command)
+            write_file(
+                self.folder / f"{name}.{suffix}",
+                lambda part, suffix=suffix, metadata=metadata: figure.savefig(part, format=suffix, metadata=metadata),
+            )
+        path = self.folder / f"{name}.{PNG}"
         self.figures.append(path)
         return path
+
+    def in_formats(self, path: Path) -> dict[str, Path]:
+        """The files of the figure that is saved as the PNG ``path``, by format."""
+        return {suffix: path.with_name(f"{path.name.removesuffix(PNG)}{suffix}") for suffix in self.formats}
+
+    def attribute(self, attributions: Attributions) -> None:
+        """Add scores to explore on the page of the run."""
+        self.attributions.append(attributions)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Save ``rows``, mappings with the same keys, as ``name``.csv, and return its path. Without rows, the file is empty."""
@@ -105,7 +133,8 @@ class Report:
         path = write_rows(self.folder, self.rows)
         console = console or Console()
         print_rows(self.rows, console)
-        for line in (*(f"warning: {message}" for message in self.warnings), path, *self.tables, *self.figures):
+        figures = [file for figure in self.figures for file in self.in_formats(figure).values()]
+        for line in (*(f"warning: {message}" for message in self.warnings), path, *self.tables, *figures):
             console.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 

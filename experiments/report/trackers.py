@@ -38,6 +38,10 @@ class Tracker(ABC):
         """Record a PNG that the report saved."""
 
     @abstractmethod
+    def page(self, path: Path) -> None:
+        """Record the page of the run, a self-contained HTML file."""
+
+    @abstractmethod
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         """Record complete curves, such as those of a stored training run; each of ``values`` has one number per step."""
 
@@ -59,6 +63,9 @@ class Local(Tracker):
         pass
 
     def figure(self, name: str, path: Path) -> None:
+        pass
+
+    def page(self, path: Path) -> None:
         pass
 
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
@@ -134,6 +141,13 @@ class Wandb(Tracker):
         import wandb
 
         self.run.log({name: wandb.Image(str(path))})
+
+    def page(self, path: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"page-{self.run.id}", "page")
+        artifact.add_file(str(path))
+        self.run.log_artifact(artifact)
 
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         self.run.define_metric(f"{name}/*", step_metric=f"{name}/step")

@@ -22,7 +22,7 @@ from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, e
 from experiments.tasks.settings import SettingError, build
 from experiments.tasks.suggestions import nearest
 
-NOT_SETTINGS = ("task", "store", "tracker", "hydra", "execution", "hardware", "threads", "workers")
+NOT_SETTINGS = ("task", "store", "report", "tracker", "hydra", "execution", "hardware", "threads", "workers")
 """Groups and settings that choose the task and the place where it runs, and do not change results."""
 SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.draws.train", "estimator.strength")
 """Settings that accept a list; each row names its one value."""

@@ -1,9 +1,10 @@
 """Hydra multiruns (``python run.py -m ...``): a job that fails does not end the others, and all rows make one table."""
 
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ FAILURE = "error.txt"
 
 _started: list[Path] = []
 """The folder of the multirun that this process has started and not ended."""
+_arguments: list[str] = []
+"""The arguments of the command line."""
 
 
 class MultirunReport(Callback):
-    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, print them as one table, and draw figures.
+    """After all jobs, write their rows to one ``rows.jsonl`` in the folder of the sweep, print them, and write figures and a page.
 
     If jobs failed, the process then exits with their errors.
     """
@@ -30,7 +33,7 @@ class MultirunReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         _started[:] = [folder]
-        for path in (folder / "rows.jsonl", *folder.rglob(FAILURE)):
+        for path in (folder / "rows.jsonl", folder / "index.html", *folder.rglob(FAILURE)):
             path.unlink(missing_ok=True)  # of an earlier multirun with the same folder
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -58,16 +61,19 @@ def record_failure(error: Exception) -> None:
         message += "\n" + "".join(traceback.format_exception(error)).rstrip()
     print(f"error in job {hydra.job.num}: {message}", file=sys.stderr, flush=True)
     (folder / FAILURE).write_text(message + "\n", encoding="utf-8")
-    (folder / "rows.jsonl").unlink(missing_ok=True)  # of an earlier multirun with the same folder
+    for name in ("rows.jsonl", "index.html"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier multirun with the same folder
 
 
 @contextmanager
-def finished_jobs_reported() -> Iterator[None]:
+def finished_jobs_reported(arguments: Sequence[str] = ()) -> Iterator[None]:
     """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed.
 
+    ``arguments`` are those of the command line, before they were rewritten for Hydra; they are shown on the page of the sweep.
     The error of the launcher is then an OSError with the errors of the jobs that failed before.
     """
     _started.clear()
+    _arguments[:] = arguments
     try:
         yield
     except Exception as error:
@@ -84,17 +90,25 @@ def finished_jobs_reported() -> Iterator[None]:
 def _report(folder: Path) -> None:
     from rich.console import Console
 
-    from experiments.report.report import merge, write_rows
+    from experiments.report.page.sweep import write_sweep_page
+    from experiments.report.report import jobs_of, merge, write_rows
     from experiments.report.tables import print_rows
     from experiments.tasks.sweep_figures import draw_sweep
 
-    if rows := merge(folder):
+    rows = merge(folder)
+    drawn: list[Path] = []
+    command = shlex.join(["python", "run.py", *_arguments])
+    console = Console()
+    if rows:
         path = write_rows(folder, rows)
-        console = Console()
         console.rule("all jobs")
         print_rows(rows, console)
-        for file in (path, *draw_sweep(folder, rows)):
+        drawn = draw_sweep(folder, rows, command)
+        for file in (path, *drawn):
             console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+    page = write_sweep_page(folder, jobs_of(folder, "rows.jsonl", FAILURE), rows, drawn, _errors(folder), command)
+    if page is not None:
+        console.print(str(page), markup=False, highlight=False, soft_wrap=True)
 
 
 def _failures(folder: Path) -> list[str]:
@@ -104,8 +118,14 @@ def _failures(folder: Path) -> list[str]:
     jobs = jobs_of(folder, "rows.jsonl", FAILURE)
     swept = dict(zip(jobs, swept_settings(jobs), strict=True))
     lines = []
-    for job in (job for job in jobs if (job / FAILURE).exists()):
+    for job, error in _errors(folder).items():
         settings = " ".join(f"{name}={value}" for name, value in swept[job].items())
-        first = (job / FAILURE).read_text(encoding="utf-8").partition("\n")[0]
-        lines.append(f"job {job.relative_to(folder)}{f' ({settings})' if settings else ''}: {first}")
+        lines.append(f"job {job.relative_to(folder)}{f' ({settings})' if settings else ''}: {error}")
     return lines
+
+
+def _errors(folder: Path) -> dict[Path, str]:
+    """Return the first line of the error of each job that failed, by the folder of the job."""
+    from experiments.report.report import jobs_of
+
+    return {job: (job / FAILURE).read_text(encoding="utf-8").partition("\n")[0] for job in jobs_of(folder, FAILURE)}

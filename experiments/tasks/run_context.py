@@ -13,10 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from attribution.nodes import Node
 from experiments.disk import explained
 from experiments.models.experiment import Experiment
+from experiments.report.page.page import write_page
 from experiments.report.report import Report
 from experiments.report.trackers import Tracker
 from experiments.store.plan import announcement
 from experiments.store.progress import track
+from experiments.store.provenance import provenance
 from experiments.store.store import Store
 from experiments.tasks.choices import choice_of, role_of_data
 from experiments.tasks.composition import experiment_of, published_numbers, settings_of_run
@@ -64,7 +66,7 @@ def set_threads(config: DictConfig) -> None:
 
 @contextmanager
 def run_context(config: DictConfig) -> Iterator[RunContext]:
-    """Yield the context of a run; if the task succeeds, write the report and pass its rows and figures to the tracker."""
+    """Yield the context of a run; if the task succeeds, write the report and its page, and pass them to the tracker."""
     hydra = HydraConfig.get()
     set_threads(config)
     tracker = build(config, "tracker")
@@ -81,19 +83,25 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
         published=published_numbers(config),
         role=role_of_data(),
         command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's
+        formats=config.report.formats,
     )
     try:
         with explained(report.folder, "hydra.run.dir", "what is in the store will be reused"):
             yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
             report.close()
+            page = write_page(report, OmegaConf.to_yaml(config, resolve=True), provenance())
             tracker.rows(report.rows)
             for path in report.figures:
                 tracker.figure(path.stem, path)
+            if page is not None:
+                tracker.page(page)
     except BaseException:
         tracker.finish(failed=True)  # the next job of a sweep has a run of its own
         raise
     if message := tracker.finish():
         print(message)
+    if page is not None:
+        print(page)
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -89,6 +89,13 @@ class StoreSettings:
     root: str
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """Schema of the settings under ``report``; ``formats`` are those of figures."""
+
+    formats: Sequence[Literal["png", "pdf", "svg"]]
+
+
 def build(config: DictConfig, setting: str) -> Any:
     """Build the object that ``config`` describes at ``setting``, or a mapping or list of objects.
 
@@ -134,7 +141,13 @@ def check_run(config: DictConfig) -> None:
     check(config)
 
 
-_SCHEMAS = {"": TopLevelSettings, "samples": SampleSettings, "store": StoreSettings, "diffusion": DiffusionSettings}
+_SCHEMAS = {
+    "": TopLevelSettings,
+    "samples": SampleSettings,
+    "store": StoreSettings,
+    "report": ReportSettings,
+    "diffusion": DiffusionSettings,
+}
 """The parts of the config that are no objects."""
 
 

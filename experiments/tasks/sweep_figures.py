@@ -1,7 +1,5 @@
 """Figures of the rows of all jobs of a sweep."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from experiments.report.report import Report
 from experiments.report.row import Row
 
 
-def draw_sweep(folder: Path, rows: Sequence[Row]) -> list[Path]:
+def draw_sweep(folder: Path, rows: Sequence[Row], command: str) -> list[Path]:
     """Draw the rows of all jobs: curves over numeric settings, and for the LDS bars. Return the files.
 
     Rows of several benchmarks have figures in a folder each.
@@ -26,7 +24,7 @@ def draw_sweep(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for benchmark in benchmarks:
         of_benchmark = without_idle_settings([row for row in shown if row.benchmark == benchmark])
         place = folder if len(benchmarks) == 1 else folder / benchmark.replace(" ", "_")
-        report = Report(place, data="", seed=0, command=shlex.join(["python", "run.py", *sys.argv[1:]]))
+        report = Report(place, data="", seed=0, command=command)
         if benchmark == LDS:
             bars = [row for row in of_benchmark if row.metric in (METRIC, BEST) and row.subject.all_timesteps]
             report.figure("lds", figures.bars(bars, "LDS, %"))

@@ -60,6 +60,9 @@ def use(tracker: tracking.Tracker, folder: Path) -> str:
     tracker.rows([unknown, replace(ROW, estimate=Estimate(0.25), queries="validation", about={"k": 10})])
     Figure((1, 1)).savefig(folder / "figure.png")
     tracker.figure("figure", folder / "figure.png")
+    page = folder / "index.html"
+    page.write_text("<!doctype html>")
+    tracker.page(page)
     tracker.curve("training", [0, 10], {"loss": [1.0, 0.5], "lr": [0.1, 0.1]})
     return tracker.finish()
 
@@ -68,7 +71,7 @@ def test_local_leaves_nothing(tmp_path):
     """The default writes no file and gives the trainer no logger."""
     assert tracking.Local().lightning_logger("unet") is None
     assert use(tracking.Local(), tmp_path) == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "index.html"]
 
 
 def test_wandb_runs_offline_and_silently(tmp_path, monkeypatch, capfd):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import run as program
 from attribution.estimators.scores import Scores
+from tests.experiments.report.page.made import data_of
 
 ROOT = Path(__file__).parents[3]
 FINAL = [
@@ -119,6 +120,8 @@ def test_the_main_job_and_again(tmp_path):
         assert np.mean(own) == pytest.approx(by_name["kfac"]["value"])
     for name in ("lds", "proponents_validation", "proponents_generated", "training", "samples"):
         assert (folder / f"{name}.png").stat().st_size > 5000
+    assert first.stdout.splitlines()[-1] == str(folder / "index.html")
+    assert {path.name for path in (folder / "images").iterdir()} == {"queries_validation", "queries_generated"}
     log = (folder / "worker-1.log").read_text()
     assert "rror" not in log, log
     assert len(list((tmp_path / "store" / "Retrained").iterdir())) == 6 + 3
@@ -166,8 +169,12 @@ def test_targeted_attribution(tmp_path):
 def test_a_sweep_trains_once(tmp_path):
     """Claim: -m over estimators and draws is one training and four results, joined in one table and one file."""
     sweep = ["estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    run(tmp_path, "-m", *FINAL, "estimator.checkpoints=2", *SMALL_BENCHMARK, *sweep)
+    printed = run(tmp_path, "-m", *FINAL, "estimator.checkpoints=2", *SMALL_BENCHMARK, *sweep)
     assert len([p for p in (tmp_path / "store" / "TrainedModel").iterdir() if p.is_dir()]) == 1
+    assert printed.splitlines()[-1] == str(tmp_path / "sweep" / "index.html")
+    page = (tmp_path / "sweep" / "index.html").read_text()
+    assert " estimator.checkpoints=2 " in page  # as it was typed
+    assert all(f'href="{job}/index.html"' in page and (tmp_path / "sweep" / str(job) / "index.html").exists() for job in range(4))
     joined = rows(tmp_path / "sweep")
     assert {(row["estimator"], row["swept"]["estimator.draws.n"]) for row in joined} == {
         ("tracin", 2), ("tracin", 4), ("retrac", 2), ("retrac", 4),
@@ -188,6 +195,9 @@ def test_what_attribute_leaves(tmp_path):
         worst = [float(line["score"]) for line in lines if line["side"] == "opponent"]
         np.testing.assert_allclose(worst, np.sort(scores.values[row])[:7], rtol=1e-6)
     assert len((out / "self_influence.csv").read_text().splitlines()) == 41
+    [kind] = data_of(out / "index.html")["kinds"]
+    assert [query["id"] for query in kind["queries"]] == scores.query_index.tolist()
+    assert len(list((out / "images" / f"queries_{kind['name']}").iterdir())) == 3
     (reliability,) = rows(out)
     assert reliability["metric"] == "split_half_spearman"
     assert -1 <= reliability["value"] <= 1

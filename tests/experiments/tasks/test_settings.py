@@ -163,6 +163,9 @@ def test_a_library_s_errors_name_class_and_field():
         ("workers=1.5", "workers=1.5: must be a whole number or auto"),
         ("samples.n=x", "samples.n=x: must be a whole number"),
         ("samples.trajectory=1", "samples.trajectory=1: must be true or false"),
+        ("report.formats=[png,jpg]", "report.formats[1]=jpg: must be png, pdf or svg"),
+        ("report.formats=pdf", "report.formats=pdf: must be a list of png, pdf or svg"),
+        ("+report.format=pdf", "report.format: no such setting; did you mean formats?"),
         ("store.root=3", "store.root=3: must be text (quote it: 'store.root=\"3\"')"),
     ],
 )

@@ -52,7 +52,7 @@ def test_curves_have_the_metrics_that_were_swept(tmp_path, monkeypatch):
     """Claim: a metric that no row has at several values of the setting has no panel."""
     drawn = []
     monkeypatch.setattr(figures, "curve", lambda rows, name: drawn.append(({r.metric for r in rows}, name)) or Figure())
-    draw_sweep(tmp_path, [*ROWS, row("trak", 12.0, metric="lds_%_best_damping", m=0)])
+    draw_sweep(tmp_path, [*ROWS, row("trak", 12.0, metric="lds_%_best_damping", m=0)], "")
     assert drawn == [({"lds_%"}, "draws.n")]
 
 
@@ -72,9 +72,9 @@ def test_levels_that_differ_between_targets_are_lines_across(of_dampings, lines)
 
 def test_a_sweep_has_bars_and_curves(tmp_path):
     """Claim: the LDS has bars, a numeric setting with three values a curve; two benchmarks have a folder each."""
-    names = sorted(path.relative_to(tmp_path).name for path in draw_sweep(tmp_path, ROWS))
+    names = sorted(path.relative_to(tmp_path).name for path in draw_sweep(tmp_path, ROWS, ""))
     assert names == ["lds.png", "over_n.png"]
     two = [*ROWS, *(row("model", 1.0 * n, benchmark="timestep_losses", metric="loss", t=n) for n in (1, 2, 3))]
-    paths = [str(path.relative_to(tmp_path)) for path in draw_sweep(tmp_path, two)]
+    paths = [str(path.relative_to(tmp_path)) for path in draw_sweep(tmp_path, two, "")]
     assert paths == ["lds/lds.png", "lds/over_n.png", "timestep_losses/over_t.png"]
     assert all((tmp_path / path).stat().st_size > 3000 for path in paths)

@@ -1,0 +1,1 @@
+"""The page of a run: one HTML file with tables, figures, and the training images behind every query."""
