@@ -22,14 +22,19 @@ from experiments.tasks.sweep_arguments import sweepable
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def task(config: DictConfig) -> None:
-    """Run the task of one composed config. A job of a sweep that fails does not end the others."""
-    from experiments.tasks.settings import build, by_setting, check_run  # not before: --help needs none of it
+def task(config: DictConfig) -> float | None:
+    """Run the task of one composed config, and return the number that a search over settings maximizes, if the task has one.
+
+    A job of a sweep that fails does not end the others, and returns None.
+    """
+    from experiments.tasks.search import check_search  # not before: --help needs none of it
+    from experiments.tasks.settings import build, by_setting, check_run
 
     try:
         check_run(config)
+        check_search(config)
         with interruption.interruptible():
-            build(config, "task")(config)
+            return build(config, "task")(config)
     except Exception as error:
         named = by_setting(config, error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -38,6 +43,7 @@ def task(config: DictConfig) -> None:
             exit_with(named)
         else:
             raise
+    return None
 
 
 def main() -> None:

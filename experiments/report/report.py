@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from experiments.report.attributions import Attributions
 from experiments.report.published import Published
 from experiments.report.row import REQUIRED, Row
 from experiments.report.tables import print_rows
@@ -51,6 +52,7 @@ class Report:
     ):
         self.folder = Path(folder)
         self.rows: list[Row] = []
+        self.attributions: list[Attributions] = []
         self.figures: list[Path] = []
         self.tables: list[Path] = []
         self.warnings: list[str] = []
@@ -83,6 +85,10 @@ class Report:
         _write(path, lambda part: figure.savefig(part, format="png", metadata={"Comment": str(self._run["command"])}))
         self.figures.append(path)
         return path
+
+    def attribute(self, attributions: Attributions) -> None:
+        """Add scores to explore."""
+        self.attributions.append(attributions)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Save ``rows``, mappings with the same keys, as ``name``.csv, and return its path. Without rows, the file is empty."""

@@ -1,5 +1,6 @@
 """``task=attribute``: scores of all training images for the chosen ``queries``, written to files."""
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from attribution.estimators import SelfInfluence
@@ -8,6 +9,7 @@ from experiments import figures
 from experiments.benchmarks.variants import subject_of, variants_of
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
+from experiments.report.attributions import Attributions
 from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
@@ -59,6 +61,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             subject = subject_of(name, estimator, node, get)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
+        run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))
         warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:

@@ -10,8 +10,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 
+from experiments.tasks.description import write_swept
 from experiments.tasks.errors import EXPECTED, exit_with, sentence
 
 FAILURE = "error.txt"
@@ -32,12 +34,16 @@ class MultirunReport(Callback):
         _started[:] = [folder]
         for path in (folder / "rows.jsonl", *folder.rglob(FAILURE)):
             path.unlink(missing_ok=True)  # of an earlier multirun with the same folder
+        swept = OmegaConf.select(config, "hydra.sweeper.params") or {}
+        write_swept(folder, [*config.hydra.overrides.task, *(f"{name}={values}" for name, values in swept.items())])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folders, _started[:] = list(_started), []
         for folder in folders:
             try:
                 _report(folder)
+                if message := get_class(config.tracker._target_).of_sweep(folder):
+                    print(message)
                 failures = _failures(folder)
             except EXPECTED as error:  # Hydra would print it as a warning and exit with 0
                 exit_with(error)
@@ -63,7 +69,8 @@ def record_failure(error: Exception) -> None:
 
 @contextmanager
 def finished_jobs_reported() -> Iterator[None]:
-    """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed.
+    """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed, or if a
+    search ends without a job that succeeded.
 
     The error of the launcher is then an OSError with the errors of the jobs that failed before.
     """
@@ -71,7 +78,7 @@ def finished_jobs_reported() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _started or isinstance(error, EXPECTED):
+        if not _started or (isinstance(error, EXPECTED) and not _failures(_started[-1])):
             raise
         folder = _started.pop()
         _report(folder)
