@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
 from attribution.images import Images
 from attribution.nodes import Get, Node

@@ -82,8 +82,10 @@ class TensorBoard(Tracker):
 
 
 class CSV(Tracker):
-    """Files in ``folder/csv``: ``run/hparams.yaml`` (choices, axes, settings), ``run/metrics.csv`` (the numbers of ``summary.py``), and
-    a ``metrics.csv`` for each curve."""
+    """Files in ``folder/csv``: ``run/hparams.yaml`` has choices, axes and settings, ``run/metrics.csv`` the numbers of ``summary.py``.
+
+    Each curve has a folder with a ``metrics.csv``.
+    """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -130,7 +132,7 @@ class CSV(Tracker):
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         logger = self._logger(name)
         for step, *numbers in zip(steps, *values.values(), strict=True):
-            logger.log_metrics(dict(zip(values, map(float, numbers), strict=True)), step=int(step))
+            logger.log_metrics({key: float(value) for key, value in zip(values, numbers, strict=True)}, step=int(step))
         logger.save()
 
     def finish(self, failed: bool = False) -> str:

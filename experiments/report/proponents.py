@@ -45,7 +45,7 @@ def influential(attributions: Attributions) -> Iterator[Proponent]:
 
 
 def picture(images: Images, row: int) -> np.ndarray:
-    """An image as uint8 ``[H, W]`` or ``[H, W, 3]``, with small pixels enlarged. Of other numbers of channels, the first is shown."""
+    """An image as uint8 ``[H, W]`` or ``[H, W, 3]``, enlarged if it is small. Of other numbers of channels, the first is shown."""
     pixels = ((images.x0([row])[0].numpy() + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
     shown = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
     factor = max(1, -(-_SIDE // max(shown.shape[:2])))

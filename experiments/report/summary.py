@@ -33,9 +33,9 @@ def summary(rows: Sequence[Row], chosen: str | None = None) -> dict[str, float]:
     Args:
         chosen: the name of the chosen estimator; by default, or if no row is about it, the subject of the first row.
     """
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, row in named(rows, chosen).items():
-        ends = {"": row.estimate.value, "/low": row.estimate.low, "/high": row.estimate.high}
+        ends: dict[str, float | None] = {"": row.estimate.value, "/low": row.estimate.low, "/high": row.estimate.high}
         if not name.startswith("compare/"):
             ends["/ceiling"] = row.levels.ceiling
         numbers |= {name + end: value for end, value in ends.items() if value is not None and math.isfinite(value)}

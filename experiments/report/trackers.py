@@ -225,12 +225,44 @@ class Wandb(Tracker):
         run.finish(exit_code=int(failed))
         return message
 
+    def account(self) -> str:
+        """The entity that owns what is pushed: ``entity``, or by default that of the account.
+
+        Raises:
+            ValueError: nobody is logged in.
+        """
+        import wandb
+
+        try:
+            entity = self.entity or wandb.Api().default_entity
+        except wandb.Error as error:
+            raise ValueError(f"wandb has no account ({error}): run `wandb login`, or set tracker.mode=offline") from error
+        if not entity:
+            raise ValueError("wandb names no default entity of the account: set tracker.entity")
+        return entity
+
+    def push_chart(self, name: str, title: str, specification: Mapping[str, Any]) -> None:
+        """Create a custom chart in the account, unless it has one of this name.
+
+        Raises:
+            ValueError: W&B refuses.
+        """
+        import wandb
+
+        try:
+            wandb.Api().create_custom_chart(self.account(), name, title, "vega2", "private", dict(specification))
+        except wandb.Error as error:
+            if "exist" not in str(error).lower():
+                raise ValueError(f"wandb refuses the chart {name} ({error}): tracker.mode=offline writes the dashboard") from error
+
     @classmethod
     def of_sweep(cls, folder: Path) -> str:
         """Return one command that uploads the offline runs of all jobs."""
         runs = [run.relative_to(folder).parts for run in folder.rglob("wandb/offline-run-*") if run.is_dir()]
         patterns = sorted({"/".join(["*"] * (len(parts) - 2) + ["wandb", "offline-run-*"]) for parts in runs})
-        return f"to upload: wandb sync {' '.join(shlex.join([str(folder)]) + '/' + pattern for pattern in patterns)}" if runs else ""
+        return (
+            f"to upload: wandb sync {' '.join(shlex.join([str(folder)]) + '/' + pattern for pattern in patterns)}" if runs else ""
+        )
 
 
 def _cell(value: Any) -> Any:

@@ -34,11 +34,12 @@ def description_of(config: DictConfig) -> RunDescription:
     choices = {str(group): str(choice) for group, choice in hydra.runtime.choices.items() if choice is not None}
     plain = {group: choice for group, choice in choices.items() if "@" not in group and not group.startswith("hydra")}
     task, swept = choices["task"], _swept()
+    tagged = ("data", "benchmark", "experiment") if task == "evaluate" else ("data", "experiment")
     return RunDescription(
         name=_name(task, choices, swept),
         sweep=_sweep_name(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None,
         job_type=task,
-        tags=[choices[group] for group in ("data", *(["benchmark"] if task == "evaluate" else []), "experiment") if group in choices],
+        tags=[choices[group] for group in tagged if group in choices],
         command=command_of_run(),
         choices=plain,
         axes={**_scalars(swept, plain), **_axes(config, choices)},
@@ -84,8 +85,8 @@ def _plain(value: Any) -> Any:
 
 
 def _scalars(swept: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Scalar]:
-    """The swept values by their keys, without those that are choices of groups already."""
-    keys = {_key(name): value for name, value in swept.items()}
+    """The swept values by their keys, without lists of axes (swept inside the run) and the choices of groups."""
+    keys = {_key(name): value for name, value in swept.items() if not (name in _KEYS and isinstance(value, list))}
     return {key: value if isinstance(value, Scalar) else _text(value) for key, value in keys.items() if key not in choices}
 
 
@@ -129,7 +130,9 @@ def _axes(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Scalar]:
         axes["draws_train"] = (timesteps if train is None else train) * noises if "train" in draws else None
         axes["draw_scheme"] = choices.get(_SCHEME)
     checkpoints = estimator.get("checkpoints")
-    axes["used_checkpoints"] = len(checkpoints) if isinstance(checkpoints, list) else {"last": 1, "all": None}.get(str(checkpoints), checkpoints)
+    axes["used_checkpoints"] = (
+        len(checkpoints) if isinstance(checkpoints, list) else {"last": 1, "all": None}.get(str(checkpoints), checkpoints)
+    )
     return {name: value for name, value in axes.items() if value is not None}
 
 
@@ -140,8 +143,16 @@ def _single(value: Any) -> Any:
     return value
 
 
+_KEYS = {
+    "estimator.damping": "damping",
+    "estimator.draws.n": "draws",
+    "estimator.draws.train": "draws_train",
+    "estimator.checkpoints": "used_checkpoints",
+    _SCHEME: "draw_scheme",
+}
+"""The keys of settings that are axes."""
+
+
 def _key(name: str) -> str:
     """The key of a swept setting in the config of a run."""
-    known = {"estimator.damping": "damping", "estimator.draws.n": "draws", "estimator.draws.train": "draws_train", _SCHEME: "draw_scheme"}
-    known |= {"estimator.checkpoints": "used_checkpoints"}
-    return known.get(name) or _shown(name).replace(".", "_").replace("/", "_")
+    return _KEYS.get(name) or _shown(name).replace(".", "_").replace("/", "_")

@@ -58,7 +58,15 @@ def read(folder: Path) -> OfflineRun:
 
 
 def _values(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    """The values by name; those of tables and images, which have several parts, are mappings."""
+    values: dict[str, Any] = {}
+    for item in items:
+        name, *parts = item.nested_key or [item.key]
+        if parts:
+            values.setdefault(name, {})["/".join(parts)] = json.loads(item.value_json)
+        else:
+            values[name] = json.loads(item.value_json)
+    return values
 
 
 def _records(content: bytes) -> list[bytes]:
