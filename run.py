@@ -27,12 +27,10 @@ def task(config: DictConfig) -> float | None:
 
     A job of a sweep that fails does not end the others, and returns None.
     """
-    from experiments.tasks.search import check_search  # not before: --help needs none of it
-    from experiments.tasks.settings import build, by_setting, check_run
+    from experiments.tasks.settings import build, by_setting, check_run  # not before: --help needs none of it
 
     try:
         check_run(config)
-        check_search(config)
         with interruption.interruptible():
             return build(config, "task")(config)
     except Exception as error:

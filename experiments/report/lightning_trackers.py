@@ -16,7 +16,7 @@ from experiments.report.trackers import CLOSED, Tracker
 
 
 class TensorBoard(Tracker):
-    """Event files in ``folder/tensorboard``: curves, figures, and the numbers of ``summary.py`` with choices and axes (HPARAMS)."""
+    """Event files in ``folder/tensorboard``: curves, figures, and the numbers of ``summary.py`` with choices and axes."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -82,9 +82,9 @@ class TensorBoard(Tracker):
 
 
 class CSV(Tracker):
-    """Files in ``folder/csv``: ``run/hparams.yaml`` has choices, axes and settings, ``run/metrics.csv`` the numbers of ``summary.py``.
+    """Files in ``folder/csv``: choices, axes and settings (``run/hparams.yaml``), and ``metrics.csv`` for results and curves.
 
-    Each curve has a folder with a ``metrics.csv``.
+    ``run/metrics.csv`` has the numbers of ``summary.py``, and each curve has a folder of its own.
     """
 
     def __init__(self, folder: Path | str):
@@ -117,7 +117,7 @@ class CSV(Tracker):
 
     def rows(self, rows: Sequence[Row]) -> None:
         self._rows += rows
-        self.logger.log_metrics(summary(self._rows, self._description.estimator), step=0)
+        self.logger.log_metrics({**summary(self._rows, self._description.estimator)}, step=0)
         self.logger.save()
 
     def figure(self, name: str, path: Path) -> None:
@@ -132,7 +132,8 @@ class CSV(Tracker):
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         logger = self._logger(name)
         for step, *numbers in zip(steps, *values.values(), strict=True):
-            logger.log_metrics({key: float(value) for key, value in zip(values, numbers, strict=True)}, step=int(step))
+            point: dict[str, Any] = {key: float(value) for key, value in zip(values, numbers, strict=True)}
+            logger.log_metrics(point, int(step))
         logger.save()
 
     def finish(self, failed: bool = False) -> str:

@@ -1,9 +1,10 @@
 """Names of a run's numbers that are the same in every run, so that runs with different estimators or settings share an axis.
 
 The number of the chosen estimator is ``lds/validation``: its metric without "%", and the kind of queries. Its interval and ceiling
-are ``lds/validation/low``, ``/high`` and ``/ceiling``. The numbers of other estimators, and of references such as exact retraining,
-are ``compare/trak/lds/validation``; the difference of the chosen estimator from one is ``compare/trak/lds_difference/validation``.
-Numbers that differ in a setting inside one run have it at the end: ``lds/validation/damping=1e-07``.
+are ``lds/validation/low``, ``/high`` and ``/ceiling``; ``/published`` is what a paper has in its place. The numbers of other
+estimators, and of references such as exact retraining, are ``compare/trak/lds/validation``; the difference of the chosen estimator
+from one is ``compare/trak/lds_difference/validation``. Numbers that differ in a setting inside one run have it at the end:
+``lds/validation/damping=1e-07``.
 """
 
 import math
@@ -28,14 +29,14 @@ class Curve:
 
 
 def summary(rows: Sequence[Row], chosen: str | None = None) -> dict[str, float]:
-    """The numbers of all rows by name, with intervals, and the noise ceiling beside those of the chosen estimator.
+    """The numbers of all rows by name, with intervals and published numbers, and the ceiling beside those of the chosen estimator.
 
     Args:
         chosen: the name of the chosen estimator; by default, or if no row is about it, the subject of the first row.
     """
     numbers: dict[str, float] = {}
     for name, row in named(rows, chosen).items():
-        ends: dict[str, float | None] = {"": row.estimate.value, "/low": row.estimate.low, "/high": row.estimate.high}
+        ends = {"": row.estimate.value, "/low": row.estimate.low, "/high": row.estimate.high, "/published": row.published}
         if not name.startswith("compare/"):
             ends["/ceiling"] = row.levels.ceiling
         numbers |= {name + end: value for end, value in ends.items() if value is not None and math.isfinite(value)}

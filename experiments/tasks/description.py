@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.report.description import RunDescription, Scalar
+from experiments.tasks.choices import choice_of
 
 SWEPT = "swept.json"
 """The file in the folder of a sweep with the names of the swept settings."""
@@ -32,14 +33,16 @@ def description_of(config: DictConfig) -> RunDescription:
     """Return the description of the run that this process executes."""
     hydra = HydraConfig.get()
     choices = {str(group): str(choice) for group, choice in hydra.runtime.choices.items() if choice is not None}
-    plain = {group: choice for group, choice in choices.items() if "@" not in group and not group.startswith("hydra")}
+    unused = () if "experiment" in choices else ("scale",)
+    groups = [group for group in choices if "@" not in group and not group.startswith("hydra") and group not in unused]
+    plain = {group: choice_of(group) for group in groups}
     task, swept = choices["task"], _swept()
     tagged = ("data", "benchmark", "experiment") if task == "evaluate" else ("data", "experiment")
     return RunDescription(
-        name=_name(task, choices, swept),
+        name=_name(task, plain, swept),
         sweep=_sweep_name(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None,
         job_type=task,
-        tags=[choices[group] for group in tagged if group in choices],
+        tags=[plain[group] for group in tagged if group in plain],
         command=command_of_run(),
         choices=plain,
         axes={**_scalars(swept, plain), **_axes(config, choices)},

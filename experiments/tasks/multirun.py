@@ -30,6 +30,12 @@ class MultirunReport(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from experiments.tasks.search import check_search
+
+        try:
+            check_search(config)
+        except ValueError as error:
+            exit_with(error)
         folder = Path(config.hydra.sweep.dir).absolute()
         _started[:] = [folder]
         for path in (folder / "rows.jsonl", *folder.rglob(FAILURE)):
