@@ -81,9 +81,9 @@ class Trackio(Tracker):
             self.run.log({f"{name}/{key}": value for key, value in point}, step=int(step))
 
     def finish(self, failed: bool = False) -> str:
-        run, self._run = self.run, None
         with _silent():
-            run.finish()
+            _trackio().finish()
+        self._run = None
         return "" if self._description.sweep else f'to look at it: trackio show --project "{self.project}"'
 
     @classmethod

@@ -88,6 +88,8 @@ def finished_jobs_reported() -> Iterator[None]:
             raise
         folder = _started.pop()
         _report(folder)
+        if isinstance(error, EXPECTED):
+            sys.exit("\n".join([f"error: the sweep stopped after jobs that failed ({sentence(error)})", *_failures(folder)]))
         stopped = (
             f"the launcher stopped, and jobs are missing in the table ({sentence(error)}): run the same command again to continue"
         )

@@ -35,4 +35,6 @@ def check_search(config: DictConfig) -> None:
     direction = OmegaConf.select(sweeper, "direction")
     if direction is not None and "maximize" not in str(direction).lower():
         name = str(direction).rpartition(".")[2]
-        raise SettingError(f"hydra.sweeper.direction={name}: a larger LDS is better; set it to maximize, or choose hydra/sweeper=search")
+        raise SettingError(
+            f"hydra.sweeper.direction={name}: a larger LDS is better; set it to maximize, or choose hydra/sweeper=search"
+        )

@@ -25,9 +25,14 @@ class OfflineRun:
     exit_code: int | None = None
 
     def table(self, name: str) -> dict[str, Any]:
-        """The last table that was logged under a name, as ``columns`` and ``data``."""
-        [*_, value] = [point[name] for point in self.history if name in point]
-        return json.loads((self.folder / "files" / value["path"]).read_text())
+        """The last table that was logged under a name, as ``columns`` and ``data``; pictures are mappings with a ``path``."""
+        return json.loads(self.files(name)[f"{name}.table.json"].read_text())
+
+    def files(self, name: str) -> dict[str, Path]:
+        """The files of the artifact that a table is."""
+        manifests = [artifact.manifest.contents for artifact in self.artifacts if artifact.type == "run_table"]
+        files = [{entry.path: Path(entry.local_path) for entry in contents} for contents in manifests]
+        return [found for found in files if f"{name}.table.json" in found][-1]
 
 
 def read(folder: Path) -> OfflineRun:
