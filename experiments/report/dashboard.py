@@ -133,7 +133,7 @@ class Dashboard:
         wr = reports()
         blocks: list[Any] = [wr.TableOfContents()]
         for name, panels in self.sections().items():
-            runs = wr.Runset(project=self.project, entity=self.entity, name="all runs")
+            runs = wr.Runset(name="all runs")  # of the report's own project; a named one is looked up in the account
             blocks += [wr.H1(text=name), wr.P(text=_TEXTS.get(name, _INTERVALS)), wr.PanelGrid(runsets=[runs], panels=panels)]
         title = f"{self.metric} of estimators: {self.project}"
         return wr.Report(project=self.project, entity=self.entity, title=title, blocks=blocks, width="fluid")
