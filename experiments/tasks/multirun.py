@@ -41,14 +41,18 @@ class MultirunReport(Callback):
         for path in (folder / "rows.jsonl", *folder.rglob(FAILURE)):
             path.unlink(missing_ok=True)  # of an earlier multirun with the same folder
         swept = OmegaConf.select(config, "hydra.sweeper.params") or {}
-        write_swept(folder, [*config.hydra.overrides.task, *(f"{name}={values}" for name, values in swept.items())])
+        write_swept(
+            folder,
+            [*(OmegaConf.select(config, "hydra.overrides.task") or ()), *(f"{name}={values}" for name, values in swept.items())],
+        )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folders, _started[:] = list(_started), []
         for folder in folders:
             try:
                 _report(folder)
-                if message := get_class(config.tracker._target_).of_sweep(folder):
+                tracker = OmegaConf.select(config, "tracker._target_")
+                if tracker and (message := get_class(tracker).of_sweep(folder)):
                     print(message)
                 failures = _failures(folder)
             except EXPECTED as error:  # Hydra would print it as a warning and exit with 0

@@ -23,9 +23,10 @@ def check_search(config: DictConfig) -> None:
     Raises:
         SettingError: the task or the benchmark has no number to maximize, or the sweeper minimizes.
     """
-    choices, sweeper = config.hydra.runtime.choices, config.hydra.sweeper
-    if sweeper._target_ == _SWEEPS:
+    sweeper = OmegaConf.select(config, "hydra.sweeper")
+    if sweeper is None or sweeper._target_ == _SWEEPS:
         return
+    choices = config.hydra.runtime.choices
     from experiments.benchmarks.selection import Selective
 
     if choices.task != "evaluate":
