@@ -22,8 +22,11 @@ from experiments.tasks.sweep_arguments import sweepable
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def task(config: DictConfig) -> None:
-    """Run the task of one composed config. A job of a sweep that fails does not end the others."""
+def task(config: DictConfig) -> float | None:
+    """Run the task of one composed config, and return the number that a search over settings maximizes, if the task has one.
+
+    A job of a sweep that fails does not end the others, and returns None.
+    """
     # not before: --help needs none of it
     from experiments.tasks.composition import leave_out_draws
     from experiments.tasks.settings import build, by_setting, check_run
@@ -32,7 +35,7 @@ def task(config: DictConfig) -> None:
         leave_out_draws(config)
         check_run(config)
         with interruption.interruptible():
-            build(config, "task")(config)
+            return build(config, "task")(config)
     except Exception as error:
         named = by_setting(config, error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -41,6 +44,7 @@ def task(config: DictConfig) -> None:
             exit_with(named)
         else:
             raise
+    return None
 
 
 def main() -> None:

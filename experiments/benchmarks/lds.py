@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
 from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
 from experiments.benchmarks.proponents import report_proponents
+from experiments.benchmarks.selection import Selection, Selective
 from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAINING, SubsetBenchmark, levels
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant, computed, scores_of, subject_of, variants_for
@@ -29,6 +30,7 @@ HELD_OUT = "lds_%_held_out_damping"
 BEST = "lds_%_best_damping"
 CHOICE = "as published: chosen where reported"
 """How the damping of ``BEST`` is chosen: on the subsets that report it."""
+HELD_OUT_SUBSETS = "lds_%_held_out_subsets"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Measurements:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LDS(SubsetBenchmark):
+class LDS(SubsetBenchmark, Selective):
     """Spearman's correlation over subsets between Σ_{i∉S} τ[q, i] and the measurement of q under models trained on S.
 
     The rows are means over queries with intervals over subsets and queries: at the chosen dampings, at the damping that is best on
@@ -103,6 +105,50 @@ class LDS(SubsetBenchmark):
         bars = [row for row in [*values, *tuned] if row.minus is None and row.subject.all_timesteps]
         report.figure("lds", figures.bars(bars, "LDS, %"))
         sweep_figures(report, values)
+
+    def check_selection(self, experiment: Experiment) -> None:
+        count = len(self.truth(experiment).selections)
+        if count < 2 * MIN_SUBSETS:
+            message = f"a search selects on half of the subsets and reports the other half, which needs at least {2 * MIN_SUBSETS}"
+            raise FieldError(self, "subsets", message, f"{count} subsets")
+
+    def selection(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get) -> Selection:
+        """Return the LDS of the first kind of queries on the even subsets, and rows of its variant on the odd ones.
+
+        If the estimator has several variants, it is the one with the largest LDS on the even subsets.
+        """
+        name, estimator = next(iter(estimators.items()))
+        nodes, truth = scores_of(experiment, {name: estimator}, self.queries), self.truth(experiment)
+        scores, retrained = computed(nodes, get), self._measured(experiment)
+        removed = self.subsets.removed(get(experiment.train))
+        even = metrics.folds(len(removed)) == 0
+        best, value, rows = 0, 0.0, []
+        for number, kind in enumerate(self.queries):
+            variants = [v for v in variants_for(kind, {name: estimator}, nodes, scores, get) if v.all_timesteps]
+            predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
+            target = truth.measured(retrained[kind], get).mean(0)
+            if number == 0:
+                selecting = PERCENT * metrics.per_query(predictions[..., even], target[:, even]).mean(1)
+                best, value = int(selecting.argmax()), float(selecting.max())
+            held_out = metrics.lds(predictions[best, None][..., ~even], target[None][..., ~even], self.bootstrap) * PERCENT
+            rows.append(
+                Row(
+                    benchmark=BENCHMARK,
+                    metric=HELD_OUT_SUBSETS,
+                    queries=kind,
+                    subject=variants[best].subject,
+                    estimate=held_out[0, 0].estimate(),
+                    levels=levels(self.ceiling(truth.replicates(retrained[kind], get), int((~even).sum()))),
+                    about={
+                        "subsets": int((~even).sum()),
+                        "seeds": self.seeds,
+                        "held_out": "odd subsets: 1, 3, 5, ...",
+                        "selected_on": f"even subsets, {next(iter(self.queries))} queries",
+                        "selection_lds_%": value,
+                    },
+                )
+            )
+        return Selection(value, rows)
 
     def _rows(
         self,

@@ -61,6 +61,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             subject = subject_of(name, estimator, node, get)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
+        run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))
         run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         warn_of_poor_model(run)

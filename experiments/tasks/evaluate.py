@@ -6,25 +6,38 @@ from omegaconf import DictConfig
 
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
+from experiments.benchmarks.selection import Selective
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, print_notes, run_context
+from experiments.tasks.search import is_search
 from experiments.tasks.train import show_training
 from experiments.tasks.workers import workers
 
 
-def evaluate(config: DictConfig) -> None:
-    """Compute what is missing in the store, alone or with workers, and report the benchmark."""
+def evaluate(config: DictConfig) -> float | None:
+    """Compute what is missing in the store, alone or with workers, and report the benchmark.
+
+    In a search over settings (``search.py``), also report what selection does not see, and return the number to maximize.
+    """
+    selection = None
     with run_context(config) as run:
         evaluation = evaluation_of(config, run.experiment)
-        check_before_training(run, evaluation.benchmark, *evaluation.estimators.values())
+        benchmark = evaluation.benchmark
+        if is_search() and isinstance(benchmark, Selective):
+            benchmark.check_selection(run.experiment)
+        check_before_training(run, benchmark, *evaluation.estimators.values())
         print_notes(evaluation.notes)
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
-            evaluation.benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
+            benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)
+        if is_search() and isinstance(benchmark, Selective):
+            selection = benchmark.selection(run.experiment, evaluation.estimators, run.store)
+            run.report.add(selection.rows)
         record = run.store(run.experiment.trained)
         chosen = next(iter(evaluation.estimators.values()))
         used = select(chosen.checkpoints, record.steps, record.losses, chosen) if isinstance(chosen, TrajectoryEstimator) else ()
         show_training(run, record, used)
         warn_of_poor_model(run)
+    return None if selection is None else selection.value

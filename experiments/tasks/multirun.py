@@ -11,8 +11,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 
+from experiments.tasks.description import write_swept
 from experiments.tasks.errors import EXPECTED, exit_with, sentence
 
 FAILURE = "error.txt"
@@ -31,15 +33,29 @@ class MultirunReport(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from experiments.tasks.search import check_search
+
+        try:
+            check_search(config)
+        except ValueError as error:
+            exit_with(error)
         folder = Path(config.hydra.sweep.dir).absolute()
         _started[:] = [folder]
         for path in (folder / "rows.jsonl", folder / "index.html", *folder.rglob(FAILURE)):
             path.unlink(missing_ok=True)  # of an earlier multirun with the same folder
+        swept = OmegaConf.select(config, "hydra.sweeper.params") or {}
+        write_swept(
+            folder,
+            [*(OmegaConf.select(config, "hydra.overrides.task") or ()), *(f"{name}={values}" for name, values in swept.items())],
+        )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folders, _started[:] = list(_started), []
         for folder in folders:
             try:
+                tracker = OmegaConf.select(config, "tracker._target_")
+                if tracker and (message := get_class(tracker).of_sweep(folder)):
+                    print(message)
                 _report(folder)
                 failures = _failures(folder)
             except EXPECTED as error:  # Hydra would print it as a warning and exit with 0
@@ -67,7 +83,8 @@ def record_failure(error: Exception) -> None:
 
 @contextmanager
 def finished_jobs_reported(arguments: Sequence[str] = ()) -> Iterator[None]:
-    """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed.
+    """Report the rows of the finished jobs also if the launcher fails in the body, for example because a job was killed, or if a
+    search ends without a job that succeeded.
 
     ``arguments`` are those of the command line, before they were rewritten for Hydra; they are shown on the page of the sweep.
     The error of the launcher is then an OSError with the errors of the jobs that failed before.
@@ -77,10 +94,12 @@ def finished_jobs_reported(arguments: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _started or isinstance(error, EXPECTED):
+        if not _started or (isinstance(error, EXPECTED) and not _failures(_started[-1])):
             raise
         folder = _started.pop()
         _report(folder)
+        if isinstance(error, EXPECTED):
+            sys.exit("\n".join([f"error: the sweep stopped after jobs that failed ({sentence(error)})", *_failures(folder)]))
         stopped = (
             f"the launcher stopped, and jobs are missing in the table ({sentence(error)}): run the same command again to continue"
         )

@@ -1,6 +1,5 @@
 """The objects that every task works with: the experiment, store, report and tracker of one run."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from experiments.store.store import Store
 from experiments.tasks.choices import choice_of, role_of_data
 from experiments.tasks.composition import experiment_of, published_numbers, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
+from experiments.tasks.description import command_of_run, description_of
 from experiments.tasks.hardware import hardware
 from experiments.tasks.settings import build, check
 
@@ -71,7 +71,7 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
     set_threads(config)
     tracker = build(config, "tracker")
     experiment = experiment_of(config, tracker.lightning_logger)
-    tracker.start(OmegaConf.to_container(config, resolve=True))
+    tracker.start(OmegaConf.to_container(config, resolve=True), description_of(config))
     report = Report(
         Path(hydra.runtime.output_dir),
         data=choice_of("data"),
@@ -82,7 +82,7 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
         scale=hydra.runtime.choices["scale"] if hydra.runtime.choices["experiment"] else None,
         published=published_numbers(config),
         role=role_of_data(),
-        command=shlex.join(["python", "run.py", *hydra.overrides.task]),  # under a launcher, sys.argv is the launcher's
+        command=command_of_run(),
         formats=config.report.formats,
     )
     try:
@@ -95,6 +95,8 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
                 tracker.figure(path.stem, path)
             if page is not None:
                 tracker.page(page)
+            for attributions in report.attributions:
+                tracker.proponents(attributions)
     except BaseException:
         tracker.finish(failed=True)  # the next job of a sweep has a run of its own
         raise

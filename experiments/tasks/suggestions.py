@@ -54,6 +54,8 @@ def composition_error(error: HydraException | OmegaConfBaseException) -> str:
         return sentence.removesuffix(".") + nearest(group[1], (path.name for path in CONF.iterdir() if path.is_dir()))
     if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/"):
         return f"{sentence} Launchers are plugins: pip install -e '.[launchers]'"
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/sweeper/"):
+        return f"{sentence} The sweeper is a plugin: pip install -e '.[optuna]'"
     return f"{sentence} ({' '.join(str(cause).split())})" if cause else sentence
 
 

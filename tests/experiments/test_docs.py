@@ -91,6 +91,8 @@ def test_commands_compose(arguments):
     """Claim: each composes, what it compares exists, and its benchmark knows what it would compute."""
     if "hydra/launcher=" in arguments:
         pytest.importorskip(f"hydra_plugins.hydra_{'joblib' if 'local' in arguments else 'submitit'}_launcher")
+    if "hydra/sweeper=" in arguments:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     for overrides in jobs(arguments):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*overrides, "execution.device=cpu"], return_hydra_config=True)

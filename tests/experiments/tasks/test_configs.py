@@ -66,7 +66,7 @@ def test_every_folder_is_a_group_of_the_config():
         if key.startswith("/")
     }
     assert groups <= chosen | inside
-    assert {str(file.parent) for file in files if file.parts[0] == "hydra"} == {"hydra/launcher", "hydra/help"}
+    assert {str(file.parent) for file in files if file.parts[0] == "hydra"} == {"hydra/launcher", "hydra/sweeper", "hydra/help"}
 
 
 @pytest.mark.parametrize("scale", ["digits", "small", "paper"])
@@ -99,6 +99,18 @@ def test_launcher_presets_extend_the_plugins(preset, plugin):
     changed = OmegaConf.load(CONF / "hydra" / "launcher" / f"{preset}.yaml")
     assert launcher._target_.startswith(f"hydra_plugins.{plugin}")
     assert all(launcher[key] == changed[key] for key in changed if key != "defaults")
+
+
+def test_the_search_extends_the_plugin():
+    """Claim: where Optuna's sweeper is installed, the preset composes and maximizes, and the plugin has all its settings."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sweeper = compose("config", ["hydra/sweeper=search"], return_hydra_config=True).hydra.sweeper
+    changed = OmegaConf.load(CONF / "hydra" / "sweeper" / "search.yaml")
+    assert sweeper._target_.startswith("hydra_plugins.hydra_optuna_sweeper")
+    assert sweeper.direction == "maximize"
+    assert sweeper.sampler.seed == changed.sampler.seed
+    assert {*changed} - {"defaults"} <= {*sweeper}
 
 
 def test_an_experiment_with_another_benchmark():
