@@ -1,9 +1,9 @@
 """Lightning's trainer for one training run on the devices of one machine."""
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,11 +16,22 @@ from attribution.checks import FieldError
 from attribution.training.recipe import Hardware, Recipe
 
 
+class _File(io.BufferedWriter):
+    """A file that ignores writes after it is closed.
+
+    If a signal interrupts ``torch.save``, PyTorch's writer can outlive the file. It ends its archive when it is freed, and an error
+    there would abort the process.
+    """
+
+    def write(self, data: Any) -> int:
+        return len(data) if self.closed else super().write(data)
+
+
 class _DirectCheckpoints(TorchCheckpointIO):
     """Write checkpoints to their paths. Lightning would copy them in memory first, and to the folder of temporary files."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with Path(path).open("wb") as file:
+        with _File(io.FileIO(path, "wb")) as file:
             torch.save(checkpoint, file)
 
 

@@ -33,7 +33,10 @@ def drop_foreign_draws(config: DictConfig) -> None:
     """Remove the draws that an experiment sets from an estimator that takes none."""
     if OmegaConf.select(config, "estimator.draws") is None or "_target_" not in config.estimator:
         return
-    kind = get_class(config.estimator._target_)
+    try:
+        kind = get_class(config.estimator._target_)
+    except Exception:  # building the estimator says what is wrong with its class
+        return
     if is_dataclass(kind) and "draws" not in {field.name for field in fields(kind)}:
         OmegaConf.set_struct(config.estimator, False)
         del config.estimator.draws

@@ -82,10 +82,13 @@ SMALL_BENCHMARK = {
     "agreement": (*SMALL, *_BENCHMARK, *_POOLS),
     "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
     "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.fractions=[0.25]"),
+    "gradient_norms": (*SMALL, *_REPLAYED, "benchmark.examples=20", "benchmark.correlated=10"),
     "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
+    "influential_timesteps": (*_SOURCES, *_REPLAYED, *_POOLS, "trainer.steps=12", "checkpoints.every=6", "benchmark.k=5"),
     "lds": (*SMALL, *_BENCHMARK, *_POOLS),
     "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
     "normalization": (*_SETS, "benchmark.compare=[]", "estimator=guided", *_REPLAY),
+    "one_checkpoint": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.k=5", "benchmark.shown=5", "benchmark.rows=2"),
     "outlier": (*_SOURCES, *_REPLAYED, "benchmark.k=[5]", "benchmark.shown=5"),
     "predicted_change": (*SMALL, *_BENCHMARK, *_POOLS),
     "sparse_timesteps": (*SMALL, *_REPLAYED, "benchmark.queries.validation.n=4", "benchmark.k=5"),
@@ -109,6 +112,14 @@ def files() -> str:
     return f"data.root={root}"
 
 
+@functools.cache
+def rows_of_a_run() -> str:
+    """Return a folder of finished runs, without any rows."""
+    root = tempfile.mkdtemp(prefix="bad-inputs-")
+    atexit.register(shutil.rmtree, root)
+    return root
+
+
 def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield a node of the config and the arguments under which its settings are in use."""
     yield "", SCORES
@@ -117,7 +128,11 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "execution", SCORES
     yield "hardware", (*SMALL, "task=train")
     for choice in options("task"):
-        yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}")
+        rows = (f"task.rows={rows_of_a_run()}",) if choice == "report" else ()
+        yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}", *rows)
+    yield "report", SCORES
+    for choice in {"local", "wandb", "csv"}:
+        yield "tracker", (*SMALL, "task=train", f"tracker={choice}")
     yield "data", (*SMALL, "task=train")
     yield "data", (*_SOURCES, "task=train")
     for choice, number in (("cifar2", "data.n_train=8"), ("mnist", "data.n_train=20"), ("cifar_mnist", "data.zeros=2")):
@@ -207,7 +222,7 @@ def wrong_values(value: Any) -> Sequence[str]:
 VALID = (
     r"(threads|workers)=3",
     r"(.*\.)?seed=0",
-    r"store\.root=no_such_word",  # a folder that will be made
+    r"(store\.root|task\.output)=no_such_word",  # a folder or file that will be made
     r"data\.(patches|validation_patches|n_train|n_validation|classes|zeros)=null",  # all
     r"data\.pad=0",  # with data.size=28
     r"data\.(train|validation)_key=(null|no_such_word)",  # without effect where there is no data.index_file
