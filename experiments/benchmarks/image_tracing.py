@@ -100,19 +100,20 @@ class ImageTracing(QueryBenchmark):
         """Report the proponents of the queries of one source; the figure has the first ``self.rows`` of them."""
         shown = {v.label: np.asarray(v.scores.values)[rows] for v in variants if v.all_timesteps}
         others = np.flatnonzero(train.label != label).tolist()
+        images, drawn = images.take(rows), range(min(self.rows, len(rows)))
         report_proponents(
             report,
             name,
-            images.take(rows),
+            images,
             train,
             shown,
-            rows=range(min(self.rows, len(rows))),
+            rows=drawn,
             top=self.shown,
             neutral=0,
             boxed=dict.fromkeys(shown, others),
             box_caption=f"not of the query's source, {self.sources[label]}",
         )
-        foreign = figures.ranks_of_chosen(images, train, shown, rows[: self.rows].tolist(), others, self.shown)
+        foreign = figures.ranks_of_chosen(images, train, shown, drawn, others, self.shown)
         report.figure(f"other_sources_{name}", foreign)
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[tuple[str, str], Node[Scores]]:

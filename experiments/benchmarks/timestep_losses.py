@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attribution.checks import FieldError
+from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
 from attribution.images.draws import DrawScheme
 from attribution.measurements import LossAtT
@@ -33,6 +33,7 @@ class TimestepLosses(QueryBenchmark):
 
     def __post_init__(self):
         super().__post_init__()
+        whole(self, "resamples", least=1)
         self.draws.refuse_lists("a measurement")
         self.draws.refuse_sides("n is the number of draws of every query")
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.estimators.base import SETTINGS
 from attribution.estimators.kernel import KernelScores
 from attribution.estimators.scores import Scores
@@ -57,6 +57,8 @@ class TunedTRAK(TRAK):
     def __post_init__(self):
         super().__post_init__()
         whole(self, "pool", least=1)
+        if not self.dampings:
+            raise FieldError(self, "damping", "give at least one value", "[]")
         whole(self, "models", least=1, most=1)
         self.target_draws.refuse_lists("a measurement")
         self.target_draws.refuse_sides("n is the number of draws of every query")

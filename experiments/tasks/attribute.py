@@ -63,7 +63,6 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))
-        run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
             influence = get(SelfInfluence(estimator, experiment.trained, experiment.train))

@@ -1,6 +1,7 @@
 """The choices of Hydra's groups that a run was composed from."""
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,6 +15,12 @@ def choice_of(group: str) -> str:
     choice = str(HydraConfig.get().runtime.choices[group])
     path = config_file(f"{group}/{choice}.yaml")
     return choice if path is None else _target(OmegaConf.load(path), group) or choice
+
+
+def arguments_of_run() -> list[str]:
+    """The arguments of the command line, in a sweep those of the job, as typed: ``${...}`` is not resolved."""
+    given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return given
 
 
 def config_folders() -> list[Path]:

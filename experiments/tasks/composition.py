@@ -18,6 +18,7 @@ from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
 from experiments.models.trained import LoggerFor
 from experiments.report.published import Published
+from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
 from experiments.tasks.settings import SettingError, build
 from experiments.tasks.suggestions import nearest
@@ -131,7 +132,7 @@ def _is_measured(name: str) -> bool:
 
 
 def _overrides() -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return OverridesParser.create().parse_overrides(arguments_of_run())
 
 
 def _composed_with(estimator: str) -> DictConfig:

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.report.description import RunDescription, Scalar
-from experiments.tasks.choices import choice_of
+from experiments.tasks.choices import arguments_of_run, choice_of
 
 SWEPT = "swept.json"
 """The file in the folder of a sweep with the names of the swept settings."""
@@ -26,7 +26,7 @@ _SCHEME = "draws@estimator.draws"
 
 def command_of_run() -> str:
     """Return the command of this run. Under a launcher, ``sys.argv`` is the launcher's."""
-    return shlex.join(["python", "run.py", *HydraConfig.get().overrides.task])
+    return shlex.join(["python", "run.py", *arguments_of_run()])
 
 
 def description_of(config: DictConfig) -> RunDescription:
@@ -72,7 +72,7 @@ def _is_swept(override: Override) -> bool:
 def _swept() -> dict[str, Any]:
     """The swept settings of this job with their values; of a single run, what it sets of the estimator, and the seed."""
     hydra = HydraConfig.get()
-    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    overrides = OverridesParser.create().parse_overrides(arguments_of_run())
     given = {_setting(override): _plain(override.value()) for override in overrides if not override.is_delete()}
     path = Path(hydra.sweep.dir) / SWEPT
     if hydra.mode == RunMode.MULTIRUN and path.exists():

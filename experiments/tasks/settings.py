@@ -30,6 +30,7 @@ from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.tasks import annotations
 from experiments.tasks.annotations import Choice
+from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.suggestions import CONF, choices_of, nearest
 
 _PROVIDED = {"params", "config"}
@@ -334,7 +335,7 @@ def _chosen(group: str) -> str:
     if not HydraConfig.initialized():
         return group
     hydra = HydraConfig.get()
-    changes = {o.partition("=")[0]: o for o in hydra.overrides.task if o.lstrip("+~").startswith(f"{group}.")}
+    changes = {o.partition("=")[0]: o for o in arguments_of_run() if o.lstrip("+~").startswith(f"{group}.")}
     return " ".join([f"{group}={hydra.runtime.choices.get(group)}", *changes.values()])
 
 

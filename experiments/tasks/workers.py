@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.cores import cores
 from experiments.tasks.interruption import children
 
@@ -44,7 +45,7 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
     hydra = HydraConfig.get()
     configuration = _configuration(hydra)
     run_dir = "hydra.run.dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"  # as Hydra's grammar quotes
-    passed_on = [override for override in hydra.overrides.task if _top_level(override) not in _NOT_PASSED_ON]
+    passed_on = [override for override in arguments_of_run() if _top_level(override) not in _NOT_PASSED_ON]
     processes: list[tuple[subprocess.Popen, Path]] = []
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     try:

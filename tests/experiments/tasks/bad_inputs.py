@@ -223,6 +223,8 @@ VALID = (
     r"(threads|workers)=3",
     r"(.*\.)?seed=0",
     r"(store\.root|task\.output)=no_such_word",  # a folder or file that will be made
+    r"task\.(metric=no_such_word|axes=\[abc_def\])",  # names of what runs log
+    r"tracker\.project=no_such_word",  # a project that will be made
     r"data\.(patches|validation_patches|n_train|n_validation|classes|zeros)=null",  # all
     r"data\.pad=0",  # with data.size=28
     r"data\.(train|validation)_key=(null|no_such_word)",  # without effect where there is no data.index_file
@@ -230,7 +232,7 @@ VALID = (
     r"estimator\.scale=1\.5",
     r"feature\.eta=-1",
     r"benchmark\.(repeats|outlier)=0",
-    r"trainer\.clip=null",
+    r"trainer\.(clip|ema)=null",
     r"estimator\.checkpoints=null",
     r"model\.attention_head_dim=null",
 )

@@ -36,8 +36,8 @@ def test_other_arguments_stay(arguments):
         ("estimater=kfac", "estimater: no such setting; did you mean estimator?"),
         ("estimator.zzz=3", "estimator.zzz: no such setting; choose from estimator.balance, estimator.compression"),
         ("estimator=retrack", "estimator=retrack: no such choice; did you mean retrac?"),
-        ("experiment=retrac/tabel1", "experiment=retrac/tabel1: no such choice; did you mean retrac/table1?"),
-        ("experiment=retrac_table1", "experiment=retrac_table1: no such choice; did you mean retrac/table1?"),
+        ("experiment=retrac/tabel1", "experiment=retrac/tabel1: no such choice; did you mean retrac/table1 or retrac/table5?"),
+        ("experiment=retrac_table1", "experiment=retrac_table1: no such choice; did you mean retrac/table1 or retrac/table5?"),
         ("optimizer=lion", "optimizer=lion: no such choice; choose from adam, adamw, sgd"),
         ("hydra/launcher=locl", "hydra/launcher=locl: no such choice; did you mean local?"),
         ("modes@benchmark.mode=alone", "Override modes@benchmark.mode=alone looks like a config group override, but config group "
