@@ -11,7 +11,6 @@ left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or La
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +131,7 @@ class Captured:
         self._kept: _Calls | None = None
         self._norms: Tensor | None = None
         self._mean: LayerGradients | None = None
-        self._parent, self._mask = self, cast(Tensor | None, None)  # the original capture and a mask, after ``where``
+        self._masked: tuple[Captured, Tensor] | None = None  # after ``where``: the capture with all draws, and the mask
 
     def keep_calls(self) -> None:
         """Run the pass and keep its recorded calls for several means. Does nothing if one pass does not hold all inputs."""
@@ -141,8 +140,8 @@ class Captured:
 
     def norms(self) -> Tensor:
         """Return ‖∇_{b,k}‖ of every draw over all layers, ``[B, K]``."""
-        if self._parent is not self:
-            return self._parent.norms()
+        if self._masked is not None:
+            return self._masked[0].norms()
         if self._norms is None and self._draws.count == 1:
             self._norms = torch.stack([block.flatten(1).norm(dim=1) for block in self.mean().values()]).norm(dim=0).unsqueeze(1)
         elif self._norms is None:
@@ -157,8 +156,9 @@ class Captured:
         """
         if contraction is None:
             return self.mean()
-        if self._mask is not None:
-            return self._parent._average(self._mask.to(self._dtype), contraction)
+        if self._masked is not None:
+            parent, mask = self._masked
+            return parent._average(mask.to(self._dtype), contraction)
         return self._average(None, contraction)
 
     def mean(self, weights: Weights = None) -> LayerGradients:
@@ -170,9 +170,10 @@ class Captured:
         Raises:
             ValueError: ``weights`` is a tensor of another shape than ``[B, K]``.
         """
-        if self._mask is not None:
+        if self._masked is not None:
+            parent, mask = self._masked
             weights = weights(self.norms()) if callable(weights) else weights
-            return self._parent.mean(self._mask.to(self._dtype) if weights is None else weights * self._mask)
+            return parent.mean(mask.to(self._dtype) if weights is None else weights * mask)
         if weights is None:
             self._mean = self._mean or self._average(None)
             return self._mean
@@ -194,7 +195,7 @@ class Captured:
         pass.
         """
         masked = copy.copy(self)
-        masked._parent, masked._mask, masked._mean = self, mask, None
+        masked._masked, masked._mean = (self, mask), None
         return masked
 
     def _average(self, weights: Weights, contraction: Contraction | None = None) -> LayerGradients:

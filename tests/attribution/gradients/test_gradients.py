@@ -1,7 +1,9 @@
 """Per-example gradients against one ``backward`` per draw, in float64, on U-Nets and on small models with difficult cases."""
 
 import copy
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -569,3 +571,19 @@ def test_autocast(asked):
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     difference = torch.stack([(a[name] - g).norm() for name, g in b.items()]).norm()
     return float(difference / torch.stack([g.norm() for g in b.values()]).norm())
+
+
+def test_gradients_are_freed_at_once():
+    """Claim: captured gradients are in no reference cycle, so their memory is free again without a garbage collection."""
+    model = randomized(Net(lambda net, x: net.a(x), a=nn.Conv2d(4, 4, 3, padding=1)))
+    x0, draws = batch()
+    gc.disable()
+    try:
+        captured = PerExampleGradients(model).capture(BENT, x0, draws)
+        block = weakref.ref(captured.mean()["a"])
+        masked = captured.where(torch.ones(draws.timestep.shape, dtype=torch.bool))
+        assert_close(masked.mean(), captured.mean())
+        del captured, masked
+        assert block() is None
+    finally:
+        gc.enable()
