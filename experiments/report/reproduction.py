@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.report.idle_settings import without_idle_settings
 from experiments.report.row import Row
 from experiments.report.tables import cell, differing_settings, number
 
@@ -17,7 +18,7 @@ SHOWN = 24
 class Reproduced:
     """An experiment with its rows at each scale. ``title`` says what the paper shows; ``note`` how ours compares.
 
-    ``smallest`` is the smallest scale that the experiment has.
+    ``smallest`` is the smallest scale that the experiment has, and ``swept`` the settings that it sweeps.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Reproduced:
     rows: Mapping[str, Sequence[Row]]
     note: str | None = None
     smallest: str = SCALES[0]
+    swept: Sequence[str] = ()
 
     @property
     def published(self) -> bool:
@@ -66,7 +68,7 @@ def _section(experiment: Reproduced) -> list[str]:
     parts = [f"### {experiment.name}", "", experiment.title, ""]
     for scale in SCALES:
         if rows := experiment.rows.get(scale):
-            command = next((_shown(row.command) for row in rows if row.command), _command(experiment, scale))
+            command = next((_shown(row.command, experiment.swept) for row in rows if row.command), _command(experiment, scale))
             hardware = ", ".join(dict.fromkeys(row.hardware for row in rows if row.hardware))
             parts.append(f"- {scale}: `{command}`" + (f", on {hardware}" if hardware else ""))
     if not any(experiment.rows.values()):
@@ -75,13 +77,15 @@ def _section(experiment: Reproduced) -> list[str]:
 
 
 def _command(experiment: Reproduced, scale: str) -> str:
-    return f"python run.py experiment={experiment.name} scale={scale}"
+    return f"python run.py{' -m' if experiment.swept else ''} experiment={experiment.name} scale={scale}"
 
 
-def _shown(command: str) -> str:
-    """The command without the folders and the processes of the machine that ran it."""
-    places = ("store.root", "hydra.", "workers", "threads", "tracker")
-    words = [word for word in shlex.split(command) if not word.startswith(places)]
+def _shown(command: str, swept: Sequence[str]) -> str:
+    """The command without the folders and the processes of the machine that ran it, and that of the sweep for one of its jobs."""
+    places = ("store.root", "hydra.", "workers", "threads", "tracker", "-m")
+    words = [word for word in shlex.split(command) if not word.startswith(places) and word.partition("=")[0] not in swept]
+    if swept:
+        words.insert(2, "-m")
     return shlex.join("data.root=DIR" if word.startswith("data.root=") else word for word in words)
 
 
@@ -94,7 +98,7 @@ def _table(experiment: Reproduced) -> list[str]:
     scales = [scale for scale in SCALES if experiment.rows.get(scale)]
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for scale in scales:
-        rows = [row for row in experiment.rows[scale] if row.minus is None]
+        rows = without_idle_settings([row for row in experiment.rows[scale] if row.minus is None])
         for row, settings in zip(rows, differing_settings(rows), strict=True):
             label = " ".join([row.estimator, *(f"{name.rpartition('.')[2]}={value}" for name, value in settings.items())])
             lines.setdefault((label, row.queries or "", row.metric), {}).setdefault(scale, row)

@@ -24,7 +24,8 @@ from experiments.tasks.settings import SettingError, build
 from experiments.tasks.suggestions import nearest
 
 NOT_SETTINGS = ("task", "store", "report", "tracker", "hydra", "execution", "hardware", "threads", "workers")
-"""Groups and settings that choose the task and the place where it runs, and do not change results."""
+PLACES = ("data.root", "data.download")
+"""Groups and settings that choose the task and the place where it runs or the files lie, and do not change results."""
 SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.draws.train", "estimator.strength")
 """Settings that accept a list; each row names its one value."""
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed", "experiment", "scale", "published")
@@ -128,7 +129,7 @@ def settings_of_run() -> dict[str, Any]:
 
 
 def _is_measured(name: str) -> bool:
-    return name.split(".")[0] not in NOT_SETTINGS and name not in NAMED_BY_ROWS
+    return name.split(".")[0] not in NOT_SETTINGS and name not in (*PLACES, *NAMED_BY_ROWS)
 
 
 def _overrides() -> list[Override]:

@@ -1,5 +1,6 @@
 """``task=report``: a page that compares the numbers of the papers' experiments with the published ones."""
 
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,7 +33,13 @@ def report(config: DictConfig, rows: str, output: str) -> None:
     titles, found, notes = experiments(), rows_of(folder), notes_of(folder)
     if unknown := sorted(notes.keys() - titles.keys()):
         raise SettingError(f"{folder / NOTES}: {', '.join(unknown)}: no such experiment")
-    text = page([Reproduced(name, title, found.get(name, {}), notes.get(name), smallest(name)) for name, title in titles.items()])
+    files = {name: files_of(name) for name in titles}
+    text = page(
+        [
+            Reproduced(name, title, found.get(name, {}), notes.get(name), smallest(files[name]), swept(files[name]))
+            for name, title in titles.items()
+        ]
+    )
     path = Path(output)
     with explained(path.parent, "task.output", "nothing else is lost"):
         write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
@@ -50,10 +57,22 @@ def experiments() -> dict[str, str]:
     return found
 
 
-def smallest(experiment: str) -> str:
-    """Return the smallest scale of an experiment: that of the paper, unless its file chooses by scale."""
+def smallest(text: str) -> str:
+    """Return the smallest scale of an experiment with the files ``text``: that of the paper, unless they choose by scale."""
+    return SCALES[0] if "${scale}" in text else SCALES[-1]
+
+
+def swept(text: str) -> list[str]:
+    """Return the settings that an experiment with the files ``text`` sweeps."""
+    found = re.search(r"^hydra:\n  sweeper:\n    params:\n((?:      \S.*\n)+)", text, re.MULTILINE)
+    return [line.partition(":")[0].strip() for line in found[1].splitlines()] if found else []
+
+
+def files_of(experiment: str) -> str:
+    """Return the file of an experiment, followed by those that it extends."""
     path = config_file(f"experiment/{experiment}.yaml")
-    return SCALES[0] if path and "${scale}" in path.read_text(encoding="utf-8") else SCALES[-1]
+    text = path.read_text(encoding="utf-8") if path else ""
+    return text + "".join(map(files_of, re.findall(r"^ *- /experiment/([\w/]+)", text, re.MULTILINE)))
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, list[Row]]]:

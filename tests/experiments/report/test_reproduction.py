@@ -1,5 +1,7 @@
 """The page of published and measured numbers."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.report.reproduction import SHOWN, Reproduced, page
@@ -35,6 +37,24 @@ def test_the_page_names_no_folder_of_the_machine():
     text = page([Reproduced("kfac/fig2a", "LDS", {"digits": [row("kfac", 30.0, command=COMMAND, hardware="2 cores")]})])
     assert "- digits: `python run.py experiment=kfac/fig2a scale=digits data.root=DIR seed=1`, on 2 cores" in text
     assert "/home" not in text
+
+
+def test_a_sweep_has_one_command():
+    """Claim: the job that made a row is not shown, but the sweep, and what makes no difference to an estimator has one line."""
+    rows = [
+        replace(
+            row("kfac", 30.0 + n), command=f"python run.py estimator.draws.n={n} experiment=kfac/x scale=digits", swept={"n": n}
+        )
+        for n in (1, 2)
+    ]
+    rows += [replace(row("raw_cos", 12.0), swept={"n": n}) for n in (1, 2)]
+    text = page(
+        [Reproduced("kfac/x", "LDS", {"digits": rows}, swept=["estimator.draws.n"]), Reproduced("kfac/y", "", {}, swept=["n"])]
+    )
+    assert "- digits: `python run.py -m experiment=kfac/x scale=digits`" in text
+    assert "Not run yet: `python run.py -m experiment=kfac/y scale=digits`" in text
+    assert len(lines_of(text, "| kfac ")) == 2
+    assert len(lines_of(text, "| raw_cos ")) == 1
 
 
 def test_differences_and_the_long_tail_are_left_to_the_rows():

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, read_write
 
 from experiments.report.report import write_rows
 from experiments.report.row import Estimate, Row, Subject
-from experiments.tasks.report import experiments, report
+from experiments.tasks.report import experiments, files_of, report, smallest, swept
 from experiments.tasks.settings import SettingError
 from tests.experiments.tasks.test_configs import CONF, options
 
@@ -23,6 +23,14 @@ def config() -> DictConfig:
         composed.hydra.runtime.config_sources = [ConfigSourceInfo(path=str(CONF), schema="file", provider="main")]
     HydraConfig.instance().set_config(composed)
     return composed
+
+
+def test_sweeps_and_scales_are_read_from_the_files_of_an_experiment(config):
+    """Claim: an experiment that extends another one has its sweep and its scales."""
+    assert swept(files_of("kfac/fig4")) == ["curvature.fisher", "curvature.sharing"]
+    assert swept(files_of("dtrak/fig_eta")) == ["feature.eta", "estimator.draws.n"]
+    assert swept(files_of("kfac/fig2a_cifar10")) == []
+    assert {smallest(files_of(name)) for name in experiments()} == {"digits"}
 
 
 def row(value: float, experiment: str | None) -> Row:

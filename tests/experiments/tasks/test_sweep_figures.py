@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.metrics.estimate import Estimate
+from experiments.report.idle_settings import without_idle_settings
 from experiments.report.row import Levels, Row, Subject
-from experiments.tasks.sweep_figures import draw_sweep, without_idle_settings
+from experiments.tasks.sweep_figures import draw_sweep
 
 
 def row(estimator: str, value: float, benchmark: str = "lds", metric: str = "lds_%", **swept) -> Row:
