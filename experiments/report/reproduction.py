@@ -10,7 +10,7 @@ from experiments.report.tables import cell, differing_settings, number
 
 SCALES = ("digits", "small", "paper")
 NOT_PUBLISHED = "not in the text"
-SHOWN = 24
+SHOWN = 16
 """The largest number of lines in the table of one experiment; those with a published number come first."""
 
 
@@ -100,7 +100,8 @@ def _table(experiment: Reproduced) -> list[str]:
     for scale in scales:
         rows = without_idle_settings([row for row in experiment.rows[scale] if row.minus is None])
         for row, settings in zip(rows, differing_settings(rows), strict=True):
-            label = " ".join([row.estimator, *(f"{name.rpartition('.')[2]}={value}" for name, value in settings.items())])
+            named = [] if row.estimator == "none" else [row.estimator]
+            label = " ".join([*named, *(f"{name.rpartition('.')[2]}={value}" for name, value in settings.items())])
             lines.setdefault((label, row.queries or "", row.metric), {}).setdefault(scale, row)
     ordered = sorted(lines.items(), key=lambda line: all(row.published is None for row in line[1].values()))
     columns = ["estimator", "queries", "metric", *(["published"] if experiment.published else []), *scales]

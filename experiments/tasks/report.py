@@ -69,10 +69,13 @@ def swept(text: str) -> list[str]:
 
 
 def files_of(experiment: str) -> str:
-    """Return the file of an experiment, followed by those that it extends."""
+    """Return the file of an experiment, followed by its sizes at all scales and by the files that it extends."""
     path = config_file(f"experiment/{experiment}.yaml")
     text = path.read_text(encoding="utf-8") if path else ""
-    return text + "".join(map(files_of, re.findall(r"^ *- /experiment/([\w/]+)", text, re.MULTILINE)))
+    scales = re.findall(r"^ *- optional /scale/([\w/]+)@_global_", text, re.MULTILINE)
+    sizes = [file for name in scales for folder in config_folders() for file in sorted((folder / "scale" / name).glob("*.yaml"))]
+    extended = re.findall(r"^ *- /experiment/([\w/]+)", text, re.MULTILINE)
+    return "".join([text, *(file.read_text(encoding="utf-8") for file in sizes), *map(files_of, extended)])
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, list[Row]]]:
