@@ -114,8 +114,11 @@ def _matrices(by_right: Sequence[Sequence[GramShard]], rows: tuple[int, int], ge
 
     All gradients on the right are held. Both sides are differentiated in as few forward passes as possible.
     """
-    parts = [gradients for _, gradients in gradients_together([own[0].right for own in by_right], get, rows)]
-    held = [torch.cat(part) for part in zip(*parts, strict=True)]
+    held: list[Tensor] = []
+    for block, gradients in gradients_together([own[0].right for own in by_right], get, rows):
+        held = held or [part.new_empty(rows[1] - rows[0], part.shape[1]) for part in gradients]
+        for whole, part in zip(held, gradients, strict=True):
+            whole[block.start - rows[0] : block.stop - rows[0]] = part
     squares = [_squares(gradients) for gradients in held]
     values = {node.fingerprint: np.empty((node.left.count, rows[1] - rows[0])) for own in by_right for node in own}
     left_squares = {name: np.empty(len(of_node)) for name, of_node in values.items()}

@@ -10,7 +10,7 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,7 +81,7 @@ def run_all(
     """
     t = inputs.t
     recorder = _Recorder(recorded_modules, len(t))
-    with torch.inference_mode(False), torch.enable_grad(), _recording(model, recorder):
+    with torch.inference_mode(False), torch.enable_grad(), _recording(model, recorder), closing(recorder):
         for position, measure in enumerate(measures):
             last = position == len(measures) - 1
             with autocast:
@@ -168,6 +168,10 @@ class _Recorder:
             if used := [call for call in calls.values() if call.gradient is not None]:
                 on_layer(name, used)
         self._waiting.clear()
+
+    def close(self) -> None:
+        """Drop the graphs. They hold hooks, which hold this object: a cycle that garbage collection does not see."""
+        self._kept, self._used = [], []
 
     def forward_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():

@@ -5,7 +5,7 @@ import gc
 import re
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -573,16 +573,35 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float(difference / torch.stack([g.norm() for g in b.values()]).norm())
 
 
-def test_gradients_are_freed_at_once():
-    """Claim: captured gradients are in no reference cycle, so their memory is free again without a garbage collection."""
-    model = randomized(Net(lambda net, x: net.a(x), a=nn.Conv2d(4, 4, 3, padding=1)))
-    x0, draws = batch()
+@dataclass(frozen=True)
+class Remembered(Measure):
+    """A cost that remembers the outputs of the network."""
+
+    outputs: list[weakref.ref] = field(default_factory=list)
+
+    def __call__(self, denoise, x0, t, noise, condition=None):
+        output = denoise(x0, t)
+        self.outputs.append(weakref.ref(output))
+        return output.flatten(1).square().sum(1)
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_gradients_and_graphs_are_freed_at_once(K):
+    """Claim: captured gradients and graphs are in no reference cycle, so their memory is free without a garbage collection.
+
+    Garbage collection would never free graphs, because it does not see the hooks that they hold.
+    """
+    model = randomized(Net(lambda net, x: net.b(net.a(x)), a=nn.Conv2d(4, 4, 3, padding=1), b=nn.Conv2d(4, 4, 1)))
+    x0, draws = batch(K=K)
+    measure = Remembered(PROCESS)
     gc.disable()
     try:
-        captured = PerExampleGradients(model).capture(BENT, x0, draws)
-        block = weakref.ref(captured.mean()["a"])
-        masked = captured.where(torch.ones(draws.timestep.shape, dtype=torch.bool))
+        captured = PerExampleGradients(model).capture(measure, x0, draws)
+        block, masked = weakref.ref(captured.mean()["a"]), captured.where(torch.ones(draws.timestep.shape, dtype=torch.bool))
         assert_close(masked.mean(), captured.mean())
+        captured.norms()
+        assert measure.outputs
+        assert [output() for output in measure.outputs] == [None] * len(measure.outputs)
         del captured, masked
         assert block() is None
     finally:
