@@ -62,7 +62,9 @@ def html_table(layout: Layout) -> HTMLTable:
     groups, axes = [], []
     for lines in filter(None, parts):
         axis_of = {metric: _axis(lines, metric) for metric in layout.metrics}
-        groups.append([(_label(line), [_cell(line.rows.get(m), axis_of[m]) for m in layout.metrics], line.effort) for line in lines])
+        groups.append(
+            [(_label(line), [_cell(line.rows.get(m), axis_of[m]) for m in layout.metrics], line.effort) for line in lines]
+        )
         axes.append([_levels(lines, metric, axis_of[metric]) for metric in layout.metrics])
     return HTMLTable(
         title=layout.title,
