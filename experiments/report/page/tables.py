@@ -34,8 +34,8 @@ class Level:
 
 @dataclass(frozen=True)
 class HTMLTable:
-    """A table of a page. ``groups`` are the lines about estimators and those about differences; each has a label, a cell per metric,
-    and its effort, in the last columns. ``published`` says which metrics have a second column, of the numbers of a paper.
+    """A table of a page. ``groups`` are the lines about estimators and those about differences; each has a label, a cell per
+    metric, and its effort, in the last columns. ``published`` says which metrics have a second column, of the numbers of a paper.
 
     ``axes`` has, for both groups, the levels on the axis of each metric; None where a column has no axis.
     """
