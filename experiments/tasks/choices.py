@@ -28,7 +28,7 @@ def arguments_of_run() -> list[str]:
 def notes_on_sweep() -> list[str]:
     """A line to print if the experiment sweeps settings, and this is a single run whose command line does not set them."""
     hydra = HydraConfig.get()
-    swept = OmegaConf.select(hydra, "sweeper.params") or {}
+    swept = hydra.sweeper.get("params") or {}
     given = {override.get_key_element().lstrip("+~") for override in OverridesParser.create().parse_overrides(arguments_of_run())}
     missing = [str(name) for name in swept if name not in given]
     if hydra.mode == RunMode.MULTIRUN or not missing:
