@@ -60,17 +60,21 @@ def bars(rows: Sequence[Row], value_name: str) -> Figure:
     labels = _labels(rows)
     values = {label: [row.estimate.value for row, other in zip(rows, labels, strict=True) if other == label] for label in labels}
     names = sorted(values, key=lambda label: sum(values[label]) / len(values[label]))
+    drawn = {(label, row.metric) for row, label in zip(rows, labels, strict=True)}
+    metrics_of = {label: [metric for metric in metrics if (label, metric) in drawn] for label in names}
     figure = Figure((1.5 + 4.2 * len(kinds), 0.8 + 0.42 * len(names)), dpi=DPI, layout="constrained")
     for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
         for row, label in ((row, label) for row, label in zip(rows, labels, strict=True) if row.queries == kind):
             rank = metrics.index(row.metric)
-            y = names.index(label) + (0.2 - 0.4 * rank if len(metrics) > 1 else 0)
+            place = metrics_of[label].index(row.metric)
+            y = names.index(label) + 0.4 * ((len(metrics_of[label]) - 1) / 2 - place)
             height = 0.38 if len(metrics) > 1 else 0.7
             axes.barh(y, row.estimate.value, height, label=row.metric.replace("_", " "), **_look(rank, rank))
             draw_interval(axes, y, row.estimate, horizontal=True, label=row.estimate.interval)
             if row.levels.ceiling is not None:
                 draw_level(axes, "ceiling", row.levels.ceiling, vertical=True)
         axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
         axes.set_title(f"{kind} queries" if kind else "", fontsize=11)
         axes.set_xlabel(value_name)
         plain_frame(axes)

@@ -28,6 +28,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
+_WIDTH = 140
+"""The width in characters of a table that is written to a file."""
 _FORMATS: dict[str, Callable[[Any], str]] = {
     "bytes": size,
     "memory": size,
@@ -40,7 +42,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
 
 def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | None = None) -> None:
     """Print the rows as a table. None is shown as "?". Fingerprints stay on one line; other long texts wrap."""
-    console = console or Console()
+    console = console or _console()
     if not rows:
         console.print(f"{title}: nothing")
         return
@@ -55,13 +57,21 @@ def show(rows: Sequence[Mapping[str, Any]], title: str = "", console: Console | 
 
 def show_explanation(explanation: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the result of ``inventory.explain``: plain values one per line, nodes as tables, everything else as JSON."""
-    console = console or Console()
+    console = console or _console()
     for key, value in explanation.items():
         if key in ("depends_on", "needed_by"):
             show(value, key.replace("_", " "), console)
         else:
             text = _FORMATS.get(key, _plain)(value)
             console.print(f"{key}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """The standard output, wide enough for a table where no terminal sets its width."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
+    return console
 
 
 def _plain(value: Any) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
@@ -21,6 +23,19 @@ def arguments_of_run() -> list[str]:
     """The arguments of the command line, in a sweep those of the job, as typed: ``${...}`` is not resolved."""
     given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return given
+
+
+def notes_on_sweep() -> list[str]:
+    """A line to print if the experiment sweeps settings, and this is a single run whose command line does not set them."""
+    hydra = HydraConfig.get()
+    swept = hydra.sweeper.get("params") or {}
+    given = {override.get_key_element().lstrip("+~") for override in OverridesParser.create().parse_overrides(arguments_of_run())}
+    missing = [str(name) for name in swept if name not in given]
+    if hydra.mode == RunMode.MULTIRUN or not missing:
+        return []
+    return [
+        f"experiment={hydra.runtime.choices['experiment']} sweeps {', '.join(missing)}, and this is a single run: -m makes all runs"
+    ]
 
 
 def config_folders() -> list[Path]:

@@ -8,6 +8,7 @@ from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.training.checkpoints import select
 from experiments.benchmarks.selection import Selective
 from experiments.tasks.before_training import check_before_training
+from experiments.tasks.choices import notes_on_sweep
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import announce, print_notes, run_context
@@ -28,7 +29,7 @@ def evaluate(config: DictConfig) -> float | None:
         if is_search() and isinstance(benchmark, Selective):
             benchmark.check_selection(run.experiment)
         check_before_training(run, benchmark, *evaluation.estimators.values())
-        print_notes(evaluation.notes)
+        print_notes([*notes_on_sweep(), *evaluation.notes])
         with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
             run.store.many(evaluation.nodes)
             benchmark.evaluate(run.experiment, evaluation.estimators, run.store, run.report)

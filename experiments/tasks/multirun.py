@@ -53,10 +53,10 @@ class MultirunReport(Callback):
         folders, _started[:] = list(_started), []
         for folder in folders:
             try:
+                _report(folder)
                 tracker = OmegaConf.select(config, "tracker._target_")
                 if tracker and (message := get_class(tracker).of_sweep(folder)):
                     print(message)
-                _report(folder)
                 failures = _failures(folder)
             except EXPECTED as error:  # Hydra would print it as a warning and exit with 0
                 exit_with(error)

@@ -7,6 +7,7 @@ from experiments.store import inventory_table
 from experiments.store.plan import plan as plan_of
 from experiments.store.store import Store
 from experiments.tasks.before_training import check_experiment
+from experiments.tasks.choices import notes_on_sweep
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.run_context import print_notes, set_threads
 
@@ -16,7 +17,7 @@ def plan(config: DictConfig) -> None:
     set_threads(config)
     evaluation, store = evaluation_of(config), Store(config.store.root)
     experiment = evaluation.experiment
-    print_notes(evaluation.notes)
+    print_notes([*notes_on_sweep(), *evaluation.notes])
     check_experiment(experiment, store, evaluation.benchmark, *evaluation.estimators.values())
     network = experiment.model().to(experiment.execution.torch_device())
     rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)

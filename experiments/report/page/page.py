@@ -39,7 +39,7 @@ def write_page(report: Report, config: str, provenance: Mapping[str, Any]) -> Pa
     has_scores = values["explorer"] is not None
     text = render(
         "run.html.j2",
-        title=title_of(report.rows, report.data),
+        title=title_of(report.rows, report.data, "attribution" if report.attributions else "figures"),
         command=report.command,
         warnings=report.warnings,
         **tables(report.rows),
@@ -65,11 +65,14 @@ def save_page(folder: Path, text: str) -> Path:
     return path
 
 
-def title_of(rows: Sequence[Row], data: str) -> str:
-    """The benchmarks and the data of rows, such as "lds on digits"; tables that a benchmark has beside its own are left out."""
+def title_of(rows: Sequence[Row], data: str, otherwise: str = "figures") -> str:
+    """The benchmarks and the data of rows, such as "lds on digits"; tables that a benchmark has beside its own are left out.
+
+    Without rows, ``otherwise`` stands in place of the benchmarks.
+    """
     names = dict.fromkeys(row.benchmark for row in rows)
     own = [name for name in names if not any(name != other and name.startswith(other) for other in names)]
-    return f"{', '.join(own) or 'figures'} on {data}"
+    return f"{', '.join(own) or otherwise} on {data}"
 
 
 def figures(paths: Iterable[Path], folder: Path, formats: Any = None) -> list[dict[str, Any]]:

@@ -34,8 +34,8 @@ class Level:
 
 @dataclass(frozen=True)
 class HTMLTable:
-    """A table of a page. ``groups`` are the lines about estimators and those about differences; each has a cell per metric.
-    ``published`` says which metrics have a second column, of the numbers of a paper.
+    """A table of a page. ``groups`` are the lines about estimators and those about differences; each has a label, a cell per
+    metric, and its effort, in the last columns. ``published`` says which metrics have a second column, of the numbers of a paper.
 
     ``axes`` has, for both groups, the levels on the axis of each metric; None where a column has no axis.
     """
@@ -44,7 +44,8 @@ class HTMLTable:
     columns: Sequence[str]
     metrics: Sequence[str]
     published: Sequence[bool]
-    groups: Sequence[Sequence[tuple[Sequence[str], Sequence[Cell | None]]]]
+    effort: Sequence[str]
+    groups: Sequence[Sequence[tuple[Sequence[str], Sequence[Cell | None], Sequence[str]]]]
     axes: Sequence[Sequence[Sequence[Level] | None]]
     levels: Mapping[str, Sequence[str]]
 
@@ -61,13 +62,16 @@ def html_table(layout: Layout) -> HTMLTable:
     groups, axes = [], []
     for lines in filter(None, parts):
         axis_of = {metric: _axis(lines, metric) for metric in layout.metrics}
-        groups.append([(_label(line), [_cell(line.rows.get(m), axis_of[m]) for m in layout.metrics]) for line in lines])
+        groups.append(
+            [(_label(line), [_cell(line.rows.get(m), axis_of[m]) for m in layout.metrics], line.effort) for line in lines]
+        )
         axes.append([_levels(lines, metric, axis_of[metric]) for metric in layout.metrics])
     return HTMLTable(
         title=layout.title,
-        columns=["estimator", *layout.settings, *layout.effort],
+        columns=["estimator", *layout.settings],
         metrics=[words(metric) for metric in layout.metrics],
         published=[metric in layout.published for metric in layout.metrics],
+        effort=layout.effort,
         groups=groups,
         axes=axes,
         levels={REFERENCES[reference]: texts for reference, texts in layout.levels.items()},
@@ -75,7 +79,7 @@ def html_table(layout: Layout) -> HTMLTable:
 
 
 def _label(line: Line) -> list[str]:
-    return [line.estimator, *line.settings, *line.effort]
+    return [line.estimator, *line.settings]
 
 
 def _axis(lines: Sequence[Line], metric: str) -> Axis | None:

@@ -400,6 +400,14 @@ def test_plan_and_store(tmp_path):
     assert not list((tmp_path / "store" / "Samples").iterdir())
 
 
+def test_one_run_of_an_experiment_that_is_a_sweep(tmp_path):
+    """Claim: without -m the first line says what the experiment sweeps, unless the command sets it."""
+    plan = ["experiment=dtrak/table_lds", "scale=digits", "task=plan"]
+    assert run(tmp_path, *plan).startswith("experiment=dtrak/table_lds sweeps estimator.draws.n,")
+    assert " sweeps " not in run(tmp_path, *plan, "estimator.draws.n=10")
+    assert " sweeps " not in run(tmp_path, "task=plan")
+
+
 def test_a_sweep_over_estimators_compares_them_once(tmp_path):
     """Claim: an estimator that runs beside each of several others stands in the joint rows once, under its own name."""
     sweep = tmp_path / "sweep"
