@@ -86,8 +86,8 @@ class Report:
 
     def _beside_published(self, row: Row) -> Row:
         """Return the row with the number that is published in its place, if there is one."""
-        for number in self._published if row.minus is None else ():
-            if number.concerns(row.metric, row.estimator, row.queries, self._role, row.settings):
+        for number in self._published:
+            if number.concerns(row, self._role):
                 return replace(row, published=number.value, source=number.source)
         return row
 

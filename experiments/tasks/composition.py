@@ -80,7 +80,7 @@ def published_numbers(config: DictConfig) -> list[Published]:
     """
     given: Any = OmegaConf.to_container(OmegaConf.create({"value": config.published}), resolve=True)
     entries = given["value"]
-    fields = "metric, estimator, value and source, and may have queries, data and settings"
+    fields = "metric, estimator, value and source, and may have queries, data, benchmark and settings"
     message = f"published={entries}: must be a list of mappings, each of which has {fields}"
     if not isinstance(entries, list):
         raise SettingError(message)

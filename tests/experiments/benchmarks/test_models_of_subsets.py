@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 from hydra.utils import instantiate
+from matplotlib.figure import Figure
 from scipy.stats import pearsonr, spearmanr
 
 from attribution.measurements import LossAtT
 from attribution.nodes import InMemory
+from experiments import figures
 from experiments.metrics import lds as metrics
 from experiments.models.measured import Measured
 from experiments.report.report import Report
@@ -70,6 +72,21 @@ def test_shares_of_increases_are_counted_pair_by_pair(tmp_path):
         assert found["kfac", t] == pytest.approx(predicted)
     assert [path.name for path in report.figures] == ["changes_validation_kfac.png"]
     assert np.allclose(metrics.predicted(scores, removed)[1, 2], (scores[1].astype(float) * removed[2]).sum())
+
+
+def test_changes_have_the_unit_of_the_measurement(tmp_path, monkeypatch):
+    """Claim: the figure shows (1/N) Σ_{i∉S} τ[q, i] against the loss of the retrained model minus that of the explained one."""
+    drawn = []
+    monkeypatch.setattr(figures, "changes", lambda panels, title: drawn.append(panels) or Figure())
+    _, benchmark, experiment, kfac, get = evaluated(tmp_path, "benchmark=predicted_change", "benchmark.timesteps=[400]")
+    removed = benchmark.subsets.removed(get(experiment.train))
+    images = benchmark.queries["validation"].node(experiment)
+    for panel, measure in zip(*drawn, (benchmark.measurement, LossAtT(experiment.diffusion.process, 400)), strict=True):
+        before, after = measurements(benchmark, experiment, measure, get)
+        scores = get(kfac.measuring(measure).scores(experiment.trained, experiment.train, images)).at(damping=1e-8, draws=2).values
+        by_hand = [[sum(scores[q, removed[m] == 1].astype(float)) / len(removed[m]) for m in range(4)] for q in range(5)]
+        assert panel.predicted == pytest.approx(np.array(by_hand))
+        assert panel.actual == pytest.approx(after - before[:, None])
 
 
 def test_agreement_is_the_mean_over_pairs_of_models(tmp_path):

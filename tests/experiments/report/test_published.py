@@ -42,6 +42,15 @@ def test_a_row_has_the_number_that_is_published_in_its_place(tmp_path, measured,
     assert (read[0].published, read[0].experiment, read[0].scale) == (value, "kfac/fig2a", "digits")
 
 
+def test_a_number_of_one_benchmark_stays_with_it(tmp_path):
+    """Claim: where two benchmarks of a run share a metric, a number with ``benchmark`` stands beside the rows of that one only."""
+    number = Published(metric="image_l2", estimator="dtrak", benchmark="images", value=9.46, source="table 1")
+    report = Report(tmp_path, data="digits", seed=0, published=[number])
+    shared = {"metric": "image_l2", "subject": Subject("dtrak"), "estimate": Estimate(1.0, 0.9, 1.1)}
+    added = report.add(Row(benchmark=benchmark, **shared) for benchmark in ("images", "images of the same seed"))
+    assert [row.published for row in added] == [9.46, None]
+
+
 def test_numbers_of_another_data_set_are_left_out(tmp_path):
     """Claim: with data=mnist on the command line, no number of CIFAR-2 stands beside ours."""
     report = Report(tmp_path, data="mnist", seed=0, published=NUMBERS)
