@@ -29,8 +29,9 @@ def nearest(name: str, existing: Iterable[str]) -> str:
 
 
 def choices_of(group: str) -> list[str]:
-    """Return the choices of a group, including those in folders."""
-    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
+    """Return the choices of a group, including those in folders, without what only experiments choose by their scale."""
+    names = sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
+    return [name for name in names if not name.startswith("scale/") and not (group == "scale" and "/" in name)]
 
 
 def composition_error(error: HydraException | OmegaConfBaseException) -> str:
