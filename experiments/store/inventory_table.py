@@ -35,6 +35,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "memory": size,
     "disk": size,
     "seconds": duration,
+    "time": duration,
     "age": duration,
     "passes": lambda count: f"{count:,.0f}",
 }

@@ -1,5 +1,8 @@
 """``task=plan``: a dry run of ``task=evaluate``."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from omegaconf import DictConfig
 
 from experiments.speed.timing import seconds_per_pass
@@ -21,4 +24,13 @@ def plan(config: DictConfig) -> None:
     check_experiment(experiment, store, evaluation.benchmark, *evaluation.estimators.values())
     network = experiment.model().to(experiment.execution.torch_device())
     rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)
-    inventory_table.show(plan_of(evaluation.nodes, store, rate), f"missing in {store.root}")
+    rows = plan_of(evaluation.nodes, store, rate)
+    inventory_table.show(list(map(_shown, rows)), f"missing in {store.root}")
+    if unknown := sum(row["unknown"] for row in rows[:-1]):
+        print(f"not in the time: {unknown} nodes that combine or decompose results, for which there is no estimate")
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the table, which fits 80 characters: work in words instead of the names of classes."""
+    columns = {name: row[name] for name in ("nodes", "passes", "memory", "disk")}
+    return {"work": row["work"] or row["class"], **columns, "time": row["seconds"]}

@@ -385,10 +385,10 @@ def test_plan_and_store(tmp_path):
     """Claim: the dry run says what is missing and computes nothing; afterwards nothing is missing and the store explains itself."""
     settings = [*TINY, *SMALL_BENCHMARK]
     before = run(tmp_path, *settings, "task=plan")
-    assert "TrainedModel" in before
+    assert "│ training " in before
     assert not (tmp_path / "store").exists()
     run(tmp_path, *settings)
-    assert "TrainedModel" not in run(tmp_path, *settings, "task=plan")
+    assert "│ training " not in run(tmp_path, *settings, "task=plan")
     listing = run(tmp_path, "task=store")
     assert "TrainedModel" in listing
     assert "TrajectoryScores" in listing
