@@ -6,8 +6,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.disk import explained
 from experiments.report import chart
 from experiments.report.dashboard import Dashboard, specification
+from experiments.report.report import write_file
 from experiments.report.trackers import Wandb
 from experiments.tasks.settings import SettingError, build
 
@@ -36,7 +38,10 @@ def dashboard(config: DictConfig, metric: str, axes: list[str]) -> None:
     entity = tracker.account() if online else tracker.entity or ""
     shown = Dashboard(entity, tracker.project, metric, _COLUMNS.get(metric, metric), queries, axes)
     path = Path(HydraConfig.get().runtime.output_dir) / FILE
-    path.write_text(json.dumps(specification(shown), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(specification(shown), indent=2, ensure_ascii=False) + "\n"
+    with explained(path.parent, "hydra.run.dir", "nothing else is lost"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     print(f"specification of the dashboard: {path}")
     if online:
         tracker.push_chart(chart.name(), "metric with intervals", chart.intervals())

@@ -41,6 +41,17 @@ TINY_CIFAR = [
     "model.block_out_channels=[8,8,8,8]",
     "model.norm_num_groups=4",
 ]
+TINY_SMALL = [
+    "data.n_train=20",
+    "data.n_validation=4",
+    "benchmark.queries.validation.n=4",
+    "estimator.draws.n=2",
+    "curvature.draws.n=2",
+    "model.block_out_channels=[8,8,8]",
+    "model.norm_num_groups=4",
+    "model.attention_head_dim=4",
+    *TINY_LDS,
+]
 TINY_TARGETED = ["benchmark.n=4", "benchmark.k=[5]", "benchmark.queries.validation.n=8", "benchmark.queries.generated.n=6"]
 TINY_COUNTERFACTUAL = [
     "benchmark.fractions=[0.1]",
@@ -63,7 +74,7 @@ def tiny(arguments: str, folder: Path) -> list[str]:
     """A command of the documents at the smallest size, its data in ``folder``."""
     words = [word.replace("DIR", str(folder / "data")) for word in shlex.split(arguments)]
     on_cifar = "data.root=DIR" in arguments
-    small = [*(TINY_CIFAR if on_cifar else TINY_DIGITS), *TINY]
+    small = [*(TINY_SMALL if "scale=small" in words else TINY_CIFAR if on_cifar else TINY_DIGITS), *TINY]
     if "benchmark=targeted" in words or "experiment=retrac/table1" in words:
         small += [setting for setting in TINY_TARGETED if not (on_cifar and "validation" in setting)]
     elif "benchmark=counterfactual" in words:
