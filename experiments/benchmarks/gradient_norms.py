@@ -60,11 +60,4 @@ class GradientNormTrends(Benchmark):
 
     @cached_property
     def _settings(self) -> NormSettings:
-        return NormSettings(
-            examples=self.examples,
-            timesteps=self.timesteps,
-            correlated=self.correlated,
-            resamples=self.resamples,
-            seed=self.seed,
-            pretrained=self.pretrained,
-        )
+        return NormSettings.of(self)

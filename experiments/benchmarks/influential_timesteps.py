@@ -7,7 +7,6 @@ import numpy as np
 
 from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
-from attribution.estimators.retiming import AtLargestNorm
 from attribution.gradients.norms import GradientNorms
 from attribution.nodes import Get, Node
 from attribution.training.checkpoints import select
@@ -15,7 +14,7 @@ from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.benchmarks.checkpoint_contributions import contributions_of
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.norm_study import common_checkpoints
+from experiments.benchmarks.norm_study import at_largest_norm, common_checkpoints
 from experiments.benchmarks.variants import require_replay, subject_of
 from experiments.datasets import Split
 from experiments.metrics import checkpoints as metrics
@@ -115,8 +114,7 @@ class InfluentialTimesteps(QueryBenchmark):
 
     def _norms(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> GradientNorms:
         """The norms of the outliers over timesteps."""
-        grid = np.linspace(1, experiment.diffusion.process.T, self.timesteps).round().astype(int)
-        largest = AtLargestNorm(tuple(grid.tolist()), experiment.execution)
+        largest = at_largest_norm(experiment, self.timesteps)
         return largest.norms(experiment.trained, self._outliers(experiment), self._checkpoints(estimators))
 
     def _outliers(self, experiment: Experiment) -> Split:

@@ -1,9 +1,9 @@
 """Gradient norms over timesteps (ReTrac §4.2, app. A), as several benchmarks report them: nodes, rows, figures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -41,6 +41,11 @@ class NormSettings:
     resamples: int
     seed: int
     pretrained: str | None
+
+    @classmethod
+    def of(cls, benchmark: Any) -> Self:
+        """Return the settings of a benchmark that has fields of the same names."""
+        return cls(**{field.name: getattr(benchmark, field.name) for field in fields(cls)})
 
     @cached_property
     def pipeline(self) -> Pipeline | None:
@@ -82,8 +87,7 @@ class NormStudy:
     @property
     def largest(self) -> AtLargestNorm:
         """The choice of t_max among the compared timesteps."""
-        grid = np.linspace(1, self.experiment.diffusion.process.T, self.settings.timesteps).round().astype(int)
-        return AtLargestNorm(tuple(grid.tolist()), self.experiment.execution)
+        return at_largest_norm(self.experiment, self.settings.timesteps)
 
     @cached_property
     def columns(self) -> np.ndarray:
@@ -180,6 +184,12 @@ class NormStudy:
     @property
     def _bootstrap(self) -> Bootstrap:
         return Bootstrap(self.settings.resamples, self.settings.seed)
+
+
+def at_largest_norm(experiment: Experiment, timesteps: int) -> AtLargestNorm:
+    """The choice of t_max among ``timesteps`` even ones, from 1 to T."""
+    grid = np.linspace(1, experiment.diffusion.process.T, timesteps).round().astype(int)
+    return AtLargestNorm(tuple(grid.tolist()), experiment.execution)
 
 
 def common_checkpoints(estimators: Sequence[tuple[str, TrajectoryEstimator]], benchmark: str) -> int | str | Sequence[int]:

@@ -61,7 +61,7 @@ class OneCheckpoint(QueryBenchmark):
         bootstrap, N = Bootstrap(seed=self.seed), parts[0].shape[2]
         shares = [metrics.largest_share(part) for part in parts]
         tops = [metrics.members(top_k(part.sum(0), self.k), N) for part in parts]
-        general = [np.isin(np.arange(N), _generally_influential(part, self.k, self.influential)) for part in parts]
+        general = [np.isin(np.arange(N), generally_influential(top_k(part.sum(0), self.k), self.influential)) for part in parts]
         levels = [Levels(random=float(share.mean()), maximum=1.0) for share in shares]
         about = [{"k": self.k, "checkpoints": len(part), "equal_shares": 1 / len(part)} for part in parts]
         rows = []
@@ -98,7 +98,3 @@ class OneCheckpoint(QueryBenchmark):
             whole(self, name, 1, N)
         number(self, "influential", least=0, most=1)
         whole(self, "rows", least=1)
-
-
-def _generally_influential(parts: np.ndarray, k: int, share: float) -> np.ndarray:
-    return generally_influential(top_k(parts.sum(0), k), share)

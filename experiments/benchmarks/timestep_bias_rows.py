@@ -14,7 +14,7 @@ from experiments.metrics import timestep_bias as metrics
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap, Statistic
 from experiments.metrics.correlation import spearman
 from experiments.metrics.estimate import PERCENT, exact_share
-from experiments.metrics.ranking import top_k
+from experiments.metrics.ranking import ranks, top_k
 from experiments.metrics.timestep_bias import Correlation
 from experiments.report.row import Levels, Row, Subject
 
@@ -117,7 +117,7 @@ class Bias:
         correlations, columns = [], self.columns[chosen]
         for s in range(len(self.steps)):
             distance = np.abs(self.t_max[s, chosen] - self.t_train[s, columns])
-            rank = metrics.ranks(self.norms[s])[columns]
+            rank = ranks(self.norms[s])[columns]
             correlations.append(metrics.algorithm_1(distance, rank, self.bootstrap))
         return correlations
 
@@ -203,7 +203,7 @@ class Bias:
             "example": int(train.index[example]),
             "example_name": train.name(example),
             "t_train": self.t_train[:, example],
-            "norm_ranks": [int(metrics.ranks(norms)[example]) for norms in self.norms],
+            "norm_ranks": [int(ranks(norms)[example]) for norms in self.norms],
             "checkpoints": list(self.steps),
         }
         share = exact_share((top == example).any(1), among=self.norms.shape[1], over="queries")

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from attribution.images import Images
 from experiments.figures.style import FAINT, INK, WIDEST, text_width, wrapped
 from experiments.figures.thumbnails import canvas, caption, foot, names_height, thumbnail
+from experiments.metrics.ranking import ranks
 
 _SIZE, _GAP, _TEXT, _MARGIN, _BETWEEN, _WIDEST_NAME = 0.62, 0.06, 0.33, 0.1, 0.16, 1.5
 _STEP = _SIZE + _GAP
@@ -48,8 +49,7 @@ def ranks_of_chosen(
         thumbnail(axes, queries, row, _MARGIN, y, _SIZE, caption(queries, row, _SIZE))
         for name, values in scores.items():
             of_query = np.asarray(values[row], np.float64)
-            rank = np.empty(len(of_query), np.int64)
-            rank[np.argsort(-of_query, kind="stable")] = 1 + np.arange(len(of_query))
+            rank = ranks(of_query)
             label = "\n".join(names[name])
             axes.text(_MARGIN + _STEP, y + _SIZE / 2, label, va="center", fontsize=9, weight="bold", color=INK)
             for place, position in enumerate(positions[np.argsort(rank[positions])][:count].tolist()):

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.figures.style import COLORS, DPI, FAINT, RED, legend, plain_frame
-
-_ACROSS = 4
+from experiments.figures.style import COLORS, DPI, FAINT, RED, grid_shape, legend, plain_frame
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,7 @@ class Influential:
 
 def distance_to_t_max(panels: Sequence[Influential], k: int) -> Figure:
     """Share of queries against |t_train − t_max| with a dot for each outlier, and means of both groups as vertical lines."""
-    down = -(-len(panels) // _ACROSS)
-    across = -(-len(panels) // down)
+    across, down = grid_shape(len(panels))
     figure = Figure((max(7.0, 0.6 + 3.4 * across), 0.5 + 3.0 * down), dpi=DPI, layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axes, panel in zip(grid.flat, panels, strict=False):

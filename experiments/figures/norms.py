@@ -9,15 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from attribution.images import Images
-from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, legend, plain_frame
+from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, grid_shape, legend, plain_frame
 from experiments.figures.thumbnails import caption, picture
 from experiments.metrics.timestep_bias import Correlation
 
 GREEN = COLORS[2]
 _PICTURE = 1.0
 """The width of a picture's caption in inches."""
-_ACROSS = 4
-"""The largest number of panels side by side."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
 
     The examples with the largest and the smallest norm are marked, and shown below each panel.
     """
-    across, down = _grid(len(panels))
+    across, down = grid_shape(len(panels))
     figure = Figure((max(7.0, 0.6 + 3.6 * across), 4.6 * down), dpi=DPI, layout="constrained")
     outer = figure.add_gridspec(down, across)
     first: Axes | None = None
@@ -80,7 +78,7 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
 
     ``image`` is the example alone. The median of the others and the range of 80 % of them are gray.
     """
-    across, down = _grid(len(panels))
+    across, down = grid_shape(len(panels))
     figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(down, across + 1, width_ratios=(1.2, *[3.4] * across))
     picture(figure.add_subplot(grid[0, 0]), image, 0, caption(image, 0, _PICTURE), INK)
@@ -105,7 +103,7 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
 
 def algorithm_1(steps: Sequence[int], correlations: Sequence[Correlation], examples: int) -> Figure:
     """Rank of the norm among all ``examples`` against |t_max − t_train|, with the line, for each checkpoint (ReTrac, fig. 1)."""
-    across, down = _grid(len(steps))
+    across, down = grid_shape(len(steps))
     figure = Figure((max(7.0, 0.6 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
     plots = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes, step, result in zip(plots.flat, steps, correlations, strict=False):
@@ -126,12 +124,6 @@ def algorithm_1(steps: Sequence[int], correlations: Sequence[Correlation], examp
         axes.set_axis_off()
     legend(figure, figure.axes)
     return figure
-
-
-def _grid(panels: int) -> tuple[int, int]:
-    """The numbers of columns and of rows."""
-    down = -(-panels // _ACROSS)
-    return -(-panels // down), down
 
 
 class _Plain(LogFormatter):

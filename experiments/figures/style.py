@@ -26,6 +26,12 @@ _HINTING = 1.04
 """How much wider text is drawn than its outlines, since letters begin at whole pixels: measured 1.00 to 1.07 at 7 to 12 points."""
 
 
+def grid_shape(panels: int, across: int = 4) -> tuple[int, int]:
+    """The numbers of columns and of rows of a grid that ``panels`` fill as evenly as possible, with at most ``across`` columns."""
+    down = -(-panels // across)
+    return -(-panels // down), down
+
+
 def plain_frame(axes: Axes) -> None:
     """Remove the frame at the top and the right, and draw faint horizontal grid lines."""
     axes.spines[["top", "right"]].set_visible(False)

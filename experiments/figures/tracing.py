@@ -13,6 +13,7 @@ from attribution.images import Images
 from experiments.figures.intervals import draw_band, draw_level, name_intervals
 from experiments.figures.style import COLORS, DPI, INK, LINES, MARKERS, RED, WIDEST, legend, plain_frame, series_label, wrapped
 from experiments.figures.thumbnails import canvas, caption, names_height, thumbnail
+from experiments.metrics.ranking import ranks
 from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings
 
@@ -61,8 +62,7 @@ def ranked(
 
     ``boxed`` are positions of images with a red box, which the legend explains by ``box_caption``.
     """
-    rank = np.empty(len(values), np.int64)
-    rank[np.argsort(-values, kind="stable")] = 1 + np.arange(len(values))
+    rank = ranks(values)
     columns = max(6, min(_COLUMNS, max(len(positions) for positions in lists.values())))
     step, line, head = _SIZE + _GAP, _SIZE + _TEXT + names_height(train), 0.3
     foot = wrapped("Below each training image: its rank, its id, its name if it has one, and its value.", columns * step, 8)

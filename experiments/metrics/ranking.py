@@ -37,6 +37,13 @@ def generally_influential(top: np.ndarray, share: float) -> np.ndarray:
     return np.flatnonzero(np.bincount(top.ravel()) > share * len(top))
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; ties keep their order."""
+    result = np.empty(len(values), np.int64)
+    result[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+    return result
+
+
 def mean_ranks(values: np.ndarray) -> np.ndarray:
     """The ranks 0..N-1 in each row, ``[R, N]`` float64; equal values share their mean rank.
 

@@ -30,13 +30,6 @@ class Correlation:
     intercept: float
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 for the largest, ``[N] -> [N]`` int64; ties keep their order."""
-    result = np.empty(len(values), np.int64)
-    result[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    return result
-
-
 def algorithm_1(distance: np.ndarray, rank: np.ndarray, bootstrap: Bootstrap) -> Correlation:
     """Compute Algorithm 1 of ReTrac.
 

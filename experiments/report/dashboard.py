@@ -67,19 +67,15 @@ class Dashboard:
                     )
                     for axis in self.axes
                 ),
-                wr.LinePlot(
-                    title=f"{numbers[0]} over dampings of one run",
-                    x="over_damping/damping",
-                    y=[f"over_damping/{numbers[0]}"],
-                    log_x=True,
-                    layout=wr.Layout(w=12, h=8),
-                ),
-                wr.LinePlot(
-                    title=f"{numbers[0]} over numbers of draws of one run",
-                    x="over_draws.n/draws.n",
-                    y=[f"over_draws.n/{numbers[0]}"],
-                    log_x=True,
-                    layout=wr.Layout(w=12, h=8),
+                *(
+                    wr.LinePlot(
+                        title=f"{numbers[0]} over {words} of one run",
+                        x=f"over_{axis}/{axis}",
+                        y=[f"over_{axis}/{numbers[0]}"],
+                        log_x=True,
+                        layout=wr.Layout(w=12, h=8),
+                    )
+                    for axis, words in (("damping", "dampings"), ("draws.n", "numbers of draws"))
                 ),
             ],
             "training": [

@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib.image
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from experiments.report.attributions import Attributions
 from experiments.report.description import RunDescription
 from experiments.report.row import Row
 from experiments.report.summary import summary
@@ -59,12 +58,6 @@ class TensorBoard(Tracker):
 
     def figure(self, name: str, path: Path) -> None:
         self.logger.experiment.add_image(name, matplotlib.image.imread(path)[..., :3], dataformats="HWC")
-
-    def proponents(self, attributions: Attributions) -> None:
-        pass
-
-    def page(self, path: Path) -> None:
-        pass
 
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         for key, series in values.items():
@@ -119,15 +112,6 @@ class CSV(Tracker):
         self._rows += rows
         self.logger.log_metrics({**summary(self._rows, self._description.estimator)}, step=0)
         self.logger.save()
-
-    def figure(self, name: str, path: Path) -> None:
-        pass
-
-    def proponents(self, attributions: Attributions) -> None:
-        pass
-
-    def page(self, path: Path) -> None:
-        pass
 
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         logger = self._logger(name)

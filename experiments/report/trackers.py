@@ -42,17 +42,14 @@ class Tracker(ABC):
     def rows(self, rows: Sequence[Row]) -> None:
         """Record rows of the report."""
 
-    @abstractmethod
-    def figure(self, name: str, path: Path) -> None:
-        """Record a PNG that the report saved."""
+    def figure(self, name: str, path: Path) -> None:  # noqa: B027
+        """Record a PNG that the report saved, where the tracker takes images."""
 
-    @abstractmethod
-    def proponents(self, attributions: Attributions) -> None:
-        """Record the most influential training images of some queries."""
+    def proponents(self, attributions: Attributions) -> None:  # noqa: B027
+        """Record the most influential training images of some queries, where the tracker takes tables of images."""
 
-    @abstractmethod
-    def page(self, path: Path) -> None:
-        """Record the page of the run, one HTML file that needs no other."""
+    def page(self, path: Path) -> None:  # noqa: B027
+        """Record the page of the run, one HTML file that needs no other, where the tracker takes files."""
 
     @abstractmethod
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
@@ -81,15 +78,6 @@ class Local(Tracker):
         return None
 
     def rows(self, rows: Sequence[Row]) -> None:
-        pass
-
-    def figure(self, name: str, path: Path) -> None:
-        pass
-
-    def proponents(self, attributions: Attributions) -> None:
-        pass
-
-    def page(self, path: Path) -> None:
         pass
 
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:

@@ -72,9 +72,6 @@ class Trackio(Tracker):
         table = _trackio().Table(columns=list(PROPONENT_COLUMNS), data=lines)
         self.run.log({f"proponents/{attributions.kind}": table})
 
-    def page(self, path: Path) -> None:
-        pass
-
     def curve(self, name: str, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
         for step, *numbers in zip(steps, *values.values(), strict=True):
             point = zip(values, map(float, numbers), strict=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -25,11 +26,21 @@ def arguments_of_run() -> list[str]:
     return given
 
 
+def overrides_of_run() -> list[Override]:
+    """The arguments of the command line, parsed."""
+    return OverridesParser.create().parse_overrides(arguments_of_run())
+
+
+def name_of(override: Override) -> str:
+    """The name of what an override sets, as in draws@estimator.draws."""
+    return override.get_key_element().lstrip("+~")
+
+
 def notes_on_sweep() -> list[str]:
     """A line to print if the experiment sweeps settings, and this is a single run whose command line does not set them."""
     hydra = HydraConfig.get()
     swept = hydra.sweeper.get("params") or {}
-    given = {override.get_key_element().lstrip("+~") for override in OverridesParser.create().parse_overrides(arguments_of_run())}
+    given = set(map(name_of, overrides_of_run()))
     missing = [str(name) for name in swept if name not in given]
     if hydra.mode == RunMode.MULTIRUN or not missing:
         return []

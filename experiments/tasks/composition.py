@@ -5,7 +5,6 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from hydra.utils import get_class
@@ -18,7 +17,7 @@ from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
 from experiments.models.trained import LoggerFor
 from experiments.report.published import Published
-from experiments.tasks.choices import arguments_of_run
+from experiments.tasks.choices import overrides_of_run
 from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
 from experiments.tasks.settings import SettingError, build
 from experiments.tasks.suggestions import nearest
@@ -114,7 +113,7 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
 
 def leave_out_draws(config: DictConfig) -> None:
     """Remove an experiment's draws from a chosen estimator that takes none. Those of the command line stay, and are refused."""
-    if not any(_concerns_estimator(override) and "draws" in override.key_or_group for override in _overrides()):
+    if not any(_concerns_estimator(override) and "draws" in override.key_or_group for override in overrides_of_run()):
         drop_foreign_draws(config)
 
 
@@ -122,7 +121,7 @@ def settings_of_run() -> dict[str, Any]:
     """Return the settings of this run's command line by name, without those that do not change results."""
     settings: dict[str, Any] = {
         override.key_or_group: OmegaConf.to_object(OmegaConf.create({"value": override.value()}))["value"]  # pyright: ignore
-        for override in _overrides()
+        for override in overrides_of_run()
         if not override.is_delete() and _is_measured(override.key_or_group)
     }
     return {name: value for name, value in settings.items() if not (name in SWEPT_BY_ESTIMATORS and isinstance(value, list))}
@@ -132,17 +131,13 @@ def _is_measured(name: str) -> bool:
     return name.split(".")[0] not in NOT_SETTINGS and name not in (*PLACES, *NAMED_BY_ROWS)
 
 
-def _overrides() -> list[Override]:
-    return OverridesParser.create().parse_overrides(arguments_of_run())
-
-
 def _composed_with(estimator: str) -> DictConfig:
     """Compose this run's config with another estimator.
 
     Raises:
         SettingError: If there is no such estimator.
     """
-    overrides = _overrides()
+    overrides = overrides_of_run()
     remaining = [str(override.input_line) for override in overrides if not _concerns_estimator(override)]
     own = own_draws(estimator)
     groups = [override for override in overrides if _concerns_estimator(override) and override.package]

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.report.description import RunDescription, Scalar
-from experiments.tasks.choices import arguments_of_run, choice_of
+from experiments.tasks.choices import arguments_of_run, choice_of, name_of, overrides_of_run
 
 SWEPT = "swept.json"
 """The file in the folder of a sweep with the names of the swept settings."""
@@ -53,13 +53,8 @@ def write_swept(folder: Path, arguments: Sequence[str]) -> None:
     """Write the names of the settings that the ``arguments`` of a multirun sweep, for its jobs."""
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     folder.mkdir(parents=True, exist_ok=True)
-    names = [_setting(override) for override in parsed if _is_swept(override)]
+    names = [name_of(override) for override in parsed if _is_swept(override)]
     (folder / SWEPT).write_text(json.dumps(names), encoding="utf-8")
-
-
-def _setting(override: Override) -> str:
-    """The name of what an override sets, as in draws@estimator.draws."""
-    return override.get_key_element().lstrip("+~")
 
 
 def _is_swept(override: Override) -> bool:
@@ -72,8 +67,7 @@ def _is_swept(override: Override) -> bool:
 def _swept() -> dict[str, Any]:
     """The swept settings of this job with their values; of a single run, what it sets of the estimator, and the seed."""
     hydra = HydraConfig.get()
-    overrides = OverridesParser.create().parse_overrides(arguments_of_run())
-    given = {_setting(override): _plain(override.value()) for override in overrides if not override.is_delete()}
+    given = {name_of(override): _plain(override.value()) for override in overrides_of_run() if not override.is_delete()}
     path = Path(hydra.sweep.dir) / SWEPT
     if hydra.mode == RunMode.MULTIRUN and path.exists():
         names = json.loads(path.read_text(encoding="utf-8"))

@@ -11,16 +11,8 @@ from PIL import Image
 from experiments.benchmarks.sparse_timesteps import SparseTimesteps
 from tests.experiments.tasks.test_cli import rows, run
 from tests.experiments.tasks.test_configs import composed, options
+from tests.experiments.test_docs_run import TINY
 
-TINY = [
-    "trainer.steps=20",
-    "trainer.batch_size=10",
-    "checkpoints.every=5",
-    "hardware.accelerator=cpu",
-    "execution.device=cpu",
-    "samples.n=4",
-    "workers=1",
-]
 DATA = {
     "Digits": ["data.n_train=40", "data.n_validation=24"],
     "PatchesDigits": ["data.patches=60", "data.zeros=10", "data.validation_patches=12", "data.validation_zeros=12"],
