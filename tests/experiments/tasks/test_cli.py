@@ -400,6 +400,7 @@ def test_plan_and_store(tmp_path):
     assert not list((tmp_path / "store" / "Samples").iterdir())
 
 
+@pytest.mark.slow
 def test_one_run_of_an_experiment_that_is_a_sweep(tmp_path):
     """Claim: without -m the first line says what the experiment sweeps, unless the command sets it."""
     plan = ["experiment=dtrak/table_lds", "scale=digits", "task=plan"]

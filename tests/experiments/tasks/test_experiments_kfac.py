@@ -20,6 +20,7 @@ from tests.experiments.tasks.test_configs import CONF, options
 
 EXPERIMENTS = [name for name in options("experiment") if name.split("/")[0] in ("dtrak", "kfac")]
 SCALES = ("digits", "small", "paper")
+FAST = ("kfac/fig16", "kfac/fig17")
 ONE_STEP = {
     "data.n_train": 24,
     "data.n_validation": 12,
@@ -80,6 +81,7 @@ def measured(number: Published, given: dict[str, str]) -> bool:
     return not (elsewhere or number.estimator.startswith("clip") or (fraction and "benchmark.fractions" in given))
 
 
+@pytest.mark.slow  # test_configs.py composes each, with one estimator of those that it compares
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_at_every_scale(name, scale):
@@ -102,7 +104,7 @@ def test_every_experiment_composes_at_every_scale(name, scale):
             assert isinstance(instantiate(job.estimator, _convert_="all"), Estimator)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in EXPERIMENTS])
 def test_every_experiment_takes_a_step(name, tmp_path):
     """Claim: at digits, each trains, scores, retrains and reports at the smallest sizes; of a sweep, the first job. Published
     numbers stand beside the rows that measure the same."""
@@ -123,6 +125,7 @@ def test_every_experiment_takes_a_step(name, tmp_path):
     assert {(number.metric, number.estimator, number.queries, number.value) for number in numbers} == beside
 
 
+@pytest.mark.slow
 def test_a_sweep_of_an_experiment_needs_no_settings(tmp_path):
     """Claim: -m experiment=kfac/fig4 runs the four approximations and ends with a table, bars and published numbers."""
     out = tmp_path / "sweep"
@@ -137,6 +140,7 @@ def test_a_sweep_of_an_experiment_needs_no_settings(tmp_path):
     assert "lds % published" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kfac/fig2a", "kfac/fig2b", "kfac/fig8", "dtrak/table_lds"])
 def test_compared_estimators_have_equal_effort_as_published(name):
     """Claim: at scale=paper all that draw have the paper's number of draws, and TRAK and its relatives 32,768 features."""

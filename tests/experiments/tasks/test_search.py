@@ -38,6 +38,7 @@ def search(folder: Path, *arguments: str) -> tuple[dict, list]:
     return results, rows
 
 
+@pytest.mark.slow
 def test_a_study_over_dampings_and_draws(tmp_path):
     """Claim: the best value is the largest LDS on the even subsets; rows have that of all subsets and of the odd ones."""
     space = ["estimator.damping=choice(1e-9,1e-1)", "estimator.draws.n=choice(1,2)"]
@@ -57,6 +58,7 @@ def test_a_study_over_dampings_and_draws(tmp_path):
         assert whole.estimate.value not in (row.estimate.value, row.about["selection_lds_%"])
 
 
+@pytest.mark.slow
 def test_selection_and_report_use_different_halves(tmp_path, monkeypatch):
     """Claim: with the halves exchanged, the value becomes the reported number and the reported number the value."""
     one = ["hydra.sweeper.n_trials=1", "estimator.damping=choice(1e-7)"]
@@ -74,6 +76,7 @@ def test_selection_and_report_use_different_halves(tmp_path, monkeypatch):
     assert first["best_value"] != pytest.approx(second["best_value"])
 
 
+@pytest.mark.slow
 def test_a_study_over_checkpoints(tmp_path):
     """Claim: estimators that replay training can be searched over checkpoints."""
     space = ["estimator=choice(retrac)", "estimator.checkpoints=choice(1,2)"]
@@ -81,6 +84,7 @@ def test_a_study_over_checkpoints(tmp_path):
     assert results["best_params"]["estimator.checkpoints"] in (1, 2)
 
 
+@pytest.mark.slow
 def test_a_list_counts_as_its_best_value_on_the_selection_half(tmp_path):
     """Claim: a job with a list of dampings returns the largest LDS on the even subsets, and reports that damping on the others."""
     results, rows = search(tmp_path, "hydra.sweeper.n_trials=1", "estimator.draws.n=choice(2)", "estimator.damping=[1e-9,1e-1]")

@@ -20,6 +20,7 @@ def described(*overrides: str):
         return description_of(config)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_group_with_one_axis(tmp_path, monkeypatch):
     """Claim: jobs have the sweep's name as their group, names of swept values, the same summary keys, plain axes, and one command
     that uploads them all."""
