@@ -18,3 +18,13 @@ def _same_default_dtype():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def _same_working_directory():
+    """A test that leaves another working directory behind fails, not the next one that starts a process."""
+    before = os.getcwd()
+    yield
+    after = os.getcwd()
+    os.chdir(before)
+    assert after == before, f"the test left the working directory {after}"

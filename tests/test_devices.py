@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.device_checks import CHECKS
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
@@ -15,9 +17,8 @@ pytestmark = pytest.mark.slow
 def results() -> dict[str, str]:
     """The name of each check → its traceback, from a process of its own, because the stand-in cannot be unregistered."""
     # An error in the backward pass of the stand-in aborts the process; the fault handler then says where.
-    run = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-m", "tests.device_checks"], capture_output=True, text=True, timeout=1200
-    )
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.device_checks"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr[-5000:]
     return json.loads(run.stdout.splitlines()[-1])
 

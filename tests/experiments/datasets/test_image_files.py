@@ -1,5 +1,6 @@
 """Which files of a folder are images, and in which order."""
 
+import contextlib
 import os
 import socket
 import unicodedata
@@ -44,11 +45,10 @@ def test_what_systems_leave_behind_is_left_out_silently(tmp_path, capsys):
     images(tmp_path, "x.png", ".git/y.png", ".hidden.png", "@eaDir/x.png/thumb.jpg", "__MACOSX/a.png", "sub/.cache/z.jpg")
     for name in ("._x.png", "Thumbs.db", ".DS_Store", "desktop.ini", "labels.csv", "README"):
         (tmp_path / name).write_bytes(bytes([0, 5, 22, 7]) + b"Mac OS X")
-    listener = socket.socket(socket.AF_UNIX)
-    os.chdir(tmp_path)
-    listener.bind("socket.png")
-    assert names(tmp_path) == ["x.png"]
-    listener.close()
+    with socket.socket(socket.AF_UNIX) as listener:
+        with contextlib.chdir(tmp_path):  # the path of a socket has a short limit
+            listener.bind("socket.png")
+        assert names(tmp_path) == ["x.png"]
     assert capsys.readouterr().err == ""
 
 
