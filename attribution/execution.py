@@ -57,3 +57,16 @@ class Execution:
 def ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     """Divide start..stop-1 into consecutive ranges (start, stop) of at most ``size``."""
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def halves(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Divide start..stop-1 into two ranges; return none if it is at most ``size``, which is one unit of work.
+
+    The first has a power of two of units. A sum over n units whose halves are divided again, down to single units, can be merged
+    early: if w processes go through the units in order, about w + log2(n) sums are waiting at any time.
+    """
+    count = -(-(stop - start) // size)
+    if count < 2:
+        return []
+    middle = start + size * 2 ** ((count - 1).bit_length() - 1)
+    return [(start, middle), (middle, stop)]

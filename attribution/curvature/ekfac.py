@@ -11,7 +11,9 @@ therefore averaged over directions whose eigenvalues agree up to rounding, which
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, KroneckerBasis, flatten, unflatten
-from attribution.curvature.factors import AllFactors, add_to, blocks, factor_bytes
+from attribution.curvature.factors import AllFactors, add_to, added, blocks, factor_bytes
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
 from attribution.curvature.moments import position_sums
 from attribution.curvature.pseudo_gradients import KroneckerLayer
 from attribution.double_precision import double
-from attribution.execution import FLOAT64_BYTES
+from attribution.execution import FLOAT64_BYTES, halves
 from attribution.gradients import hooks
 from attribution.gradients.layers import STEP, pieces
 from attribution.images import ImageSet
@@ -67,10 +69,15 @@ class SquareSums(Artifact):
     def load(cls, folder: Path) -> Self:
         return cls(**unflatten(load_file(folder / "moments.safetensors")))
 
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            added(self.squares, other.squares), added(self.counts, other.counts), added(self.rounding, other.rounding)
+        )
+
 
 @dataclass(frozen=True)
 class MomentShard(Node[SquareSums]):
-    """The sums over the training examples ``rows[0]..rows[1]-1``."""
+    """The sums over the training examples ``rows[0]..rows[1]-1``: of one shard, or of two halves as soon as both are stored."""
 
     NAME = "MomentShard"
     VERSION = 2
@@ -81,12 +88,17 @@ class MomentShard(Node[SquareSums]):
     basis: KFACBasis
     rows: tuple[int, int]
 
+    def parts(self, get: Get) -> "list[MomentShard]":
+        return [replace(self, rows=rows) for rows in halves(*self.rows, self.basis.factors.pseudo.execution.shard)]
+
     def cost(self) -> Cost:
         pseudo = self.basis.factors.pseudo
         size = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.trained))
         return Cost(passes=(self.rows[1] - self.rows[0]) * pseudo.draws.count, memory=size, disk=size)
 
     def compute(self, get: Get) -> SquareSums:
+        if parts := self.parts(get):
+            return reduce(add, map(get, parts))
         pseudo, basis = self.basis.factors.pseudo, cast(KroneckerBasis, get(self.basis))
         device = pseudo.execution.torch_device()
         squares: dict[str, Tensor] = {}
@@ -94,12 +106,12 @@ class MomentShard(Node[SquareSums]):
         rounding: dict[str, Tensor] = {}
         vectors = {layer: (basis.QA[layer].to(device), basis.QB[layer].to(device)) for layer in basis.layers}
 
-        def add(name: str, calls: list[hooks.Call]) -> None:
+        def add_pass(name: str, calls: list[hooks.Call]) -> None:
             add_to(squares, name, rotated_squares(calls, *vectors[name]))
             add_to(counts, name, torch.tensor([len(calls[0].input)]))
             add_to(rounding, name, squared_rounding(calls).cpu())
 
-        pseudo.run(get, self.rows, add)
+        pseudo.run(get, self.rows, add_pass)
         return SquareSums({name: value.cpu() for name, value in squares.items()}, counts, rounding)
 
 
@@ -115,7 +127,9 @@ class EKFACBasis(Node[Basis]):
     kfac: KFACBasis
 
     def parts(self, get: Get) -> list[MomentShard]:
-        return [MomentShard(self.kfac, rows) for rows in self.kfac.factors.pseudo.shards]
+        pseudo = self.kfac.factors.pseudo
+        count, shard = pseudo.train.count, pseudo.execution.shard
+        return [MomentShard(self.kfac, rows) for rows in halves(0, count, shard) or [(0, count)]]
 
     def cost(self) -> Cost:
         pseudo = self.kfac.factors.pseudo
@@ -125,20 +139,14 @@ class EKFACBasis(Node[Basis]):
 
     def compute(self, get: Get) -> KroneckerBasis:
         basis, factors = cast(KroneckerBasis, get(self.kfac)), get(self.kfac.factors)
-        squares: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        rounding: dict[str, Tensor] = {}
-        for shard in get.many(self.parts(get)):
-            for total, part in ((squares, shard.squares), (counts, shard.counts), (rounding, shard.rounding)):
-                for name, value in part.items():
-                    add_to(total, name, value.clone())
+        sums = reduce(add, map(get, self.parts(get)))
         values = {}
         for name in basis.layers:
             A, B = factors.means(name)
-            in_rounding, out_rounding = (rounding[name] / counts[name]).sqrt()
+            in_rounding, out_rounding = (sums.rounding[name] / sums.counts[name]).sqrt()
             in_weights = averaging_weights(A, basis.QA[name], float(in_rounding))
             out_weights = averaging_weights(B, basis.QB[name], float(out_rounding))
-            values[name] = out_weights @ (squares[name] / counts[name]) @ in_weights.T
+            values[name] = out_weights @ (sums.squares[name] / sums.counts[name]) @ in_weights.T
             if not values[name].isfinite().all():
                 raise FloatingPointError(f"the EK-FAC eigenvalues of layer {name} are not finite: did training diverge?")
         return KroneckerBasis(basis.QA, basis.QB, values)

@@ -8,8 +8,9 @@ The P parameters are in the order of per-example gradients: layer after layer, e
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from attribution.curvature.basis import Basis, eigh
 from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.double_precision import double_device
-from attribution.execution import Execution, ranges
+from attribution.execution import Execution, halves, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
@@ -120,10 +121,13 @@ class Sum(Artifact):
     def load(cls, folder: Path) -> Self:
         return cls(load_file(folder / "sum.safetensors")["matrix"])
 
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.matrix + other.matrix)
+
 
 @dataclass(frozen=True)
 class DenseShard(Node[Sum]):
-    """The sum over the training examples ``rows[0]..rows[1]-1``."""
+    """The sum over the training examples ``rows[0]..rows[1]-1``: of one shard, or of two halves as soon as both are stored."""
 
     NAME = "DenseShard"
     VERSION = 1
@@ -138,11 +142,16 @@ class DenseShard(Node[Sum]):
     rows: tuple[int, int]
     execution: Execution = execution(default=Execution())
 
+    def parts(self, get: Get) -> "list[DenseShard]":
+        return [replace(self, rows=rows) for rows in halves(*self.rows, self.execution.shard)]
+
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Sum:
+        if parts := self.parts(get):
+            return reduce(add, map(get, parts))
         device, images = double_device(self.execution.torch_device()), get(self.train)
         per_example = PerExampleGradients(self.trained.network(get).double().to(device), self.execution.batch_size)
         total: Any = 0
@@ -200,7 +209,7 @@ class DenseGGN(Node[DenseBasis]):
     def parts(self, get: Get) -> list[DenseShard]:
         return [
             DenseShard(self.draws, self.trained, self.train, self.flips, rows, self.execution)
-            for rows in ranges(0, self.train.count, self.execution.shard)
+            for rows in halves(0, self.train.count, self.execution.shard) or [(0, self.train.count)]
         ]
 
     def cost(self) -> Cost:
@@ -208,10 +217,8 @@ class DenseGGN(Node[DenseBasis]):
         return Cost(passes=self.train.count * self.draws.count, memory=4 * size, disk=size)
 
     def compute(self, get: Get) -> DenseBasis:
-        total: Any = 0
-        for shard in self.parts(get):
-            total = total + get(shard).matrix
-        values, vectors = eigh(total / (self.train.count * self.draws.count), "the exact Gauss-Newton matrix")
+        total = reduce(add, map(get, self.parts(get)))
+        values, vectors = eigh(total.matrix / (self.train.count * self.draws.count), "the exact Gauss-Newton matrix")
         return DenseBasis(vectors, values)
 
 

@@ -9,9 +9,10 @@ appended, and B from the pseudo-gradients b of its outputs. With N examples, K d
 If a layer is called twice, or shares its weights with another layer, its positions are those of all calls.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -23,7 +24,7 @@ from attribution.curvature.basis import flatten, unflatten
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
 from attribution.double_precision import double
-from attribution.execution import FLOAT64_BYTES
+from attribution.execution import FLOAT64_BYTES, halves
 from attribution.gradients import hooks, layer_check
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
@@ -55,6 +56,9 @@ class Factors(Artifact):
     @classmethod
     def load(cls, folder: Path) -> Self:
         return cls(**unflatten(load_file(folder / "factors.safetensors")))
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(added(self.A, other.A), added(self.B, other.B), added(self.counts, other.counts))
 
 
 class FactorSums:
@@ -102,9 +106,14 @@ def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name].add_(value.to(sums[name].device)) if name in sums else double(value)
 
 
+def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of two artifacts' tensors, name by name."""
+    return {name: tensor + right[name] for name, tensor in left.items()}
+
+
 @dataclass(frozen=True)
 class FactorShard(Node[Factors]):
-    """The sums over the training examples ``rows[0]..rows[1]-1``."""
+    """The sums over the training examples ``rows[0]..rows[1]-1``: of one shard, or of two halves as soon as both are stored."""
 
     NAME = "FactorShard"
     VERSION = 2
@@ -116,11 +125,16 @@ class FactorShard(Node[Factors]):
     sharing: Sharing
     rows: tuple[int, int]
 
+    def parts(self, get: Get) -> "list[FactorShard]":
+        return [replace(self, rows=rows) for rows in halves(*self.rows, self.pseudo.execution.shard)]
+
     def cost(self) -> Cost:
         size = factor_bytes(self.pseudo.trained)
-        return Cost(passes=(self.rows[1] - self.rows[0]) * self.pseudo.draws.count, memory=size, disk=size)
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.pseudo.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Factors:
+        if parts := self.parts(get):
+            return reduce(add, map(get, parts))
         sums = FactorSums(self.sharing)
         self.pseudo.run(get, self.rows, sums.add)
         return sums.factors()
@@ -139,20 +153,15 @@ class AllFactors(Node[Factors]):
     sharing: Sharing
 
     def parts(self, get: Get) -> list[FactorShard]:
-        return [FactorShard(self.pseudo, self.sharing, rows) for rows in self.pseudo.shards]
+        count, shard = self.pseudo.train.count, self.pseudo.execution.shard
+        return [FactorShard(self.pseudo, self.sharing, rows) for rows in halves(0, count, shard) or [(0, count)]]
 
     def cost(self) -> Cost:
         size = factor_bytes(self.pseudo.trained)
         return Cost(passes=self.pseudo.train.count * self.pseudo.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Factors:
-        sums: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-        for shard in self.parts(get):  # one at a time: the factors of a large model take gigabytes
-            part = get(shard)
-            for kind, tensors in (("A", part.A), ("B", part.B), ("counts", part.counts)):
-                for name, tensor in tensors.items():
-                    add_to(sums[kind], name, tensor if name in sums[kind] else tensor.clone())
-        return Factors(**sums)
+        return reduce(add, map(get, self.parts(get)))
 
 
 def blocks(trained: Recorded) -> list[tuple[int, int]]:

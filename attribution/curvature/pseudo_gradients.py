@@ -88,11 +88,6 @@ class PseudoGradients:
         """The measure that is differentiated."""
         return self.trained.objective if self.fisher == "empirical" else OutputProbe(self.trained.process)
 
-    @property
-    def shards(self) -> list[tuple[int, int]]:
-        """The training examples, divided into units of stored work."""
-        return ranges(0, self.train.count, self.execution.shard)
-
     def run(self, get: Get, rows: tuple[int, int], on_layer: hooks.OnLayer) -> None:
         """Run the passes over all draws of the examples ``rows[0]..rows[1]-1``.
 

@@ -27,6 +27,10 @@ class InMemory:
 
     def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
         missing = {node.fingerprint: node for node in nodes if node.fingerprint not in self._artifacts}
+        for node in missing.values():
+            if node.TRANSIENT and (parts := node.parts(self)):
+                self._merge(node, parts)
+        missing = {name: node for name, node in missing.items() if name not in self._artifacts}
         if parts := [part for node in missing.values() for part in node.parts(self)]:
             self.many(parts, title)
         for group in groups(list(missing.values())):
@@ -35,6 +39,14 @@ class InMemory:
                 shutil.rmtree(self._folder / node.fingerprint / PROGRESS, ignore_errors=True)
             self._artifacts.update((node.fingerprint, artifact) for node, artifact in zip(group, artifacts, strict=True))
         return [self._artifacts[node.fingerprint] for node in nodes]
+
+    def _merge(self, node: Node, parts: Sequence[Node]) -> None:
+        """Compute a sum from its parts, one after the other, and forget them."""
+        for part in parts:
+            self(part)
+        self._artifacts[node.fingerprint] = node.compute(self)
+        for part in parts:
+            self._artifacts.pop(part.fingerprint, None)
 
     def workspace(self, node: Node) -> Path:
         folder = self._folder / node.fingerprint

@@ -68,6 +68,8 @@ class Node(ABC, Generic[_A]):
     def parts(self, get: Get) -> "Sequence[Node]":
         """Shards of this node. Any number of workers compute them before the node itself.
 
+        A transient node with transient parts merges them. It is computed as soon as they are stored, so that few lie on disk.
+
         ``get`` gives parents that decide how many parts there are.
         """
         return ()

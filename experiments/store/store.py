@@ -100,6 +100,8 @@ class Store:
             # If the parts of some nodes are not known yet, compute the first level and then plan again.
             for number, level in enumerate(levels if complete else levels[:1], 1):
                 later = [node for nodes in levels[number:] for node in nodes]
+                if not (level := [node for node in level if node.fingerprint in work.requested or self._missing([node], work)]):
+                    continue  # merged on the way
                 requested = any(node.fingerprint in work.requested for node in level)
                 heading = (title if requested else "") or ", ".join(dict.fromkeys(node.title() for node in level))
                 for _ in self._track(self._wait_for(level, later, work, made), heading, len(level)):
@@ -125,11 +127,19 @@ class Store:
                     done.add(node.fingerprint)
                     if node.fingerprint in work.requested:
                         made[node.fingerprint] = self(node)
-                    self._sweep(self.folder(part) for part in work.spare_parts(node) if self.has(part))
+                    self._sweep_parts(node, work)
+                    self._merge(node, work)
                     yield node
             waiting = [node for node in waiting if node.fingerprint not in done]
             if waiting and not done and not self._work_ahead(later, work):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _merge(self, part: Node, work: Work) -> None:
+        """Merge a part with others of the same whole, and the result with others, as far as they are stored."""
+        for whole in work.merges(part):
+            if self._attempt([whole], work):
+                self._sweep_parts(whole, work)
+                self._merge(whole, work)
 
     def _work_ahead(self, nodes: Sequence[Node], work: Work) -> bool:
         """Compute one group that is ready and that no other process is computing; return whether there was one."""
@@ -137,6 +147,10 @@ class Store:
             if (missing := self._missing(group, work)) and all(map(work.ready, missing)) and self._attempt(missing, work):
                 return True
         return False
+
+    def _sweep_parts(self, node: Node, work: Work) -> None:
+        """Remove the parts of a stored node that are no longer needed."""
+        self._sweep(self.folder(part) for part in work.spare_parts(node) if self.has(part))
 
     def _sweep(self, folders: Iterable[Path]) -> None:
         """Remove the folders of parts. If that fails, as in a read-only store, they stay: they do no harm."""

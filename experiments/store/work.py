@@ -97,6 +97,14 @@ class Work:
         """Return whether all nodes that this one depends on are available."""
         return all(self._lookup.has(source) for source in self._sources[node.fingerprint])
 
+    def merges(self, node: Node) -> list[Node]:
+        """The transient nodes that have the transient ``node`` as a part, if all their parts are now stored."""
+        users = self._users.get(node.fingerprint, ()) if node.TRANSIENT else ()
+        return [user for user in users if user.TRANSIENT and self._has_part(user, node) and self.ready(user)]
+
+    def _has_part(self, whole: Node, node: Node) -> bool:
+        return any(part.fingerprint == node.fingerprint for part in self.parts[whole.fingerprint])
+
     def spare_parts(self, node: Node) -> list[Node]:
         """Transient parts of ``node`` that are no longer needed."""
         parts = self.parts[node.fingerprint]

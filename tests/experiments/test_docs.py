@@ -51,8 +51,8 @@ def run_commands() -> list[str]:
 
 
 def settings(arguments: str) -> set[str]:
-    """What a command shows: its choices, and the names of what it sets."""
-    words = shlex.split(arguments)
+    """What a command shows: its choices, and the names of what it sets. ``test_experiments`` composes every experiment."""
+    words = [word for word in shlex.split(arguments) if word.partition("=")[0] not in ("experiment", "scale")]
     return {word.partition("=")[0] if "." in word.partition("=")[0].partition("@")[0] else word for word in words}
 
 

@@ -321,7 +321,7 @@ def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatc
     for layer in factors.layers:
         assert torch.equal(resumed.QA[layer], factors.QA[layer])
         assert torch.equal(resumed.values[layer], factors.values[layer])
-    assert len(done) == len(set(done)) == 6  # three shards of four examples each, of factors and of scores
+    assert len(done) == len(set(done)) == 7  # three shards of four examples each, of factors and of scores, and one sum of two
 
 
 def test_order_of_examples_changes_no_score(get):
