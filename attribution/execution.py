@@ -1,42 +1,86 @@
-"""Execution settings: device, batch size and memory. They do not change results."""
+"""Execution settings: device, memory and the division of the work. They change results by rounding at most."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from attribution.checks import FieldError, number, whole
+from attribution.device_memory import free_memory
 
 FLOAT32_BYTES = 4
 FLOAT64_BYTES = 8
+PASS_MEMORY_ON_CPU, PASS_MEMORY_ELSEWHERE = 2e9, 8e9
+"""Bytes of ``pass_memory=auto``."""
+MARGIN = 0.1
+"""The share of the free memory that ``memory=auto`` leaves free."""
 
 
 @dataclass(frozen=True)
 class Execution:
     """How attribution is computed. Not part of the identity of any node.
 
-    - ``batch_size``: the largest number of network inputs (examples × draws) in one pass
-    - ``shard``, ``query_shard``: training examples and queries in one unit of stored work. A killed run loses at most one unit.
-    - ``gradient_memory``: bytes that a block of per-example gradients may take
+    Rounding depends on ``batch_size`` and ``pass_memory``, which decide what is computed in one pass. It does not depend on
+    ``memory``, so that a run can be continued on a machine with more or less of it.
+
     - ``device``: auto, cpu, cuda, ...; auto is cuda if available
+    - ``memory``: bytes of the device that this process may take; auto: what is free, less ``MARGIN``. Queries' gradients stay there
+      during a pass over the training images; if they do not fit, the passes are repeated.
+    - ``pass_memory``: bytes that the activations of one pass may take, and as many for a block of per-example gradients; auto: 2 GB
+      on a CPU, 8 GB on an accelerator
+    - ``batch_size``: the largest number of network inputs (examples × draws) in one pass
+    - ``scratch``: bytes on disk that the queries' gradients of an estimator may take at a time; if they take more, the queries are
+      divided, and every part of them takes passes over the training images
+    - ``shard``, ``query_shard``: training examples and queries in one unit of stored work. A killed run loses at most one unit.
 
     Raises:
         ValueError: a number is below 1.
     """
 
+    device: str = "auto"
+    memory: float | Literal["auto"] = "auto"
+    pass_memory: float | Literal["auto"] = "auto"
     batch_size: int = 512
+    scratch: float = 3e10
     shard: int = 512
     query_shard: int = 16
-    gradient_memory: float = 2e9
-    device: str = "auto"
 
     def __post_init__(self):
         for name in ("batch_size", "shard", "query_shard"):
             whole(self, name, least=1)
-        number(self, "gradient_memory", least=1)
+        number(self, "scratch", least=1)
+        for name in ("memory", "pass_memory"):
+            if getattr(self, name) != "auto":
+                number(self, name, least=1)
+
+    @property
+    def pass_bytes(self) -> float:
+        """``pass_memory`` in bytes."""
+        if self.pass_memory != "auto":
+            return self.pass_memory
+        return PASS_MEMORY_ON_CPU if self.torch_device().type == "cpu" else PASS_MEMORY_ELSEWHERE
+
+    @property
+    def memory_bytes(self) -> float:
+        """``memory`` in bytes."""
+        return (1 - MARGIN) * free_memory(self.torch_device()) if self.memory == "auto" else self.memory
+
+    @property
+    def resident_bytes(self) -> float:
+        """The bytes of the device that queries may take during passes: what four times the memory of a pass leaves, or a quarter.
+
+        A pass holds activations, a block of gradients, and copies of it.
+        """
+        return max(self.memory_bytes - 4 * self.pass_bytes, self.memory_bytes / 4)
 
     def examples_at_once(self, parameters: int) -> int:
         """Return the number of examples for which gradients of ``parameters`` float32 values may be held at once."""
-        return max(1, min(self.batch_size, int(self.gradient_memory / (FLOAT32_BYTES * parameters))))
+        return max(1, min(self.batch_size, int(self.pass_bytes / (FLOAT32_BYTES * parameters))))
+
+    def query_batches(self, count: int, size: float) -> list[tuple[int, int]]:
+        """Divide ``count`` queries of ``size`` bytes each into ranges of whole query shards that ``scratch`` holds."""
+        shards = max(1, int(self.scratch / (size * self.query_shard)))
+        return ranges(0, count, shards * self.query_shard)
 
     def torch_device(self) -> torch.device:
         """Return the device.

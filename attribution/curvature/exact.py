@@ -153,7 +153,8 @@ class DenseShard(Node[Sum]):
         if parts := self.parts(get):
             return reduce(add, map(get, parts))
         device, images = double_device(self.execution.torch_device()), get(self.train)
-        per_example = PerExampleGradients(self.trained.network(get).double().to(device), self.execution.batch_size)
+        network = self.trained.network(get).double().to(device)
+        per_example = PerExampleGradients(network, self.execution.batch_size, self.execution.pass_bytes)
         total: Any = 0
         # A block holds the gradients of all its inputs for one pixel at a time.
         block = self.execution.examples_at_once(2 * self.trained.parameter_count * self.draws.count)

@@ -98,14 +98,18 @@ class PseudoGradients:
         images, device = get(self.train), self.execution.torch_device()
         dtype, K = per_example.parameters[0].dtype, self.draws.count
         autocast = torch.autocast(device.type, enabled=False)
-        for start, stop in ranges(*rows, max(1, self.execution.batch_size // K)):
-            block = slice(start, stop)
-            x0 = images.x0(block).to(device, dtype)
-            draws = self.draws.draw("curvature", images.ids(block).to(device), self.trained.process.T, self.flips)
-            condition = images.conditions(block)
-            condition = None if condition is None else condition.to(device)
-            per_example.capture(self.measure, x0, draws, condition)  # the first capture compares the hooks with plain autograd
-            for columns in ranges(0, K, self.execution.batch_size):
+
+        def block(start: int, stop: int) -> tuple[Tensor, Draws, Tensor | None]:
+            at = slice(start, stop)
+            draws = self.draws.draw("curvature", images.ids(at).to(device), self.trained.process.T, self.flips)
+            condition = images.conditions(at)
+            return images.x0(at).to(device, dtype), draws, None if condition is None else condition.to(device)
+
+        # This also compares the hooks with plain autograd.
+        size = per_example.inputs_per_pass(self.measure, *block(rows[0], min(rows[0] + 2, rows[1])))
+        for start, stop in ranges(*rows, max(1, size // K)):
+            x0, draws, condition = block(start, stop)
+            for columns in ranges(0, K, size):
                 inputs = self.measure.inputs(x0, draws.columns(slice(*columns)), condition)
                 hooks.run(per_example.model, modules, self.measure, inputs, on_layer, autocast)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attribution.estimators.scores import Scores
-from attribution.estimators.sharded import concatenated
+from attribution.estimators.sharded import with_all_queries
 from attribution.estimators.training_trajectory import TrajectoryScores, half_shares
 from attribution.nodes import Cost, Get, Node
 
@@ -36,7 +36,7 @@ class CheckpointScores(Node[Scores]):
         record, shares, steps = get(self.scores.trained), half_shares(self.scores.estimator), self.scores.steps(get)
         contributions = []
         for step in steps:
-            products = concatenated(get.many(self.scores.training_blocks(step))).astype(np.float64)  # [bin, half, Q, N]
+            products = with_all_queries(get.many(self.scores.batches(step))).astype(np.float64)  # [bin, half, Q, N]
             contributions.append(record.learning_rate(step) * np.tensordot(shares, products.sum(0), 1))
         whole = self.scores.assembled(np.stack(contributions), get)
         return replace(whole, axes={AXIS: steps})

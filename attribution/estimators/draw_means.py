@@ -52,9 +52,10 @@ def _sums_by_bin(
 ) -> list[LayerGradients]:
     """The sums over the draws in each bin, for each of ``means``."""
     totals: list[LayerGradients] = [{} for _ in means]
+    size = per_example.inputs_per_pass(measure, x0, draws, condition)
     # One pass of the network at a time: all bins and means share its gradients.
-    for rows in ranges(0, len(draws), max(1, per_example.batch_size // draws.count)):
-        for columns in ranges(0, draws.count, per_example.batch_size):
+    for rows in ranges(0, len(draws), max(1, size // draws.count)):
+        for columns in ranges(0, draws.count, size):
             batch = draws.rows(slice(*rows)).columns(slice(*columns))
             given = None if condition is None else condition[slice(*rows)]
             captured = per_example.capture(measure, x0[slice(*rows)], batch, given)

@@ -23,7 +23,7 @@ from attribution.estimators.base import Estimator, as_tuple
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
-from attribution.estimators.sharded import ShardedScores, concatenated
+from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.training_trajectory import RECORDED, TrajectoryScores, half_shares, refuse_zero_rates
 from attribution.execution import FLOAT32_BYTES
 from attribution.gradients.gradient_sets import GradientsAtDraws
@@ -131,7 +131,7 @@ class GuidedScores(ShardedScores):
         shares = half_shares(self.estimator.retrac)
         total: Any = 0
         for step, norms in norms_at.items():
-            products = concatenated(get.many(self._retrac.training_blocks(step)))[0].astype(np.float64)  # [half, Q, N]
+            products = with_all_queries(get.many(self._retrac.batches(step)))[0].astype(np.float64)  # [half, Q, N]
             retrac = record.learning_rate(step) * np.tensordot(shares, products, axes=1)
             total = total + np.stack([lengths(get(norms).norms[0, :, 0], strength) * retrac for strength in ENDS])
         return self.assembled(total, get, axes={"strength": list(ENDS)})

@@ -49,6 +49,11 @@ class QueryCoefficients(Artifact):
     def load(cls, folder: Path) -> Self:
         return cls(unflatten(load_file(folder / "coefficients.safetensors")))
 
+    def to(self, device: torch.device) -> Self:
+        """The same coefficients on a device."""
+        moved = {part: {layer: x.to(device) for layer, x in tensors.items()} for part, tensors in self.parts.items()}
+        return type(self)(moved)
+
     @classmethod
     def of(cls, means: Sequence[LayerGradients], basis: Basis, compression: Compression) -> Self:
         """Return the coefficients of gradients, given for each prefix of the draws as ``[bins, Q, out, in]`` per layer."""
@@ -66,7 +71,7 @@ class QueryCoefficients(Artifact):
 
 
 class HeldQueries:
-    """A batch of queries that is multiplied with one block of training gradients after another.
+    """Queries that are multiplied with one block of training gradients after another.
 
     ``coefficients``: layer → part → tensor ``[P, bins, Q, ..]``, whitened and compressed.
     """
@@ -82,19 +87,6 @@ class HeldQueries:
         first = next(iter(next(iter(coefficients.values())).values()))
         self.dampings = torch.tensor(dampings, dtype=torch.float64, device=first.device).unsqueeze(1)
         self._blocks: list[list[Tensor]] = [[] for _ in first]
-
-    @classmethod
-    def joined(
-        cls, basis: Basis, sides: Sequence[QueryCoefficients], dampings: Sequence[float], compression: Compression
-    ) -> "HeldQueries":
-        """Return the queries of several blocks, on the device of ``basis``."""
-        coefficients = {
-            layer: {
-                part: torch.cat([side.at(layer)[part] for side in sides], 2).to(eigenvalues.device) for part in sides[0].at(layer)
-            }
-            for layer, eigenvalues in basis.values.items()
-        }
-        return cls(basis, coefficients, dampings, compression)
 
     def add(self, prefix: int, rotated: LayerGradients) -> None:
         """Multiply with gradients in the basis, ``[bins, B, out, in]`` per layer, under every damping: one GEMM per layer.

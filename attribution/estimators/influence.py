@@ -9,14 +9,13 @@ Each side is a mean over its own number of draws. A list of numbers of draws (``
 All dampings, the requested ones and those of ``GRID``, share everything but the last product.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
-from attribution.checks import whole
 from attribution.curvature import Basis
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.base import as_tuple, check_dampings
@@ -25,20 +24,21 @@ from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, 
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
+    QueryBatch,
     QueryBlock,
     ShardedEstimator,
     ShardedScores,
     TrainingBlock,
-    with_query_blocks,
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.compression import Compression, Uncompressed
 from attribution.gradients.layer_check import find_layers
-from attribution.gradients.network_cache import engine
+from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients
+from attribution.gradients.resident import batches_within, resident
 from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
-from attribution.nodes import Cost, Get, Node, execution, key
+from attribution.nodes import Cost, Get, Node, key
 from attribution.training import Recorded
 
 SHARED = (
@@ -46,6 +46,7 @@ SHARED = (
     "attribution.estimators.held_queries",
     "attribution.estimators.sharded",
     "attribution.gradients.network_cache",
+    "attribution.gradients.resident",
     "attribution.images.bins",
 )
 
@@ -65,8 +66,8 @@ class KFACInfluence(ShardedEstimator):
 
     ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: the draws of each side; the two sides
     have independent draws. ``balance``: how single draws are weighted. ``flips``: mirror training images at random, as training did
-    (queries are never mirrored). ``compression``: how the queries' coefficients are stored. ``query_batch``: the largest number of
-    queries held during a pass over the training set; more queries take another pass.
+    (queries are never mirrored). ``compression``: how the queries' coefficients are stored, and held during the passes over the
+    training set; see ``Execution.scratch`` and ``Execution.memory``.
     """
 
     NAME = "KFACInfluence"
@@ -79,11 +80,9 @@ class KFACInfluence(ShardedEstimator):
     balance: Balance | None = None
     flips: bool = False
     compression: Compression = field(default_factory=Uncompressed)
-    query_batch: int = execution(default=256)
 
     def __post_init__(self):
         check_dampings(self)
-        whole(self, "query_batch", least=1)
 
     @property
     def dampings(self) -> tuple[float, ...]:
@@ -124,6 +123,17 @@ class KFACInfluence(ShardedEstimator):
         """The size of all prefixes and bins of the gradient of one image on ``side``, uncompressed."""
         return FLOAT32_BYTES * len(self.draws.side(side).prefixes) * self.draws.bins * trained.parameter_count
 
+    @property
+    def score_bytes(self) -> int:
+        """The size of the scores of one pair, at all dampings, numbers of draws and pairs of bins with their sums."""
+        bin_pairs = (self.draws.bins + (self.draws.bins > 1)) ** 2
+        return FLOAT32_BYTES * len(self.dampings) * len(self.draws.pairs) * bin_pairs
+
+    def query_bytes(self, trained: Recorded) -> float:
+        """The size of the coefficients of one query."""
+        size = sum(map(self.compression.size, gradient_shapes(trained).values()))
+        return len(self.draws.side("query").prefixes) * self.draws.bins * size
+
 
 @dataclass(frozen=True)
 class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
@@ -141,8 +151,9 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         return key(self.trained, self.train, self.queries, self.rows, self.estimator.measurement, self.estimator.draws)
 
     def cost(self) -> Cost:
-        size = self.count * self.estimator.gradient_bytes("query", self.trained)
-        return Cost(passes=self.count * self.estimator.draws.count, memory=3 * size, disk=size)
+        memory = 3 * self.count * self.estimator.gradient_bytes("query", self.trained)
+        disk = self.count * self.estimator.query_bytes(self.trained)
+        return Cost(passes=self.count * self.estimator.draws.count, memory=memory, disk=disk)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -160,26 +171,29 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
 
 @dataclass(frozen=True)
 class InfluenceTrainingBlock(TrainingBlock):
-    """τ of a block of training examples: ``[D, P, query bins, training bins, Q, n]`` for D dampings and P numbers of draws."""
+    """τ of the queries ``query_rows`` and a block of training examples: ``[D, P, query bins, training bins, Q, n]``.
+
+    D is the number of dampings, P that of numbers of draws.
+    """
 
     NAME = "InfluenceTrainingBlock"
-    VERSION = 1
+    VERSION = 2
     TITLE = "influence of the training images"
 
     estimator: KFACInfluence
+    query_rows: tuple[int, int]
 
     def together(self) -> Hashable:
         estimator = self.estimator
-        return key(self.trained, self.train, self.rows, estimator.draws.side("train"), estimator.flips, estimator.query_batch)
+        return key(self.trained, self.train, self.rows, estimator.draws.side("train"), estimator.flips, self.query_rows[0])
 
     def cost(self) -> Cost:
-        estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
-        held = min(self.queries.count, estimator.query_batch) * estimator.gradient_bytes("query", self.trained)
+        estimator, blocks, limit = self.estimator, self.query_blocks(), self.estimator.execution.resident_bytes
+        held = min(limit, sum(block.cost().disk for block in blocks))
         gradients = 3 * self._examples_at_once * estimator.gradient_bytes("train", self.trained)
-        axes = len(estimator.dampings) * len(estimator.draws.pairs) * estimator.draws.bins**2
-        products = FLOAT32_BYTES * axes * self.queries.count * self.count
+        products = self.count * (self.query_rows[1] - self.query_rows[0]) * estimator.score_bytes
         return Cost(
-            passes=batches * self.count * estimator.draws.side("train").count,
+            passes=len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count,
             memory=held + gradients + 2 * products,
         )
 
@@ -189,7 +203,7 @@ class InfluenceTrainingBlock(TrainingBlock):
         subject = estimator.measurement.subject(self.queries)
         return [
             InfluenceQueryBlock(estimator, self.trained, subject, rows, self.train)
-            for rows in ranges(0, self.queries.count, min(estimator.execution.query_shard, estimator.query_batch))
+            for rows in ranges(*self.query_rows, estimator.execution.query_shard)
         ]
 
     @classmethod
@@ -201,10 +215,12 @@ class InfluenceTrainingBlock(TrainingBlock):
         per_example = engine(first.trained, None, estimator.execution, get)
         scheme = estimator.draws.side("train")
         means, position = _means(nodes, "train", get)
-        products: list[list[np.ndarray]] = [[] for _ in nodes]
-        for batch in _batches(nodes, estimator.query_batch):
-            held = [_held(nodes[i], blocks, get, device) for i, blocks in batch]
-            bases = [nodes[i].basis.fingerprint for i, _ in batch]
+        bases = {node.basis.fingerprint: get(node.basis).to(device) for node in nodes}
+        blocks = [(node, place, block) for node, place in zip(nodes, position, strict=True) for block in node.query_blocks()]
+        products: list[np.ndarray] = []
+        for batch in batches_within([block for *_, block in blocks], estimator.execution.resident_bytes):
+            sides = resident(per_example, [blocks[at][2] for at in batch], get)
+            held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
             for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
                 draws = scheme.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
@@ -212,16 +228,25 @@ class InfluenceTrainingBlock(TrainingBlock):
                 gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
                 for prefix, number in enumerate(scheme.prefixes):
                     rotated: dict[tuple[str, int], LayerGradients] = {}
-                    for (i, _), queries, basis in zip(batch, held, bases, strict=True):
-                        mean = basis, position[i]
+                    for at, queries in zip(batch, held, strict=True):
+                        node, place, _ = blocks[at]
+                        mean = node.basis.fingerprint, place
                         if mean not in rotated:
-                            rotated[mean] = queries.basis.rotate(gradients[position[i]][prefix])
-                        for pair, (_, train) in enumerate(nodes[i].estimator.draws.pairs):
+                            rotated[mean] = queries.basis.rotate(gradients[place][prefix])
+                        for pair, (_, train) in enumerate(node.estimator.draws.pairs):
                             if train == number:
                                 queries.add(pair, rotated[mean])
-            for (i, _), queries in zip(batch, held, strict=True):
-                products[i].append(queries.products())
-        return [BlockProducts(np.concatenate(batches, axis=-2)) for batches in products]
+            products += [queries.products() for queries in held]
+        of_nodes: dict[str, list[np.ndarray]] = {node.fingerprint: [] for node in nodes}
+        for (node, *_), values in zip(blocks, products, strict=True):
+            of_nodes[node.fingerprint].append(values)
+        return [BlockProducts(np.concatenate(values, axis=-2)) for values in of_nodes.values()]
+
+    def held(self, side: QueryCoefficients, bases: Mapping[str, Basis]) -> HeldQueries:
+        """A block of queries, ready to be multiplied; ``bases`` by fingerprint."""
+        basis = bases[self.basis.fingerprint]
+        coefficients = {layer: side.at(layer) for layer in basis.values}
+        return HeldQueries(basis, coefficients, self.estimator.dampings, self.estimator.compression)
 
     @property
     def basis(self) -> Node[Basis]:
@@ -245,23 +270,26 @@ def _means(
     return means, [list(distinct).index(name) for name in names]
 
 
-def _batches(nodes: Sequence[InfluenceTrainingBlock], most: int) -> Iterator[list[tuple[int, list[InfluenceQueryBlock]]]]:
-    """Yield the query blocks of all nodes in batches of at most ``most`` queries: pairs of a node's index and its blocks."""
-    batch: dict[int, list[InfluenceQueryBlock]] = {}
-    held = 0
-    for i, node in enumerate(nodes):
-        for block in node.query_blocks():
-            if held + block.count > most:
-                yield list(batch.items())
-                batch, held = {}, 0
-            batch.setdefault(i, []).append(block)
-            held += block.count
-    yield list(batch.items())
+@dataclass(frozen=True)
+class InfluenceBatch(QueryBatch):
+    """τ of a batch of queries and all training examples: ``[D, P, query bins, training bins, Q, N]``."""
 
+    NAME = "InfluenceBatch"
+    VERSION = 1
+    TITLE = "influence of the training images"
 
-def _held(node: InfluenceTrainingBlock, queries: Sequence[InfluenceQueryBlock], get: Get, device: torch.device) -> HeldQueries:
-    basis = get(node.basis).to(device)
-    return HeldQueries.joined(basis, get.many(queries), node.estimator.dampings, node.estimator.compression)
+    estimator: KFACInfluence
+
+    def cost(self) -> Cost:
+        size = (self.rows[1] - self.rows[0]) * self.train.count * self.estimator.score_bytes
+        return Cost(memory=2 * size, disk=size)
+
+    @property
+    def training_blocks(self) -> list[InfluenceTrainingBlock]:
+        return [
+            InfluenceTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.rows)
+            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
+        ]
 
 
 @dataclass(frozen=True)
@@ -276,7 +304,7 @@ class InfluenceScores(ShardedScores):
     trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
-        return with_query_blocks(self.training_blocks)
+        return list(self.batches)
 
     def parents(self) -> list[Node]:
         estimator = self.estimator
@@ -285,10 +313,8 @@ class InfluenceScores(ShardedScores):
         return [*super().parents(), estimator.basis(self.trained, self.train), *norms]
 
     def cost(self) -> Cost:
-        estimator, batches = self.estimator, -(-self.queries.count // self.estimator.query_batch)
-        draws = estimator.draws
-        bin_pairs = (draws.bins + (draws.bins > 1)) ** 2
-        size = FLOAT32_BYTES * len(estimator.dampings) * len(draws.pairs) * bin_pairs * self.pairs
+        draws, batches = self.estimator.draws, len(self.batches)
+        size = self.pairs * self.estimator.score_bytes
         passes = self.queries.count * draws.side("query").count + batches * self.train.count * draws.side("train").count
         return Cost(passes=passes, memory=2 * size, disk=size)
 
@@ -299,7 +325,7 @@ class InfluenceScores(ShardedScores):
     def compute(self, get: Get) -> Scores:
         draws, basis = self.estimator.draws, get(self.estimator.basis(self.trained, self.train))
         stable = [unstable_layer(basis, damping) is None for damping in self.estimator.dampings]
-        values = np.concatenate([block.values[stable] for block in get.many(self.training_blocks)], axis=-1)
+        values = np.concatenate([batch.values[stable] for batch in get.many(self.batches)], axis=-2)
         dampings = [damping for damping, kept in zip(self.estimator.dampings, stable, strict=True) if kept]
         axes: dict[str, Sequence[Any]] = {"damping": dampings, "draws": draws.prefixes}
         if draws.bins > 1:
@@ -311,9 +337,10 @@ class InfluenceScores(ShardedScores):
         return self.assembled(values, get, axes)
 
     @property
-    def training_blocks(self) -> list[InfluenceTrainingBlock]:
-        """The products with all training examples."""
+    def batches(self) -> list[InfluenceBatch]:
+        """The products of all queries with all training examples."""
+        estimator, size = self.estimator, self.estimator.query_bytes(self.trained)
         return [
-            InfluenceTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows)
-            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
+            InfluenceBatch(estimator, self.trained, self.train, self.queries, rows)
+            for rows in estimator.execution.query_batches(self.queries.count, size)
         ]

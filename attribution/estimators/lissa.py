@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from attribution.estimators.sharded import (
     ShardedEstimator,
     ShardedScores,
     TrainingBlock,
-    concatenated,
     with_query_blocks,
 )
 from attribution.execution import FLOAT32_BYTES, ranges
@@ -197,7 +197,7 @@ class LissaScores(ShardedScores):
         return Cost(passes=passes, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
-        return self.assembled(concatenated(get.many(self.training_blocks)), get)
+        return self.assembled(np.concatenate([block.values for block in get.many(self.training_blocks)], axis=-1), get)
 
     @property
     def training_blocks(self) -> list[LissaTrainingBlock]:

@@ -13,6 +13,7 @@ from attribution.execution import ranges
 from attribution.gradients.inner_products import rowwise_dot
 from attribution.gradients.network_cache import engine
 from attribution.images import ImageSet
+from attribution.images.draws import Draws
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
@@ -62,12 +63,18 @@ class SelfInfluenceShard(JointNode[Influence]):
         record, train = get(first.trained), get(first.train)
         products: list[list[torch.Tensor]] = [[] for _ in nodes]
         estimator.measurement.subject(first.train)  # raises if the training images cannot be measured
+
+        def inputs(rows: slice) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
+            draws = estimator.draws.draw("query", train.ids(rows).to(device), first.trained.process.T)
+            return train.x0(rows).to(device), draws, train.conditions(rows)
+
         # A block holds both sides of its examples, and its query draws should fill a pass.
-        block = min(execution.examples_at_once(2 * first.trained.parameter_count), execution.batch_size // estimator.draws.count)
+        start, stop = first.rows
+        size = per_example.inputs_per_pass(estimator.measurement, *inputs(slice(start, min(start + 2, stop))))
+        block = min(execution.examples_at_once(2 * first.trained.parameter_count), size // estimator.draws.count)
         for start, stop in ranges(*first.rows, max(1, block)):
             rows = slice(start, stop)
-            x0, ids, condition = train.x0(rows).to(device), train.ids(rows).to(device), train.conditions(rows)
-            draws = estimator.draws.draw("query", ids, first.trained.process.T)
+            x0, draws, condition = inputs(rows)
             query = per_example.capture(estimator.measurement, x0, draws, condition)
             visited = record.latest_draws(first.step, train.index[rows]).to(device)
             trained = per_example.capture(first.trained.objective, x0, visited, condition)

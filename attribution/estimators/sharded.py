@@ -4,7 +4,8 @@
 are computed by any number of workers and deleted once the scores are stored:
 
 - a ``QueryBlock`` holds one side of the inner products, for a range of the queries;
-- a ``TrainingBlock`` holds the products of all queries with a range of the training examples.
+- a ``TrainingBlock`` holds the products of queries with a range of the training examples;
+- a ``QueryBatch`` joins the products of as many queries as may lie on disk at a time, and thereby frees their query blocks.
 
 Each method defines its own subclasses. The classes here know of an estimator only what ``ShardedEstimator`` declares.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,10 +60,14 @@ class QueryVectors(Artifact):
     def load(cls, folder: Path) -> Self:
         return cls(load_file(folder / "vectors.safetensors"))
 
+    def to(self, device: torch.device) -> Self:
+        """The same vectors on a device."""
+        return type(self)({layer: tensor.to(device) for layer, tensor in self.layers.items()})
+
 
 @dataclass(frozen=True, eq=False)
 class BlockProducts(Arrays):
-    """Products of all queries with a block of n training examples: ``values`` float32 ``[.., Q, n]``."""
+    """Products of Q queries with n training examples: ``values`` float32 ``[.., Q, n]``."""
 
     values: np.ndarray
 
@@ -91,7 +97,7 @@ class QueryBlock(JointNode[A]):
 
 @dataclass(frozen=True)
 class TrainingBlock(JointNode[BlockProducts]):
-    """The products of all queries with the training examples ``rows[0]..rows[1]-1``."""
+    """The products of queries with the training examples ``rows[0]..rows[1]-1``."""
 
     ARTIFACT = BlockProducts
     TRANSIENT = True
@@ -110,6 +116,31 @@ class TrainingBlock(JointNode[BlockProducts]):
     @abstractmethod
     def query_blocks(self) -> Sequence[QueryBlock]:
         """The blocks that hold the queries' side, in the order of the queries. They are the same for all training blocks."""
+
+
+@dataclass(frozen=True)
+class QueryBatch(Node[BlockProducts]):
+    """The products of the queries ``rows[0]..rows[1]-1`` with all training examples, whose query sides lie on disk together."""
+
+    ARTIFACT = BlockProducts
+    TRANSIENT = True
+
+    estimator: ShardedEstimator
+    trained: Recorded
+    train: ImageSet
+    queries: ImageSet
+    rows: tuple[int, int]
+
+    @property
+    @abstractmethod
+    def training_blocks(self) -> Sequence[TrainingBlock]:
+        """The products with all training examples, in their order."""
+
+    def parts(self, get: Get) -> list[Node]:
+        return with_query_blocks(self.training_blocks)
+
+    def compute(self, get: Get) -> BlockProducts:
+        return BlockProducts(np.concatenate([block.values for block in get.many(self.training_blocks)], axis=-1))
 
 
 @dataclass(frozen=True)
@@ -140,6 +171,6 @@ def with_query_blocks(blocks: Sequence[TrainingBlock]) -> list[Node]:
     return [*(blocks[0].query_blocks() if blocks else ()), *blocks]
 
 
-def concatenated(products: Iterable[BlockProducts]) -> np.ndarray:
-    """Return the products of consecutive training blocks as one array ``[.., Q, N]``."""
-    return np.concatenate([block.values for block in products], axis=-1)
+def with_all_queries(batches: Iterable[BlockProducts]) -> np.ndarray:
+    """Return the products of consecutive batches of queries as one array ``[.., Q, N]``."""
+    return np.concatenate([batch.values for batch in batches], axis=-2)

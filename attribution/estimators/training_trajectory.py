@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from attribution.estimators.scores import Scores
-from attribution.estimators.sharded import ShardedScores, concatenated, with_query_blocks
-from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryTrainingBlock, half_columns
-from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
+from attribution.estimators.sharded import ShardedScores, with_all_queries
+from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryBatch, half_columns
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.gradients.layer_check import find_layers
 from attribution.images import ImageSet, bins
 from attribution.nodes import Cost, Get, Node
@@ -77,23 +77,21 @@ class TrajectoryScores(ShardedScores):
 
     def parts(self, get: Get) -> list[Node]:
         # Checkpoint by checkpoint: a worker then loads each network once.
-        return [part for step in self.steps(get) for part in with_query_blocks(self.training_blocks(step))]
+        return [batch for step in self.steps(get) for batch in self.batches(step)]
 
     def cost(self) -> Cost:
         steps, bins = at_least(self.estimator.checkpoints), self.estimator.draws.bins
         passes = self.queries.count * self.estimator.draws.count + self.train.count
-        # All query blocks lie on disk until the scores are stored, and those of a checkpoint are in memory at a time.
-        sides = FLOAT32_BYTES * HALVES * bins * self.queries.count * self.trained.parameter_count
         scores = FLOAT32_BYTES * self.pairs * ((bins + (bins > 1)) ** 2 + HALVES)
         summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
-        return Cost(passes=steps * passes, memory=sides + summed, disk=steps * sides + scores)
+        return Cost(passes=steps * passes, memory=summed, disk=scores)
 
     def compute(self, get: Get) -> Scores:
         record, train, scheme, T = get(self.trained), get(self.train), self.estimator.draws, self.trained.process.T
         refuse_zero_rates({step: record.learning_rate(step) for step in self.steps(get)})
         total: Any = 0
         for step in self.steps(get):
-            products = concatenated(get.many(self.training_blocks(step))).astype(np.float64)  # [query bin, half, Q, N]
+            products = with_all_queries(get.many(self.batches(step))).astype(np.float64)  # [query bin, half, Q, N]
             trained_in = bins.bin_of(record.latest_draws(step, train.index).timestep[:, 0], scheme.bins, T).numpy()
             inside = trained_in == np.arange(scheme.bins)[:, None]
             # [query bin, training bin, half, Q, N]
@@ -109,11 +107,12 @@ class TrajectoryScores(ShardedScores):
             halves=halves.astype(np.float32) if len(shares) == HALVES else None,
         )
 
-    def training_blocks(self, step: int) -> list[TrajectoryTrainingBlock]:
-        """The products with all training examples at one checkpoint."""
+    def batches(self, step: int) -> list[TrajectoryBatch]:
+        """The products of all queries with all training examples at one checkpoint."""
+        estimator = self.estimator.at_checkpoint(step)
         return [
-            TrajectoryTrainingBlock(self.estimator.at_checkpoint(step), self.trained, self.train, self.queries, rows, step)
-            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
+            TrajectoryBatch(estimator, self.trained, self.train, self.queries, rows, step)
+            for rows in estimator.execution.query_batches(self.queries.count, estimator.query_bytes(self.trained))
         ]
 
     def steps(self, get: Get) -> list[int]:

@@ -12,19 +12,29 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attribution.estimators.sharded import BlockProducts, QueryBlock, QueryVectors, ShardedEstimator, TrainingBlock
+from attribution.estimators.sharded import (
+    BlockProducts,
+    QueryBatch,
+    QueryBlock,
+    QueryVectors,
+    ShardedEstimator,
+    TrainingBlock,
+)
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.inner_products import dot
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import Captured, LayerGradients
+from attribution.gradients.resident import batches_within, resident
 from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, key
+from attribution.training import Recorded
 
 SHARED = (
     "attribution.estimators.sharded",
     "attribution.gradients.inner_products",
     "attribution.gradients.network_cache",
+    "attribution.gradients.resident",
     "attribution.images.bins",
     "attribution.training.record",
 )
@@ -45,6 +55,10 @@ class CheckpointEstimator(ShardedEstimator):
     def train_side(self, captured: Captured) -> LayerGradients:
         """Return G(z) of each training example from the gradient at its recorded draw."""
 
+    def query_bytes(self, trained: Recorded) -> float:
+        """The size of the side of one query: its gradient, for every half of the draws and every bin of timesteps."""
+        return FLOAT32_BYTES * min(HALVES, self.draws.count) * self.draws.bins * trained.parameter_count
+
 
 @dataclass(frozen=True)
 class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
@@ -63,9 +77,8 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
         return key(self.trained, self.queries, self.rows, self.step, estimator.measurement, estimator.draws)
 
     def cost(self) -> Cost:
-        draws = self.estimator.draws
-        size = draws.bins * HALVES * self.count * self.trained.parameter_count * FLOAT32_BYTES
-        return Cost(passes=self.count * draws.count, memory=2 * size, disk=size)
+        size = self.count * self.estimator.query_bytes(self.trained)
+        return Cost(passes=self.count * self.estimator.draws.count, memory=2 * size, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -73,11 +86,12 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
         measurement, scheme, T = first.estimator.measurement, first.estimator.draws, first.trained.process.T
         per_example = engine(first.trained, first.step, first.estimator.execution, get)
         x0, draws, condition = first.inputs(get)
+        size = per_example.inputs_per_pass(measurement, x0, draws, condition)
         halves: list[list[LayerGradients]] = [[] for _ in nodes]
         for columns in half_columns(scheme):
             # As many queries at a time as one pass holds, so that estimators and bins share it.
             batches: list[list[LayerGradients]] = [[] for _ in nodes]
-            for start, stop in ranges(0, len(x0), max(1, first.estimator.execution.batch_size // len(columns))):
+            for start, stop in ranges(0, len(x0), max(1, size // len(columns))):
                 batch = draws.rows(slice(start, stop)).columns(columns.to(x0.device))
                 given = None if condition is None else condition[start:stop]
                 captured = per_example.capture(measurement, x0[start:stop], batch, given)
@@ -105,31 +119,34 @@ def _by_bin(estimator: CheckpointEstimator, captured: Captured, bin_of_draw: Ten
 
 @dataclass(frozen=True)
 class TrajectoryTrainingBlock(TrainingBlock):
-    """``⟨Q_k, G_k⟩`` of all queries with a block of training examples at checkpoint ``step``: ``[bins, 2, Q, n]``.
+    """``⟨Q_k, G_k⟩`` of the queries ``query_rows`` with a block of training examples at checkpoint ``step``: ``[bins, 2, Q, n]``.
 
     The leading axes are the bins of the query draws' timesteps, and the halves of the query draws.
     """
 
     NAME = "TrajectoryTrainingBlock"
-    VERSION = 1
+    VERSION = 2
     TITLE = "scores at each checkpoint"
 
     estimator: CheckpointEstimator
     step: int
+    query_rows: tuple[int, int]
 
     def together(self) -> Hashable:
-        return key(self.trained, self.train, self.rows, self.step)
+        return key(self.trained, self.train, self.rows, self.step, self.query_rows[0])
 
     def cost(self) -> Cost:
-        examples = self.estimator.execution.examples_at_once(self.trained.parameter_count)
-        held = 2 * examples + self.estimator.draws.bins * HALVES * self.queries.count
-        return Cost(passes=self.count, memory=held * self.trained.parameter_count * FLOAT32_BYTES)
+        execution, parameters = self.estimator.execution, self.trained.parameter_count
+        batches = batches_within(self.query_blocks(), execution.resident_bytes)
+        sides = sum(block.cost().disk for block in self.query_blocks())
+        gradients = 2 * execution.examples_at_once(parameters) * parameters * FLOAT32_BYTES
+        return Cost(passes=self.count * len(batches), memory=min(sides, execution.resident_bytes) + gradients)
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
         return [
             TrajectoryQueryBlock(self.estimator, self.trained, subject, rows, self.step)
-            for rows in ranges(0, self.queries.count, self.estimator.execution.query_shard)
+            for rows in ranges(*self.query_rows, self.estimator.execution.query_shard)
         ]
 
     @classmethod
@@ -138,16 +155,43 @@ class TrajectoryTrainingBlock(TrainingBlock):
         device = execution.torch_device()
         per_example = engine(first.trained, first.step, execution, get)
         record, train = get(first.trained), get(first.train)
-        queries = [get.many(node.query_blocks()) for node in nodes]
-        products: list[list[Tensor]] = [[] for _ in nodes]
-        for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
-            rows = slice(start, stop)
-            draws = record.latest_draws(first.step, train.index[rows]).to(device)
-            captured = per_example.capture(first.trained.objective, train.x0(rows).to(device), draws, train.conditions(rows))
-            for blocks, node, vectors in zip(products, nodes, queries, strict=True):
-                gradients = node.estimator.train_side(captured)
-                blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors], dim=-2).cpu())
-        return [BlockProducts(torch.cat(blocks, dim=-1).float().numpy()) for blocks in products]
+        blocks = [(i, block) for i, node in enumerate(nodes) for block in node.query_blocks()]
+        products: list[list[Tensor]] = [[] for _ in blocks]
+        for batch in batches_within([block for _, block in blocks], execution.resident_bytes):
+            sides = resident(per_example, [blocks[at][1] for at in batch], get)
+            for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
+                rows = slice(start, stop)
+                draws = record.latest_draws(first.step, train.index[rows]).to(device)
+                captured = per_example.capture(first.trained.objective, train.x0(rows).to(device), draws, train.conditions(rows))
+                gradients: dict[int, LayerGradients] = {}
+                for at, side in zip(batch, sides, strict=True):
+                    i = blocks[at][0]
+                    if i not in gradients:
+                        gradients[i] = nodes[i].estimator.train_side(captured)
+                    products[at].append(dot(side.layers, gradients[i]).cpu())
+        of_nodes: list[list[Tensor]] = [[] for _ in nodes]
+        for (i, _), columns in zip(blocks, products, strict=True):
+            of_nodes[i].append(torch.cat(columns, dim=-1))
+        return [BlockProducts(torch.cat(of_node, dim=-2).float().numpy()) for of_node in of_nodes]
+
+
+@dataclass(frozen=True)
+class TrajectoryBatch(QueryBatch):
+    """``⟨Q_k, G_k⟩`` of a batch of queries with all training examples at checkpoint ``step``: ``[bins, 2, Q, N]``."""
+
+    NAME = "TrajectoryBatch"
+    VERSION = 1
+    TITLE = "scores at each checkpoint"
+
+    estimator: CheckpointEstimator
+    step: int
+
+    @property
+    def training_blocks(self) -> list[TrajectoryTrainingBlock]:
+        return [
+            TrajectoryTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.step, self.rows)
+            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
+        ]
 
 
 def half_columns(scheme: DrawScheme) -> list[Tensor]:

@@ -169,7 +169,8 @@ class PipelineGradients(GradientSet):
         return f"the pipeline {self.pipeline.path}: choose another one"
 
     def engine(self, get: Get) -> PerExampleGradients:
-        return PerExampleGradients(on_device(self.pipeline.network, self.execution.torch_device()), self.execution.batch_size)
+        network = on_device(self.pipeline.network, self.execution.torch_device())
+        return PerExampleGradients(network, self.execution.batch_size, self.execution.pass_bytes)
 
     def draws(self, index: np.ndarray, get: Get) -> Draws:
         return self.scheme.draw("norms", torch.from_numpy(index), self.pipeline.process.T)

@@ -18,11 +18,11 @@ def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) 
     ``step=None`` is the network as it is used after training. The latest network is cached for the next shard.
     """
     # The folder is part of the key: the same training may be in two stores, with different rounding.
-    name = key(trained, step, execution.device, execution.batch_size, get(trained).folder)
+    name = key(trained, step, execution.device, execution.batch_size, execution.pass_bytes, get(trained).folder)
     if name not in _engines:
         _engines.clear()
         network = on_device(trained.network(get, step), execution.torch_device())
-        _engines[name] = PerExampleGradients(network, execution.batch_size)
+        _engines[name] = PerExampleGradients(network, execution.batch_size, execution.pass_bytes)
     return _engines[name]
 
 

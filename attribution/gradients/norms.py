@@ -83,7 +83,7 @@ def compute_norms(gradients: GradientSet, images: Images, get: Get) -> Norms:
     """
     per_example, device = gradients.engine(get), gradients.execution.torch_device()
     norms, timesteps = [], []
-    for start, stop in ranges(0, len(images), _examples_at_once(gradients, per_example)):
+    for start, stop in ranges(0, len(images), _examples_at_once(gradients, per_example, images, get)):
         draws = gradients.draws(np.array(images.index[start:stop]), get)
         rows = slice(start, stop)
         x0, condition = images.x0(rows).to(device), images.conditions(rows)
@@ -97,7 +97,7 @@ def compute_norms(gradients: GradientSet, images: Images, get: Get) -> Norms:
     return Norms(norm[None], timestep[None])
 
 
-def _examples_at_once(gradients: GradientSet, per_example: PerExampleGradients) -> int:
+def _examples_at_once(gradients: GradientSet, per_example: PerExampleGradients, images: Images, get: Get) -> int:
     """The number of examples to capture at once.
 
     With one draw per example, its norm is computed from the whole gradient, which has to fit into memory. With several draws, the
@@ -105,4 +105,7 @@ def _examples_at_once(gradients: GradientSet, per_example: PerExampleGradients) 
     """
     if gradients.count == 1:
         return gradients.execution.examples_at_once(sum(p.numel() for p in per_example.parameters))
-    return max(1, gradients.execution.batch_size // gradients.count)
+    first, device = slice(2), gradients.execution.torch_device()
+    draws = gradients.draws(np.array(images.index[first]), get).to(device)
+    inputs = per_example.inputs_per_pass(gradients.objective, images.x0(first).to(device), draws, images.conditions(first))
+    return max(1, inputs // gradients.count)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attribution.diffusion import eval_mode
 from attribution.gradients import hooks, layer_check
+from attribution.gradients.activations import activation_bytes
 from attribution.gradients.contraction import Contraction, contracted, square_norms
 from attribution.gradients.hooks import Call, OnLayer
 from attribution.gradients.layers import Layer, pieces
@@ -24,6 +25,7 @@ from attribution.images.draws import Draws
 from attribution.measurements import Inputs, Measure
 
 SHARED = (
+    "attribution.gradients.activations",
     "attribution.gradients.contraction",
     "attribution.gradients.convolution",
     "attribution.gradients.hooks",
@@ -48,18 +50,19 @@ _Calls = dict[str, list[Call]]
 class PerExampleGradients:
     """Computes the gradients of a model's trainable parameters for each example of a batch.
 
-    ``batch_size`` is the largest number of network inputs (examples × draws) in one pass; results do not depend on it. Each pass
-    reads the parameters, so other values may be loaded between captures.
+    ``batch_size`` is the largest number of network inputs (examples × draws) in one pass. If their activations take more than
+    ``pass_memory`` bytes, a pass has fewer: a power of 2. Results do not depend on it. Each pass reads the parameters, so other
+    values may be loaded between captures.
 
     Raises:
         ValueError: a trainable parameter has no per-example formula (the message names it and its module), or the model has no
             trainable parameter.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int = 128):
+    def __init__(self, model: nn.Module, batch_size: int = 128, pass_memory: float = math.inf):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a pass needs at least 1 network input")
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch_size, self.pass_memory = model, batch_size, pass_memory
         self.recorded_modules = layer_check.find_layers(model)
         self.layers: dict[str, Layer] = {name: layer for name, layer in self.recorded_modules.values() if name == layer.name}
         self.blocks: Mapping[str, tuple[int, int]] = {name: layer.block for name, layer in self.layers.items()}
@@ -81,10 +84,15 @@ class PerExampleGradients:
             raise ValueError(
                 f"x0 has {len(x0)} examples, but the draws cover {len(draws)} examples: give the same number of both, at least 1"
             )
+        self.inputs_per_pass(measure, x0, draws, condition)
+        return Captured(self, measure, x0, draws, condition)
+
+    def inputs_per_pass(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> int:
+        """Return the number of network inputs in one pass, after the check of ``capture``, with the arguments of a capture."""
         # A single input cannot show whether inputs influence each other: check again once there are more.
         if self._checked < min(2, len(draws) * draws.count):
             self._check(measure, x0[:2], draws.rows(slice(2)).columns(slice(2)), None if condition is None else condition[:2])
-        return Captured(self, measure, x0, draws, condition)
+        return self.batch_size
 
     def contract(self, name: str, layer: Layer, a: Tensor, b: Tensor, K: int) -> Tensor:
         """Return the gradients themselves: ``Layer.contract``."""
@@ -98,12 +106,20 @@ class PerExampleGradients:
         p = self.parameters[0]
         x0, draws = x0.to(p.device, p.dtype), draws.to(p.device)
         condition = None if condition is None else condition.to(p.device)
+        self._fit(measure.inputs(x0, draws, condition), measure)
         # Always in full precision: the tolerance depends on the precision, and what the check detects does not.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
             ours = Captured(self, measure, x0, draws, condition).mean()
             with eval_mode(self.model):
                 layer_check.check(self.model, self.layers, ours, measure, x0, draws, condition)
         self._checked = len(draws) * draws.count
+
+    def _fit(self, inputs: Inputs, measure: Measure) -> None:
+        """Lower ``batch_size`` to the largest power of 2 whose activations fit into ``pass_memory``, if it does not fit."""
+        if math.isfinite(self.pass_memory):
+            size = activation_bytes(self.model, self.recorded_modules, measure, inputs)
+            if self.batch_size * size > self.pass_memory:
+                self.batch_size = 2 ** int(math.log2(max(1, self.pass_memory / size)))
 
 
 def per_example_gradients(

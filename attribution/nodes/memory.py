@@ -28,8 +28,8 @@ class InMemory:
     def many(self, nodes: Sequence[Node[A]], title: str = "") -> list[A]:
         missing = {node.fingerprint: node for node in nodes if node.fingerprint not in self._artifacts}
         for node in missing.values():
-            if node.TRANSIENT and (parts := node.parts(self)):
-                self._merge(node, parts)
+            if self._merges(node) and all(part.together() is None for part in node.parts(self)):
+                self._merge(node)  # one node after the other, so that few parts exist at a time
         missing = {name: node for name, node in missing.items() if name not in self._artifacts}
         if parts := [part for node in missing.values() for part in node.parts(self)]:
             self.many(parts, title)
@@ -38,13 +38,20 @@ class InMemory:
             for node in group:  # nothing resumes from here
                 shutil.rmtree(self._folder / node.fingerprint / PROGRESS, ignore_errors=True)
             self._artifacts.update((node.fingerprint, artifact) for node, artifact in zip(group, artifacts, strict=True))
+        for node in filter(self._merges, missing.values()):
+            self._forget(node.parts(self))
         return [self._artifacts[node.fingerprint] for node in nodes]
 
-    def _merge(self, node: Node, parts: Sequence[Node]) -> None:
-        """Compute a sum from its parts, one after the other, and forget them."""
-        for part in parts:
+    def _merges(self, node: Node) -> bool:
+        return node.TRANSIENT and any(part.TRANSIENT for part in node.parts(self))
+
+    def _merge(self, node: Node) -> None:
+        for part in node.parts(self):
             self(part)
         self._artifacts[node.fingerprint] = node.compute(self)
+        self._forget(node.parts(self))
+
+    def _forget(self, parts: Sequence[Node]) -> None:
         for part in parts:
             self._artifacts.pop(part.fingerprint, None)
 

@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from attribution.device_memory import shared
 from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.cores import cores
 from experiments.tasks.interruption import children
@@ -47,28 +48,30 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
     run_dir = "hydra.run.dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"  # as Hydra's grammar quotes
     passed_on = [override for override in arguments_of_run() if _top_level(override) not in _NOT_PASSED_ON]
     processes: list[tuple[subprocess.Popen, Path]] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    try:
-        for number in range(1, count(config)):
-            settings = ["task=work", f"task.parent={os.getpid()}", "workers=1", run_dir, "hydra.output_subdir=null"]
-            log = folder / f"worker-{number}.log"
-            with log.open("w") as file:
-                command = [sys.executable, str(PROGRAM), *configuration, *passed_on, *settings]
-                process = subprocess.Popen(
-                    command, cwd=hydra.runtime.cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
-                )
-            processes.append((process, log))
-            children.append(process)
-        yield
-        for process, log in processes:
-            if process.poll():
-                print(f"a worker failed; the other processes did its work: {log}")
-    finally:
-        for process, _ in processes:
-            process.terminate()
-        for process, _ in processes:
-            process.wait()
-            children.remove(process)
+    total = count(config)
+    with shared(total):
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        try:
+            for number in range(1, total):
+                settings = ["task=work", f"task.parent={os.getpid()}", "workers=1", run_dir, "hydra.output_subdir=null"]
+                log = folder / f"worker-{number}.log"
+                with log.open("w") as file:
+                    command = [sys.executable, str(PROGRAM), *configuration, *passed_on, *settings]
+                    process = subprocess.Popen(
+                        command, cwd=hydra.runtime.cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
+                    )
+                processes.append((process, log))
+                children.append(process)
+            yield
+            for process, log in processes:
+                if process.poll():
+                    print(f"a worker failed; the other processes did its work: {log}")
+        finally:
+            for process, _ in processes:
+                process.terminate()
+            for process, _ in processes:
+                process.wait()
+                children.remove(process)
 
 
 def _top_level(override: str) -> str:

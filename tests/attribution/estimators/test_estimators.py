@@ -102,7 +102,7 @@ def test_execution_changes_no_score(get):
     for execution in (
         Execution(device="cpu", batch_size=5),
         Execution(device="cpu", shard=7, query_shard=2),
-        Execution(device="cpu", gradient_memory=1),
+        Execution(device="cpu", pass_memory=1),
     ):
         divided = replace(whole, execution=execution).scores(RECORD, RECORD.data, QUERIES)
         assert divided.fingerprint == node.fingerprint

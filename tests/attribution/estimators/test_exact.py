@@ -89,9 +89,7 @@ def test_execution_changes_no_matrix(tmp_path):
     record, train = given(worlds.perceptron), Blobs(n=5, size=4)
     node = EXACT.basis(record, train)
     basis = InMemory()(node)
-    divided = ExactGGN(draws=DRAWS, execution=Execution(device="cpu", batch_size=3, shard=2, gradient_memory=1)).basis(
-        record, train
-    )
+    divided = ExactGGN(draws=DRAWS, execution=Execution(device="cpu", batch_size=3, shard=2, pass_memory=1)).basis(record, train)
     assert divided.fingerprint == node.fingerprint
     torch.testing.assert_close(InMemory()(divided).matrix(), basis.matrix(), rtol=1e-10, atol=1e-12)
     basis.save(tmp_path)

@@ -151,7 +151,8 @@ def test_pairs_of_draws_are_runs_of_their_own(get, n, train):
 
 
 def blocks_of(method):
-    (training,) = method.scores(RECORD, RECORD.data, QUERIES).training_blocks
+    (batch,) = method.scores(RECORD, RECORD.data, QUERIES).batches
+    (training,) = batch.training_blocks
     return training.query_blocks(), training
 
 
@@ -216,7 +217,7 @@ def test_execution_changes_no_score(get):
     """Claim: shards, blocks and batch size change nothing beyond rounding, and no fingerprint."""
     whole = estimator()
     node = whole.scores(RECORD, RECORD.data, QUERIES)
-    divided = replace(whole, execution=Execution(device="cpu", batch_size=3, shard=7, query_shard=2, gradient_memory=1))
+    divided = replace(whole, execution=Execution(device="cpu", batch_size=3, shard=7, query_shard=2, pass_memory=1))
     other = divided.scores(RECORD, RECORD.data, QUERIES)
     assert other.fingerprint == node.fingerprint
     fresh = InMemory()
@@ -225,36 +226,33 @@ def test_execution_changes_no_score(get):
     np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("query_batch", [1, 2])
-def test_a_bound_on_queries_changes_no_score(get, monkeypatch, query_batch):
-    """Claim: no more than query_batch queries are held at a time, of all estimators together; the scores are the same."""
+@pytest.mark.parametrize("memory", [1, 2, 100])
+@pytest.mark.parametrize("scratch", [1, 2, 100])
+def test_a_bound_on_queries_changes_no_bit(get, monkeypatch, memory, scratch):
+    """Claim: the device holds no more queries of all estimators than ``memory`` allows, the store no more of one than ``scratch``.
+
+    The scores are those of a machine that holds all queries, bit for bit.
+    """
     held = []
-    hold = influence._held
-
-    def counting(node, queries, *rest):
-        held[-1] += sum(block.count for block in queries)
-        return hold(node, queries, *rest)
-
-    batches = influence._batches
-
-    def batch_by_batch(*args):
-        for batch in batches(*args):
-            held.append(0)
-            yield batch
-
-    monkeypatch.setattr(influence, "_held", counting)
-    monkeypatch.setattr(influence, "_batches", batch_by_batch)
-    whole, bounded = estimator(), estimator(query_batch=query_batch)
+    hold = influence.resident
+    monkeypatch.setattr(influence, "resident", lambda net, blocks, get: held.append(blocks) or hold(net, blocks, get))
+    size = 4 * RECORD.parameter_count
+    common = {"device": "cpu", "query_shard": 1, "shard": 4, "pass_memory": 1e9}
+    whole = estimator(execution=Execution(**common))
+    bounded = estimator(execution=Execution(**common, memory=4 * memory * size, scratch=scratch * size))
     pools = [QUERIES, Blobs(n=2, first=700)]
     nodes = [bounded.scores(RECORD, RECORD.data, pool) for pool in pools]
     assert [node.fingerprint for node in nodes] == [whole.scores(RECORD, RECORD.data, pool).fingerprint for pool in pools]
     fresh = InMemory()
     fresh._artifacts[RECORD.fingerprint] = get(RECORD)
-    for scores, pool in zip(fresh.many(nodes), pools, strict=True):
-        expected = whole.score(RECORD, RECORD.data, pool, get).values
-        np.testing.assert_allclose(scores.values, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
-    assert max(held) <= 5
-    assert [n for n in held if n > 0][:3] == [query_batch] * 3 if query_batch == 1 else max(held[:3]) <= query_batch
+    assert [len(node.parts(fresh)) for node in nodes] == [-(-pool.n // scratch) for pool in pools]
+    scores = fresh.many(nodes)
+    assert max(map(len, held)) == min(memory, sum(min(scratch, pool.n) for pool in pools))
+    together = [whole.scores(RECORD, RECORD.data, pool) for pool in pools]
+    reference = InMemory()
+    reference._artifacts[RECORD.fingerprint] = get(RECORD)
+    for found, expected in zip(scores, reference.many(together), strict=True):
+        assert np.array_equal(found.values, expected.values)
 
 
 @pytest.mark.parametrize(

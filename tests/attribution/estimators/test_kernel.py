@@ -256,7 +256,7 @@ def test_memory_decides_how_many_measures_are_held(get, monkeypatch):
     monkeypatch.setattr(gram, "_matrices", lambda by_right, *rest: held.append(len(by_right)) or inner(by_right, *rest))
     values = []
     for room in (40, 10):  # whole gradients
-        execution = Execution(device="cpu", gradient_memory=4 * room * RECORD.parameter_count)
+        execution = Execution(device="cpu", pass_memory=4 * room * RECORD.parameter_count)
         methods = [estimator(feature=feature, execution=execution) for feature in (LOSS, SquareNorm(PROCESS))]
         fresh = InMemory()
         fresh._artifacts[RECORD.fingerprint] = get(RECORD)
@@ -295,9 +295,7 @@ def test_each_side_has_its_own_draws(get, projection, kind, changes):
 def test_execution_changes_no_score(get, projection):
     """Claim: shards, blocks, memory and batch size change nothing beyond rounding, and no fingerprint."""
     whole = estimator(projection=projection)
-    divided = replace(
-        whole, execution=Execution(device="cpu", batch_size=3, shard=4, gradient_memory=4 * 3 * RECORD.parameter_count)
-    )
+    divided = replace(whole, execution=Execution(device="cpu", batch_size=3, shard=4, pass_memory=4 * 3 * RECORD.parameter_count))
     node = divided.scores(RECORD, RECORD.data, QUERIES)
     assert node.fingerprint == whole.scores(RECORD, RECORD.data, QUERIES).fingerprint
     fresh = InMemory()

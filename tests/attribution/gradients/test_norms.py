@@ -81,7 +81,7 @@ def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch)
     counted = []
     capture = PerExampleGradients.capture
     monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
-    little = Execution(device="cpu", batch_size=6, gradient_memory=4 * 2 * RECORD.parameter_count)
+    little = Execution(device="cpu", batch_size=6, pass_memory=4 * 2 * RECORD.parameter_count)
     for n, most in ((1, 2), (2, 3)):
         of = GradientsAtDraws(images=POOL, trained=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
         counted.clear()

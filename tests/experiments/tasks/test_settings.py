@@ -186,7 +186,7 @@ def test_settings_of_the_run(setting, said):
         ("model.block_out_channels=8", "model.block_out_channels=8: must be a list of whole numbers"),
         ("data.n_train=abc", "data.n_train=abc: must be a whole number"),
         ("estimator.draws.n=abc", "estimator.draws.n=abc: must be a whole number or a list of whole numbers"),
-        ("execution.gradient_memory=lots", "execution.gradient_memory=lots: must be a number"),
+        ("execution.pass_memory=lots", "execution.pass_memory=lots: must be a number or auto"),
         ("task.parent=abc", "task.parent=abc: must be a whole number or null"),
     ],
 )
