@@ -129,6 +129,7 @@ def test_install_commands_name_extras_that_exist():
         assert set((match[1] or "").split(",")) - {""} <= extras.keys(), command
 
 
+@pytest.mark.slow
 def test_test_commands_are_accepted():
     """Claim: pytest takes the options and paths of every pytest command of the documents."""
     found = {command for page in PAGES for command in documents.commands(page) if shlex.split(command)[0] == "pytest"}

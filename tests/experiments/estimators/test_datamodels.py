@@ -240,6 +240,7 @@ def test_both_beside_another_estimator_in_the_dry_run(tmp_path):
     assert counted == {"retraining": models, "measurements of models": models, "datamodels": "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "models"),
     [
