@@ -19,6 +19,7 @@ SMALL = [
 QUERIES = ["benchmark.queries.validation.n=8", "benchmark.queries.generated.n=6"]
 
 
+@pytest.mark.slow
 def test_normalization_on_the_command_line(tmp_path):
     """Claim: each strength, TracIn and ReTrac have a share with interval and levels; differences are paired: at λ = 1 and one
     checkpoint guided is ReTrac, and the difference is exactly 0."""
