@@ -50,20 +50,10 @@ def run_commands() -> list[str]:
     return sorted(arguments for arguments in found if not OPEN.search(arguments) and not needs_new_files(arguments))
 
 
-def settings(arguments: str) -> set[str]:
-    """What a command shows: its choices, and the names of what it sets. ``test_experiments`` composes every experiment."""
-    words = [word for word in shlex.split(arguments) if word.partition("=")[0] not in ("experiment", "scale")]
-    return {word.partition("=")[0] if "." in word.partition("=")[0].partition("@")[0] else word for word in words}
-
-
-def by_novelty() -> list[Any]:
-    """All commands, longest first. One that shows nothing new after those before it is slow."""
-    seen: set[str] = set()
-    found = []
-    for arguments in sorted(run_commands(), key=len, reverse=True):
-        found.append(pytest.param(arguments, id=arguments, marks=() if settings(arguments) - seen else pytest.mark.slow))
-        seen |= settings(arguments)
-    return found
+def marked() -> list[Any]:
+    """All commands; those of the README are fast."""
+    fast = set(documents.run_commands(README))
+    return [pytest.param(text, id=text or "(none)", marks=() if text in fast else pytest.mark.slow) for text in run_commands()]
 
 
 def jobs(arguments: str) -> list[list[str]]:
@@ -86,7 +76,7 @@ def test_commands_are_found():
     assert "task=loss_weights" in found  # within a sentence
 
 
-@pytest.mark.parametrize("arguments", by_novelty())
+@pytest.mark.parametrize("arguments", marked())
 def test_commands_compose(arguments):
     """Claim: each composes, what it compares exists, and its benchmark knows what it would compute."""
     if "hydra/launcher=" in arguments:
@@ -129,6 +119,7 @@ def test_install_commands_name_extras_that_exist():
         assert set((match[1] or "").split(",")) - {""} <= extras.keys(), command
 
 
+@pytest.mark.slow
 def test_test_commands_are_accepted():
     """Claim: pytest takes the options and paths of every pytest command of the documents."""
     found = {command for page in PAGES for command in documents.commands(page) if shlex.split(command)[0] == "pytest"}

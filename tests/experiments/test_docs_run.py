@@ -87,12 +87,12 @@ def tiny(arguments: str, folder: Path) -> list[str]:
 
 
 def readme_commands() -> list[Any]:
-    """The commands of the README that need no new files; fast are those of a dry run."""
+    """The commands of the README that need no new files."""
     found = [arguments for arguments in dict.fromkeys(documents.run_commands(README)) if arguments in run_commands()]
-    fast = next(arguments for arguments in found if "data=cifar2" in arguments)
-    return [pytest.param(text, id=text or "(none)", marks=() if text == fast else pytest.mark.slow) for text in found]
+    return [pytest.param(text, id=text or "(none)") for text in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", readme_commands())
 def test_commands_of_the_readme_run(arguments, tmp_path):
     """Claim: each does what it says, here at the smallest size and on data of the right format."""
@@ -111,13 +111,14 @@ def pictures(folder: Path) -> None:
 
 
 def additions() -> list[Any]:
-    """(page, heading) of what the documents tell how to add; the README's is fast."""
+    """(page, heading) of what the documents tell how to add."""
     found = dict.fromkeys(
         (block.page, block.heading) for page in (README, CONTRIBUTING) for block in documents.blocks(page) if block.file
     )
-    return [pytest.param(*key, id=f"{key[0].name}: {key[1]}", marks=() if key[0] == README else pytest.mark.slow) for key in found]
+    return [pytest.param(*key, id=f"{key[0].name}: {key[1]}") for key in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "heading"), additions())
 def test_additions_work_literally(page, heading, tmp_path):
     """Claim: written where the page says, in a copy of the repository, the files work with the commands that stand below them."""

@@ -278,6 +278,7 @@ BENCHMARK = [
 ]
 
 
+@pytest.mark.slow
 def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
     """Claim: every estimator at every fraction with an interval, beside its levels; again, nothing is computed."""
     embedding = "benchmark.embedding={_target_:attribution.estimators.clip.CLIP,weights:" + str(clip) + "}"

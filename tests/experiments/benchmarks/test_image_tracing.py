@@ -198,6 +198,7 @@ def test_curves_show_values_bands_and_levels(kinds):
     assert not overlaps(figure)
 
 
+@pytest.mark.slow
 def test_image_tracing_on_the_command_line(tmp_path):
     """Claim: every source and kind has precision, AUROC, levels and paired differences, which are those of the stored scores."""
     out = tmp_path / "out"

@@ -156,6 +156,7 @@ SMALL = [
 KFAC = ["estimator=kfac", "estimator.draws.n=2", "curvature.draws.n=2"]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path):
     """Claim: a row for each target with its interval, ceiling and column of the matrix; the models are those of benchmark=lds."""
     out, lds = tmp_path / "out", tmp_path / "lds"

@@ -140,6 +140,7 @@ def test_timesteps_outside_the_schedule_are_refused(name, timesteps):
         benchmark.nodes(experiment_of(config), {})
 
 
+@pytest.mark.slow
 def test_further_predictors_of_losses_at_timesteps(tmp_path):
     """Claim: scores of another measure predict every target, in a row of the matrix and in rows of their own."""
     out = tmp_path / "out"

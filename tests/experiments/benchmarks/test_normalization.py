@@ -19,6 +19,7 @@ SMALL = [
 QUERIES = ["benchmark.queries.validation.n=8", "benchmark.queries.generated.n=6"]
 
 
+@pytest.mark.slow
 def test_normalization_on_the_command_line(tmp_path):
     """Claim: each strength, TracIn and ReTrac have a share with interval and levels; differences are paired: at λ = 1 and one
     checkpoint guided is ReTrac, and the difference is exactly 0."""
@@ -54,6 +55,7 @@ def test_normalization_on_the_command_line(tmp_path):
     assert not any(row["metric"].startswith("precision") for row in found), "digits have ten labels, not two sources"
 
 
+@pytest.mark.slow
 def test_two_sources_are_traced(tmp_path):
     """Claim: on data of two labels precision@k is reported for the queries of each, beside the share of its source in the data."""
     out = tmp_path / "out"

@@ -29,6 +29,7 @@ def test_ranked_images_carry_their_rank_and_box():
         assert not overlaps(figure)
 
 
+@pytest.mark.slow
 def test_outlier_on_the_command_line(tmp_path):
     """Claim: both estimators with levels, intervals, paired differences; values are those of task=attribute's self-influences."""
     out, other = tmp_path / "out", tmp_path / "other"

@@ -195,6 +195,7 @@ def test_the_figure_is_legible(two_sources):
     assert overlaps(sparse_timesteps(shown, SPEARMAN, FASTER)) == []
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path):
     """Claim: benchmark=sparse_timesteps leaves its rows and its figure."""
     settings = [

@@ -268,6 +268,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path):
     """Claim: every number with its interval and level, the figures, the pretrained pipeline."""
     torch.manual_seed(0)

@@ -37,6 +37,7 @@ def test_an_estimator_is_left_out_for_queries_that_it_cannot_explain():
         scores_of(experiment, {"journey_trak": journey, "raw_cos": raw}, held_out)
 
 
+@pytest.mark.slow
 def test_lds_with_an_estimator_of_samples(tmp_path):
     """Claim: LDS has its rows for samples, also at tuned dampings, and none for validation images."""
     names = "benchmark.compare=[journey_trak,raw_cos]"

@@ -231,6 +231,7 @@ ONE_POOL = [
 ]
 
 
+@pytest.mark.slow
 def test_both_beside_another_estimator_in_the_dry_run(tmp_path):
     """Claim: benchmark.compare takes both; planned are the benchmark's models, as many again for one seed of retraining, and 64."""
     compared = ["estimator=random", "benchmark.compare=[retraining,datamodels]"]
@@ -240,6 +241,7 @@ def test_both_beside_another_estimator_in_the_dry_run(tmp_path):
     assert counted == {"retraining": models, "measurements of models": models, "datamodels": "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "models"),
     [

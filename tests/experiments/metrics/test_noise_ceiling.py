@@ -35,6 +35,7 @@ def test_spearman_over_few_subsets_is_smaller():
         assert pearson_of(float(spearman_of(np.asarray(rho), n)), n) == pytest.approx(rho, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reached", "common"), [(0.5, 0.1), (0.7, 0.1), (0.85, 0.1)])
 def test_the_ceiling_from_twelve_repeats_is_off_by_less_than_a_point(reached, common):
     """Claim: the mean over experiments is what a perfect predictor reaches over 36 subsets; that of clipped roots is too low."""

@@ -131,6 +131,7 @@ def test_the_main_job_and_again(tmp_path):
     assert [{**row, "command": None} for row in rows(tmp_path / "second")] == [{**row, "command": None} for row in found]
 
 
+@pytest.mark.slow
 def test_a_worker_started_by_hand(tmp_path):
     """Claim: task=work leaves in the store all that the run with its settings needs, and nothing else anywhere."""
     done = process(
@@ -143,6 +144,7 @@ def test_a_worker_started_by_hand(tmp_path):
     assert written(tmp_path / "store") == before
 
 
+@pytest.mark.slow
 def test_another_target_and_weights_instead_of_removal(tmp_path):
     """Claim: the target need not be the estimator's measurement, and halves may be weighed down, for as many steps as the model."""
     settings = ["+measurement@benchmark.measurement=square_norm", "benchmark.subsets.weight=0.5", "benchmark.compare=[retraining]"]
@@ -268,9 +270,9 @@ def test_images_of_one_s_own(tmp_path, capsys):
     [
         (["estimator=kfac"], []),
         (["estimator=kfac", "estimator.damping=[1e-8,1e-3]"], ["kfac damping=1e-08", "kfac damping=0.001"]),
-        (["estimator=kfac", "estimator.draws.n=[1,2]"], ["kfac draws.n=1", "kfac draws.n=2"]),
+        pytest.param(["estimator=kfac", "estimator.draws.n=[1,2]"], ["kfac draws.n=1", "kfac draws.n=2"], marks=pytest.mark.slow),
         (["estimator=retrac", "estimator.draws.bins=2"], []),
-        (["estimator=trak"], []),
+        pytest.param(["estimator=trak"], [], marks=pytest.mark.slow),
     ],
 )
 def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
@@ -284,6 +286,7 @@ def test_attribute_leaves_every_variant(tmp_path, arguments, variants):
     assert (out / "proponents.png").exists()
 
 
+@pytest.mark.slow
 def test_a_scheme_of_draws_is_for_those_who_have_one(tmp_path):
     """Claim: draws@estimator.draws reaches the compared estimators that draw, and the others run beside them as they are."""
     settings = ["estimator=trak", "draws@estimator.draws=even", "estimator.draws.n=3", "benchmark.compare=[dtrak,raw_cos]"]
@@ -293,6 +296,7 @@ def test_a_scheme_of_draws_is_for_those_who_have_one(tmp_path):
     assert {of["estimator"]["draws"]["class"] for of in described} == {"Even"}
 
 
+@pytest.mark.slow
 def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
     """Claim: a list of numbers of draws, and bins, go to who answers for them; others get the largest number, and no bins."""
     out, compared = tmp_path / "out", "benchmark.compare=[tracin,trak]"

@@ -79,6 +79,7 @@ def test_help_imports_no_torch():
     assert imported(code, "torch", "numpy", "pydantic", "hydra") == ["hydra"]
 
 
+@pytest.mark.slow
 def test_a_stored_run_imports_no_lightning():
     """Claim: the task that evaluates, and all that the default config names, take neither Lightning nor W&B."""
     code = "import experiments.tasks.evaluate, experiments.tasks.settings as s; "

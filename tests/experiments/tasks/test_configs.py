@@ -24,6 +24,8 @@ from experiments.tasks.composition import estimators_of, experiment_of
 from experiments.tasks.plan import plan
 
 CONF = Path(__file__).parents[3] / "conf"
+SLOW = ("tuned", "datamodels", "retraining", "half_trak", "lissa")
+"""Estimators that train models or take many passes."""
 TINY = [
     "data.n_train=24",
     "data.n_validation=12",
@@ -69,7 +71,8 @@ def test_every_folder_is_a_group_of_the_config():
     assert {str(file.parent) for file in files if file.parts[0] == "hydra"} == {"hydra/launcher", "hydra/sweeper", "hydra/help"}
 
 
-@pytest.mark.parametrize("scale", ["digits", *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("small", "paper"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["digits", "small", "paper"])
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes(name, scale):
     """Claim: at each scale, a shipped experiment is a set of settings that exist, of which a dry run makes objects without data."""
@@ -170,7 +173,7 @@ def test_configurations_and_classes_have_the_same_defaults(group, name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("tuned") else ()) for name in options("estimator")]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ()) for name in options("estimator")]
 )
 def test_every_estimator_scores(name, tmp_path):
     """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""

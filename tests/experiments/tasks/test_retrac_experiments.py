@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
     "fixed": 7, "rows": 1,
 }  # fmt: skip
 """Settings of benchmarks; one that takes a list gets a list of this number."""
-FAST = ("retrac/fig8", "retrac/fig16")
+FAST = ("retrac/fig8",)
 
 
 def tiny(config: DictConfig) -> list[str]:

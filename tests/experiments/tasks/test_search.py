@@ -93,6 +93,7 @@ def test_a_list_counts_as_its_best_value_on_the_selection_half(tmp_path):
     assert held_out.subject.settings["estimator.damping"] in (1e-9, 1e-1)
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_no_number(tmp_path, capfd):
     """Claim: a job that fails is a failed trial, the best is that of another, and the search ends with the error."""
     space = ["hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1", "estimator.damping=choice(-1.0,1e-7)"]

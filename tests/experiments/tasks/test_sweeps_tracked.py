@@ -86,7 +86,7 @@ def test_names_and_tags():
     assert (train.name, train.job_type, train.tags) == ("digits unet_digits", "train", ["digits", "digits_1000"])
 
 
-@pytest.mark.parametrize("tracker", ["csv", "tensorboard"])
+@pytest.mark.parametrize("tracker", ["csv", pytest.param("tensorboard", marks=pytest.mark.slow)])
 def test_other_trackers_say_where_a_sweep_is(tracker, tmp_path):
     """Claim: the place of a sweep's files is said once."""
     if tracker == "tensorboard":
