@@ -112,7 +112,7 @@ class Features:
         """The number of measures for which the gradients of a block of at most ``images`` images fit into memory together."""
         parameters = self.trained.parameter_count
         block = min(images, self.execution.examples_at_once(parameters))
-        return max(1, int(self.execution.gradient_memory / (FLOAT32_BYTES * block * parameters)))
+        return max(1, int(self.execution.pass_bytes / (FLOAT32_BYTES * block * parameters)))
 
     def engine(self, get: Get) -> PerExampleGradients:
         """The network, ready for per-example gradients."""

@@ -64,8 +64,8 @@ class InnerProducts(Node[GramMatrix]):
 
     @property
     def _gram_shards(self) -> "list[GramShard]":
-        """Shards for as many whole gradients on the right as ``gradient_memory`` holds."""
-        at_once = max(1, int(self.right.execution.gradient_memory / (FLOAT32_BYTES * self.right.trained.parameter_count)))
+        """Shards for as many whole gradients on the right as ``pass_memory`` holds."""
+        at_once = max(1, int(self.right.execution.pass_bytes / (FLOAT32_BYTES * self.right.trained.parameter_count)))
         return [GramShard(self.left, self.right, rows) for rows in ranges(0, self.right.count, at_once)]
 
 
@@ -98,7 +98,7 @@ class GramShard(JointNode[GramMatrix]):
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[GramMatrix]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows = nodes[0].rows
         right, count = nodes[0].right, rows[1] - rows[0]
-        held = int(right.execution.gradient_memory / (FLOAT32_BYTES * count * right.trained.parameter_count))
+        held = int(right.execution.pass_bytes / (FLOAT32_BYTES * count * right.trained.parameter_count))
         at_once = max(1, min(held, right.measures_at_once(max(node.left.count for node in nodes))))
         by_right: dict[str, list[Self]] = {}
         for node in nodes:

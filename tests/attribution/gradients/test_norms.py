@@ -77,12 +77,12 @@ def test_norms_at_a_scheme_are_those_of_plain_gradients(get):
 
 
 def test_whole_gradients_are_held_only_where_there_is_one_draw(get, monkeypatch):
-    """Claim: with one draw, passes respect the memory for gradients; with several, the batch size; norms do not change."""
+    """Claim: with one draw, blocks respect the memory for gradients; with several, the batch size; norms do not change."""
     counted = []
     capture = PerExampleGradients.capture
     monkeypatch.setattr(PerExampleGradients, "capture", lambda self, m, x0, *a: counted.append(len(x0)) or capture(self, m, x0, *a))
-    little = Execution(device="cpu", batch_size=6, pass_memory=4 * 2 * RECORD.parameter_count)
-    for n, most in ((1, 2), (2, 3)):
+    for n, memory, most in ((1, 4 * 2 * RECORD.parameter_count, 2), (2, 1e9, 3)):
+        little = Execution(device="cpu", batch_size=6, pass_memory=memory)
         of = GradientsAtDraws(images=POOL, trained=RECORD, step=9, scheme=Uniform(n), role="a role", execution=little)
         counted.clear()
         found = GradientNorms(of).compute(fresh(get))

@@ -138,7 +138,7 @@ def test_timesteps_share_the_passes_over_the_training_set(world):
     estimators = [estimator, *(estimator.measuring(LossAtT(experiment.diffusion.process, t)) for t in (1, 999))]
     scores = [each.scores(experiment.trained, experiment.train, queries) for each in estimators]
     assert len({node.fingerprint for node in scores}) == 3
-    blocks = [node.training_blocks for node in scores]
+    blocks = [[block for batch in node.batches for block in batch.training_blocks] for node in scores]
     assert all(len({block.together() for block in same}) == 1 for same in zip(*blocks, strict=True))
 
 
