@@ -29,7 +29,7 @@ Compressed = tuple[str, str, float]
 class CompressionFidelity(QueryBenchmark):
     """Each estimator with each of ``compressions``, compared with itself without compression.
 
-    All compressions share the queries' gradients. Up to ``estimator.query_batch`` queries share a pass over the training set.
+    All compressions share the queries' gradients, and the passes over the training set if their queries fit into memory together.
     """
 
     compressions: Sequence[Compression]

@@ -337,7 +337,7 @@ def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
         (["estimator=kfac", "estimator.damping=abc"], "estimator.damping=abc"),
         (["estimator=kfac", "estimator.damping=[1e-8,abc]"], "estimator.damping"),
         (["estimator=kfac", "estimator.damping=true"], "estimator.damping"),
-        (["estimator=kfac", "estimator.query_batch=2.5"], "estimator.query_batch"),
+        (["estimator=lissa", "estimator.query_batch=2.5"], "estimator.query_batch"),
         (["estimator=kfac", "estimator.draws.n=4.5"], "draws.n=4.5"),
         (["estimator=kfac", "estimator.draws.n=[]"], "draws.n=[]"),
         (["estimator.draws.bins=2000"], "draws.bins=2000"),
