@@ -84,7 +84,8 @@ class TrajectoryScores(ShardedScores):
         passes = self.queries.count * self.estimator.draws.count + self.train.count
         scores = FLOAT32_BYTES * self.pairs * ((bins + (bins > 1)) ** 2 + HALVES)
         summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
-        return Cost(passes=steps * passes, memory=summed, disk=scores)
+        sides = min(self.queries.count * self.estimator.query_bytes(self.trained), self.estimator.execution.scratch)
+        return Cost(passes=steps * passes, memory=summed, disk=scores, scratch=sides)
 
     def compute(self, get: Get) -> Scores:
         record, train, scheme, T = get(self.trained), get(self.train), self.estimator.draws, self.trained.process.T

@@ -37,11 +37,15 @@ class Get(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """What computing a node takes: passes (forward + backward of one image), peak memory and disk in bytes."""
+    """What computing a node takes: passes (forward + backward of one image), peak memory and disk in bytes.
+
+    ``scratch``: what its parts take on disk at a time, for a node whose parts are not known until others are computed.
+    """
 
     passes: float = 0.0
     memory: float = 0.0
     disk: float = 0.0
+    scratch: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from attribution.nodes import Cost, Node, short_name
 from experiments.store.inventory import entries
 from experiments.store.inventory_table import duration, size
+from experiments.store.rehearsal import Rehearsal
 from experiments.store.store import Store
 from experiments.store.work import Absent, Present
 
@@ -16,16 +17,20 @@ def plan(nodes: Sequence[Node], store: Store, rate: float | None = None) -> list
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
-    bytes of one node), disk (bytes), seconds, and unknown (the number of nodes without an estimate of time; ``seconds`` leaves
-    them out, and is None if there are no others). ``rate``: seconds per pass; None: the rate of the stored nodes of the class.
-    Parts that depend on a missing parent count toward the node that they are parts of.
+    bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds, and
+    unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others).
+    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. Parts that depend on a missing parent count toward
+    the node that they are parts of.
     """
     history = _History(store.root, rate)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
     for node, cost in _missing(nodes, store):
         by_class.setdefault(short_name(type(node)), []).append((node, cost))
     rows = [_row(name, group[0][0].title(), [cost for _, cost in group], history) for name, group in by_class.items()]
-    total = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "disk", "unknown")}
+    shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].TRANSIENT}
+    rows = [row if row["class"] in kept else {**row, "disk": shards.peaks[row["class"]]} for row in rows]
+    total = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "unknown")}
+    total["disk"] = shards.peak + sum(row["disk"] for row in rows if row["class"] in kept)
     memory = max((row["memory"] for row in rows), default=0.0)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
     return [*rows, {"class": "total", "work": "", **total, "memory": memory, "seconds": sum(known) if known or not rows else None}]
@@ -91,7 +96,9 @@ def _missing(nodes: Sequence[Node], store: Store) -> list[tuple[Node, Cost]]:
         if node.fingerprint not in seen and not (node.STORED and store.has(node)):
             parts = _parts(node, present)
             if node.STORED:
-                missing.append((node, dataclasses.replace(node.cost(), passes=0.0) if parts else node.cost()))
+                cost = node.cost()
+                alone = dataclasses.replace(cost, passes=0.0) if parts else dataclasses.replace(cost, disk=cost.disk + cost.scratch)
+                missing.append((node, alone))
             queue += [*node.parents(), *(parts or ())]
         seen.add(node.fingerprint)
     return missing

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from attribution.execution import halves
-from attribution.nodes import Get, InMemory, Node
+from attribution.nodes import Cost, Get, InMemory, Node
+from experiments.store.plan import plan
 from experiments.store.store import Store
 from tests.experiments.store.nodes_for_store import Numbers
 
@@ -114,3 +115,38 @@ def test_a_sum_that_was_interrupted_keeps_what_was_merged(tmp_path, monkeypatch)
     assert total.values == sum(range(LARGEST))
     assert len(failed) == len(computed)
     assert set(computed.values()) == {1}
+
+
+@dataclass(frozen=True)
+class Sized(SumShard):
+    NAME = "SizedShard"
+
+    def cost(self) -> Cost:
+        return Cost(disk=10.0, passes=1.0)
+
+
+@dataclass(frozen=True)
+class SizedSum(Sum):
+    NAME = "SizedSum"
+
+    def parts(self, get: Get):
+        return [Sized(rows) for rows in halves(0, self.count, 3) or [(0, self.count)]]
+
+    def cost(self) -> Cost:
+        return Cost(disk=10.0)
+
+
+@pytest.mark.parametrize("count", [1, 4, 23, LARGEST])
+def test_a_plan_counts_the_sums_that_exist_at_a_time(count, tmp_path, monkeypatch):
+    """Claim: the plan's disk is the largest that a run takes, which is what is there while the last of the largest sums merge."""
+    rows = {row["class"]: row for row in plan([SizedSum(count)], Store(tmp_path))}
+    largest, sweep = [], Store._sweep_parts
+
+    def measure(self, *of):
+        largest.append(10.0 * len([path for path in (tmp_path / "SizedShard").iterdir() if not path.suffix]))
+        return sweep(self, *of)
+
+    monkeypatch.setattr(Store, "_sweep_parts", measure)
+    Store(tmp_path)(SizedSum(count))
+    assert rows["SizedShard"]["disk"] == max(largest)
+    assert rows["total"]["disk"] == max(largest) + 10.0

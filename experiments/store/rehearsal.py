@@ -1,0 +1,59 @@
+"""How much disk the shards of missing nodes take at a time, found by going through the work without computing anything."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attribution.nodes import Node, short_name
+from experiments.store.store import Store
+from experiments.store.work import Work
+
+
+class Rehearsal:
+    """A store in which nodes are declared stored instead of computed. ``peaks``: the most bytes of transient nodes, by class.
+
+    ``peak``: the most bytes of all transient nodes together. It goes as one process does, level by level.
+    """
+
+    def __init__(self, nodes: Sequence[Node], store: Store):
+        self._store = store
+        self._stored: dict[str, bool] = {}
+        self._held: Counter[str] = Counter()
+        self.peaks: defaultdict[str, float] = defaultdict(float)
+        self.peak = 0.0
+        self._work = Work([node for node in nodes if not self.has(node)], self)
+        for level in self._work.levels():
+            for node in level:
+                if not self.has(node) and self._work.needs(node):
+                    self._finish(node)
+
+    def __call__(self, node: Node[Any]) -> Any:
+        return self._store(node)
+
+    def many(self, nodes: Sequence[Node[Any]], title: str = "") -> list[Any]:
+        return self._store.many(nodes, title)
+
+    def workspace(self, node: Node) -> Path:
+        return self._store.workspace(node)
+
+    def has(self, node: Node) -> bool:
+        name = node.fingerprint
+        return self._stored[name] if name in self._stored else self._store.has(node)
+
+    def _finish(self, node: Node) -> None:
+        self._stored[node.fingerprint] = True
+        if node.TRANSIENT:
+            self._hold(node, node.cost().disk)
+        for part in self._work.spare_parts(node):
+            if self._stored.pop(part.fingerprint, False):
+                self._hold(part, -part.cost().disk)
+        for whole in self._work.merges(node):
+            if not self.has(whole) and self._work.needs(whole):
+                self._finish(whole)
+
+    def _hold(self, node: Node, size: float) -> None:
+        kind = short_name(type(node))
+        self._held[kind] += size  # pyright: ignore[reportArgumentType]
+        self.peaks[kind] = max(self.peaks[kind], self._held[kind])
+        self.peak = max(self.peak, sum(self._held.values()))
