@@ -85,7 +85,8 @@ class HeldQueries:
     ):
         self.basis, self.coefficients, self.compression = basis, coefficients, compression
         first = next(iter(next(iter(coefficients.values())).values()))
-        self.dampings = torch.tensor(dampings, dtype=torch.float64, device=first.device).unsqueeze(1)
+        device = next(iter(basis.values.values())).device  # a device without float64 has no eigenvalues
+        self.dampings = torch.tensor(dampings, dtype=torch.float64, device=device).unsqueeze(1)
         self._blocks: list[list[Tensor]] = [[] for _ in first]
 
     def add(self, prefix: int, rotated: LayerGradients) -> None:
