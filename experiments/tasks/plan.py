@@ -12,12 +12,12 @@ from experiments.store.store import Store
 from experiments.tasks.before_training import check_experiment
 from experiments.tasks.choices import notes_on_sweep
 from experiments.tasks.composition import evaluation_of
-from experiments.tasks.run_context import print_notes, set_threads
+from experiments.tasks.run_context import print_notes, set_resources
 
 
 def plan(config: DictConfig) -> None:
     """List what is missing in the store, with estimates of its time, memory and disk space."""
-    set_threads(config)
+    set_resources(config)
     evaluation, store = evaluation_of(config), Store(config.store.root)
     experiment = evaluation.experiment
     print_notes([*notes_on_sweep(), *evaluation.notes])

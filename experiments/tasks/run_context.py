@@ -23,6 +23,7 @@ from experiments.tasks.choices import choice_of, role_of_data
 from experiments.tasks.composition import experiment_of, published_numbers, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
 from experiments.tasks.description import command_of_run, description_of
+from experiments.tasks.gpus import choose_gpu
 from experiments.tasks.hardware import hardware
 from experiments.tasks.settings import build, check
 
@@ -47,8 +48,8 @@ _THREADS = torch.get_num_threads()
 """Torch's default number of threads, from which `auto` of a later job in this process starts as well."""
 
 
-def set_threads(config: DictConfig) -> None:
-    """Set the number of torch's threads as ``threads`` says.
+def set_resources(config: DictConfig) -> None:
+    """Set the number of torch's threads as ``threads`` says, and the GPU of a task of Slurm.
 
     ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
@@ -62,13 +63,14 @@ def set_threads(config: DictConfig) -> None:
     if threads == "auto":
         threads = 1 if largest <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
     torch.set_num_threads(threads)
+    choose_gpu(config.execution.device)
 
 
 @contextmanager
 def run_context(config: DictConfig) -> Iterator[RunContext]:
     """Yield the context of a run; if the task succeeds, write the report and its page, and pass them to the tracker."""
     hydra = HydraConfig.get()
-    set_threads(config)
+    set_resources(config)
     tracker = build(config, "tracker")
     experiment = experiment_of(config, tracker.lightning_logger)
     tracker.start(OmegaConf.to_container(config, resolve=True), description_of(config))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from attribution.device_memory import shared
 from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.cores import cores
+from experiments.tasks.gpus import environment_of_worker, visible_gpus
 from experiments.tasks.interruption import children
 
 PROGRAM = Path(__file__).parents[2] / "run.py"
@@ -30,14 +31,18 @@ _NOT_PASSED_ON = ("task", "tracker", "workers")
 def count(config: DictConfig) -> int:
     """Return the number of processes, including this one.
 
-    ``auto`` gives one per core that this process may use (at most MAX_PROCESSES) on the CPU with one thread each, and 1 otherwise.
-    ``auto`` also gives 1 if a launcher starts the jobs, because they are likely to share the cores.
+    ``auto`` gives one per core that this process may use (at most MAX_PROCESSES) on the CPU with one thread each, one per GPU on
+    GPUs, and 1 otherwise. ``auto`` also gives 1 if a launcher starts the jobs, because they are likely to share cores and GPUs.
     """
     if config.workers != "auto":
         return config.workers
     launched = not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+    if launched:
+        return 1
     on_cpu = config.execution.device == "cpu" or (config.execution.device == "auto" and not torch.cuda.is_available())
-    return min(MAX_PROCESSES, cores()) if on_cpu and torch.get_num_threads() == 1 and not launched else 1
+    if on_cpu:
+        return min(MAX_PROCESSES, cores()) if torch.get_num_threads() == 1 else 1
+    return max(1, len(visible_gpus(config.execution.device)))
 
 
 @contextmanager
@@ -48,8 +53,8 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
     run_dir = "hydra.run.dir='" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"  # as Hydra's grammar quotes
     passed_on = [override for override in arguments_of_run() if _top_level(override) not in _NOT_PASSED_ON]
     processes: list[tuple[subprocess.Popen, Path]] = []
-    total = count(config)
-    with shared(total):
+    total, gpus = count(config), visible_gpus(config.execution.device)
+    with shared(-(-total // max(1, len(gpus)))):
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         try:
             for number in range(1, total):
@@ -58,7 +63,12 @@ def workers(config: DictConfig, folder: Path) -> Iterator[None]:
                 with log.open("w") as file:
                     command = [sys.executable, str(PROGRAM), *configuration, *passed_on, *settings]
                     process = subprocess.Popen(
-                        command, cwd=hydra.runtime.cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
+                        command,
+                        cwd=hydra.runtime.cwd,
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=file,
+                        env={**environment, **environment_of_worker(number, gpus)},
                     )
                 processes.append((process, log))
                 children.append(process)

@@ -127,7 +127,8 @@ def test_threads(monkeypatch, variables, settings, threads):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(run_context, "cores", lambda: 6)
     monkeypatch.setattr(run_context, "_THREADS", 12)
-    run_context.set_threads(OmegaConf.create({"data": {"size": settings["size"]}, "threads": settings.get("threads", "auto")}))
+    config = {"data": {"size": settings["size"]}, "threads": settings.get("threads", "auto"), "execution": {"device": "cpu"}}
+    run_context.set_resources(OmegaConf.create(config))
     assert torch.get_num_threads() == threads
 
 
