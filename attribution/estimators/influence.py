@@ -276,7 +276,7 @@ class InfluenceBatch(QueryBatch):
 
     NAME = "InfluenceBatch"
     VERSION = 1
-    TITLE = "influence of the training images"
+    TITLE = "influence, joined"
 
     estimator: KFACInfluence
 

@@ -181,7 +181,7 @@ class TrajectoryBatch(QueryBatch):
 
     NAME = "TrajectoryBatch"
     VERSION = 1
-    TITLE = "scores at each checkpoint"
+    TITLE = "scores at each checkpoint, joined"
 
     estimator: CheckpointEstimator
     step: int

@@ -115,11 +115,15 @@ class PerExampleGradients:
         self._checked = len(draws) * draws.count
 
     def _fit(self, inputs: Inputs, measure: Measure) -> None:
-        """Lower ``batch_size`` to the largest power of 2 whose activations fit into ``pass_memory``, if it does not fit."""
+        """Lower ``batch_size`` to the number of inputs whose activations fit into ``pass_memory``."""
         if math.isfinite(self.pass_memory):
             size = activation_bytes(self.model, self.recorded_modules, measure, inputs)
-            if self.batch_size * size > self.pass_memory:
-                self.batch_size = 2 ** int(math.log2(max(1, self.pass_memory / size)))
+            self.batch_size = inputs_that_fit(self.batch_size, self.pass_memory, size)
+
+
+def inputs_that_fit(most: int, memory: float, size: float) -> int:
+    """Return the number of inputs of a pass: ``most``, or the largest power of 2 of ``size`` bytes each that ``memory`` holds."""
+    return most if most * size <= memory else 2 ** int(math.log2(max(1, memory / size)))
 
 
 def per_example_gradients(

@@ -1,7 +1,7 @@
 """The dry run: which nodes are missing, and an estimate of their time, memory and disk. No stored node is computed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ from experiments.store.store import Store
 from experiments.store.work import Absent, Present
 
 
-def plan(nodes: Sequence[Node], store: Store, rate: float | None = None) -> list[dict[str, Any]]:
+def plan(
+    nodes: Sequence[Node], store: Store, rate: float | None = None, memory: Callable[[float], float] | None = None
+) -> list[dict[str, Any]]:
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
     bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds, and
     unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others).
-    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. Parts that depend on a missing parent count toward
-    the node that they are parts of.
+    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. ``memory``: the bytes that a number of passes takes
+    beside what the nodes count. Parts that depend on a missing parent count toward the node that they are parts of.
     """
     history = _History(store.root, rate)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
     for node, cost in _missing(nodes, store):
+        if memory is not None:
+            cost = dataclasses.replace(cost, memory=cost.memory + memory(cost.passes))
         by_class.setdefault(short_name(type(node)), []).append((node, cost))
     rows = [_row(name, group[0][0].title(), [cost for _, cost in group], history) for name, group in by_class.items()]
     shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].TRANSIENT}

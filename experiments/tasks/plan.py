@@ -5,18 +5,29 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.speed.passes import PassCost
 from experiments.speed.timing import seconds_per_pass
 from experiments.store import inventory_table
+from experiments.store.inventory_table import duration
 from experiments.store.plan import plan as plan_of
 from experiments.store.store import Store
 from experiments.tasks.before_training import check_experiment
 from experiments.tasks.choices import notes_on_sweep
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.run_context import print_notes, set_resources
+from experiments.tasks.settings import SettingError
 
 
-def plan(config: DictConfig) -> None:
-    """List what is missing in the store, with estimates of its time, memory and disk space."""
+def plan(config: DictConfig, tflops: float | None = None) -> None:
+    """List what is missing in the store, with estimates of its memory, disk space, and time on this device.
+
+    ``tflops``: the sustained speed of another device, in 10^12 floating-point operations per second; its time is estimated too.
+
+    Raises:
+        SettingError: ``tflops`` is not above 0.
+    """
+    if tflops is not None and not tflops > 0:
+        raise SettingError(f"task.tflops={tflops:g}: must be above 0")
     set_resources(config)
     evaluation, store = evaluation_of(config), Store(config.store.root)
     experiment = evaluation.experiment
@@ -24,13 +35,19 @@ def plan(config: DictConfig) -> None:
     check_experiment(experiment, store, evaluation.benchmark, *evaluation.estimators.values())
     network = experiment.model().to(experiment.execution.torch_device())
     rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)
-    rows = plan_of(evaluation.nodes, store, rate)
-    inventory_table.show(list(map(_shown, rows)), f"missing in {store.root}")
+    cost = PassCost.of(network, experiment.shape, experiment.trained.objective, experiment.execution)
+    rows = plan_of(evaluation.nodes, store, rate, cost.memory)
+    there = (lambda passes: None) if tflops is None else (lambda passes: passes * cost.flops / (1e12 * tflops))
+    inventory_table.show([_shown(row, there(row["passes"]), tflops) for row in rows], f"missing in {store.root}")
     if unknown := sum(row["unknown"] for row in rows[:-1]):
         print(f"not in the time: {unknown} nodes that combine or decompose results, for which there is no estimate")
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the table, which fits 80 characters: work in words instead of the names of classes."""
+def _shown(row: Mapping[str, Any], there: float | None, tflops: float | None) -> dict[str, Any]:
+    """The columns of the table, which fits 80 characters: work in words instead of the names of classes.
+
+    ``there``: the seconds on a device of ``tflops``.
+    """
     columns = {name: row[name] for name in ("nodes", "passes", "memory", "disk")}
-    return {"work": row["work"] or row["class"], **columns, "time": row["seconds"]}
+    elsewhere = {} if tflops is None else {f"{tflops:g} TFLOP/s": "" if there == 0 else duration(there or 0.0)}
+    return {"work": row["work"] or row["class"], **columns, "time": row["seconds"], **elsewhere}

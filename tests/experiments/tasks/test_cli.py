@@ -338,6 +338,7 @@ def test_lists_of_draws_are_for_those_who_take_them(tmp_path):
         (["estimator=kfac", "estimator.damping=[1e-8,abc]"], "estimator.damping"),
         (["estimator=kfac", "estimator.damping=true"], "estimator.damping"),
         (["estimator=lissa", "estimator.query_batch=2.5"], "estimator.query_batch"),
+        (["task=plan", "task.tflops=-1"], "task.tflops"),
         (["estimator=kfac", "estimator.draws.n=4.5"], "draws.n=4.5"),
         (["estimator=kfac", "estimator.draws.n=[]"], "draws.n=[]"),
         (["estimator.draws.bins=2000"], "draws.bins=2000"),
@@ -390,6 +391,7 @@ def test_plan_and_store(tmp_path):
     settings = [*TINY, *SMALL_BENCHMARK]
     before = run(tmp_path, *settings, "task=plan")
     assert "│ training " in before
+    assert "0.1 TFLOP/s" in run(tmp_path, *settings, "task=plan", "task.tflops=0.1")
     assert not (tmp_path / "store").exists()
     run(tmp_path, *settings)
     assert "│ training " not in run(tmp_path, *settings, "task=plan")
