@@ -1,6 +1,7 @@
 """TracIn and ReTrac against a literal transcription of their equations."""
 
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from attribution.curvature import KFAC
-from attribution.estimators import Guided, LiSSA, ReTrac, SelfInfluence, TracIn
+from attribution.estimators import Guided, LiSSA, ReTrac, SelfInfluence, TracIn, training_trajectory_blocks
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.training_trajectory_blocks import TrajectoryQueryBlock
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.gradients import hooks
@@ -18,6 +20,7 @@ from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory
 from attribution.projection import Identity
+from experiments.store.store import Store
 from tests.worlds import PROCESS, Blobs, Reordered, trained
 
 RECORD = trained()
@@ -109,6 +112,51 @@ def test_execution_changes_no_score(get):
         fresh = InMemory()
         fresh._artifacts[RECORD.fingerprint] = get(RECORD)
         np.testing.assert_allclose(fresh(divided).values, get(node).values, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("memory", [1, 2, 100])
+@pytest.mark.parametrize("scratch", [1, 100])
+def test_a_bound_on_queries_changes_no_bit(get, monkeypatch, memory, scratch):
+    """Claim: the device holds no more queries than ``memory`` allows; the scores are those of a machine that holds all."""
+    held, hold = [], training_trajectory_blocks.resident
+    monkeypatch.setattr(
+        training_trajectory_blocks, "resident", lambda net, blocks, get: held.append(len(blocks)) or hold(net, blocks, get)
+    )
+    size = 2 * 4 * RECORD.parameter_count
+    common = {"device": "cpu", "query_shard": 1, "shard": 9, "pass_memory": 1e9}
+    bounds = [Execution(**common), Execution(**common, memory=4 * memory * size, scratch=scratch * size)]
+    scores = []
+    for execution in bounds:
+        held.clear()
+        fresh = InMemory()
+        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+        nodes = [estimator(kind, execution=execution).scores(RECORD, RECORD.data, QUERIES) for kind in (TracIn, ReTrac)]
+        scores.append([found.values for found in fresh.many(nodes)])
+    assert max(held) == min(memory, 2 * min(scratch, QUERIES.n))
+    assert all(np.array_equal(*pair) for pair in zip(*scores, strict=True))
+
+
+def test_the_store_holds_the_queries_of_one_checkpoint_at_a_time(get, tmp_path, monkeypatch):
+    """Claim: the queries' gradients of a checkpoint are deleted before those of the next are computed; in the end none is left."""
+    store, present, compute = Store(tmp_path), [], TrajectoryQueryBlock.compute_together.__func__
+
+    def counting(cls, nodes, get):
+        present.append(
+            {node.step for node in nodes} | {step_of(path) for path in tmp_path.glob("TrajectoryQueryBlock/*/node.json")}
+        )
+        return compute(cls, nodes, get)
+
+    def step_of(path):
+        return json.loads(path.read_text())["description"]["step"]
+
+    monkeypatch.setattr(TrajectoryQueryBlock, "compute_together", classmethod(counting))
+    execution = Execution(device="cpu", query_shard=2)
+    scores = store(estimator(TracIn, execution=execution).scores(RECORD, RECORD.data, QUERIES))
+    assert present == [{step} for step in CHECKPOINTS for _ in range(3)]
+    assert not list(tmp_path.glob("Trajectory*Block/*"))
+    np.testing.assert_allclose(
+        scores.values, estimator(TracIn).score(RECORD, RECORD.data, QUERIES, get).values, rtol=1e-4, atol=1e-8
+    )
 
 
 def test_order_of_examples_changes_no_score(get):
