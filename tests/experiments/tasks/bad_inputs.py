@@ -221,6 +221,7 @@ def wrong_values(value: Any) -> Sequence[str]:
 
 VALID = (
     r"(threads|workers)=3",
+    r"execution\.(memory|pass_memory)=3",
     r"(.*\.)?seed=0",
     r"(store\.root|task\.output)=no_such_word",  # a folder or file that will be made
     r"task\.(metric=no_such_word|axes=\[abc_def\])",  # names of what runs log
