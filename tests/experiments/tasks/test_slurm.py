@@ -106,19 +106,21 @@ class Cluster:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.jobs: list[str] = []
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
         self.environment = {**kept, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    def command(self, *words: str, code: int = 0) -> str:
+    def command(self, *words: str) -> str:
         done = subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     def submit(self, *options: str, settings: list[str]) -> str:
         """Submit the template on CPUs, and return the number of the job."""
         small = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=2G", "--time=00:20:00", f"--output={self.folder}/%a.log")
         places = [f"store.root={self.folder / 'store'}", f"hydra.run.dir={self.folder / 'out'}"]
-        return self.command("sbatch", "--parsable", *small, *options, str(TEMPLATE), *settings, *places)
+        self.jobs.append(self.command("sbatch", "--parsable", *small, *options, str(TEMPLATE), *settings, *places))
+        return self.jobs[-1]
 
     def state(self, job: str) -> str:
         """``RUNNING``, ``PENDING``, ...: of a task of an array, or of all its tasks that are not done; empty if it is done."""
@@ -129,7 +131,7 @@ class Cluster:
         assert found
         return int(found[1])
 
-    def wait(self, reached, what: str, seconds: float = 240.0) -> None:
+    def wait(self, reached, what: str, seconds: float = 600.0) -> None:
         end = time.monotonic() + seconds
         while not reached():
             logs = "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(self.folder.glob("*.log")))
@@ -160,7 +162,7 @@ def test_a_preempted_array(tmp_path):
         report = cluster.submit("--array=0", f"--dependency=afterok:{job}", f"--output={tmp_path}/report.log", settings=SETTINGS)
         cluster.wait(lambda: not cluster.state(report), "the report")
     finally:
-        subprocess.run(["scancel", job], env=cluster.environment, check=False)
+        cluster.command("scancel", *cluster.jobs)
     assert written(tmp_path / "store") == computed
     (tmp_path / "alone").mkdir()
     alone = process(tmp_path / "alone", *SETTINGS, f"hydra.run.dir={tmp_path / 'alone' / 'out'}")
