@@ -21,7 +21,11 @@ FOLDER = "check"
 _LOCK = "lock"
 _SECONDS_TO_ANSWER = 120.0
 _ANOTHER = "set store.root to another file system"
-_MOUNT = "mount it with locks (NFS: without nolock and local_lock; Lustre: flock; BeeGFS: tuneUseGlobalFileLocks), or "
+_REMEDIES = {
+    "write": f"correct the permissions, free some space, or {_ANOTHER}",
+    "locks": f"mount it with locks (NFS without nolock and local_lock, Lustre with flock, BeeGFS: docs/cluster.md), or {_ANOTHER}",
+}
+_UNWRITTEN = "needs a folder that can be written"
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,12 @@ def check(root: Path, processes: int, seconds: float) -> Iterator[Finding]:
     """
     shared = root.absolute() / LOCKS / FOLDER
     folder = shared / f"{socket.gethostname()}-{os.getpid()}"
-    writable = True
     try:
-        for name, claim, remedy, examine in _PROPERTIES:
-            if writable:
-                finding = _finding(name, claim, remedy, examine, folder)
-                writable = name != "write" or bool(finding.ok)
-                yield finding
-            else:
-                yield Finding(name, None, "needs a folder that can be written")
-        yield _between_nodes(shared, processes, seconds) if writable else Finding("nodes", None, "needs a folder that can be written")
+        found = _finding("write", "files can be written and read", _write, folder)
+        yield found
+        for name, claim, examine in _PROPERTIES:
+            yield _finding(name, claim, examine, folder) if found.ok else Finding(name, None, _UNWRITTEN)
+        yield _between_nodes(shared, processes, seconds) if found.ok else Finding("nodes", None, _UNWRITTEN)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for emptied in (shared / LOCKS, shared):
@@ -64,11 +64,11 @@ def check(root: Path, processes: int, seconds: float) -> Iterator[Finding]:
                 emptied.rmdir()
 
 
-def _finding(name: str, claim: str, remedy: str, examine: Callable[[Path], None], folder: Path) -> Finding:
+def _finding(name: str, claim: str, examine: Callable[[Path], None], folder: Path) -> Finding:
     try:
         examine(folder)
     except (OSError, _Lacking) as error:
-        return Finding(name, False, f"{error}: {remedy}")
+        return Finding(name, False, f"{error}: {_REMEDIES.get(name, _ANOTHER)}")
     return Finding(name, True, claim)
 
 
@@ -88,7 +88,7 @@ def _sync(folder: Path) -> None:
 
 
 def _rename(folder: Path) -> None:
-    """As saves and stored nodes are renamed: a file replaces another, a folder takes a free name, and none takes an occupied one."""
+    """As saves and stored nodes are renamed: a file replaces another; a folder takes a free name and no occupied one."""
     for number in (1, 2):
         write_json(folder / "replaced.json", number)
     if (folder / "replaced.json").read_text() != "2":
@@ -154,10 +154,9 @@ def _take_twice(folder: Path, pipe: Connection) -> None:
 
 
 _PROPERTIES = (
-    ("write", "files can be written and read", f"correct the permissions, free some space, or {_ANOTHER}", _write),
-    ("sync", "files and folders can be flushed to disk (fsync)", _ANOTHER, _sync),
-    ("rename", "a file replaces another, a folder never does", _ANOTHER, _rename),
-    ("locks", "a lock excludes other processes of this machine and ends with its process", _MOUNT + _ANOTHER, _exclude),
+    ("sync", "files and folders can be flushed to disk (fsync)", _sync),
+    ("rename", "a file replaces another, a folder never does", _rename),
+    ("locks", "a lock excludes other processes of this machine and ends with its process", _exclude),
 )
 
 
@@ -168,7 +167,7 @@ def _between_nodes(shared: Path, processes: int, seconds: float) -> Finding:
     try:
         hosts = meet(shared, processes, seconds)
     except (OSError, MeetingError) as error:
-        return Finding("nodes", False, f"{error}: {_MOUNT}{_ANOTHER}")
+        return Finding("nodes", False, f"{error}: {_REMEDIES['locks']}")
     if len(set(hosts)) == 1:
         return Finding("nodes", None, f"{processes} processes took part, all of {hosts[0]}, and their locks exclude each other")
     return Finding("nodes", True, f"locks exclude processes of other nodes: {', '.join(sorted(set(hosts)))}")

@@ -68,7 +68,7 @@ def check_file_system(root: Path, processes: int) -> None:
         print(f"{_STATES[finding.ok]:12}{finding.name:8}{finding.text}", flush=True)
         lacking += [finding.name] if finding.ok is False else []
     if lacking:
-        raise StoreError(f"the file system of store.root={root} cannot hold a store that processes share: {', '.join(lacking)} failed")
+        raise StoreError(f"the file system of store.root={root} cannot hold a shared store: {', '.join(lacking)} failed")
 
 
 def processes_of_step() -> int:

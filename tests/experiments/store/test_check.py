@@ -50,7 +50,7 @@ def test_locks_that_do_nothing(tmp_path, monkeypatch):
     assert found(tmp_path) == {"write": True, "sync": True, "rename": True, "locks": False, "nodes": None}
     said = text(tmp_path, "locks")
     assert "another process on this machine took a lock that this process held" in said
-    assert "Lustre: flock" in said
+    assert "Lustre with flock" in said
 
 
 def test_no_locks(tmp_path, monkeypatch):

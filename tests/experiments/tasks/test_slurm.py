@@ -34,7 +34,13 @@ def script(tmp_path):
 
     def start(*arguments: str, tenths: int, code: int = 0, ignores_signals: bool = False) -> subprocess.Popen:
         on_term = "" if ignores_signals else "echo stopped >>calls; exit 143"
-        variables = {"TENTHS": str(tenths), "CODE": str(code), "ON_TERM": on_term, "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+        variables = {
+            "TENTHS": str(tenths),
+            "CODE": str(code),
+            "ON_TERM": on_term,
+            "SLURM_ARRAY_JOB_ID": "17",
+            "SLURM_ARRAY_TASK_ID": "3",
+        }
         environment = {**os.environ, **variables, "PATH": f"{stand_ins}:{os.environ['PATH']}"}
         started.append(subprocess.Popen(["bash", str(TEMPLATE), *arguments], cwd=tmp_path, env=environment))
         end = time.monotonic() + 30
@@ -139,11 +145,14 @@ class Cluster:
             time.sleep(0.2)
 
     def run_again(self, task: str) -> None:
-        """Wait until a task was queued again, and start it without the delay that Slurm gives such tasks."""
+        """Wait until a task was queued again, and start it before the two minutes are over that Slurm lets such tasks wait.
+
+        Slurm still has to hear of the end of the first attempt, which it would take for that of the second.
+        """
         self.wait(lambda: self.restarts(task) == 1, f"{task} to be queued again")
         self.wait(lambda: self.state(task) in ("PENDING", "RUNNING"), f"{task} to end its first attempt")
         if self.state(task) == "PENDING":
-            self.command("scontrol", "update", f"JobId={task}", "StartTime=now")
+            self.command("scontrol", "update", f"JobId={task}", "StartTime=now+10")
 
 
 @pytest.mark.slow
