@@ -12,6 +12,9 @@ PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("DIR", "FILE", "FINGERPRINT")
 """Capital words that the reader fills in."""
 
+_PROGRAMS = {"python": "run.py", "srun": "run.py", "sbatch": "docs/slurm/array.sbatch"}
+"""What takes the settings of a run, by the first word of a command."""
+
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:OMP_NUM_THREADS=\d+ )?(?:python run\.py|pytest|pip install)[^`\n]*)`")
 _FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))$")
@@ -60,10 +63,11 @@ def commands(page: Path) -> list[str]:
 
 
 def run_commands(page: Path) -> list[str]:
-    """The arguments of each ``python run.py`` of a page."""
+    """The arguments of each ``python run.py`` of a page, also those that Slurm starts."""
     found = [shlex.split(command) for command in commands(page)]
     found = [words[1:] if words[0].startswith("OMP_NUM_THREADS=") else words for words in found]
-    return [shlex.join(words[2:]) for words in found if words[:2] == ["python", "run.py"]]
+    programs = [(words, _PROGRAMS.get(words[0])) for words in found]
+    return [shlex.join(words[words.index(program) + 1 :]) for words, program in programs if program in words]
 
 
 def anchors(page: Path) -> set[str]:

@@ -300,6 +300,7 @@ def _values() -> Iterator[BadInput]:
         ("task.node=zzz", (*SMALL, "task=store", "task.action=explain"), ("task.node", "zzz", "store")),
         ("task.older_than_days=-1", (*SMALL, "task=store", "task.action=prune"), ("task.older_than_days",)),
         ("task.action=prune", (*SMALL, "task=store"), ("task",)),
+        ("task.processes=0", (*SMALL, "task=store", "task.action=check"), ("task.processes",)),
         ("task.self_influence=true", (*SCORES, "estimator=kfac"), ("task.self_influence",)),
         ("task.top=0", SCORES, ("task.top",)),
         ("tracker.mode=sometimes", (*TRAIN, "tracker=wandb"), ("tracker.mode",)),
