@@ -1,5 +1,6 @@
 """How much memory of a device is free."""
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +24,19 @@ UNKNOWN = 8e9
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the bytes that this process could still take on ``device``: on the CPU, what the system and its container leave."""
+    """Return the bytes of ``device`` that were free when this process first asked, or its part of them.
+
+    What it has taken since then, such as queries that stay on the device, is still its own.
+    """
+    return _free_at_first(device) / int(os.environ.get(_PROCESSES) or 1)
+
+
+@functools.cache
+def _free_at_first(device: torch.device) -> float:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = float(torch.cuda.mem_get_info(device)[0] + cached)
-    else:
-        free = min(_free_in_system(), _free_in_container())
-    return free / int(os.environ.get(_PROCESSES) or 1)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    return min(_free_in_system(), _free_in_container())
 
 
 @contextmanager

@@ -10,10 +10,8 @@ over positions (the keys of attention, a layer before a GroupNorm, fewer draws t
 therefore averaged over directions whose eigenvalues agree up to rounding, which makes H independent of their choice.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,15 +24,16 @@ from attribution.curvature.factors import AllFactors, add_to, added, blocks, fac
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature, basis_cost
 from attribution.curvature.moments import position_sums
 from attribution.curvature.pseudo_gradients import KroneckerLayer
+from attribution.curvature.sums import SumShard, merged
 from attribution.double_precision import double
-from attribution.execution import FLOAT64_BYTES, halves
+from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
 from attribution.gradients.layers import STEP, pieces
 from attribution.images import ImageSet
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.kfac",)
+SHARED = ("attribution.curvature.kfac", "attribution.curvature.sums")
 
 ROUNDING = 100
 """The rounding error of a network's activations and their gradients, in units of the precision of its numbers."""
@@ -76,29 +75,27 @@ class SquareSums(Artifact):
 
 
 @dataclass(frozen=True)
-class MomentShard(Node[SquareSums]):
-    """The sums over the training examples ``rows[0]..rows[1]-1``: of one shard, or of two halves as soon as both are stored."""
+class MomentShard(SumShard[SquareSums]):
+    """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
     NAME = "MomentShard"
     VERSION = 2
     TITLE = "EK-FAC moments, in shards"
     ARTIFACT = SquareSums
-    TRANSIENT = True
 
     basis: KFACBasis
     rows: tuple[int, int]
 
-    def parts(self, get: Get) -> "list[MomentShard]":
-        return [replace(self, rows=rows) for rows in halves(*self.rows, self.basis.factors.pseudo.execution.shard)]
+    @property
+    def unit(self) -> int:
+        return self.basis.factors.pseudo.execution.shard
 
     def cost(self) -> Cost:
         pseudo = self.basis.factors.pseudo
         size = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.trained))
         return Cost(passes=(self.rows[1] - self.rows[0]) * pseudo.draws.count, memory=size, disk=size)
 
-    def compute(self, get: Get) -> SquareSums:
-        if parts := self.parts(get):
-            return reduce(add, map(get, parts))
+    def compute_unit(self, get: Get) -> SquareSums:
         pseudo, basis = self.basis.factors.pseudo, cast(KroneckerBasis, get(self.basis))
         device = pseudo.execution.torch_device()
         squares: dict[str, Tensor] = {}
@@ -106,12 +103,12 @@ class MomentShard(Node[SquareSums]):
         rounding: dict[str, Tensor] = {}
         vectors = {layer: (basis.QA[layer].to(device), basis.QB[layer].to(device)) for layer in basis.layers}
 
-        def add_pass(name: str, calls: list[hooks.Call]) -> None:
+        def add(name: str, calls: list[hooks.Call]) -> None:
             add_to(squares, name, rotated_squares(calls, *vectors[name]))
             add_to(counts, name, torch.tensor([len(calls[0].input)]))
             add_to(rounding, name, squared_rounding(calls).cpu())
 
-        pseudo.run(get, self.rows, add_pass)
+        pseudo.run(get, self.rows, add)
         return SquareSums({name: value.cpu() for name, value in squares.items()}, counts, rounding)
 
 
@@ -126,10 +123,9 @@ class EKFACBasis(Node[Basis]):
 
     kfac: KFACBasis
 
-    def parts(self, get: Get) -> list[MomentShard]:
-        pseudo = self.kfac.factors.pseudo
-        count, shard = pseudo.train.count, pseudo.execution.shard
-        return [MomentShard(self.kfac, rows) for rows in halves(0, count, shard) or [(0, count)]]
+    def parts(self, get: Get) -> Sequence[MomentShard]:
+        whole = MomentShard(self.kfac, (0, self.kfac.factors.pseudo.train.count))
+        return whole.parts(get) or [whole]
 
     def cost(self) -> Cost:
         pseudo = self.kfac.factors.pseudo
@@ -139,7 +135,7 @@ class EKFACBasis(Node[Basis]):
 
     def compute(self, get: Get) -> KroneckerBasis:
         basis, factors = cast(KroneckerBasis, get(self.kfac)), get(self.kfac.factors)
-        sums = reduce(add, map(get, self.parts(get)))
+        sums = merged(self.parts(get), get)
         values = {}
         for name in basis.layers:
             A, B = factors.means(name)

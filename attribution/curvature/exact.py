@@ -7,10 +7,9 @@ the curvature of the network. J is computed pixel by pixel, in d passes per draw
 The P parameters are in the order of per-example gradients: layer after layer, each joint block [W | b] row by row.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from operator import add
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from attribution.curvature.basis import Basis, eigh
 from attribution.curvature.pseudo_gradients import OutputProbe
+from attribution.curvature.sums import SumShard, merged
 from attribution.double_precision import double_device
-from attribution.execution import Execution, halves, ranges
+from attribution.execution import Execution, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
@@ -33,6 +33,7 @@ from attribution.training import Recorded
 SHARED = (
     "attribution.curvature.basis",
     "attribution.curvature.pseudo_gradients",
+    "attribution.curvature.sums",
     "attribution.gradients.inner_products",
     "attribution.gradients.network_cache",
     "attribution.measurements.base",
@@ -126,14 +127,13 @@ class Sum(Artifact):
 
 
 @dataclass(frozen=True)
-class DenseShard(Node[Sum]):
-    """The sum over the training examples ``rows[0]..rows[1]-1``: of one shard, or of two halves as soon as both are stored."""
+class DenseShard(SumShard[Sum]):
+    """The sum over the training examples ``rows[0]..rows[1]-1``."""
 
     NAME = "DenseShard"
     VERSION = 1
     TITLE = "exact Gauss-Newton matrix, in shards"
     ARTIFACT = Sum
-    TRANSIENT = True
 
     draws: DrawScheme
     trained: Recorded
@@ -142,16 +142,15 @@ class DenseShard(Node[Sum]):
     rows: tuple[int, int]
     execution: Execution = execution(default=Execution())
 
-    def parts(self, get: Get) -> "list[DenseShard]":
-        return [replace(self, rows=rows) for rows in halves(*self.rows, self.execution.shard)]
+    @property
+    def unit(self) -> int:
+        return self.execution.shard
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
 
-    def compute(self, get: Get) -> Sum:
-        if parts := self.parts(get):
-            return reduce(add, map(get, parts))
+    def compute_unit(self, get: Get) -> Sum:
         device, images = double_device(self.execution.torch_device()), get(self.train)
         network = self.trained.network(get).double().to(device)
         per_example = PerExampleGradients(network, self.execution.batch_size, self.execution.pass_bytes)
@@ -207,18 +206,16 @@ class DenseGGN(Node[DenseBasis]):
     flips: bool
     execution: Execution = execution(default=Execution())
 
-    def parts(self, get: Get) -> list[DenseShard]:
-        return [
-            DenseShard(self.draws, self.trained, self.train, self.flips, rows, self.execution)
-            for rows in halves(0, self.train.count, self.execution.shard) or [(0, self.train.count)]
-        ]
+    def parts(self, get: Get) -> Sequence[DenseShard]:
+        whole = DenseShard(self.draws, self.trained, self.train, self.flips, (0, self.train.count), self.execution)
+        return whole.parts(get) or [whole]
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
         return Cost(passes=self.train.count * self.draws.count, memory=4 * size, disk=size)
 
     def compute(self, get: Get) -> DenseBasis:
-        total = reduce(add, map(get, self.parts(get)))
+        total = merged(self.parts(get), get)
         values, vectors = eigh(total.matrix / (self.train.count * self.draws.count), "the exact Gauss-Newton matrix")
         return DenseBasis(vectors, values)
 

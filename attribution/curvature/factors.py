@@ -10,9 +10,7 @@ If a layer is called twice, or shares its weights with another layer, its positi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -23,13 +21,19 @@ from torch import Tensor
 from attribution.curvature.basis import flatten, unflatten
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
+from attribution.curvature.sums import SumShard, merged
 from attribution.double_precision import double
-from attribution.execution import FLOAT64_BYTES, halves
+from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks, layer_check
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
 
-SHARED = ("attribution.curvature.basis", "attribution.curvature.moments", "attribution.curvature.pseudo_gradients")
+SHARED = (
+    "attribution.curvature.basis",
+    "attribution.curvature.moments",
+    "attribution.curvature.pseudo_gradients",
+    "attribution.curvature.sums",
+)
 
 Sharing = Literal["expand", "reduce"]
 
@@ -112,29 +116,27 @@ def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class FactorShard(Node[Factors]):
-    """The sums over the training examples ``rows[0]..rows[1]-1``: of one shard, or of two halves as soon as both are stored."""
+class FactorShard(SumShard[Factors]):
+    """The sums over the training examples ``rows[0]..rows[1]-1``."""
 
     NAME = "FactorShard"
     VERSION = 2
     TITLE = "curvature factors, in shards"
     ARTIFACT = Factors
-    TRANSIENT = True
 
     pseudo: PseudoGradients
     sharing: Sharing
     rows: tuple[int, int]
 
-    def parts(self, get: Get) -> "list[FactorShard]":
-        return [replace(self, rows=rows) for rows in halves(*self.rows, self.pseudo.execution.shard)]
+    @property
+    def unit(self) -> int:
+        return self.pseudo.execution.shard
 
     def cost(self) -> Cost:
         size = factor_bytes(self.pseudo.trained)
         return Cost(passes=(self.rows[1] - self.rows[0]) * self.pseudo.draws.count, memory=2 * size, disk=size)
 
-    def compute(self, get: Get) -> Factors:
-        if parts := self.parts(get):
-            return reduce(add, map(get, parts))
+    def compute_unit(self, get: Get) -> Factors:
         sums = FactorSums(self.sharing)
         self.pseudo.run(get, self.rows, sums.add)
         return sums.factors()
@@ -152,16 +154,16 @@ class AllFactors(Node[Factors]):
     pseudo: PseudoGradients
     sharing: Sharing
 
-    def parts(self, get: Get) -> list[FactorShard]:
-        count, shard = self.pseudo.train.count, self.pseudo.execution.shard
-        return [FactorShard(self.pseudo, self.sharing, rows) for rows in halves(0, count, shard) or [(0, count)]]
+    def parts(self, get: Get) -> Sequence[FactorShard]:
+        whole = FactorShard(self.pseudo, self.sharing, (0, self.pseudo.train.count))
+        return whole.parts(get) or [whole]
 
     def cost(self) -> Cost:
         size = factor_bytes(self.pseudo.trained)
         return Cost(passes=self.pseudo.train.count * self.pseudo.draws.count, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> Factors:
-        return reduce(add, map(get, self.parts(get)))
+        return merged(self.parts(get), get)
 
 
 def blocks(trained: Recorded) -> list[tuple[int, int]]:

@@ -284,12 +284,8 @@ class InfluenceBatch(QueryBatch):
         size = (self.rows[1] - self.rows[0]) * self.train.count * self.estimator.score_bytes
         return Cost(memory=2 * size, disk=size)
 
-    @property
-    def training_blocks(self) -> list[InfluenceTrainingBlock]:
-        return [
-            InfluenceTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.rows)
-            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
-        ]
+    def training_block(self, rows: tuple[int, int]) -> InfluenceTrainingBlock:
+        return InfluenceTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.rows)
 
 
 @dataclass(frozen=True)

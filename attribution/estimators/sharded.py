@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
+from attribution.execution import ranges
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
@@ -96,8 +97,8 @@ class QueryBlock(JointNode[A]):
 
 
 @dataclass(frozen=True)
-class TrainingBlock(JointNode[BlockProducts]):
-    """The products of queries with the training examples ``rows[0]..rows[1]-1``."""
+class _Products(Node[BlockProducts]):
+    """The products of a range of the queries with a range of the training examples; ``rows`` is one of the two."""
 
     ARTIFACT = BlockProducts
     TRANSIENT = True
@@ -107,6 +108,11 @@ class TrainingBlock(JointNode[BlockProducts]):
     train: ImageSet
     queries: ImageSet
     rows: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainingBlock(_Products, JointNode[BlockProducts]):
+    """The products of queries with the training examples ``rows[0]..rows[1]-1``."""
 
     @property
     def count(self) -> int:
@@ -119,22 +125,17 @@ class TrainingBlock(JointNode[BlockProducts]):
 
 
 @dataclass(frozen=True)
-class QueryBatch(Node[BlockProducts]):
+class QueryBatch(_Products):
     """The products of the queries ``rows[0]..rows[1]-1`` with all training examples, whose query sides lie on disk together."""
 
-    ARTIFACT = BlockProducts
-    TRANSIENT = True
-
-    estimator: ShardedEstimator
-    trained: Recorded
-    train: ImageSet
-    queries: ImageSet
-    rows: tuple[int, int]
+    @abstractmethod
+    def training_block(self, rows: tuple[int, int]) -> TrainingBlock:
+        """The products of these queries with the training examples ``rows[0]..rows[1]-1``."""
 
     @property
-    @abstractmethod
-    def training_blocks(self) -> Sequence[TrainingBlock]:
+    def training_blocks(self) -> list[TrainingBlock]:
         """The products with all training examples, in their order."""
+        return [self.training_block(rows) for rows in ranges(0, self.train.count, self.estimator.execution.shard)]
 
     def parts(self, get: Get) -> list[Node]:
         return with_query_blocks(self.training_blocks)

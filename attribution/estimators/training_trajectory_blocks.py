@@ -137,10 +137,10 @@ class TrajectoryTrainingBlock(TrainingBlock):
 
     def cost(self) -> Cost:
         execution, parameters = self.estimator.execution, self.trained.parameter_count
-        batches = batches_within(self.query_blocks(), execution.resident_bytes)
-        sides = sum(block.cost().disk for block in self.query_blocks())
+        blocks, limit = self.query_blocks(), execution.resident_bytes
+        held = min(limit, sum(block.cost().disk for block in blocks))
         gradients = 2 * execution.examples_at_once(parameters) * parameters * FLOAT32_BYTES
-        return Cost(passes=self.count * len(batches), memory=min(sides, execution.resident_bytes) + gradients)
+        return Cost(passes=self.count * len(batches_within(blocks, limit)), memory=held + gradients)
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
@@ -186,12 +186,8 @@ class TrajectoryBatch(QueryBatch):
     estimator: CheckpointEstimator
     step: int
 
-    @property
-    def training_blocks(self) -> list[TrajectoryTrainingBlock]:
-        return [
-            TrajectoryTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.step, self.rows)
-            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
-        ]
+    def training_block(self, rows: tuple[int, int]) -> TrajectoryTrainingBlock:
+        return TrajectoryTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.step, self.rows)
 
 
 def half_columns(scheme: DrawScheme) -> list[Tensor]:

@@ -14,26 +14,26 @@ from experiments.store.work import Absent, Present
 
 
 def plan(
-    nodes: Sequence[Node], store: Store, rate: float | None = None, memory: Callable[[float], float] | None = None
+    nodes: Sequence[Node], store: Store, rate: float | None = None, memory_of: Callable[[float], float] | None = None
 ) -> list[dict[str, Any]]:
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
     bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds, and
     unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others).
-    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. ``memory``: the bytes that a number of passes takes
+    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. ``memory_of``: the bytes that a number of passes takes
     beside what the nodes count. Parts that depend on a missing parent count toward the node that they are parts of.
     """
     history = _History(store.root, rate)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
     for node, cost in _missing(nodes, store):
-        if memory is not None:
-            cost = dataclasses.replace(cost, memory=cost.memory + memory(cost.passes))
+        if memory_of is not None:
+            cost = dataclasses.replace(cost, memory=cost.memory + memory_of(cost.passes))
         by_class.setdefault(short_name(type(node)), []).append((node, cost))
     rows = [_row(name, group[0][0].title(), [cost for _, cost in group], history) for name, group in by_class.items()]
     shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].TRANSIENT}
     rows = [row if row["class"] in kept else {**row, "disk": shards.peaks[row["class"]]} for row in rows]
-    total = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "unknown")}
+    total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "unknown")}
     total["disk"] = shards.peak + sum(row["disk"] for row in rows if row["class"] in kept)
     memory = max((row["memory"] for row in rows), default=0.0)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]

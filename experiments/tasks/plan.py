@@ -37,17 +37,17 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
     rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)
     cost = PassCost.of(network, experiment.shape, experiment.trained.objective, experiment.execution)
     rows = plan_of(evaluation.nodes, store, rate, cost.memory)
-    there = (lambda passes: None) if tflops is None else (lambda passes: passes * cost.flops / (1e12 * tflops))
-    inventory_table.show([_shown(row, there(row["passes"]), tflops) for row in rows], f"missing in {store.root}")
+    shown = [_shown(row) for row in rows]
+    if tflops is not None:
+        for line, row in zip(shown, rows, strict=True):
+            seconds = row["passes"] * cost.flops / (1e12 * tflops)
+            line[f"{tflops:g} TFLOP/s"] = duration(seconds) if seconds else ""
+    inventory_table.show(shown, f"missing in {store.root}")
     if unknown := sum(row["unknown"] for row in rows[:-1]):
         print(f"not in the time: {unknown} nodes that combine or decompose results, for which there is no estimate")
 
 
-def _shown(row: Mapping[str, Any], there: float | None, tflops: float | None) -> dict[str, Any]:
-    """The columns of the table, which fits 80 characters: work in words instead of the names of classes.
-
-    ``there``: the seconds on a device of ``tflops``.
-    """
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the table, which fits 80 characters: work in words instead of the names of classes."""
     columns = {name: row[name] for name in ("nodes", "passes", "memory", "disk")}
-    elsewhere = {} if tflops is None else {f"{tflops:g} TFLOP/s": "" if there == 0 else duration(there or 0.0)}
-    return {"work": row["work"] or row["class"], **columns, "time": row["seconds"], **elsewhere}
+    return {"work": row["work"] or row["class"], **columns, "time": row["seconds"]}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attribution import device_memory
 from attribution.execution import Execution
 from attribution.gradients import hooks
 from attribution.gradients.activations import activation_bytes
@@ -76,3 +77,16 @@ def test_automatic_memory_is_what_is_free():
 @pytest.mark.parametrize(("scratch", "expected"), [(1, [(0, 4), (4, 8), (8, 10)]), (95, [(0, 8), (8, 10)]), (1e9, [(0, 10)])])
 def test_queries_are_divided_into_whole_shards(scratch, expected):
     assert Execution(device="cpu", scratch=scratch, query_shard=4).query_batches(10, size=10) == expected
+
+
+def test_memory_that_the_process_takes_stays_its_own(monkeypatch):
+    """Claim: free memory is measured once, so that what a process holds on the device does not count as another's."""
+    device_memory._free_at_first.cache_clear()
+    monkeypatch.setattr(device_memory, "_free_in_system", iter([8e9, 1e9]).__next__)
+    monkeypatch.setattr(device_memory, "_free_in_container", lambda: 1e12)
+    try:
+        assert [Execution(device="cpu").memory_bytes for _ in range(2)] == [7.2e9, 7.2e9]
+        with device_memory.shared(4):
+            assert Execution(device="cpu").memory_bytes == 1.8e9
+    finally:
+        device_memory._free_at_first.cache_clear()

@@ -204,7 +204,7 @@ def test_a_plan_lists_missing_shards_and_those_only(store):
 
 def test_a_plan_adds_the_memory_of_passes(store):
     """Claim: what passes take is added to what their node counts; nodes without passes take none."""
-    rows = {row["class"]: row for row in plan([Table(shards=4)], store, memory=lambda passes: 7.0 * passes)}
+    rows = {row["class"]: row for row in plan([Table(shards=4)], store, memory_of=lambda passes: 7.0 * passes)}
     assert rows["Shard"]["memory"] == 100.0 * 4 + 7.0 * 10
     assert rows["Table"]["memory"] == 0
 

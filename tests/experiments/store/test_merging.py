@@ -1,13 +1,12 @@
 """Sums over many shards: shards are merged in pairs as soon as two are stored, so that few lie on disk or in memory."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from attribution.curvature import sums
 from attribution.execution import halves
 from attribution.nodes import Cost, Get, InMemory, Node
 from experiments.store.plan import plan
@@ -30,20 +29,21 @@ class Total(Numbers):
 
 
 @dataclass(frozen=True)
-class SumShard(Node[Total]):
+class SumShard(sums.SumShard[Total]):
     NAME = "SumShard"
     ARTIFACT = Total
-    TRANSIENT = True
 
     rows: tuple[int, int]
 
-    def parts(self, get: Get):
-        return [replace(self, rows=rows) for rows in halves(*self.rows, 3)]
+    @property
+    def unit(self) -> int:
+        return 3
 
     def compute(self, get: Get) -> Total:
         computed[self.rows] += 1
-        if parts := self.parts(get):
-            return reduce(add, map(get, parts))
+        return super().compute(get)
+
+    def compute_unit(self, get: Get) -> Total:
         if isinstance(get, Store):
             present.append(len([path for path in get.folder(self).parent.iterdir() if not path.suffix]))
         else:
@@ -62,7 +62,7 @@ class Sum(Node[Total]):
         return [SumShard(rows) for rows in halves(0, self.count, 3) or [(0, self.count)]]
 
     def compute(self, get: Get) -> Total:
-        return reduce(add, map(get, self.parts(get)))
+        return sums.merged(self.parts(get), get)
 
 
 @pytest.fixture(autouse=True)
