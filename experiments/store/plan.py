@@ -21,8 +21,8 @@ def plan(
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
     bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds, and
     unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others).
-    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. ``memory_of``: the bytes that a number of passes takes
-    beside what the nodes count. Parts that depend on a missing parent count toward the node that they are parts of.
+    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. ``memory_of``: the bytes that a number of passes
+    takes beside what the nodes count. Parts that depend on a missing parent count toward the node that they are parts of.
     """
     history = _History(store.root, rate)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
