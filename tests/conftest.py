@@ -1,15 +1,22 @@
 """One thread per process: two OpenMP processes side by side on few cores wait for each other more than they work."""
 
+import gc
 import logging
 import os
 
 import pytest
 import torch
 
+gc.set_threshold(50_000, 20, 20)  # as in run.py: imports make a million objects that stay
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")  # one core, on which workers=auto starts no more processes
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def pytest_collection_finish():
+    """Leave modules and collected tests out of every later search for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.training_trajectory_blocks import TrajectoryQueryBlock
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
-from attribution.gradients import hooks
+from attribution.gradients import hooks, network_cache
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory
@@ -37,8 +37,17 @@ def estimator(kind, **changes):
 
 @pytest.fixture(scope="module")
 def get():
-    """One memory for all tests: they share the training."""
-    return InMemory()
+    """One memory for all tests: they share the training, and the gradients of the transcription."""
+    yield InMemory()
+    _gradients.clear()
+    _network.cache_clear()
+
+
+def with_training(get):
+    """A memory that has the training alone."""
+    memory = InMemory()
+    memory._artifacts[RECORD.fingerprint] = get(RECORD)
+    return memory
 
 
 def gradient(network, x0, t, noise):
@@ -52,17 +61,28 @@ def gradient(network, x0, t, noise):
 
 def sides(get, step, images, ids, draws, normalized):
     """Mean over draws of the (normalized) gradients of each image, one at a time."""
-    network = RECORD.network(get, step).double()
     result = []
     for row in range(len(ids)):
         gradients = []
         for k in range(draws.count):
             noise = draws.rows(slice(row, row + 1)).noise((1, 8, 8), torch.float64)[0, k]
             x0 = images[row].flip(-1) if draws.flip[row, k] else images[row]
-            g = gradient(network, x0, int(draws.timestep[row, k]), noise)
+            g = gradient_at(get, step, x0, int(draws.timestep[row, k]), noise)
             gradients.append(g / g.norm() if normalized else g)
         result.append(torch.stack(gradients).mean(0))
     return torch.stack(result)
+
+
+def gradient_at(get, step, x0, t, noise):
+    """``gradient`` of the checkpoint at ``step``. The tests share those of the same inputs."""
+    key = (step, x0.numpy().tobytes(), t, noise.numpy().tobytes())
+    if key not in _gradients:
+        _gradients[key] = gradient(_network(get, step), x0, t, noise)
+    return _gradients[key]
+
+
+_gradients: dict[tuple, torch.Tensor] = {}
+_network = functools.cache(lambda get, step: RECORD.network(get, step).double())
 
 
 def transcription(get, normalized, draws, queries=QUERIES):
@@ -100,7 +120,7 @@ def test_retrac_is_neither_tracin_nor_a_cosine(get):
 
 def test_execution_changes_no_score(get):
     """Claim: batch size, shards and blocks change nothing beyond rounding, and no fingerprint."""
-    whole = estimator(ReTrac)
+    whole = estimator(ReTrac, checkpoints=[9])
     node = whole.scores(RECORD, RECORD.data, QUERIES)
     for execution in (
         Execution(device="cpu", batch_size=5),
@@ -109,31 +129,37 @@ def test_execution_changes_no_score(get):
     ):
         divided = replace(whole, execution=execution).scores(RECORD, RECORD.data, QUERIES)
         assert divided.fingerprint == node.fingerprint
-        fresh = InMemory()
-        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
-        np.testing.assert_allclose(fresh(divided).values, get(node).values, rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(with_training(get)(divided).values, get(node).values, rtol=1e-4, atol=1e-8)
+
+
+def scores_in(get, execution):
+    """Values of TracIn's and ReTrac's scores, computed together."""
+    kinds = [estimator(kind, checkpoints=[4, 9], execution=execution) for kind in (TracIn, ReTrac)]
+    found = with_training(get).many([kind.scores(RECORD, RECORD.data, QUERIES) for kind in kinds])
+    return [scores.values for scores in found]
+
+
+_BLOCKS = {"device": "cpu", "query_shard": 1, "shard": 9, "pass_memory": 1e9}
+
+
+@pytest.fixture(scope="module")
+def unbounded(get):
+    """The scores of a machine that holds all queries."""
+    return scores_in(get, Execution(**_BLOCKS))
 
 
 @pytest.mark.parametrize("memory", [1, 2, 100])
 @pytest.mark.parametrize("scratch", [1, 100])
-def test_a_bound_on_queries_changes_no_bit(get, monkeypatch, memory, scratch):
+def test_a_bound_on_queries_changes_no_bit(get, unbounded, monkeypatch, memory, scratch):
     """Claim: the device holds no more queries than ``memory`` allows; the scores are those of a machine that holds all."""
     held, hold = [], training_trajectory_blocks.resident
     monkeypatch.setattr(
         training_trajectory_blocks, "resident", lambda net, blocks, get: held.append(len(blocks)) or hold(net, blocks, get)
     )
     size = 2 * 4 * RECORD.parameter_count
-    common = {"device": "cpu", "query_shard": 1, "shard": 9, "pass_memory": 1e9}
-    bounds = [Execution(**common), Execution(**common, memory=4 * memory * size, scratch=scratch * size)]
-    scores = []
-    for execution in bounds:
-        held.clear()
-        fresh = InMemory()
-        fresh._artifacts[RECORD.fingerprint] = get(RECORD)
-        nodes = [estimator(kind, execution=execution).scores(RECORD, RECORD.data, QUERIES) for kind in (TracIn, ReTrac)]
-        scores.append([found.values for found in fresh.many(nodes)])
+    scores = scores_in(get, Execution(**_BLOCKS, memory=4 * memory * size, scratch=scratch * size))
     assert max(held) == min(memory, 2 * min(scratch, QUERIES.n))
-    assert all(np.array_equal(*pair) for pair in zip(*scores, strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(scores, unbounded, strict=True))
 
 
 def test_the_store_holds_the_queries_of_one_checkpoint_at_a_time(get, tmp_path, monkeypatch):
@@ -171,12 +197,8 @@ def test_order_of_examples_changes_no_score(get):
 def test_estimators_together_score_as_alone(get):
     """Claim: sharing a pass changes no bit of either estimator's scores."""
     nodes = [estimator(kind).scores(RECORD, RECORD.data, QUERIES) for kind in (TracIn, ReTrac)]
-    for node in nodes:
-        alone, both = InMemory(), InMemory()
-        for memory in (alone, both):
-            memory._artifacts[RECORD.fingerprint] = get(RECORD)
-        both.many(nodes)
-        assert np.array_equal(alone(node).values, both(node).values)
+    for node, together in zip(nodes, with_training(get).many(nodes), strict=True):
+        assert np.array_equal(with_training(get)(node).values, together.values)
 
 
 @pytest.fixture
@@ -198,11 +220,11 @@ def test_estimators_share_their_passes(get, passes, batch_size):
     """Claim: TracIn and ReTrac with the same draws run the network as often together as one of them alone."""
     counts = []
     for kinds in ((TracIn,), (ReTrac,), (TracIn, ReTrac)):
-        memory = InMemory()
-        memory._artifacts[RECORD.fingerprint] = get(RECORD)
+        chosen = [estimator(kind, checkpoints=[9], execution=Execution(device="cpu", batch_size=batch_size)) for kind in kinds]
+        memory = with_training(get)
+        network_cache._engines.clear()  # the first capture of an engine checks itself
         passes.clear()
-        execution = Execution(device="cpu", batch_size=batch_size)
-        memory.many([estimator(kind, execution=execution).scores(RECORD, RECORD.data, QUERIES) for kind in kinds])
+        memory.many([kind.scores(RECORD, RECORD.data, QUERIES) for kind in chosen])
         counts.append(len(passes))
     assert counts[0] == counts[1] == counts[2] > 0
 
@@ -210,8 +232,7 @@ def test_estimators_share_their_passes(get, passes, batch_size):
 def test_all_queries_share_one_pass_over_the_training_set(get, passes):
     """Claim: two pools of queries take one pass over the training set (24 examples at once) for each checkpoint, as one does."""
     for pools in ([QUERIES], [QUERIES, Blobs(n=3, first=700)]):
-        memory = InMemory()
-        memory._artifacts[RECORD.fingerprint] = get(RECORD)
+        memory = with_training(get)
         passes.clear()
         memory.many([estimator(TracIn).scores(RECORD, RECORD.data, pool) for pool in pools])
         assert passes.count(24) == len(CHECKPOINTS)

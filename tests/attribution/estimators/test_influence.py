@@ -48,6 +48,14 @@ def get():
     return InMemory()
 
 
+def with_basis(get):
+    """A memory that has the training and the basis of its curvature alone."""
+    memory = InMemory()
+    for ready in (RECORD, estimator().curvature.basis(RECORD, RECORD.data)):
+        memory._artifacts[ready.fingerprint] = get(ready)
+    return memory
+
+
 def single_gradients(get, measure, images, role, draws, weigh=False):
     """For each image the mean over draws of its (normalized) gradients, one pass each: layer → [B, out, in]."""
     network = RECORD.network(get)
@@ -178,9 +186,7 @@ def test_balanced_scores_share_the_passes(get, monkeypatch, side, batch_size):
     nodes = [method.scores(RECORD, RECORD.data, QUERIES) for method in methods]
 
     def computed(chosen):
-        fresh = InMemory()
-        for ready in (RECORD, methods[0].curvature.basis(RECORD, RECORD.data)):
-            fresh._artifacts[ready.fingerprint] = get(ready)
+        fresh = with_basis(get)
         network_cache._engines.clear()  # the first capture of an engine checks itself
         counted.clear()
         return [scores.values for scores in fresh.many(chosen)], sum(counted)
@@ -226,9 +232,20 @@ def test_execution_changes_no_score(get):
     np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4 * np.abs(b).max())
 
 
+POOLS = [QUERIES, Blobs(n=2, first=700)]
+_BLOCKS = {"device": "cpu", "query_shard": 1, "shard": 4, "pass_memory": 1e9}
+
+
+@pytest.fixture(scope="module")
+def unbounded(get):
+    """The nodes and values of the scores of a machine that holds all queries."""
+    nodes = [estimator(execution=Execution(**_BLOCKS)).scores(RECORD, RECORD.data, pool) for pool in POOLS]
+    return nodes, [scores.values for scores in with_basis(get).many(nodes)]
+
+
 @pytest.mark.parametrize("memory", [1, 2, 100])
 @pytest.mark.parametrize("scratch", [1, 2, 100])
-def test_a_bound_on_queries_changes_no_bit(get, monkeypatch, memory, scratch):
+def test_a_bound_on_queries_changes_no_bit(get, unbounded, monkeypatch, memory, scratch):
     """Claim: the device holds no more queries of all estimators than ``memory`` allows, the store no more of one than ``scratch``.
 
     The scores are those of a machine that holds all queries, bit for bit.
@@ -237,22 +254,15 @@ def test_a_bound_on_queries_changes_no_bit(get, monkeypatch, memory, scratch):
     hold = influence.resident
     monkeypatch.setattr(influence, "resident", lambda net, blocks, get: held.append(blocks) or hold(net, blocks, get))
     size = 4 * RECORD.parameter_count
-    common = {"device": "cpu", "query_shard": 1, "shard": 4, "pass_memory": 1e9}
-    whole = estimator(execution=Execution(**common))
-    bounded = estimator(execution=Execution(**common, memory=4 * memory * size, scratch=scratch * size))
-    pools = [QUERIES, Blobs(n=2, first=700)]
-    nodes = [bounded.scores(RECORD, RECORD.data, pool) for pool in pools]
-    assert [node.fingerprint for node in nodes] == [whole.scores(RECORD, RECORD.data, pool).fingerprint for pool in pools]
-    fresh = InMemory()
-    fresh._artifacts[RECORD.fingerprint] = get(RECORD)
-    assert [len(node.parts(fresh)) for node in nodes] == [-(-pool.n // scratch) for pool in pools]
+    bounded = estimator(execution=Execution(**_BLOCKS, memory=4 * memory * size, scratch=scratch * size))
+    nodes = [bounded.scores(RECORD, RECORD.data, pool) for pool in POOLS]
+    whole, expected = unbounded
+    assert [node.fingerprint for node in nodes] == [node.fingerprint for node in whole]
+    fresh = with_basis(get)
+    assert [len(node.parts(fresh)) for node in nodes] == [-(-pool.n // scratch) for pool in POOLS]
     scores = fresh.many(nodes)
-    assert max(map(len, held)) == min(memory, sum(min(scratch, pool.n) for pool in pools))
-    together = [whole.scores(RECORD, RECORD.data, pool) for pool in pools]
-    reference = InMemory()
-    reference._artifacts[RECORD.fingerprint] = get(RECORD)
-    for found, expected in zip(scores, reference.many(together), strict=True):
-        assert np.array_equal(found.values, expected.values)
+    assert max(map(len, held)) == min(memory, sum(min(scratch, pool.n) for pool in POOLS))
+    assert all(np.array_equal(found.values, values) for found, values in zip(scores, expected, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """Every shipped config composes, instantiates and works for a step."""
 
 from dataclasses import MISSING, fields
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 
 from attribution.curvature.vector_products import Hessian
 from attribution.diffusion import denoiser
@@ -22,8 +23,8 @@ from experiments.models.subsets import PublishedSubsets, RandomSubsets
 from experiments.queries import HeldOutOfEach, Validation
 from experiments.tasks.composition import estimators_of, experiment_of
 from experiments.tasks.plan import plan
+from tests.experiments.tasks.compositions import CONF, composed, options
 
-CONF = Path(__file__).parents[3] / "conf"
 SLOW = ("tuned", "datamodels", "retraining", "half_trak", "lissa")
 """Estimators that train models or take many passes."""
 TINY = [
@@ -38,15 +39,38 @@ TINY = [
 ]
 
 
-def options(group: str) -> list[str]:
-    """The choices of a group, those in folders included."""
-    found = (path.relative_to(CONF / group) for path in (CONF / group).rglob("*.yaml"))
-    return sorted(str(path.with_suffix("")) for path in found if path.parts[0] != "scale")  # without aliases
-
-
-def composed(*overrides: str):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("seed=5", "benchmark=targeted", "benchmark.queries.validation.n=24", "~benchmark.queries.generated", "scale=small"),
+        ("estimator=dtrak", "feature=loss", "+optimizer.lrr=1", "++data.levels=16", "estimator.damping=[1e-3,1e-1]", "tracker=csv"),
+        ("estimator=lissa", "product@estimator.product=hessian", "~tracker", "++estimator.product={_target_: x.Y, a: 1}"),
+        ("experiment=digits_1000", "task=plan", "data.root=nowhere", "model.block_out_channels=[8,8]", "hydra.job.chdir=true"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_compositions_of_tests_are_hydra_s(overrides):
+    """Claim: what the other tests get, partly from memory, is what Hydra composes: keys in order, values, interpolations, flags."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*overrides])
+        expected = compose("config", [*overrides])
+    for _ in range(2):
+        found = composed(*overrides)
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+        assert found._metadata.flags == expected._metadata.flags
+        with pytest.raises(ConfigAttributeError):  # no new settings
+            found.nonsense = 1
+        found.estimator = None  # changes no later composition
+
+
+@pytest.mark.parametrize("wrong", ["nonsense=1", "~nonsense", "+seed=1", "estimator=nonsense", "seed@data=1"])
+def test_wrong_overrides_of_tests_are_refused_as_by_hydra(wrong):
+    """Claim: what Hydra refuses is refused here with the same message."""
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as expected:
+        compose("config", [wrong])
+    with pytest.raises(type(expected.value)) as found:
+        composed(wrong)
+    assert str(found.value) == str(expected.value)
 
 
 def test_every_folder_is_a_group_of_the_config():
@@ -172,12 +196,18 @@ def test_configurations_and_classes_have_the_same_defaults(group, name):
     assert not {key for key in compared if said[key] != defaults[key]}
 
 
+@pytest.fixture(scope="module")
+def memory():
+    """Artifacts that the estimators share: the training, its samples, the basis of a curvature."""
+    return InMemory()
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ()) for name in options("estimator")]
 )
-def test_every_estimator_scores(name, tmp_path):
+def test_every_estimator_scores(name, memory, tmp_path):
     """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""
-    settings = composed(f"estimator={name}").estimator
+    settings = composed(f"estimator={name}", "queries=generated").estimator
     changed = ["estimator.checkpoints=[3,6]"] if settings.get("checkpoints") is not None else []
     changed += ["estimator.draws.n=2"] if "draws" in settings else []
     changed += ["estimator.depth=5"] if "depth" in settings else []
@@ -192,7 +222,7 @@ def test_every_estimator_scores(name, tmp_path):
     assert isinstance(estimator, Estimator)
     experiment = experiment_of(config)
     queries = instantiate(config.queries, n=3, _convert_="all").node(experiment)
-    scores = estimator.score(experiment.trained, experiment.train, queries, InMemory())
+    scores = estimator.score(experiment.trained, experiment.train, queries, memory)
     for _, variant in estimator.variants(scores):
         assert variant.values.shape == (3, 24)
         assert np.isfinite(variant.values).all()
@@ -231,7 +261,8 @@ def test_every_optimizer_and_diffusion_trains(optimizer, diffusion):
 @pytest.mark.parametrize("checkpoints", options("checkpoints"))
 def test_every_recipe_and_checkpoint_rule(trainer, checkpoints):
     """Claim: the checkpoints of a rule lie within the steps of every shipped recipe."""
-    config = composed(f"trainer={trainer}", f"checkpoints={checkpoints}")
+    config = composed(f"checkpoints={checkpoints}")
+    config.trainer = composed(f"trainer={trainer}").trainer
     rule = instantiate(config.checkpoints, _convert_="all")
     assert isinstance(rule, CheckpointRule)
     steps = instantiate(config.trainer).steps

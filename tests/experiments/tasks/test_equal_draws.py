@@ -33,9 +33,15 @@ def numbers(found: dict[str, Any]) -> dict[str, tuple[int, int] | None]:
     return {name: estimator.draws_of({}) for name, estimator in found.items()}
 
 
-def test_the_main_job_s_draws_are_equal():
+@pytest.fixture(scope="module")
+def main_job():
+    """The estimators of the main job."""
+    return estimators()
+
+
+def test_the_main_job_s_draws_are_equal(main_job):
     """Claim: by default every estimator that chooses its draws has the same number, of queries and of training images."""
-    found = numbers(estimators())
+    found = numbers(main_job)
     assert found.pop("raw_cos") is found.pop("random") is None
     assert set(found) == {"kfac", "balanced_kfac", "window_kfac", "trak", "dtrak"}
     assert len(set(found.values())) == 1
@@ -73,10 +79,10 @@ def test_those_that_replay_training_pass_on_the_queries_number():
     assert found == {"tracin": (12, 1), "retrac": (12, 1), "kfac": (12, 12)}
 
 
-def test_without_draws_the_default_holds():
+def test_without_draws_the_default_holds(main_job):
     """Claim: beside an estimator without draws, all have the common default."""
     found = numbers(estimators("estimator=random", compared("kfac", "trak", "raw_cos")))
-    assert found["kfac"] == found["trak"] == numbers(estimators())["kfac"]
+    assert found["kfac"] == found["trak"] == numbers(main_job)["kfac"]
 
 
 def test_an_experiment_s_numbers_are_for_those_who_draw():
@@ -140,5 +146,5 @@ def test_a_window_s_ends_are_settings():
 def test_impossible_numbers_are_a_sentence(overrides, words):
     """Claim: the error names the setting and says what to do."""
     with pytest.raises(SettingError) as error:
-        estimators(*overrides)
+        estimators(*overrides, compared("raw_cos"))
     assert words in str(error.value)
