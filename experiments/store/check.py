@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -41,7 +41,7 @@ class _Lacking(Exception):
     """The file system lacks a property; the message says what happened."""
 
 
-def check(root: Path, processes: int, seconds: float) -> Iterator[Finding]:
+def check(root: Path, processes: int, seconds: float) -> Generator[Finding, None, None]:
     """Check the file system of ``root``, which is created, together with other processes that run this check at the same time.
 
     Args:

@@ -1,5 +1,6 @@
 """The choices of Hydra's groups that a run was composed from."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def arguments_of_run() -> list[str]:
 
 def overrides_of_run() -> list[Override]:
     """The arguments of the command line, parsed."""
-    return OverridesParser.create().parse_overrides(arguments_of_run())
+    return list(_parsed(tuple(arguments_of_run())))
 
 
 def name_of(override: Override) -> str:
@@ -63,6 +64,11 @@ def role_of_data() -> str:
     """The data set of a paper whose place the run's data take: "cifar2" for ``data/scale/cifar2/small.yaml``, else the data."""
     prefix, _, role = str(HydraConfig.get().runtime.choices["data"]).partition("/")
     return role.partition("/")[0] if prefix == "scale" else prefix
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(arguments: tuple[str, ...]) -> list[Override]:
+    return OverridesParser.create().parse_overrides([*arguments])
 
 
 def _target(file: DictConfig | ListConfig, group: str) -> str | None:

@@ -1,6 +1,7 @@
 """From settings to objects. Values are checked by type, and errors name the setting as written on the command line."""
 
 import copy
+import functools
 import math
 import os
 import pkgutil
@@ -171,8 +172,7 @@ _CLASSES = {
 
 def _check_top_level(config: DictConfig) -> None:
     """Check that every group has an object, and that there is no key that nothing uses."""
-    shipped = OmegaConf.load(CONF / "config.yaml")
-    assert isinstance(shipped, DictConfig)
+    shipped = _shipped()
     groups = [str(key) for entry in shipped.defaults if not isinstance(entry, str) for key in entry if " " not in str(key)]
     objects = [name for name in groups if name not in ("experiment", "scale")]  # these set others
     for name in [*objects, *(name for name in shipped if OmegaConf.is_dict(shipped[name]) and name != "hydra")]:
@@ -190,6 +190,13 @@ def _check_top_level(config: DictConfig) -> None:
     for name in map(str, config):
         if name not in known and not own and f"${{{name}" not in OmegaConf.to_yaml(config):
             raise SettingError(f"{name}: no such setting, and no other setting uses it{nearest(name, known)}")
+
+
+@functools.cache
+def _shipped() -> DictConfig:
+    shipped = OmegaConf.load(CONF / "config.yaml")
+    assert isinstance(shipped, DictConfig)
+    return shipped
 
 
 def check(node: Any) -> None:

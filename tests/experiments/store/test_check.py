@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from experiments.store import check as module
 from experiments.store import locks
-from experiments.store.check import check
+from experiments.store.check import Finding, check
 from experiments.store.inventory import listing
 from experiments.store.locks import locked
 from experiments.store.meeting import MeetingError, meet
@@ -25,8 +25,9 @@ def found(root: Path, processes: int = 1, seconds: float = 60.0) -> dict[str, bo
     return {finding.name: finding.ok for finding in check(root, processes, seconds)}
 
 
-def text(root: Path, name: str) -> str:
-    return next(finding.text for finding in check(root, 1, 60.0) if finding.name == name)
+def finding_of(root: Path, name: str) -> Finding:
+    with closing(check(root, 1, 60.0)) as findings:
+        return next(finding for finding in findings if finding.name == name)
 
 
 @contextmanager
@@ -47,8 +48,11 @@ def test_a_good_file_system(tmp_path):
 def test_locks_that_do_nothing(tmp_path, monkeypatch):
     """Claim: if a second process takes a held lock, the check says so and how to mount the file system."""
     monkeypatch.setattr(locks, "FileLock", no_lock)
-    assert found(tmp_path) == {"write": True, "sync": True, "rename": True, "locks": False, "nodes": None}
-    said = text(tmp_path, "locks")
+    findings = {finding.name: finding for finding in check(tmp_path, 1, 60.0)}
+    assert {name: finding.ok for name, finding in findings.items()} == {
+        "write": True, "sync": True, "rename": True, "locks": False, "nodes": None,
+    }  # fmt: skip
+    said = findings["locks"].text
     assert "another process on this machine took a lock that this process held" in said
     assert "Lustre with flock" in said
 
@@ -60,8 +64,9 @@ def test_no_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(locks, "FileLock", refuse)
-    assert found(tmp_path)["locks"] is False
-    assert os.strerror(errno.ENOLCK) in text(tmp_path, "locks")
+    locked_out = finding_of(tmp_path, "locks")
+    assert locked_out.ok is False
+    assert os.strerror(errno.ENOLCK) in locked_out.text
 
 
 def test_locks_that_outlive_their_process(tmp_path, monkeypatch):
@@ -74,7 +79,7 @@ def test_locks_that_outlive_their_process(tmp_path, monkeypatch):
 
     calls = itertools.count()
     monkeypatch.setattr(module, "locked", kept)
-    (finding,) = [finding for finding in check(tmp_path, 1, 60.0) if finding.name == "locks"]
+    finding = finding_of(tmp_path, "locks")
     assert finding.ok is False
     assert "the lock of a killed process was not released" in finding.text
     assert not (tmp_path / "locks" / "check").exists()
@@ -93,7 +98,7 @@ def test_errors_of_the_system(tmp_path, monkeypatch, name):
     assert result[name] is False
     rest = {"write": {"sync": None, "rename": None, "locks": None, "nodes": None}, "sync": {"write": True, "locks": True}}
     assert result.items() >= rest.get(name, {"write": True, "sync": True, "locks": True}).items()
-    assert os.strerror(errno.EIO) in text(tmp_path, name)
+    assert os.strerror(errno.EIO) in finding_of(tmp_path, name).text
 
 
 def test_renaming_that_replaces_folders(tmp_path, monkeypatch):
@@ -106,8 +111,9 @@ def test_renaming_that_replaces_folders(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", replace)
-    assert found(tmp_path)["rename"] is False
-    assert "a folder that was renamed to the name of another replaced it" in text(tmp_path, "rename")
+    renamed = finding_of(tmp_path, "rename")
+    assert renamed.ok is False
+    assert "a folder that was renamed to the name of another replaced it" in renamed.text
 
 
 OTHER = """
@@ -169,6 +175,7 @@ def test_who_does_not_come(tmp_path, monkeypatch):
 def test_what_the_check_says_of_nodes(tmp_path, monkeypatch, other_host, ok):
     """Claim: two processes on one machine say nothing about nodes; on two they do, with the names of both."""
     monkeypatch.setattr("socket.gethostname", lambda: "node-1")
+    monkeypatch.setattr(module, "_PROPERTIES", ())  # of one process
     shared = tmp_path / "locks" / module.FOLDER
     other = another(shared, other_host, "shared", 2)
     (nodes,) = [finding for finding in check(tmp_path, 2, 60.0) if finding.name == "nodes"]

@@ -8,9 +8,9 @@ import argparse
 import atexit
 import collections
 import contextlib
-import copy
 import functools
 import io
+import pickle
 import re
 import shutil
 import sys
@@ -33,7 +33,7 @@ from experiments.store.store import Store
 from experiments.tasks import workers
 from experiments.tasks.errors import errors_as_messages
 from tests.experiments.datasets.fake_data import write_cifar, write_mnist
-from tests.experiments.tasks.test_configs import CONF, composed, options
+from tests.experiments.tasks.compositions import CONF, composed, composed_once, options
 
 Outcome = Literal["right", "traceback", "no setting", "accepted"]
 
@@ -263,7 +263,8 @@ def outcome(given: BadInput, folder: Path) -> Result:
                         program.task(config)
             else:
                 patch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={folder}/out", *arguments, given.argument])
-                program.main()
+                with composed_once():
+                    program.main()
         except _Accepted:
             return Result("accepted", "")
         except SystemExit as ended:
@@ -283,7 +284,7 @@ def store(arguments: tuple[str, ...], folder: Path) -> None:
 
 def _config(arguments: tuple[str, ...], argument: str, out: Path) -> DictConfig:
     """Return the config of the arguments with one more setting, and make it Hydra's."""
-    config = copy.deepcopy(_composed(arguments))
+    config = pickle.loads(_composed(arguments))
     override = OverridesParser.create().parse_override(argument)
     OmegaConf.set_struct(config, True)
     OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -298,9 +299,9 @@ def _config(arguments: tuple[str, ...], argument: str, out: Path) -> DictConfig:
 
 
 @functools.lru_cache(maxsize=2)
-def _composed(arguments: tuple[str, ...]) -> DictConfig:
+def _composed(arguments: tuple[str, ...]) -> bytes:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(arguments), return_hydra_config=True)
+        return pickle.dumps(compose("config", list(arguments), return_hydra_config=True))
 
 
 class _Accepted(BaseException):

@@ -2,10 +2,14 @@
 
 import functools
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
@@ -29,6 +33,23 @@ def composed(*overrides: str) -> DictConfig:
     config = pickle.loads(_chosen(tuple(str(override.input_line) for override in parsed if _chooses(override))))
     ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if not _chooses(override)], config)
     return config
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """A context in which ``hydra.main`` composes the config of a run once.
+
+    Hydra composes it twice: the first time only to read ``hydra.mode``, which is null unless the command line sets it.
+    """
+    original = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
+        said = any(override.lstrip("+").startswith("hydra.mode") for override in overrides)
+        return original(self, config_name, overrides) if said else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", get_mode)
+        yield
 
 
 def _chooses(override: Override) -> bool:

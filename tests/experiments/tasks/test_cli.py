@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import run as program
 from attribution.estimators.scores import Scores
 from tests.experiments.report.page.made import data_of
+from tests.experiments.tasks.compositions import composed_once
 
 ROOT = Path(__file__).parents[3]
 FINAL = [
@@ -43,6 +44,7 @@ SMALL_BENCHMARK = [
     "benchmark.k=[5,10]",
     "benchmark.queries.validation.n=8",
     "benchmark.queries.generated.n=6",
+    "benchmark.rows=2",
 ]
 MAIN = [
     *FINAL,
@@ -51,6 +53,7 @@ MAIN = [
     "benchmark.draws.n=4",
     "benchmark.queries.validation.n=5",
     "benchmark.queries.generated.n=4",
+    "benchmark.rows=2",
     "estimator.draws.n=2",
     "curvature.draws.n=2",
 ]
@@ -65,9 +68,9 @@ def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def run(folder: Path, *arguments: str) -> str:
-    """The same within this process, which saves the imports; what it printed."""
+    """The same within this process, which saves the imports and a composition; what it printed."""
     printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), composed_once():
         patch.chdir(folder)
         patch.setenv("COLUMNS", "200")
         patch.setattr(sys, "argv", ["run.py", *arguments, f"store.root={folder / 'store'}"])

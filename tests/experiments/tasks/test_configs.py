@@ -73,6 +73,12 @@ def test_wrong_overrides_of_tests_are_refused_as_by_hydra(wrong):
     assert str(found.value) == str(expected.value)
 
 
+def test_no_shipped_config_sets_the_mode():
+    """Claim: only the command line sets ``hydra.mode``, so that tests need not compose a config to learn it."""
+    files = [OmegaConf.load(path) for path in CONF.rglob("*.yaml")]
+    assert not [file for file in files if OmegaConf.select(file, "hydra.mode") is not None]
+
+
 def test_every_folder_is_a_group_of_the_config():
     """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it."""
     files = [path.relative_to(CONF) for path in CONF.rglob("*/*.yaml")]
