@@ -14,7 +14,7 @@ def texts(figure: Figure) -> list[str]:
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
     """Pairs of horizontal or vertical texts and images that overlap, and those that leave the page."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     shown = [text for text in _texts(figure) if text.get_text().strip() and text.get_visible() and text.get_rotation() in (0, 90)]
     drawn = [(text.get_text(), Text.get_window_extent(text)) for text in shown]  # of an annotation without its arrow
     if not figure.axes[0].axison:  # thumbnails; elsewhere numbers stand on the one image on purpose
