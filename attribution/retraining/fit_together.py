@@ -5,6 +5,7 @@ the images of its selection with its seed. Unlike ``fit``, this keeps no record 
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,16 +90,18 @@ def fit_together(
         if start:
             stack.restore([load_file(_state(saved, start)) for saved in saves])
         losses: list[Tensor] = []
+        last_save = time.monotonic()
         with _default_dtype(stack.dtype):
             for step in progress(range(start, recipe.steps)):
                 batch = _batch(members, images, step, recipe.batch_size, measure, flips, stack)
                 loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch)
                 stack.step(step, gradients)
                 losses.append(loss)
-                if (step + 1) % mode.interval == 0 or step + 1 == recipe.steps:
+                if time.monotonic() - last_save >= mode.save_seconds or step + 1 == recipe.steps:
                     _check_finite(torch.stack(losses), step + 1, members)
                     _save(saves, stack, step + 1)
                     losses.clear()
+                    last_save = time.monotonic()
     for m, member in enumerate(members):
         save_file(stack.final(m), member.parameters)
     for member, saved in zip(members, saves, strict=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attribution.checks import whole
+from attribution.checks import number, whole
 from attribution.diffusion import denoiser
 from attribution.measurements import Inputs, Measure
 from attribution.nodes import execution
@@ -38,14 +38,14 @@ class StackedBatch:
 
 @dataclass(frozen=True)
 class Mode(ABC):
-    """A way to train several models: at most ``group`` at once in memory, saving progress every ``interval`` steps."""
+    """A way to train several models: at most ``group`` at once in memory, saving progress every ``save_seconds`` of work."""
 
     group: int = execution(default=16)
-    interval: int = execution(default=100)
+    save_seconds: float = execution(default=60.0)
 
     def __post_init__(self):
-        for name in ("group", "interval"):
-            whole(self, name, least=1)
+        whole(self, "group", least=1)
+        number(self, "save_seconds", least=0)
 
     @abstractmethod
     def prepare(self, network: nn.Module) -> None:
