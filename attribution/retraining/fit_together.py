@@ -21,6 +21,7 @@ from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Inputs, Measure
 from attribution.models.trained import PARAMETERS
 from attribution.nodes.saves import Saves
+from attribution.precision import tf32_products
 from attribution.retraining.modes import Mode, StackedBatch
 from attribution.retraining.selection import Selection
 from attribution.retraining.stacked_state import BuildOptimizer, Stack
@@ -86,15 +87,15 @@ def fit_together(
         return
     with torch.random.fork_rng():
         stack = Stack(model, [member.seed for member in members], optimizer, recipe, torch.device(device))
-        mode.prepare(stack.network)
+        mode.prepare(stack.network, recipe)
         if start:
             stack.restore([load_file(_state(saved, start)) for saved in saves])
         losses: list[Tensor] = []
         last_save = time.monotonic()
-        with _default_dtype(stack.dtype):
+        with _default_dtype(stack.dtype), tf32_products(recipe.tf32):
             for step in progress(range(start, recipe.steps)):
                 batch = _batch(members, images, step, recipe.batch_size, measure, flips, stack)
-                loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch)
+                loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch, recipe)
                 stack.step(step, gradients)
                 losses.append(loss)
                 if time.monotonic() - last_save >= mode.save_seconds or step + 1 == recipe.steps:

@@ -15,6 +15,7 @@ from attribution.diffusion import denoiser
 from attribution.images import philox
 from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
+from attribution.precision import allow_tf32
 from attribution.training.order import Batch
 
 SHARED = ("attribution.diffusion.denoiser", "attribution.images.draws")
@@ -44,6 +45,7 @@ class DiffusionModule(L.LightningModule):
 
     Batches are ``(ids [B], x0 [B, C, H, W], condition [B, ...] or None)``. After each step the recorder reads ``ids``, ``draws``,
     ``loss``, ``dropout_seed``, ``learning_rates`` and ``clip_factor``. ``ema_decay`` gives the decay of the average at each step.
+    ``tf32``, ``channels_last`` and ``compiler`` are those of ``Recipe``.
     """
 
     def __init__(
@@ -57,15 +59,27 @@ class DiffusionModule(L.LightningModule):
         warmup: float = 0.0,
         clip: float | None = None,
         ema_decay: Callable[[int], float] | None = None,
+        tf32: bool = False,
+        channels_last: bool = False,
+        compiler: str | None = None,
     ):
         super().__init__()
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model, self.measure, self.build_optimizer = model, measure, optimizer
         self.seed, self.flips, self.lr_schedule, self.warmup, self.clip = seed, flips, lr_schedule, warmup, clip
+        self.tf32, self.compiler = tf32, compiler
         self.average = None
         if ema_decay is not None:
             # A partial function, because ddp_spawn pickles the module. DDP would wait for gradients of the average.
             self.average = AveragedModel(model, multi_avg_fn=partial(_update_average, ema_decay)).requires_grad_(False)
         self.clip_factor: Tensor | float = 1.0
+
+    def setup(self, stage: str) -> None:
+        # Here, because the processes of ddp_spawn inherit neither the setting nor the compiled network.
+        allow_tf32(self.tf32)
+        if self.compiler is not None:
+            self.model.compile(backend=self.compiler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.ids, x0, condition = batch

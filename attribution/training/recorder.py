@@ -13,6 +13,7 @@ from attribution.nodes.saves import Saves
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
 from attribution.training.order import steps_per_epoch
+from attribution.training.recipe import Recipe
 from attribution.training.record import SCHEMA, VISIT, step_dtype
 
 SHARED = ("attribution.training.order", "attribution.training.record")
@@ -26,9 +27,9 @@ class Recorder(L.Callback):
     steps after its last save and repeats them exactly. ``start`` is the step of the save to resume from, or 0.
     """
 
-    def __init__(self, saves: Saves, start: int, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
+    def __init__(self, saves: Saves, start: int, rule: CheckpointRule, interval: int, n: int, recipe: Recipe, seed: int):
         self.folder, self.rule, self.interval = saves.folder, rule, interval
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.n, self.batch_size, self.precision, self.seed = n, recipe.batch_size, recipe.precision, seed
         self.saves, self.start = saves, start
         self.visits: list[np.ndarray] = []
         self.steps: list[tuple] = []
@@ -76,7 +77,7 @@ class Recorder(L.Callback):
             _write(pl_module.average.module.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
-        self._describe(kept, trainer.precision)
+        self._describe(kept)
         self.saves.finish([*files, *(self._checkpoint(step) for step in kept)])
         self.saves.discard()
         for step in self.checkpoint_steps - set(kept):
@@ -103,13 +104,13 @@ class Recorder(L.Callback):
         np.save(self.saves.path(f"steps-{rank}-{done:09d}.npy"), steps)
         self.visits, self.steps = [], []
 
-    def _describe(self, kept: Sequence[int], precision: str) -> None:
+    def _describe(self, kept: Sequence[int]) -> None:
         info = {
             "schema": SCHEMA,
             "seed": self.seed,
             "examples": self.n,
             "batch_size": self.batch_size,
-            "precision": precision,
+            "precision": self.precision,
             "steps_per_epoch": steps_per_epoch(self.n, self.batch_size),
             "checkpoints": list(kept),
         }

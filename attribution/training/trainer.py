@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from attribution.checks import FieldError
+from attribution.precision import FLOAT32
 from attribution.training.recipe import Hardware, Recipe
 
 
@@ -66,7 +67,7 @@ def trainer_of(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer
             accelerator=hardware.accelerator,
             devices=hardware.devices,
             strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
-            precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+            precision=FLOAT32 if recipe.tf32 else recipe.precision,  # pyright: ignore[reportArgumentType]
             plugins=[_DirectCheckpoints(), _one_process()],
             max_steps=recipe.steps,
             enable_checkpointing=False,

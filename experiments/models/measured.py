@@ -15,6 +15,7 @@ from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, JointNode, added, execution, key
+from attribution.precision import FLOAT32, TF32, autocast, check_precision, tf32_products
 
 SHARED = ("attribution.diffusion.denoiser",)
 
@@ -30,7 +31,8 @@ class MeasuredValues(Arrays):
 class Measured(JointNode[MeasuredValues]):
     """The ``measure`` of ``images`` under a ``model``. All models get the same ``draws`` (common random numbers).
 
-    Measurements with another ``role`` have independent draws.
+    Measurements with another ``role`` have independent draws. ``precision``: of the passes of a float32 network, one of
+    ``attribution.precision.MIXABLE``; means are in float64.
     """
 
     NAME = "Measured"
@@ -43,7 +45,12 @@ class Measured(JointNode[MeasuredValues]):
     measure: Measure
     draws: DrawScheme
     role: str = added(default="measurement")
+    precision: str = added(default=FLOAT32)
     execution: Execution = execution(default=Execution())
+
+    def __post_init__(self):
+        """Raises FieldError: another precision."""
+        check_precision(self, "precision")
 
     def together(self) -> Hashable:
         return key(self.model)
@@ -60,7 +67,7 @@ class Measured(JointNode[MeasuredValues]):
     def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> MeasuredValues:
         images, measured = get(self.measure.subject(self.images)), []
         dtype, proposal, K = next(network.parameters()).dtype, self.measure.proposal(), self.draws.count
-        with torch.inference_mode():
+        with torch.inference_mode(), tf32_products(self.precision == TF32), autocast(self.precision, device):
             for start, stop in ranges(0, self.images.count, max(1, self.execution.batch_size // K)):
                 rows = slice(start, stop)
                 draws = self.draws.draw_for(proposal, self.role, images.ids(rows))

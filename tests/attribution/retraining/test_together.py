@@ -324,7 +324,7 @@ class Momentumless(torch.optim.SGD):
         (Together(), {"model": UNET}, "train each alone"),
         (Together(), {"optimizer": functools.partial(Momentumless, lr=0.1)}, "sgd, adam, adamw"),
         (Alone(), {"optimizer": torch.optim.LBFGS}, "sgd, adam, adamw"),
-        (Together(), {"recipe": dataclasses.replace(RECIPE, precision="bf16-mixed")}, r"Recipe\.precision=bf16-mixed"),
+        (Together(), {"recipe": dataclasses.replace(RECIPE, precision="16-mixed")}, r"Recipe\.precision=16-mixed"),
     ],
 )
 def test_what_a_mode_cannot_train_is_refused_by_name(tmp_path, mode, changes, message):
