@@ -113,7 +113,7 @@ def scores(kind: Any, model: Any = MODEL, data: Any = None, queries: Any = QUERI
     equal(node, model, **at, **({"draws": DRAWS.count} if kind is KFACInfluence else {}))
 
 
-class _Accelerator(CPUAccelerator):
+class Accelerator(CPUAccelerator):
     def setup_device(self, device: torch.device) -> None:
         assert device.type == NAME
 
@@ -285,7 +285,7 @@ def lissa() -> None:
 
 
 def main(*names: str) -> None:
-    AcceleratorRegistry.register(NAME, _Accelerator)
+    AcceleratorRegistry.register(NAME, Accelerator)
     StrategyRegistry.register(NAME, SingleDeviceStrategy, device=NAME)
     results = {}
     with registered():

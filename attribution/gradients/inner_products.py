@@ -11,7 +11,8 @@ from attribution.gradients.per_example import LayerGradients
 def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
     """Return ``⟨q, g⟩`` summed over all layers, with one GEMM per layer.
 
-    ``queries`` are blocks ``[.., Q, out, in]`` and ``gradients`` blocks ``[B, out, in]``; the result is ``[.., Q, B]``.
+    ``queries`` are blocks ``[.., Q, out, in]`` and ``gradients`` blocks ``[B, out, in]``; the result is ``[.., Q, B]``, on
+    the CPU.
 
     Raises:
         FloatingPointError: a product is not finite; the message names the layers.
@@ -25,7 +26,7 @@ def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
 
 
 def rowwise_dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
-    """Return ``⟨q_b, g_b⟩`` summed over all layers, ``[B]``, for two batches of blocks ``[B, out, in]``.
+    """Return ``⟨q_b, g_b⟩`` summed over all layers, ``[B]``, for two batches of blocks ``[B, out, in]``, on the CPU.
 
     Raises:
         FloatingPointError: a product is not finite; the message names the layers.
@@ -35,11 +36,12 @@ def rowwise_dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
 
 
 def finite(values: Tensor, *gradients: LayerGradients) -> Tensor:
-    """Return ``values`` unchanged if all of them are finite.
+    """Return ``values`` on the CPU if all of them are finite.
 
     Raises:
         FloatingPointError: a value is not finite; the message names the layers of ``gradients`` that are not finite.
     """
+    values = values.cpu()  # once, because the host waits for the device in each copy
     if torch.isfinite(values).all():
         return values
     bad = sorted({layer for blocks in gradients for layer, gradient in blocks.items() if not torch.isfinite(gradient).all()})

@@ -27,6 +27,7 @@ from attribution.retraining.selection import Selection
 from attribution.retraining.stacked_state import BuildOptimizer, Stack
 from attribution.training.order import batch_rows
 from attribution.training.recipe import Recipe
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.images.draws",
@@ -121,13 +122,13 @@ def _batch(
         rows[m, : lengths[m]] = member.selection.rows[batch]
         weight[m, : lengths[m]] = member.selection.weights_of(batch) / lengths[m]
     ids = images.ids(rows.ravel()).view(rows.shape)
-    x0 = images.x0(rows.ravel()).to(stack.device, stack.dtype)
+    x0 = to_device(images.x0(rows.ravel()), stack.device, stack.dtype)
     draws = _draws(members, ids, step, measure.process.T, flips).to(stack.device)
     condition = images.conditions(rows.ravel())
-    inputs = measure.inputs(x0, draws, None if condition is None else condition.to(stack.device))
+    inputs = measure.inputs(x0, draws, None if condition is None else to_device(condition, stack.device))
     return StackedBatch(
         Inputs(*(None if tensor is None else tensor.unflatten(0, rows.shape) for tensor in inputs)),  # pyright: ignore[reportArgumentType]
-        torch.from_numpy(weight).to(stack.dtype).to(stack.device),
+        to_device(torch.from_numpy(weight), stack.device, stack.dtype),
         lengths,
         [philox.key(member.seed, "dropout", step, 0)[0] for member in members],
     )

@@ -1,7 +1,7 @@
 """The LightningModule: the training loss at recorded draws; everything else is left to Lightning."""
 
+import copy
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from attribution.diffusion import denoiser
 from attribution.images import philox
@@ -30,14 +29,6 @@ def training_loss(
     """
     torch.manual_seed(dropout_seed)
     return measure(denoiser(model), *measure.inputs(x0, draws, condition)).mean()
-
-
-_Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def _update_average(decay: Callable[[int], float], average: _Tensors, parameters: _Tensors, step: Tensor | int) -> None:
-    """``average = decay(t) · average + (1 - decay(t)) · parameters``, called by ``AveragedModel`` with ``step`` t."""
-    torch._foreach_lerp_(average, parameters, 1 - decay(int(step)))
 
 
 class DiffusionModule(L.LightningModule):
@@ -69,10 +60,9 @@ class DiffusionModule(L.LightningModule):
         self.model, self.measure, self.build_optimizer = model, measure, optimizer
         self.seed, self.flips, self.lr_schedule, self.warmup, self.clip = seed, flips, lr_schedule, warmup, clip
         self.tf32, self.compiler = tf32, compiler
-        self.average = None
+        self.ema_decay, self.average = ema_decay, None
         if ema_decay is not None:
-            # A partial function, because ddp_spawn pickles the module. DDP would wait for gradients of the average.
-            self.average = AveragedModel(model, multi_avg_fn=partial(_update_average, ema_decay)).requires_grad_(False)
+            self.average = copy.deepcopy(model).requires_grad_(False)  # DDP would wait for gradients of the average
         self.clip_factor: Tensor | float = 1.0
 
     def setup(self, stage: str) -> None:
@@ -83,18 +73,33 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.ids, x0, condition = batch
-        step = self.global_step
-        self.draws = random_draws(self.seed, "training", self.ids[:, None], torch.tensor(step), self.measure.process.T, self.flips)
+        self.step = step = self.global_step
+        self.draws = random_draws(
+            self.seed,
+            "training",
+            self.ids[:, None],
+            torch.full((), step, device=self.ids.device),
+            self.measure.process.T,
+            self.flips,
+        )
         self.dropout_seed = philox.key(self.seed, "dropout", step, self.global_rank)[0]
         loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed, condition)
         self.loss = loss.detach()
-        self.log("loss", self.loss, prog_bar=True)
+        if self._logs:
+            self.log("loss", self.loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning steps the scheduler before on_train_batch_end, so the rate that is applied must be read here.
         self.learning_rates = np.array([group["lr"] for group in optimizer.param_groups])
-        self.log("lr", self.learning_rates[0])
+        if self._logs:
+            self.log("lr", self.learning_rates[0])
+
+    @property
+    def _logs(self) -> bool:
+        """Whether a logger takes the numbers of this step; other steps hand over none, because that copies to the device."""
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(self.trainer.loggers) and (self.trainer.global_step + 1) % every == 0
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if self.clip is not None:
@@ -104,7 +109,20 @@ class DiffusionModule(L.LightningModule):
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self._update_average(self.average)
+
+    @torch.no_grad()
+    def _update_average(self, average: nn.Module) -> None:
+        """``average = d_t · average + (1 - d_t) · parameters`` with d_0 = 0. Buffers are copied.
+
+        ``AveragedModel`` of PyTorch does the same, but counts steps on the device, where the host has to wait for the count.
+        """
+        assert self.ema_decay is not None
+        averaged: list[Tensor] = list(average.parameters())
+        current: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - self.ema_decay(self.step))
+        for buffer, of_model in zip(average.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(of_model)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.model.parameters())
