@@ -143,6 +143,8 @@ def registered(float64: bool = False) -> Iterator[torch.device]:
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
     module.get_rng_state = lambda device: torch.empty(0, dtype=torch.uint8)  # for torch.random.fork_rng
     module.set_rng_state = lambda state, device: None
+    library = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")  # autocast is possible, and casts nothing
+    library.fallback(torch.library.fallthrough_kernel)
     with _Factories(), _Dispatch():
         yield torch.device(NAME, 0)
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from attribution.curvature.vector_products import CurvatureProduct
+from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images
 from attribution.images.draws import Draws, DrawScheme
 from attribution.training import Recorded
 from attribution.transfers import to_device
 
-SHARED = ("attribution.gradients.per_example",)
+SHARED = ("attribution.gradients.inner_products", "attribution.gradients.per_example")
 
 SLACK = 1e-3
 """Tolerance for rounding in the bound on the growth of r."""
@@ -53,10 +54,11 @@ class Recursion:
         """Return the mean of r_J/σ over the repeats, for all vectors ``[Q, ..]`` in ``v`` at once.
 
         Raises:
-            FloatingPointError: r grows beyond (j + 1) ‖v‖, which it cannot if every step shrinks it.
+            FloatingPointError: v is not finite, or r grows beyond (j + 1) ‖v‖, which it cannot if every step shrinks it.
         """
         total = {layer: torch.zeros_like(block) for layer, block in v.items()}
         length = norms(v)
+        finite(length, v)
         for repeat in range(self.repeats):
             r, bounded = v, []
             for j, (x0, draws, condition) in enumerate(self.batches(trained, train, repeat, length.device), 1):

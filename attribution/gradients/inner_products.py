@@ -8,21 +8,27 @@ from torch import Tensor
 from attribution.gradients.per_example import LayerGradients
 
 
-def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
+def products(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
     """Return ``⟨q, g⟩`` summed over all layers, with one GEMM per layer.
 
-    ``queries`` are blocks ``[.., Q, out, in]`` and ``gradients`` blocks ``[B, out, in]``; the result is ``[.., Q, B]``, on
-    the CPU.
-
-    Raises:
-        FloatingPointError: a product is not finite; the message names the layers.
+    ``queries`` are blocks ``[.., Q, out, in]`` and ``gradients`` blocks ``[B, out, in]``; the result is ``[.., Q, B]``, on the
+    device of the gradients.
     """
     total: Any = 0
     for layer, gradient in gradients.items():
         query = queries[layer].to(gradient)
-        products = query.flatten(-2).flatten(0, -2) @ gradient.flatten(1).T
-        total = total + products.unflatten(0, query.shape[:-2])
-    return finite(total, queries, gradients)
+        of_layer = query.flatten(-2).flatten(0, -2) @ gradient.flatten(1).T
+        total = total + of_layer.unflatten(0, query.shape[:-2])
+    return total
+
+
+def dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
+    """Return ``products`` on the CPU.
+
+    Raises:
+        FloatingPointError: a product is not finite; the message names the layers.
+    """
+    return finite(products(queries, gradients), queries, gradients)
 
 
 def rowwise_dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
@@ -31,8 +37,8 @@ def rowwise_dot(queries: LayerGradients, gradients: LayerGradients) -> Tensor:
     Raises:
         FloatingPointError: a product is not finite; the message names the layers.
     """
-    products: Any = sum((queries[layer] * gradient).flatten(1).sum(1) for layer, gradient in gradients.items())
-    return finite(products, queries, gradients)
+    of_pairs: Any = sum((queries[layer] * gradient).flatten(1).sum(1) for layer, gradient in gradients.items())
+    return finite(of_pairs, queries, gradients)
 
 
 def finite(values: Tensor, *gradients: LayerGradients) -> Tensor:

@@ -52,6 +52,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in networks of diffusers
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         yield
 
