@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.diffusion import eval_mode
 from attribution.execution import FLOAT32_BYTES, Execution
 from attribution.gradients.activations import activation_bytes
@@ -30,7 +30,7 @@ from attribution.retraining.selection import Selection
 from attribution.retraining.stacked_state import BuildOptimizer
 from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import fit
-from attribution.training.recipe import Hardware, Recipe
+from attribution.training.recipe import COMPILERS, Hardware, Recipe
 from experiments.metrics.estimate import Estimate
 from experiments.models.trained import quiet_lightning
 from experiments.report.row import Row, Subject
@@ -67,8 +67,8 @@ class DeviceSuite:
         for name in ("batch_size", "steps", "draws", "repeats"):
             whole(self, name, least=1)
         whole(self, "group", least=0)
-        if self.compiler is not None:
-            Recipe(steps=1, batch_size=1, compiler=self.compiler)  # raises for another backend
+        if self.compiler not in (None, *COMPILERS):
+            raise FieldError(self, "compiler", f"must be null or one of {', '.join(COMPILERS)}")
 
     def rows(
         self,

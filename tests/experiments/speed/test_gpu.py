@@ -52,7 +52,7 @@ def test_what_is_left_out_and_what_is_refused():
     assert compiled == {"training, ms a step", "planned, GB"}
     with pytest.raises(ValueError, match=r"DeviceSuite\.steps=0"):
         suite(steps=0)
-    with pytest.raises(ValueError, match=r"compiler=gcc: must be null or one of"):
+    with pytest.raises(ValueError, match=r"DeviceSuite\.compiler=gcc: must be null or one of"):
         suite(compiler="gcc")
 
 
