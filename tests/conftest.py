@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,3 +36,18 @@ def _same_working_directory():
     after = os.getcwd()
     os.chdir(before)
     assert after == before, f"the test left the working directory {after}"
+
+
+@pytest.fixture
+def a_second_a_step(monkeypatch):
+    """The clock of retraining, which goes forward by one second with every optimizer step."""
+    from attribution.retraining.stacked_state import Stack
+
+    clock, step = SimpleNamespace(now=0.0), Stack.step
+
+    def timed(*arguments):
+        clock.now += 1
+        step(*arguments)
+
+    monkeypatch.setattr(Stack, "step", timed)
+    monkeypatch.setattr("attribution.retraining.fit_together.time", SimpleNamespace(monotonic=lambda: clock.now))

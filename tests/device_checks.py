@@ -4,12 +4,14 @@
 the empty string.
 """
 
+import dataclasses
 import functools
+import inspect
 import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from safetensors.torch import load_file
 from attribution.curvature import EKFAC, KFAC, ExactGGN
 from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
-from attribution.estimators import Guided, LiSSA, ReTrac, SelfInfluence, TracIn
+from attribution.estimators import Estimator, Guided, LiSSA, ReTrac, SelfInfluence, TracIn
 from attribution.estimators.balance import Balance
+from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
+from attribution.estimators.half_trak import HalfPrecisionTRAK
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
@@ -34,7 +38,9 @@ from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.gradients.compression import Quantized, TruncatedSVD
-from attribution.images.draws import Even, Uniform
+from attribution.images.draws import Even, Fixed, Uniform
+from attribution.images.stratified import Stratified
+from attribution.images.window import Window
 from attribution.measurements import (
     Elbo,
     ElboWeighted,
@@ -42,6 +48,7 @@ from attribution.measurements import (
     JourneyLoss,
     Loss,
     LossAtT,
+    Measure,
     OutputMean,
     OutputNorm,
     SquareNorm,
@@ -57,13 +64,18 @@ from attribution.retraining.stacked_state import Stack
 from attribution.training.checkpoints import AtSteps
 from attribution.training.fit import fit
 from attribution.training.module import DiffusionModule
-from attribution.training.recipe import Hardware
+from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from attribution.training.trainer import check_hardware
+from experiments.estimators.datamodels import Datamodels
+from experiments.estimators.tuned import TunedTRAK
 from experiments.models.measured import Measured
 from experiments.models.quality import Fit
+from experiments.models.retrained import Retrained
 from experiments.models.samples import Samples, SampleTrajectories
+from experiments.models.subsets import RandomSubsets
 from tests.attribution.curvature.curvature_worlds import Given, given, perceptron, randomized
+from tests.test_versions import classes
 from tests.without_float64 import NAME, registered
 from tests.worlds import UNET, Blobs, trained
 
@@ -77,6 +89,8 @@ QUERIES = Blobs(n=2, first=900)
 DDIM = DDIMSampler(steps=5, eta=1.0)
 
 CHECKS: dict[str, Callable[[], None]] = {}
+COVERED: set[type] = set()
+"""The classes of everything that has been compared."""
 CPU = InMemory()
 """Artifacts that were computed on the CPU, among them the trained model of all checks."""
 
@@ -90,6 +104,7 @@ def equal(node: Callable[[Execution], Node], model: Any = MODEL, rtol: float = 1
     """Check that a node's arrays, of scores those ``at`` a damping, are the same from both devices to ``rtol`` of the largest."""
     device = InMemory()
     device._artifacts[model.fingerprint] = CPU(model)
+    COVERED.update(_kinds(node(Execution(device=NAME))))
     one, other = CPU(node(Execution(device="cpu"))), device(node(Execution(device=NAME)))
     if at:
         one, other = one.at(**at), other.at(**at)
@@ -97,6 +112,17 @@ def equal(node: Callable[[Execution], Node], model: Any = MODEL, rtol: float = 1
         if isinstance(array, np.ndarray) and array.dtype.kind == "f":
             assert np.abs(array).max() > 0, f"{name} is 0"
             np.testing.assert_allclose(getattr(other, name), array, rtol=rtol, atol=rtol * np.abs(array).max(), err_msg=name)
+
+
+def _kinds(value: Any) -> Iterator[type]:
+    """The classes of a dataclass and of all dataclasses among its fields, at any depth."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for each in value:
+            yield from _kinds(each)
+    elif dataclasses.is_dataclass(value):
+        yield type(value)  # pyright: ignore[reportReturnType]
+        for field in dataclasses.fields(value):
+            yield from _kinds(getattr(value, field.name))
 
 
 def scores(kind: Any, model: Any = MODEL, data: Any = None, queries: Any = QUERIES, **settings: Any) -> None:
@@ -113,7 +139,7 @@ def scores(kind: Any, model: Any = MODEL, data: Any = None, queries: Any = QUERI
     equal(node, model, **at, **({"draws": DRAWS.count} if kind is KFACInfluence else {}))
 
 
-class _Accelerator(CPUAccelerator):
+class Accelerator(CPUAccelerator):
     def setup_device(self, device: torch.device) -> None:
         assert device.type == NAME
 
@@ -139,16 +165,16 @@ def training() -> None:
             torch.testing.assert_close(other.final_parameters()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def _retraining(mode: Any) -> None:
+def _retraining(mode: Any, recipe: Recipe = RECIPE, rtol: float = 1e-5) -> None:
     images, results = CPU(MODEL.data), []
     for device in ("cpu", NAME):
         with tempfile.TemporaryDirectory() as folder:
             members = [Member(seed, Selection(np.arange(5)), Path(folder) / str(seed)) for seed in (1, 2)]
-            fit_together(members, images, SMALL, LOSS, MODEL.optimizer, RECIPE, mode, True, device)
+            fit_together(members, images, SMALL, LOSS, MODEL.optimizer, recipe, mode, True, device)
             results.append([load_file(member.folder / PARAMETERS) for member in members])
     for one, other in zip(*results, strict=True):
         for name, tensor in one.items():
-            torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(other[name], tensor, rtol=rtol, atol=1e-6)
 
 
 @check
@@ -159,6 +185,27 @@ def retraining_together() -> None:
 @check
 def retraining_alone() -> None:
     _retraining(Alone())
+
+
+@check
+def precision() -> None:
+    """The stand-in's autocast casts nothing, so results differ by bfloat16's rounding on the CPU."""
+    for mode in (Together(), Alone()):
+        _retraining(mode, replace(RECIPE, precision="bf16-mixed", channels_last=True), rtol=1e-2)
+        _retraining(mode, replace(RECIPE, precision="tf32"))
+    settings = {"model": MODEL, "images": QUERIES, "measure": LOSS, "draws": Even(4), "precision": "bf16-mixed"}
+    equal(lambda execution: Measured(**settings, execution=execution), rtol=1e-2)
+
+
+@check
+def measuring_retrained_models() -> None:
+    for mode in (Together(group=2), Alone()):
+
+        def node(execution: Execution, mode: Any = mode) -> Node:
+            model = Retrained.of(MODEL, Selection(np.arange(5)), 1, 3, mode, execution)
+            return Measured(model=model, images=QUERIES, measure=LOSS, draws=Even(4), execution=execution)
+
+        equal(node)
 
 
 def _samples(execution: Execution, sampler: Any = DDIM) -> Samples:
@@ -284,8 +331,57 @@ def lissa() -> None:
     scores(LiSSA, measurement=LOSS, damping=0.05, scale=100.0, depth=3, batch_size=4)
 
 
+@check
+def references() -> None:
+    for cosine in (False, True):
+        settings = {"embedding": Pixels(), "cosine": cosine}
+        equal(lambda e, settings=settings: EmbeddingSimilarity(**settings, execution=e).scores(MODEL, MODEL.data, QUERIES))
+    equal(lambda execution: Random(seed=1, execution=execution).scores(MODEL, MODEL.data, QUERIES))
+
+
+@check
+def half_precision() -> None:
+    features = {"query_feature": LOSS, "train_feature": LOSS, "damping": 1e-3, "projection": Gaussian(6), "draws": DRAWS}
+    for kind in ("float16", "bfloat16"):
+        settings = {**features, "precision": kind}
+        equal(lambda e, s=settings: HalfPrecisionTRAK(**s, execution=e).scores(MODEL, MODEL.data, QUERIES), rtol=3e-2)
+
+
+@check
+def models_of_subsets() -> None:
+    shared: dict[str, Any] = {"subsets": RandomSubsets(count=4, seed=2), "mode": Together(group=4), "damping": 1.0}
+    datamodels = {**shared, "measurement": LOSS, "measurement_draws": Even(4)}
+    equal(lambda e: Datamodels(**datamodels, execution=e).scores(MODEL, MODEL.data, QUERIES), rtol=1e-3)
+    features = {"query_feature": None, "train_feature": None, "measurement": LOSS, "projection": Gaussian(6), "draws": DRAWS}
+    tuned = {**shared, **features, "target": LOSS, "target_draws": Even(4), "pool": 4}
+    equal(lambda e: TunedTRAK(**tuned, execution=e).scores(MODEL, MODEL.data, QUERIES), rtol=1e-3)
+
+
+@check
+def choices_of_draws_and_timesteps() -> None:
+    for draws in (Window(low=3, high=7, n=2), Fixed([2, 9]), Stratified(3), Uniform([1, 2])):
+        settings = {"measurement": LOSS, "curvature": functools.partial(KFAC, draws=DRAWS), "damping": 1e-4}
+
+        def node(execution: Execution, draws: Any = draws, settings: Any = settings) -> Node:
+            curvature = settings["curvature"](execution=execution)
+            return KFACInfluence(**{**settings, "curvature": curvature}, draws=draws, execution=execution).scores(
+                MODEL, MODEL.data, QUERIES
+            )
+
+        equal(node, damping=1e-4, draws=draws.count)
+    scores(Guided, measurement=LOSS, checkpoints=[2, 4], strength=[0.3], timestep=5)
+
+
+@check
+def every_estimator_and_measurement() -> None:
+    """The checks above have covered all classes, except measures that only curvatures use."""
+    expected = {cls for cls in classes() if issubclass(cls, Estimator | Measure) and not inspect.isabstract(cls)}
+    lacking = {cls.__name__ for cls in expected - COVERED} - {"OutputPixels", "OutputProbe"}
+    assert not lacking, f"add a check of {', '.join(sorted(lacking))}"
+
+
 def main(*names: str) -> None:
-    AcceleratorRegistry.register(NAME, _Accelerator)
+    AcceleratorRegistry.register(NAME, Accelerator)
     StrategyRegistry.register(NAME, SingleDeviceStrategy, device=NAME)
     results = {}
     with registered():

@@ -12,8 +12,8 @@ ALLOWED = {"attribution": {"attribution"}, "experiments": {"attribution", "exper
 
 ROOMS = {
     "attribution": (
-        "checks", "double_precision", "device_memory", "execution", "nodes", "images", "diffusion", "measurements", "models",
-        "training", "retraining", "gradients", "projection", "curvature", "features", "estimators",
+        "checks", "double_precision", "precision", "transfers", "device_memory", "execution", "nodes", "images", "diffusion",
+        "measurements", "models", "training", "retraining", "gradients", "projection", "curvature", "features", "estimators",
     ),
     "experiments": (
         "disk", "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed", "benchmarks",

@@ -28,7 +28,7 @@ from attribution.curvature.sums import SumShard, merged
 from attribution.double_precision import double
 from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
-from attribution.gradients.layers import STEP, pieces
+from attribution.gradients.layers import pieces, step
 from attribution.images import ImageSet
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
@@ -106,10 +106,11 @@ class MomentShard(SumShard[SquareSums]):
         def add(name: str, calls: list[hooks.Call]) -> None:
             add_to(squares, name, rotated_squares(calls, *vectors[name]))
             add_to(counts, name, torch.tensor([len(calls[0].input)]))
-            add_to(rounding, name, squared_rounding(calls).cpu())
+            add_to(rounding, name, squared_rounding(calls))
 
         pseudo.run(get, self.rows, add)
-        return SquareSums({name: value.cpu() for name, value in squares.items()}, counts, rounding)
+        on_host = ({name: value.cpu() for name, value in sums.items()} for sums in (squares, counts, rounding))
+        return SquareSums(*on_host)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def squared_rounding(calls: list[hooks.Call]) -> Tensor:
     The mean of a over R positions is known to a multiple of the precision times ``√(1/R Σ_r ‖a_r‖²)``, the sum of b to that times
     ``√(R Σ_r ‖b_r‖²)``, even where the terms cancel.
     """
-    squares: Any = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    squares: Any = [0.0, 0.0]
     positions = 0
     for call in calls:
         kind = torch.promote_types(call.input.dtype, torch.float32)
@@ -176,7 +177,7 @@ def squared_rounding(calls: list[hooks.Call]) -> Tensor:
             cast(KroneckerLayer, call.layer), call.input.to(kind).square(), cast(Tensor, call.gradient).to(kind).square()
         )
         sums = (double(a).sum(), double(b).sum())
-        squares = [total.to(added.device) + added for total, added in zip(squares, sums, strict=True)]
+        squares = [total + added for total, added in zip(squares, sums, strict=True)]
         positions += R
     precision = max(torch.finfo(calls[0].input.dtype).eps, torch.finfo(torch.float32).eps)  # eigenvectors are float32
     scale = (ROUNDING * precision) ** 2
@@ -191,7 +192,7 @@ def rotated_squares(calls: list[hooks.Call], QA: Tensor, QB: Tensor) -> Tensor:
     layer, (out, columns) = cast(KroneckerLayer, calls[0].layer), calls[0].layer.block
     R = cast(Tensor, calls[0].gradient)[0].numel() // out
     total: Any = 0
-    for inputs in pieces(len(calls[0].input), max(1, STEP // (columns * max(out, R)))):
+    for inputs in pieces(len(calls[0].input), max(1, step(QA) // (columns * max(out, R)))):
         sides = [(call.input[inputs], cast(Tensor, call.gradient)[inputs]) for call in calls]
         QA, QB = QA.to(sides[0][1]), QB.to(sides[0][1])
         if len(calls) == 1 and out > R:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribution.gradients.convolution import ConvLayer
-from attribution.gradients.layers import STEP, LinearLayer, pieces
+from attribution.gradients.layers import LinearLayer, pieces, step
 
 SHARED = ("attribution.gradients.convolution", "attribution.gradients.layers")
 
@@ -30,6 +30,8 @@ CHAIN = 2**12
 """The number of positions summed in one convolution, which adds them one by one.
 
 Summing 2^17 at once raises the float32 error from 4e-7 to 3e-5."""
+CHAIN_ELSEWHERE = 2**14
+"""The same on devices other than the CPU, which divide a sum among many threads."""
 
 
 def second_moments(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -42,7 +44,7 @@ def second_moments(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tupl
     R = b[0].numel() // out
     A, B = a.new_zeros(columns, columns), b.new_zeros(out, out)
     # The patches of a piece fit into the cache, and there are enough of them that adding up the products takes little time.
-    for inputs in pieces(len(b), max(1, STEP // (R * columns), 2 * columns // R)):
+    for inputs in pieces(len(b), max(1, step(b) // (R * columns), 2 * columns // R)):
         for total, side in zip((A, B), layer.positions(a[inputs], b[inputs]), strict=True):
             rows = side.reshape(-1, side.shape[-1])
             total += rows.T @ rows
@@ -55,7 +57,7 @@ def position_sums(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tuple
         a, b = layer.positions(a, b)
         return a.sum(1), b.sum(1), a.shape[1]
     x, before = _pixels(layer, a)
-    rows, columns = (_overlaps(layer, axis, before[axis], x.shape[2 + axis], b.shape[2 + axis]) for axis in (0, 1))
+    rows, columns = (_overlaps(layer, axis, before[axis], x.shape[2 + axis], b.shape[2 + axis], x.device) for axis in (0, 1))
     overlaps = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # pixels × positions in the kernel
     sums, R = (x.flatten(2) @ overlaps.to(x)).flatten(1), b[0, 0].numel()
     return (F.pad(sums, (0, 1), value=R) if layer.bias else sums), b.sum((2, 3)), R
@@ -102,11 +104,12 @@ def patch_moment(layer: ConvLayer, a: Tensor, b: Tensor) -> Tensor:
 def correlation(x: Tensor, kh: int, kw: int) -> Tensor:
     """T as defined above for ``x [N, h, w, C]``: ``[C, C, kh, 2kw - 1]``, with T[s, j] at ``[.., s, kw - 1 + j]``."""
     N, h, w, C = x.shape
+    chain = CHAIN if x.device.type == "cpu" else CHAIN_ELSEWHERE
     T = x.new_zeros(C, C, kh, 2 * kw - 1)
     weights = x.new_empty(1).expand_as(T)  # only its shape is used
     # Full precision and deterministic results on a GPU too.
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False):
-        for images in pieces(N, max(1, CHAIN // (h * w))):
+        for images in pieces(N, max(1, chain // (h * w))):
             part = x[images].permute(0, 3, 1, 2)
             _, sums, _ = torch.ops.aten.convolution_backward.default(
                 part,
@@ -133,11 +136,11 @@ def _pixels(layer: ConvLayer, a: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return a, ((height - a.shape[2]) // 2, (width - a.shape[3]) // 2)  # an odd number has one more after the input
 
 
-def _overlaps(layer: ConvLayer, axis: int, before: int, size: int, outputs: int) -> Tensor:
+def _overlaps(layer: ConvLayer, axis: int, before: int, size: int, outputs: int, device: torch.device) -> Tensor:
     """``[size, kernel]``: whether a row (axis 0) or column of the input overlaps a kernel position at any output position."""
     conv = layer.module
-    start = torch.arange(conv.kernel_size[axis]) * conv.dilation[axis] - before
-    steps = torch.arange(size)[:, None] - start
+    start = torch.arange(conv.kernel_size[axis], device=device) * conv.dilation[axis] - before
+    steps = torch.arange(size, device=device)[:, None] - start
     return (steps % conv.stride[axis] == 0) & (steps >= 0) & (steps < conv.stride[axis] * outputs)
 
 

@@ -23,6 +23,7 @@ from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Inputs, Measure
 from attribution.nodes import Get, execution
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.gradients.inner_products",
@@ -101,9 +102,9 @@ class PseudoGradients:
 
         def block(start: int, stop: int) -> tuple[Tensor, Draws, Tensor | None]:
             at = slice(start, stop)
-            draws = self.draws.draw("curvature", images.ids(at).to(device), self.trained.process.T, self.flips)
+            draws = self.draws.draw("curvature", to_device(images.ids(at), device), self.trained.process.T, self.flips)
             condition = images.conditions(at)
-            return images.x0(at).to(device, dtype), draws, None if condition is None else condition.to(device)
+            return to_device(images.x0(at), device, dtype), draws, None if condition is None else to_device(condition, device)
 
         # This also compares the hooks with plain autograd.
         size = per_example.inputs_per_pass(self.measure, *block(rows[0], min(rows[0] + 2, rows[1])))

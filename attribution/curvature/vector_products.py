@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.diffusion import denoiser, eval_mode
-from attribution.gradients.inner_products import dot
+from attribution.gradients.inner_products import products
 from attribution.gradients.layers import Layer, pieces
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images.draws import Draws
@@ -126,9 +126,9 @@ class GaussNewton(CurvatureProduct):
         for rows in pieces(len(single), per_example.batch_size):
             condition_of_rows = None if condition is None else condition[rows]
             g = per_example.capture(probe, images[rows], single.rows(rows), condition_of_rows).mean()
-            products = dot(vectors, g)  # ⟨v_q, g_b⟩
+            of_pairs = products(vectors, g)  # ⟨v_q, g_b⟩
             for name, block in g.items():
-                total[name] += (products @ block.flatten(1)).view_as(total[name])
+                total[name] += (of_pairs @ block.flatten(1)).view_as(total[name])
         return {name: block / len(single) for name, block in total.items()}
 
 

@@ -1,7 +1,7 @@
 """Noise schedules: the variances β_t of the forward process of a DDPM. Timesteps are 1..T."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -58,5 +58,14 @@ class NoiseSchedule:
 
 
 def lookup(table: np.ndarray, t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``table[t]`` for timesteps of any shape. The table is cast before it is moved, because some devices have no float64."""
-    return torch.from_numpy(table).to(dtype).to(t.device)[t]
+    """``table[t]`` for timesteps of any shape. Tables that have been used on a device other than the CPU stay there."""
+    if t.device.type == "cpu":
+        return torch.from_numpy(table).to(dtype)[t]
+    return _on_device(table.tobytes(), table.dtype.str, dtype, t.device)[t]
+
+
+@lru_cache(maxsize=64)
+def _on_device(content: bytes, kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The table, cast before it is moved, because some devices have no float64."""
+    with torch.inference_mode(False):  # it may be used for gradients later
+        return torch.from_numpy(np.frombuffer(content, kind).copy()).to(dtype).to(device)

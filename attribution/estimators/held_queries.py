@@ -23,7 +23,7 @@ from attribution.curvature.basis import Basis, flatten, unflatten
 from attribution.double_precision import double
 from attribution.gradients.compression import Compression
 from attribution.gradients.inner_products import finite
-from attribution.gradients.layers import STEP, pieces
+from attribution.gradients.layers import pieces, step
 from attribution.gradients.per_example import LayerGradients
 from attribution.nodes import Artifact
 
@@ -99,11 +99,12 @@ class HeldQueries:
         for layer, eigenvalues in self.basis.values.items():
             q, z = self._restored(prefix, layer).to(rotated[layer]), rotated[layer]
             total = total + self._products(eigenvalues.flatten(), q.flatten(-2).flatten(0, 1), z.flatten(-2).flatten(0, 1))
+        total = total.cpu()  # once, because the host waits for the device in each copy
         if not torch.isfinite(total).all():  # restore all layers at once only for the message
             finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, rotated)
         bins, B = next(iter(rotated.values())).shape[:2]
         # [D, query bin, Q, train bin, B] to [D, query bin, train bin, Q, B]
-        self._blocks[prefix].append(total.view(len(self.dampings), bins, -1, bins, B).transpose(2, 3).cpu())
+        self._blocks[prefix].append(total.view(len(self.dampings), bins, -1, bins, B).transpose(2, 3))
 
     def products(self) -> np.ndarray:
         """The products with all blocks so far, float32 ``[D, P, query bins, training bins, Q, n]``."""
@@ -116,7 +117,7 @@ class HeldQueries:
     def _products(self, eigenvalues: Tensor, q: Tensor, z: Tensor) -> Tensor:
         """``Σ q z s / (Λ + λ)`` for q ``[Q, n]``, z ``[B, n]`` and Λ ``[n]``: ``[D · Q, B]``."""
         total: Any = 0
-        for columns in pieces(len(eigenvalues), max(1, 8 * STEP // (len(self.dampings) * len(q)))):
+        for columns in pieces(len(eigenvalues), max(1, 8 * step(z) // (len(self.dampings) * len(q)))):
             scale = scaling(eigenvalues[columns], self.compression) / (eigenvalues[columns] + self.dampings)
             total = total + (q[:, columns] * scale.to(q.dtype).to(q.device).unsqueeze(1)).flatten(0, 1) @ z[:, columns].T
         return total

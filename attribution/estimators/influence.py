@@ -40,6 +40,7 @@ from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
 from attribution.nodes import Cost, Get, Node, key
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.estimators.draw_means",
@@ -223,8 +224,8 @@ class InfluenceTrainingBlock(TrainingBlock):
             held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
             for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
-                draws = scheme.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
-                x0, condition = images.x0(rows).to(device), images.conditions(rows)
+                draws = scheme.draw("attribution", to_device(images.ids(rows), device), first.trained.process.T, estimator.flips)
+                x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
                 gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
                 for prefix, number in enumerate(scheme.prefixes):
                     rotated: dict[tuple[str, int], LayerGradients] = {}

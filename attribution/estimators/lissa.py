@@ -36,6 +36,7 @@ from attribution.gradients.per_example import LayerGradients, PerExampleGradient
 from attribution.images import ImageSet
 from attribution.nodes import Cost, Get, Node, execution, key
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.estimators.lissa_recursion",
@@ -166,8 +167,8 @@ class LissaTrainingBlock(TrainingBlock):
         products: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.trained.parameter_count)):
             rows = slice(start, stop)
-            draws = scheme.draw("attribution", images.ids(rows).to(device), first.trained.process.T, estimator.flips)
-            x0, condition = images.x0(rows).to(device), images.conditions(rows)
+            draws = scheme.draw("attribution", to_device(images.ids(rows), device), first.trained.process.T, estimator.flips)
+            x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
             gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
             for blocks, vectors in zip(products, queries, strict=True):
                 blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors]).cpu())

@@ -7,7 +7,7 @@ the same samples in every step, r_J/σ would tend to the inverse of their mean, 
 directions that few samples leave out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,19 @@ import torch
 from torch import Tensor
 
 from attribution.curvature.vector_products import CurvatureProduct
+from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images
 from attribution.images.draws import Draws, DrawScheme
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
-SHARED = ("attribution.gradients.per_example",)
+SHARED = ("attribution.gradients.inner_products", "attribution.gradients.per_example")
 
 SLACK = 1e-3
 """Tolerance for rounding in the bound on the growth of r."""
+CHECKED = 16
+"""The number of steps whose growth is checked at once, because the host waits for the device in a check."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +54,34 @@ class Recursion:
         """Return the mean of r_J/σ over the repeats, for all vectors ``[Q, ..]`` in ``v`` at once.
 
         Raises:
-            FloatingPointError: r grows beyond (j + 1) ‖v‖, which it cannot if every step shrinks it.
+            FloatingPointError: v is not finite, or r grows beyond (j + 1) ‖v‖, which it cannot if every step shrinks it.
         """
         total = {layer: torch.zeros_like(block) for layer, block in v.items()}
         length = norms(v)
+        finite(length, v)
         for repeat in range(self.repeats):
-            r = v
+            r, bounded = v, []
             for j, (x0, draws, condition) in enumerate(self.batches(trained, train, repeat, length.device), 1):
                 sample = repeat * self.depth + j - 1
                 Hr = self.product(per_example, trained.objective, x0, draws, r, condition, sample)
                 r = {layer: v[layer] + r[layer] - (Hr[layer] + self.damping * r[layer]) / self.scale for layer in v}
-                if not (norms(r) <= (1 + SLACK) * (j + 1) * length).all():
-                    raise FloatingPointError(
-                        f"LiSSA grows without bound (step {j} of repeat {repeat + 1}): a batch's curvature has eigenvalues above "
-                        f"2 scale = {2 * self.scale:g} or below -damping = {-self.damping:g}; raise scale, damping or batch_size"
-                    )
+                bounded.append((norms(r) <= (1 + SLACK) * (j + 1) * length).all())
+                if len(bounded) == CHECKED or j == self.depth:
+                    self._check(bounded, j, repeat)
+                    bounded = []
             for layer, block in r.items():
                 total[layer] += block / (self.scale * self.repeats)
         return total
+
+    def _check(self, bounded: Sequence[Tensor], last: int, repeat: int) -> None:
+        """Raises FloatingPointError: one of the steps up to ``last`` was not bounded."""
+        held = torch.stack(list(bounded)).tolist()
+        if not all(held):
+            step = last - len(held) + 1 + held.index(False)
+            raise FloatingPointError(
+                f"LiSSA grows without bound (step {step} of repeat {repeat + 1}): a batch's curvature has eigenvalues above "
+                f"2 scale = {2 * self.scale:g} or below -damping = {-self.damping:g}; raise scale, damping or batch_size"
+            )
 
     def batches(
         self, trained: Recorded, train: Images, repeat: int, device: torch.device
@@ -84,11 +98,11 @@ class Recursion:
             if len(left) < self.batch_size:
                 left = np.concatenate([left, random.permutation(len(train) * K)])
             taken, left = left[: self.batch_size], left[self.batch_size :]
-            example, draw = by_id[taken // K], torch.from_numpy(taken % K).to(device)
-            draws = self.draws.draw("curvature", train.ids(example).to(device), trained.process.T, self.flips)
+            example, draw = by_id[taken // K], to_device(torch.from_numpy(taken % K), device)
+            draws = self.draws.draw("curvature", to_device(train.ids(example), device), trained.process.T, self.flips)
             column, condition = draw.unsqueeze(1), train.conditions(example)
-            condition = None if condition is None else condition.to(device)
-            yield train.x0(example).to(device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition
+            condition = None if condition is None else to_device(condition, device)
+            yield to_device(train.x0(example), device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition
 
 
 def norms(vectors: LayerGradients) -> Tensor:

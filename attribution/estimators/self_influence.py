@@ -17,6 +17,7 @@ from attribution.images.draws import Draws
 from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.estimators.training_trajectory",
@@ -65,8 +66,8 @@ class SelfInfluenceShard(JointNode[Influence]):
         estimator.measurement.subject(first.train)  # raises if the training images cannot be measured
 
         def inputs(rows: slice) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
-            draws = estimator.draws.draw("query", train.ids(rows).to(device), first.trained.process.T)
-            return train.x0(rows).to(device), draws, train.conditions(rows)
+            draws = estimator.draws.draw("query", to_device(train.ids(rows), device), first.trained.process.T)
+            return to_device(train.x0(rows), device), draws, train.conditions(rows)
 
         # A block holds both sides of its examples, and its query draws should fill a pass.
         start, stop = first.rows
@@ -79,7 +80,7 @@ class SelfInfluenceShard(JointNode[Influence]):
             visited = record.latest_draws(first.step, train.index[rows]).to(device)
             trained = per_example.capture(first.trained.objective, x0, visited, condition)
             for blocks, node in zip(products, nodes, strict=True):
-                blocks.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)).cpu())
+                blocks.append(rowwise_dot(node.estimator.query_side(query), node.estimator.train_side(trained)))
         index = np.array(train.index[slice(*first.rows)])
         return [Influence(torch.cat(blocks).float().numpy(), index) for blocks in products]
 

@@ -30,6 +30,7 @@ from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Arrays, Artifact, Get, JointNode, Node
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
 SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
 
@@ -92,8 +93,8 @@ class QueryBlock(JointNode[A]):
     def inputs(self, get: Get) -> tuple[Tensor, Draws, Tensor | None]:
         """The queries ``[Q, C, H, W]``, their draws ``[Q, K]``, both on the device, and their conditions."""
         device, images, rows = self.estimator.execution.torch_device(), get(self.queries), slice(*self.rows)
-        draws = self.estimator.draws.side("query").draw("query", images.ids(rows).to(device), self.trained.process.T)
-        return images.x0(rows).to(device), draws, images.conditions(rows)
+        draws = self.estimator.draws.side("query").draw("query", to_device(images.ids(rows), device), self.trained.process.T)
+        return to_device(images.x0(rows), device), draws, images.conditions(rows)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, key
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.estimators.sharded",
@@ -162,13 +163,15 @@ class TrajectoryTrainingBlock(TrainingBlock):
             for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
                 rows = slice(start, stop)
                 draws = record.latest_draws(first.step, train.index[rows]).to(device)
-                captured = per_example.capture(first.trained.objective, train.x0(rows).to(device), draws, train.conditions(rows))
+                captured = per_example.capture(
+                    first.trained.objective, to_device(train.x0(rows), device), draws, train.conditions(rows)
+                )
                 gradients: dict[int, LayerGradients] = {}
                 for at, side in zip(batch, sides, strict=True):
                     i = blocks[at][0]
                     if i not in gradients:
                         gradients[i] = nodes[i].estimator.train_side(captured)
-                    products[at].append(dot(side.layers, gradients[i]).cpu())
+                    products[at].append(dot(side.layers, gradients[i]))
         of_nodes: list[list[Tensor]] = [[] for _ in nodes]
         for (i, _), columns in zip(blocks, products, strict=True):
             of_nodes[i].append(torch.cat(columns, dim=-1))

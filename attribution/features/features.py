@@ -23,6 +23,7 @@ from attribution.measurements import Measure
 from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 from attribution.projection import Identity, Projection
 from attribution.training import Recorded
+from attribution.transfers import to_device
 
 SHARED = ("attribution.features.projector_cache", "attribution.gradients.network_cache")
 
@@ -138,8 +139,8 @@ def captured_together(features: Sequence[Features], get: Get, rows: tuple[int, i
     images, device = get(first.measure.subject(first.images)), first.execution.torch_device()
     for start, stop in ranges(*rows, first.execution.examples_at_once(first.trained.parameter_count)):
         block = slice(start, stop)
-        draws = first.draws.draw(first.role, images.ids(block).to(device), process.T, first.flips)
-        x0, condition = images.x0(block).to(device), images.conditions(block)
+        draws = first.draws.draw(first.role, to_device(images.ids(block), device), process.T, first.flips)
+        x0, condition = to_device(images.x0(block), device), images.conditions(block)
         yield block, [per_example.capture(each.measure, x0, draws, condition) for each in features]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.gradients.hooks import Call
-from attribution.gradients.layers import STEP, Layer, pieces
+from attribution.gradients.layers import Layer, pieces, step
 
 SHARED = ("attribution.gradients.hooks", "attribution.gradients.layers")
 
@@ -48,7 +48,7 @@ def square_norms(calls: list[Call], dtype: torch.dtype) -> Tensor:
         if (direct := layer.square_norms(a, b)) is not None:
             return direct
     squares = []
-    for chunk in pieces(len(pairs[0][1]), max(1, STEP // math.prod(pairs[0][0].block))):
+    for chunk in pieces(len(pairs[0][1]), max(1, step(pairs[0][1]) // math.prod(pairs[0][0].block))):
         block, *others = (layer.contract(a[chunk], b[chunk], 1) for layer, a, b in pairs)
         for other in others:
             block += other

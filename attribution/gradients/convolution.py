@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attribution.gradients.layers import STEP, Layer, gram_is_cheaper, gram_square_norms, pieces
+from attribution.gradients.layers import STEP, Layer, gram_is_cheaper, gram_square_norms, pieces, step
 
 SHARED = ("attribution.gradients.layers",)
 
@@ -94,7 +94,7 @@ class ConvLayer(Layer):
         module, (rows, columns) = self.module, self.block
         total = b.new_empty(len(b) // K, rows, columns)
         example = max(rows * columns, K * (a[0].numel() + b[0].numel()))
-        for chunk in pieces(len(total), max(1, STEP // example)):
+        for chunk in pieces(len(total), max(1, step(total) // example)):
             n, inputs = chunk.stop - chunk.start, slice(chunk.start * K, chunk.stop * K)
             _, weight, bias = torch.ops.aten.convolution_backward.default(
                 _examples_as_channels(b[inputs], K),

@@ -9,6 +9,7 @@ from attribution.gradients.gradient_sets import GradientSet
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import Images
 from attribution.nodes import Arrays, Cost, Get, Node
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.gradients.network_cache",
@@ -86,7 +87,7 @@ def compute_norms(gradients: GradientSet, images: Images, get: Get) -> Norms:
     for start, stop in ranges(0, len(images), _examples_at_once(gradients, per_example, images, get)):
         draws = gradients.draws(np.array(images.index[start:stop]), get)
         rows = slice(start, stop)
-        x0, condition = images.x0(rows).to(device), images.conditions(rows)
+        x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
         captured = per_example.capture(gradients.objective, x0, draws.to(device), condition)
         norms.append(captured.norms().cpu().double().numpy())
         timesteps.append(draws.timestep.numpy())

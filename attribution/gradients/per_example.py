@@ -23,6 +23,7 @@ from attribution.gradients.hooks import Call, OnLayer
 from attribution.gradients.layers import Layer, pieces
 from attribution.images.draws import Draws
 from attribution.measurements import Inputs, Measure
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.gradients.activations",
@@ -284,8 +285,8 @@ class Captured:
     def _inputs(self, part: _Part) -> Inputs:
         if self._owner.versions() != self._versions:
             raise RuntimeError("the model's parameters have changed since the capture: compute means and norms before that")
-        x0 = self._x0[part[0]].to(self._device, self._owner.parameters[0].dtype)
-        condition = None if self._condition is None else self._condition[part[0]].to(self._device)
+        x0 = to_device(self._x0[part[0]], self._device, self._owner.parameters[0].dtype)
+        condition = None if self._condition is None else to_device(self._condition[part[0]], self._device)
         return self._measure.inputs(x0, self._draws.rows(part[0]).columns(part[1]).to(self._device), condition)
 
 

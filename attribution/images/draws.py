@@ -20,6 +20,7 @@ from attribution.checks import FieldError, listed, whole
 from attribution.images import philox
 from attribution.images.proposals import Proposal
 from attribution.nodes.identity import added
+from attribution.transfers import to_device
 
 SHARED = ("attribution.images.philox",)
 
@@ -59,7 +60,7 @@ class Draws:
     def images(self, x0: Tensor) -> Tensor:
         """``x0 [B, C, H, W]`` once per draw, mirrored left to right where the draw says so: ``[B, K, C, H, W]``."""
         x = x0.unsqueeze(1).expand(-1, self.count, *x0.shape[1:])
-        if not self.flip.any():
+        if self.flip.device.type == "cpu" and not self.flip.any():  # on another device the host would have to wait for the answer
             return x
         return torch.where(self.flip[:, :, None, None, None], x.flip(-1), x)
 
@@ -82,7 +83,7 @@ class Draws:
 
     def to(self, device: torch.device | str) -> "Draws":
         """The draws on another device."""
-        return self.map(lambda tensor: tensor.to(device))
+        return self.map(lambda tensor: to_device(tensor, device))
 
     def unweighted(self) -> "Draws":
         """The draws without their weights, at which a measure is evaluated; ``mean`` applies the weights to its costs."""

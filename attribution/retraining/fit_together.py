@@ -5,6 +5,7 @@ the images of its selection with its seed. Unlike ``fit``, this keeps no record 
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Inputs, Measure
 from attribution.models.trained import PARAMETERS
 from attribution.nodes.saves import Saves
+from attribution.precision import tf32_products
 from attribution.retraining.modes import Mode, StackedBatch
 from attribution.retraining.selection import Selection
 from attribution.retraining.stacked_state import BuildOptimizer, Stack
 from attribution.training.order import batch_rows
 from attribution.training.recipe import Recipe
+from attribution.transfers import to_device
 
 SHARED = (
     "attribution.images.draws",
@@ -85,20 +88,22 @@ def fit_together(
         return
     with torch.random.fork_rng():
         stack = Stack(model, [member.seed for member in members], optimizer, recipe, torch.device(device))
-        mode.prepare(stack.network)
+        mode.prepare(stack.network, recipe)
         if start:
             stack.restore([load_file(_state(saved, start)) for saved in saves])
         losses: list[Tensor] = []
-        with _default_dtype(stack.dtype):
+        last_save = time.monotonic()
+        with _default_dtype(stack.dtype), tf32_products(recipe.tf32):
             for step in progress(range(start, recipe.steps)):
                 batch = _batch(members, images, step, recipe.batch_size, measure, flips, stack)
-                loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch)
+                loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch, recipe)
                 stack.step(step, gradients)
                 losses.append(loss)
-                if (step + 1) % mode.interval == 0 or step + 1 == recipe.steps:
+                if time.monotonic() - last_save >= mode.save_seconds or step + 1 == recipe.steps:
                     _check_finite(torch.stack(losses), step + 1, members)
                     _save(saves, stack, step + 1)
                     losses.clear()
+                    last_save = time.monotonic()
     for m, member in enumerate(members):
         save_file(stack.final(m), member.parameters)
     for member, saved in zip(members, saves, strict=True):
@@ -117,13 +122,13 @@ def _batch(
         rows[m, : lengths[m]] = member.selection.rows[batch]
         weight[m, : lengths[m]] = member.selection.weights_of(batch) / lengths[m]
     ids = images.ids(rows.ravel()).view(rows.shape)
-    x0 = images.x0(rows.ravel()).to(stack.device, stack.dtype)
+    x0 = to_device(images.x0(rows.ravel()), stack.device, stack.dtype)
     draws = _draws(members, ids, step, measure.process.T, flips).to(stack.device)
     condition = images.conditions(rows.ravel())
-    inputs = measure.inputs(x0, draws, None if condition is None else condition.to(stack.device))
+    inputs = measure.inputs(x0, draws, None if condition is None else to_device(condition, stack.device))
     return StackedBatch(
         Inputs(*(None if tensor is None else tensor.unflatten(0, rows.shape) for tensor in inputs)),  # pyright: ignore[reportArgumentType]
-        torch.from_numpy(weight).to(stack.dtype).to(stack.device),
+        to_device(torch.from_numpy(weight), stack.device, stack.dtype),
         lengths,
         [philox.key(member.seed, "dropout", step, 0)[0] for member in members],
     )

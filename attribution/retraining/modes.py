@@ -10,13 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attribution.checks import whole
+from attribution.checks import FieldError, number, whole
 from attribution.diffusion import denoiser
 from attribution.measurements import Inputs, Measure
 from attribution.nodes import execution
+from attribution.precision import MIXABLE, autocast
 from attribution.retraining.stacked_forward import stacked_losses
+from attribution.training.recipe import Recipe
 
 SHARED = ("attribution.diffusion.denoiser", "attribution.retraining.stacked_forward")
+
+PRECISIONS = (*MIXABLE, "64-true")
+"""The precisions in which models can be retrained."""
 
 State = Mapping[str, Tensor]
 """Tensors of M models by name, ``[M, ...]``."""
@@ -38,31 +43,33 @@ class StackedBatch:
 
 @dataclass(frozen=True)
 class Mode(ABC):
-    """A way to train several models: at most ``group`` at once in memory, saving progress every ``interval`` steps."""
+    """A way to train several models: at most ``group`` at once in memory, saving progress every ``save_seconds`` of work."""
 
     group: int = execution(default=16)
-    interval: int = execution(default=100)
+    save_seconds: float = execution(default=60.0)
 
     def __post_init__(self):
-        for name in ("group", "interval"):
-            whole(self, name, least=1)
+        whole(self, "group", least=1)
+        number(self, "save_seconds", least=0)
 
-    @abstractmethod
-    def prepare(self, network: nn.Module) -> None:
-        """Put the network into the mode for training.
+    def prepare(self, network: nn.Module, recipe: Recipe) -> None:
+        """Put the network into the mode for training by ``recipe``.
 
         Raises:
-            ValueError: a network that this mode cannot train.
+            ValueError: a network or a recipe that this mode cannot train.
         """
+        if recipe.precision not in PRECISIONS:
+            raise FieldError(recipe, "precision", f"models are retrained in one of {', '.join(PRECISIONS)}: choose one of these")
+        network.train()
 
     @abstractmethod
     def gradients(
-        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch
+        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of each model ``[M]`` and its gradient with respect to its ``parameters``, flat and in order: ``[M, P]``.
 
         ``constants`` are the frozen parameters and buffers. Only the code of ``network``, after ``prepare``, is used, not its
-        parameters.
+        parameters. ``recipe`` says in which precision and memory format.
         """
 
 
@@ -76,8 +83,10 @@ class Together(Mode):
     NAME = "Together"
     VERSION = 1
 
-    def prepare(self, network: nn.Module) -> None:
-        network.train()
+    def prepare(self, network: nn.Module, recipe: Recipe) -> None:
+        super().prepare(network, recipe)
+        if recipe.compiler is not None:
+            raise FieldError(recipe, "compiler", "models cannot be compiled together: train each alone, or do not compile")
         for name, module in network.named_modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 if module.p > 0:
@@ -87,10 +96,11 @@ class Together(Mode):
                 module.eval()  # vmap refuses dropout as random even if its probability is 0
 
     def gradients(
-        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch
+        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
-        leaves = _leaves(parameters)
-        losses = stacked_losses(network, {**leaves, **constants}, measure, batch.inputs)
+        leaves = _leaves(parameters, recipe)
+        with autocast(recipe.precision, batch.weight.device):
+            losses = stacked_losses(network, {**leaves, **constants}, measure, batch.inputs)
         losses = (batch.weight * losses).sum(1)
         # Each model's loss depends only on that model's parameters, so the gradient of the sum contains the gradient of each.
         return losses.detach(), torch.cat([g.reshape(len(g), -1) for g in _gradients(losses.sum(), leaves)], 1)
@@ -108,26 +118,38 @@ class Alone(Mode):
 
     group: int = execution(default=1)
 
-    def prepare(self, network: nn.Module) -> None:
-        network.train()
+    def prepare(self, network: nn.Module, recipe: Recipe) -> None:
+        super().prepare(network, recipe)
+        if recipe.compiler is not None:
+            network.compile(backend=recipe.compiler)
 
     def gradients(
-        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch
+        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
         for m, (length, dropout_seed) in enumerate(zip(batch.lengths, batch.dropout_seeds, strict=True)):
-            leaves = _leaves({name: tensor[m] for name, tensor in parameters.items()})
+            leaves = _leaves({name: tensor[m] for name, tensor in parameters.items()}, recipe)
             state = {**leaves, **{name: tensor[m] for name, tensor in constants.items()}}
             torch.manual_seed(dropout_seed)
-            costs = measure(denoiser(network, state), *batch.inputs.rows(m).rows(slice(length)))
+            with autocast(recipe.precision, batch.weight.device):
+                costs = measure(denoiser(network, state), *batch.inputs.rows(m).rows(slice(length)))
             loss = (batch.weight[m, :length] * costs).sum()
             losses.append(loss.detach())
             gradients.append(torch.cat([g.flatten() for g in _gradients(loss, leaves)]))
         return torch.stack(losses), torch.stack(gradients)
 
 
-def _leaves(parameters: State) -> dict[str, Tensor]:
-    return {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+def _leaves(parameters: State, recipe: Recipe) -> dict[str, Tensor]:
+    values = (_channels_last(tensor) if recipe.channels_last else tensor for tensor in parameters.values())
+    return {name: value.detach().requires_grad_() for name, value in zip(parameters, values, strict=True)}
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """The weight of a convolution, or those of M models as one weight ``[M · out, in, height, width]``, in this memory format."""
+    if weight.dim() not in (4, 5):
+        return weight
+    flat = weight.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+    return flat.view(weight.shape)
 
 
 def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> Sequence[Tensor]:

@@ -10,19 +10,16 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
-from attribution.checks import FieldError
 from attribution.training.recipe import Recipe
 
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
 
 
 class Stack:
     """M models of one recipe: ``model()`` initialized with each of ``seeds`` as in ``fit``, one row per seed in this order.
 
     Raises:
-        ValueError: an optimizer or a precision that does not allow stacking.
+        ValueError: an optimizer that does not allow stacking, or a precision that the device lacks.
     """
 
     def __init__(
@@ -33,11 +30,10 @@ class Stack:
         recipe: Recipe,
         device: torch.device,
     ):
-        if recipe.precision not in DTYPES:
-            raise FieldError(recipe, "precision", f"retrained models need one of {', '.join(DTYPES)}")
         recipe.check_device(device)
         _check_elementwise(optimizer)
-        self.recipe, self.dtype, self.device = recipe, DTYPES[recipe.precision], device
+        self.recipe, self.device = recipe, device
+        self.dtype = torch.float64 if recipe.precision == "64-true" else torch.float32
         rows, constants = [], []
         for seed in seeds:
             torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attribution.images import Images
 from attribution.training.order import Batch, batch_rows
+from attribution.transfers import ASYNCHRONOUS
 
 SHARED = ("attribution.images.images", "attribution.training.order")
 
@@ -45,7 +46,8 @@ class StepLoader(DataLoader):
     """A loader of the batches of a ``BatchOrder``, which Lightning can resume because the order knows where to start."""
 
     def __init__(self, images: Images, order: BatchOrder):
-        super().__init__(BatchReader(images), batch_sampler=order, collate_fn=_as_read)  # pyright: ignore[reportArgumentType]
+        reader, pinned = BatchReader(images), order.trainer.strategy.root_device.type in ASYNCHRONOUS
+        super().__init__(reader, batch_sampler=order, collate_fn=_as_read, pin_memory=pinned)  # pyright: ignore[reportArgumentType]
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -14,6 +14,7 @@ from torch import nn
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.nodes.saves import Saves
+from attribution.precision import tf32_products
 from attribution.training.batches import Batches
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
@@ -76,9 +77,12 @@ def fit(
             recipe.warmup,
             recipe.clip,
             None if recipe.ema is None else recipe.ema_decay,
+            recipe.tf32,
+            recipe.channels_last,
+            recipe.compiler,
         ).train()
-        recorder = Recorder(saves, found.last, checkpoints, hardware.interval, len(images), recipe.batch_size, seed)
-        with quiet():
+        recorder = Recorder(saves, found.last, checkpoints, hardware.interval, len(images), recipe, seed)
+        with quiet(), tf32_products(recipe.tf32):
             trainer = trainer_of(
                 recipe,
                 hardware,

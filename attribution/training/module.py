@@ -1,7 +1,7 @@
 """The LightningModule: the training loss at recorded draws; everything else is left to Lightning."""
 
+import copy
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from attribution.diffusion import denoiser
 from attribution.images import philox
 from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
+from attribution.precision import allow_tf32
 from attribution.training.order import Batch
 
 SHARED = ("attribution.diffusion.denoiser", "attribution.images.draws")
@@ -31,19 +31,12 @@ def training_loss(
     return measure(denoiser(model), *measure.inputs(x0, draws, condition)).mean()
 
 
-_Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def _update_average(decay: Callable[[int], float], average: _Tensors, parameters: _Tensors, step: Tensor | int) -> None:
-    """``average = decay(t) · average + (1 - decay(t)) · parameters``, called by ``AveragedModel`` with ``step`` t."""
-    torch._foreach_lerp_(average, parameters, 1 - decay(int(step)))
-
-
 class DiffusionModule(L.LightningModule):
     """Train ``model`` on ``measure`` with draws that are a function of (seed, example, step).
 
     Batches are ``(ids [B], x0 [B, C, H, W], condition [B, ...] or None)``. After each step the recorder reads ``ids``, ``draws``,
     ``loss``, ``dropout_seed``, ``learning_rates`` and ``clip_factor``. ``ema_decay`` gives the decay of the average at each step.
+    ``tf32``, ``channels_last`` and ``compiler`` are those of ``Recipe``.
     """
 
     def __init__(
@@ -57,30 +50,56 @@ class DiffusionModule(L.LightningModule):
         warmup: float = 0.0,
         clip: float | None = None,
         ema_decay: Callable[[int], float] | None = None,
+        tf32: bool = False,
+        channels_last: bool = False,
+        compiler: str | None = None,
     ):
         super().__init__()
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model, self.measure, self.build_optimizer = model, measure, optimizer
         self.seed, self.flips, self.lr_schedule, self.warmup, self.clip = seed, flips, lr_schedule, warmup, clip
-        self.average = None
+        self.tf32, self.compiler = tf32, compiler
+        self.ema_decay, self.average = ema_decay, None
         if ema_decay is not None:
-            # A partial function, because ddp_spawn pickles the module. DDP would wait for gradients of the average.
-            self.average = AveragedModel(model, multi_avg_fn=partial(_update_average, ema_decay)).requires_grad_(False)
+            self.average = copy.deepcopy(model).requires_grad_(False)  # DDP would wait for gradients of the average
         self.clip_factor: Tensor | float = 1.0
+
+    def setup(self, stage: str) -> None:
+        # Here, because the processes of ddp_spawn inherit neither the setting nor the compiled network.
+        allow_tf32(self.tf32)
+        if self.compiler is not None:
+            self.model.compile(backend=self.compiler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.ids, x0, condition = batch
-        step = self.global_step
-        self.draws = random_draws(self.seed, "training", self.ids[:, None], torch.tensor(step), self.measure.process.T, self.flips)
+        self.step = step = self.global_step
+        self.draws = random_draws(
+            self.seed,
+            "training",
+            self.ids[:, None],
+            torch.full((), step, device=self.ids.device),
+            self.measure.process.T,
+            self.flips,
+        )
         self.dropout_seed = philox.key(self.seed, "dropout", step, self.global_rank)[0]
         loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed, condition)
         self.loss = loss.detach()
-        self.log("loss", self.loss, prog_bar=True)
+        if self._logs:
+            self.log("loss", self.loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning steps the scheduler before on_train_batch_end, so the rate that is applied must be read here.
         self.learning_rates = np.array([group["lr"] for group in optimizer.param_groups])
-        self.log("lr", self.learning_rates[0])
+        if self._logs:
+            self.log("lr", self.learning_rates[0])
+
+    @property
+    def _logs(self) -> bool:
+        """Whether a logger takes the numbers of this step; other steps hand over none, because that copies to the device."""
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(self.trainer.loggers) and (self.trainer.global_step + 1) % every == 0
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if self.clip is not None:
@@ -90,7 +109,20 @@ class DiffusionModule(L.LightningModule):
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self._update_average(self.average)
+
+    @torch.no_grad()
+    def _update_average(self, average: nn.Module) -> None:
+        """``average = d_t · average + (1 - d_t) · parameters`` with d_0 = 0. Buffers are copied.
+
+        ``AveragedModel`` of PyTorch does the same, but counts steps on the device, where the host has to wait for the count.
+        """
+        assert self.ema_decay is not None
+        averaged: list[Tensor] = list(average.parameters())
+        current: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - self.ema_decay(self.step))
+        for buffer, of_model in zip(average.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(of_model)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.model.parameters())

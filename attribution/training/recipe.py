@@ -7,9 +7,13 @@ import torch
 
 from attribution.checks import FieldError, number, whole
 from attribution.double_precision import has_float64
+from attribution.nodes import added
+from attribution.precision import MIXABLE, TF32
 
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "transformer-engine")
+PRECISIONS = (*MIXABLE, "64-true", "16-mixed", "bf16-true", "16-true", "transformer-engine")
+COMPILERS = ("inductor", "cudagraphs", "aot_eager", "eager")
+"""Backends of ``torch.compile``; the last two compile nothing and serve to find errors."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,10 @@ class Recipe:
     ``lr_schedule``: one of ``LR_SCHEDULES``, as defined in diffusers; all except ``constant`` begin with a warm-up of ``warmup``, a
     fraction of ``steps``. ``clip``: the largest gradient norm. ``ema``: the decay of the parameter average. ``ema_warmup``: raise
     the decay from 0 to ``ema``, so that the average forgets the first steps also in a short training run; without it the decay is
-    constant, as in papers that train for long. ``precision``: one of ``PRECISIONS``, as in Lightning.
+    constant, as in papers that train for long. ``precision``: one of ``PRECISIONS``: Lightning's, and ``tf32``, float32 with
+    products in TF32 on a CUDA GPU (and in float32 elsewhere). ``channels_last``: the memory format of the weights of convolutions,
+    which suits GPUs in reduced precision. ``compiler``: the backend of ``torch.compile``, one of ``COMPILERS``; None does not
+    compile. The last two change rounding only, but training amplifies rounding.
 
     Raises:
         ValueError: a setting outside its range.
@@ -36,6 +43,8 @@ class Recipe:
     ema: float | None = None
     ema_warmup: bool = True
     precision: str = "32-true"
+    channels_last: bool = added(default=False)
+    compiler: str | None = added(default=None)
 
     def __post_init__(self):
         for name in ("steps", "batch_size"):
@@ -49,6 +58,13 @@ class Recipe:
             raise FieldError(self, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise FieldError(self, "precision", f"must be one of {', '.join(PRECISIONS)}")
+        if self.compiler not in (None, *COMPILERS):
+            raise FieldError(self, "compiler", f"must be null or one of {', '.join(COMPILERS)}")
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 tensors may be computed in TF32."""
+        return self.precision == TF32
 
     def check_device(self, device: torch.device) -> None:
         """Raises FieldError: ``precision`` is 64-true, and the device has no float64."""

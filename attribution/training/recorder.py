@@ -3,16 +3,20 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from attribution.images.draws import Draws
 from attribution.nodes.saves import Saves
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
 from attribution.training.order import steps_per_epoch
+from attribution.training.recipe import Recipe
 from attribution.training.record import SCHEMA, VISIT, step_dtype
 
 SHARED = ("attribution.training.order", "attribution.training.record")
@@ -26,11 +30,11 @@ class Recorder(L.Callback):
     steps after its last save and repeats them exactly. ``start`` is the step of the save to resume from, or 0.
     """
 
-    def __init__(self, saves: Saves, start: int, rule: CheckpointRule, interval: int, n: int, batch_size: int, seed: int):
+    def __init__(self, saves: Saves, start: int, rule: CheckpointRule, interval: int, n: int, recipe: Recipe, seed: int):
         self.folder, self.rule, self.interval = saves.folder, rule, interval
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.n, self.batch_size, self.precision, self.seed = n, recipe.batch_size, recipe.precision, seed
         self.saves, self.start = saves, start
-        self.visits: list[np.ndarray] = []
+        self.visits: list[tuple[int, Tensor, Draws]] = []
         self.steps: list[tuple] = []
 
     @property
@@ -73,43 +77,39 @@ class Recorder(L.Callback):
         files = [self.folder / name for name in ("visits.npy", "steps.npy", "record.json")]
         if pl_module.average is not None:
             files.append(self.folder / "average.safetensors")
-            _write(pl_module.average.module.state_dict(), files[-1])
+            _write(pl_module.average.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
-        self._describe(kept, trainer.precision)
+        self._describe(kept)
         self.saves.finish([*files, *(self._checkpoint(step) for step in kept)])
         self.saves.discard()
         for step in self.checkpoint_steps - set(kept):
             self._checkpoint(step).unlink(missing_ok=True)
 
     def _record(self, module: DiffusionModule, step: int, rank: int) -> None:
-        rows = np.empty(len(module.ids), VISIT)
-        rows["step"], rows["example"] = step, module.ids.cpu().numpy()
-        for name in ("timestep", "noise_seed", "flip"):
-            rows[name] = getattr(module.draws, name)[:, 0].cpu().numpy()
-        self.visits.append(rows)
-        # Losses stay on the device until the interval is written, because reading one synchronizes with the device.
+        # Tensors stay on the device until the interval is written, because the host waits for the device when it reads one.
+        self.visits.append((step, module.ids, module.draws))
         self.steps.append((step, rank, module.loss, module.learning_rates, module.clip_factor, module.dropout_seed))
 
     def _flush(self, done: int, rank: int, groups: int) -> None:
-        steps = np.array([(s, r, float(loss), lr, float(c), d) for s, r, loss, lr, c, d in self.steps], step_dtype(groups))
+        steps = _step_rows(self.steps, groups)
         if not np.isfinite(steps["loss"]).all():
             bad = steps["step"][~np.isfinite(steps["loss"])][0]
             raise FloatingPointError(
                 f"the training loss became NaN or infinite at step {bad}: lower the learning rate, clip "
                 "gradients, or train in 32-bit precision; earlier progress is kept"
             )
-        np.save(self.saves.path(f"visits-{rank}-{done:09d}.npy"), np.concatenate(self.visits))
+        np.save(self.saves.path(f"visits-{rank}-{done:09d}.npy"), _visit_rows(self.visits))
         np.save(self.saves.path(f"steps-{rank}-{done:09d}.npy"), steps)
         self.visits, self.steps = [], []
 
-    def _describe(self, kept: Sequence[int], precision: str) -> None:
+    def _describe(self, kept: Sequence[int]) -> None:
         info = {
             "schema": SCHEMA,
             "seed": self.seed,
             "examples": self.n,
             "batch_size": self.batch_size,
-            "precision": precision,
+            "precision": self.precision,
             "steps_per_epoch": steps_per_epoch(self.n, self.batch_size),
             "checkpoints": list(kept),
         }
@@ -126,6 +126,25 @@ class Recorder(L.Callback):
 
     def _checkpoints(self, done: int) -> list[Path]:
         return [self._checkpoint(step) for step in sorted(self.checkpoint_steps) if step <= done]
+
+
+def _visit_rows(visits: Sequence[tuple[int, Tensor, Draws]]) -> np.ndarray:
+    """The rows of several steps (``VISIT``), given as (step, ids ``[B]``, draws ``[B, 1]``)."""
+    steps, ids, draws = zip(*visits, strict=True)
+    rows = np.empty(sum(map(len, ids)), VISIT)
+    rows["step"], rows["example"] = np.repeat(steps, list(map(len, ids))), torch.cat(ids).cpu().numpy()
+    for name in ("timestep", "noise_seed", "flip"):
+        rows[name] = torch.cat([getattr(of_step, name)[:, 0] for of_step in draws]).cpu().numpy()
+    return rows
+
+
+def _step_rows(steps: Sequence[tuple], groups: int) -> np.ndarray:
+    """The rows of several steps (``step_dtype``), given as their fields; losses and clip factors may be on the device."""
+    columns: list[Any] = list(zip(*steps, strict=True))
+    for position in (2, 4):
+        values = columns[position]
+        columns[position] = torch.stack(values).tolist() if isinstance(values[0], Tensor) else values
+    return np.array(list(zip(*columns, strict=True)), step_dtype(groups))
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:

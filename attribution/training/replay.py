@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from attribution.images import Images
 from attribution.measurements import Measure
+from attribution.precision import TF32, tf32_products
 from attribution.training.module import training_loss
 from attribution.training.record import TrainingRecord, draws_of
 
@@ -15,7 +16,7 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
 
     ``network`` holds the parameters before that step; its dtype is the precision of the computation. One SGD step ``θ - η g`` with
     the recorded learning rate then gives the parameters after the step, bit for bit if one process made it on the same kind of
-    device.
+    device, with ``network`` as it was in training (``Recipe.channels_last``, not compiled).
 
     Raises:
         ValueError: a training run under autocast, or a step made by several processes.
@@ -30,7 +31,7 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     positions = order[np.searchsorted(images.index, visits["example"], sorter=order)]
     parameter = next(network.parameters())
     x0 = images.x0(positions).to(parameter.device, parameter.dtype)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), tf32_products(record.info["precision"] == TF32):
         draws, condition = draws_of(visits).to(parameter.device), images.conditions(positions)
         condition = None if condition is None else condition.to(parameter.device)
         loss = training_loss(network.train(), measure, x0, draws, int(rows["dropout_seed"][0]), condition)

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from attribution.checks import FieldError
+from attribution.precision import FLOAT32
 from attribution.training.recipe import Hardware, Recipe
 
 
@@ -51,6 +52,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in networks of diffusers
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         yield
 
@@ -66,7 +68,7 @@ def trainer_of(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer
             accelerator=hardware.accelerator,
             devices=hardware.devices,
             strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
-            precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+            precision=FLOAT32 if recipe.tf32 else recipe.precision,  # pyright: ignore[reportArgumentType]
             plugins=[_DirectCheckpoints(), _one_process()],
             max_steps=recipe.steps,
             enable_checkpointing=False,

@@ -16,6 +16,7 @@ from attribution.images import Images
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Get, Node
+from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from experiments import figures
 from experiments.benchmarks.base import QueryBenchmark
@@ -56,9 +57,9 @@ class Counterfactual(QueryBenchmark):
     """How a query's measurement and regenerated image change when its top ``fractions`` of the training images are removed.
 
     Models are trained without each set of images for ``steps`` steps, with each of ``seeds`` seeds. Δ is ``measurement`` (a mean
-    over ``draws``, the same under all models) minus that of a model trained on all images with the same seed. A query that the
-    model generated is sampled again from the same noise. Its distance from the original, and from what the model of all images
-    generates with the same seed, is ℓ2 over pixels in [0, 1], and 1 − cosine under ``embedding`` if there is one.
+    over ``draws``, the same under all models, in ``precision``) minus that of a model trained on all images with the same seed. A
+    query that the model generated is sampled again from the same noise. Its distance from the original, and from what the model of
+    all images generates with the same seed, is ℓ2 over pixels in [0, 1], and 1 − cosine under ``embedding`` if there is one.
 
     References are ``random`` random removals, the sets that were removed for other queries, and no removal. Intervals are from
     ``resamples`` bootstrap resamples of queries, seeds and random removals. A figure shows ``shown`` generated queries.
@@ -71,6 +72,7 @@ class Counterfactual(QueryBenchmark):
     measurement: Measure
     draws: DrawScheme
     mode: Mode
+    precision: str = FLOAT32
     embedding: Embedding | None = None
     resamples: int = RESAMPLES
     seed: int = 0
@@ -80,6 +82,7 @@ class Counterfactual(QueryBenchmark):
         super().__post_init__()
         for name in ("random", "seeds", "steps", "resamples", "shown"):
             whole(self, name, least=1)
+        check_precision(self, "precision")
         listed(self, "fractions", partial(number, least=0, below=1))
         self.draws.refuse_lists("a measurement")
         self.draws.refuse_sides("n is the number of draws of every query")
@@ -220,6 +223,7 @@ class Counterfactual(QueryBenchmark):
             measurement=self.measurement,
             draws=self.draws,
             mode=self.mode,
+            precision=self.precision,
             execution=experiment.execution,
         )
 
@@ -231,7 +235,7 @@ class Counterfactual(QueryBenchmark):
         for queries in self.queries.values():
             self.measurement.subject(queries.node(experiment))
         with torch.device("meta"):
-            self.mode.prepare(experiment.model())
+            self.mode.prepare(experiment.model(), experiment.trainer)
         if self.embedding is not None:
             self.embedding.embed(train.take([0]), torch.device("cpu"))
 

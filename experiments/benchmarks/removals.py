@@ -12,7 +12,8 @@ from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Arrays, Cost, Get, Node, execution
+from attribution.nodes import Arrays, Cost, Get, Node, added, execution
+from attribution.precision import FLOAT32
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from experiments.benchmarks.variants import variants_of
@@ -69,7 +70,7 @@ class Removals(Node[Outcomes]):
 
     Further models are trained without ``random`` random sets of the same sizes, the larger ones containing the smaller, and with
     all images. Each is trained with each of ``seeds``, for ``steps`` steps. All queries are measured under all models, at the same
-    ``draws``.
+    ``draws``, in ``precision``.
     """
 
     NAME = "Removals"
@@ -87,6 +88,7 @@ class Removals(Node[Outcomes]):
     measurement: Measure
     draws: DrawScheme
     mode: Mode
+    precision: str = added(default=FLOAT32)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -132,6 +134,7 @@ class Removals(Node[Outcomes]):
             draws=self.draws,
             role="measurement",
             mode=self.mode,
+            precision=self.precision,
             execution=self.execution,
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 from attribution.checks import FieldError, whole
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
@@ -33,8 +34,8 @@ class SubsetBenchmark(QueryBenchmark):
     """Evaluates estimators by models trained on ``subsets``, with ``seeds`` training seeds each, for ``steps`` steps.
 
     If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
-    one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws``; it need not be the estimators'
-    measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries.
+    one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws`` in ``precision``; it need not be the
+    estimators' measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries.
     """
 
     subsets: Subsets
@@ -44,6 +45,7 @@ class SubsetBenchmark(QueryBenchmark):
     measurement: Measure
     draws: DrawScheme
     mode: Mode
+    precision: str = FLOAT32
     resamples: int = RESAMPLES
     seed: int = 0
 
@@ -58,6 +60,7 @@ class SubsetBenchmark(QueryBenchmark):
         if 0 < self.repeats < MIN_SUBSETS:
             raise FieldError(self, "repeats", f"give 0, or at least {MIN_SUBSETS}: a correlation needs that many subsets")
         self.draws.refuse_lists("a measurement")
+        check_precision(self, "precision")
 
     def notes(self) -> list[str]:
         return quadrature_notes(self.measurement, self.draws)
@@ -85,6 +88,7 @@ class SubsetBenchmark(QueryBenchmark):
             draws=self.draws,
             role="measurement",
             mode=self.mode,
+            precision=self.precision,
             execution=experiment.execution,
         )
 

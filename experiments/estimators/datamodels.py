@@ -29,7 +29,8 @@ from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, InMemory, Node
+from attribution.nodes import Cost, Get, InMemory, Node, added
+from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from attribution.training import Recorded
@@ -50,8 +51,8 @@ class Datamodels(Estimator):
     """Regresses ``measurement`` of the queries, a mean over ``measurement_draws``, on the weights that ``subsets`` take away.
 
     On each subset, ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model). The mean of
-    their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of minimum norm. The draws
-    are independent of those of benchmarks, whatever their seed.
+    their measurements, computed in ``measurement_precision``, is fitted. ``damping``: λ, one value or a list; 0 is the solution of
+    minimum norm. The draws are independent of those of benchmarks, whatever their seed.
     """
 
     NAME = "Datamodels"
@@ -67,11 +68,13 @@ class Datamodels(Estimator):
     seeds: int = 1
     steps: int | None = None
     damping: float | Sequence[float] = 0.0
+    measurement_precision: str = added(default=FLOAT32)
 
     def __post_init__(self):
         check_dampings(self)
         self.measurement_draws.refuse_lists("a measurement")
         self.measurement_draws.refuse_sides("n is the number of draws of every query")
+        check_precision(self, "measurement_precision")
         whole(self, "seeds", least=1)
         if self.steps is not None:
             whole(self, "steps", least=1)
@@ -116,6 +119,7 @@ class Datamodels(Estimator):
             draws=self.measurement_draws,
             role="datamodel",
             mode=self.mode,
+            precision=self.measurement_precision,
             execution=self.execution,
         )
 

@@ -16,7 +16,8 @@ from attribution.estimators.trak import TRAK
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Get, InMemory, Node
+from attribution.nodes import Get, InMemory, Node, added
+from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from attribution.training import Recorded
@@ -42,7 +43,7 @@ class TunedTRAK(TRAK):
 
     Generated queries are tuned on ``pool`` images of the same stream, other queries on themselves. The models are those of
     ``benchmark=lds`` with the same settings, whose LDS must not be reported at this damping. ``damping`` adds values to the stored
-    ones.
+    ones. ``target_precision``: that in which the target is measured.
     """
 
     NAME = "TunedTRAK"
@@ -53,6 +54,7 @@ class TunedTRAK(TRAK):
     subsets: Subsets
     mode: Mode
     pool: int = 64
+    target_precision: str = added(default=FLOAT32)
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,6 +62,7 @@ class TunedTRAK(TRAK):
         if not self.dampings:
             raise FieldError(self, "damping", "give at least one value", "[]")
         whole(self, "models", least=1, most=1)
+        check_precision(self, "target_precision")
         self.target_draws.refuse_lists("a measurement")
         self.target_draws.refuse_sides("n is the number of draws of every query")
 
@@ -133,6 +136,7 @@ class TunedScores(ShardedScores):
             draws=estimator.target_draws,
             role="measurement",
             mode=estimator.mode,
+            precision=estimator.target_precision,
             execution=estimator.execution,
         )
 

@@ -15,6 +15,8 @@ from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, JointNode, added, execution, key
+from attribution.precision import FLOAT32, TF32, autocast, check_precision, tf32_products
+from attribution.transfers import to_device
 
 SHARED = ("attribution.diffusion.denoiser",)
 
@@ -30,7 +32,8 @@ class MeasuredValues(Arrays):
 class Measured(JointNode[MeasuredValues]):
     """The ``measure`` of ``images`` under a ``model``. All models get the same ``draws`` (common random numbers).
 
-    Measurements with another ``role`` have independent draws.
+    Measurements with another ``role`` have independent draws. ``precision``: of the passes of a float32 network, one of
+    ``attribution.precision.MIXABLE``; means are in float64.
     """
 
     NAME = "Measured"
@@ -43,7 +46,12 @@ class Measured(JointNode[MeasuredValues]):
     measure: Measure
     draws: DrawScheme
     role: str = added(default="measurement")
+    precision: str = added(default=FLOAT32)
     execution: Execution = execution(default=Execution())
+
+    def __post_init__(self):
+        """Raises FieldError: another precision."""
+        check_precision(self, "precision")
 
     def together(self) -> Hashable:
         return key(self.model)
@@ -58,24 +66,25 @@ class Measured(JointNode[MeasuredValues]):
         return [node._values(network, get, device) for node in nodes]
 
     def _values(self, network: torch.nn.Module, get: Get, device: torch.device) -> MeasuredValues:
-        images, measured = get(self.measure.subject(self.images)), []
+        images = get(self.measure.subject(self.images))
+        drawn, costs = [], []
         dtype, proposal, K = next(network.parameters()).dtype, self.measure.proposal(), self.draws.count
-        with torch.inference_mode():
+        with torch.inference_mode(), tf32_products(self.precision == TF32), autocast(self.precision, device):
             for start, stop in ranges(0, self.images.count, max(1, self.execution.batch_size // K)):
                 rows = slice(start, stop)
                 draws = self.draws.draw_for(proposal, self.role, images.ids(rows))
                 unweighted = draws.unweighted().to(device)
-                x0, condition = images.x0(rows).to(device, dtype), images.conditions(rows)
-                condition = None if condition is None else condition.to(device)
-                costs = [
+                x0, condition = to_device(images.x0(rows), device, dtype), images.conditions(rows)
+                condition = None if condition is None else to_device(condition, device)
+                of_passes = [
                     self.measure(denoiser(network), *self.measure.inputs(x0, unweighted.columns(slice(*columns)), condition))
-                    .cpu()
-                    .double()
-                    .view(stop - start, -1)
                     for columns in ranges(0, K, self.execution.batch_size)
                 ]
-                measured.append(draws.mean(torch.cat(costs, 1)).numpy())
-        values = np.concatenate(measured)
+                drawn.append(draws)
+                costs.append(torch.cat([of_pass.view(stop - start, -1) for of_pass in of_passes], 1))
+        on_host = torch.cat(costs).cpu().double()  # once, because the host waits for the device in each copy
+        means = (draws.mean(of_block) for draws, of_block in zip(drawn, on_host.split([len(each) for each in drawn]), strict=True))
+        values = torch.cat(list(means)).numpy()
         if not np.isfinite(values).all():
             raise FloatingPointError(
                 f"{int((~np.isfinite(values)).sum())} of {len(values)} measurements are not finite: did training diverge?"

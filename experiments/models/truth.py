@@ -11,6 +11,7 @@ from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Get
+from attribution.precision import FLOAT32
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from experiments.models.measured import Measured
@@ -25,7 +26,7 @@ class Truth:
     They are trained for ``steps`` steps; None: for as many epochs as ``trained``, averaged over the selections. The first
     ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between training runs
     on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models and
-    independent of those of another ``role``.
+    independent of those of another ``role``, and computed in ``precision`` (one of ``attribution.precision.MIXABLE``).
     """
 
     trained: TrainedModel
@@ -37,11 +38,12 @@ class Truth:
     mode: Mode
     execution: Execution
     repeats: int = 0
+    precision: str = FLOAT32
 
     def __post_init__(self):
         """Check that ``mode`` can train this network, before any model is trained. Raises ValueError if it cannot."""
         with torch.device("meta"):
-            self.mode.prepare(self.trained.model())
+            self.mode.prepare(self.trained.model(), self.trained.recipe)
 
     def models(self) -> list[Retrained]:
         """The K·M models, with all subsets of a seed before those of the next seed, and then the repeated ones."""
@@ -54,7 +56,15 @@ class Truth:
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The nodes that measure ``images`` under each of the models."""
         return [
-            Measured(model=model, images=images, measure=measurement, draws=self.draws, role=self.role, execution=self.execution)
+            Measured(
+                model=model,
+                images=images,
+                measure=measurement,
+                draws=self.draws,
+                role=self.role,
+                precision=self.precision,
+                execution=self.execution,
+            )
             for model in self.models()
         ]
 

@@ -37,7 +37,7 @@ def curvature_speed(
     """
     rows: list[Row] = []
     for count in draws:
-        passes = _Passes(model, objective, *inputs(model, shape, examples, count, objective.process.T))
+        passes = Passes(model, objective, *inputs(model, shape, examples, count, objective.process.T))
         reference, factors = passes.plain, passes.factors("expand")
         pairs = {
             "kfac factors / plain": (factors, reference),
@@ -55,7 +55,7 @@ def curvature_speed(
     return rows
 
 
-class _Passes:
+class Passes:
     """The passes to time, all on the same inputs."""
 
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws):

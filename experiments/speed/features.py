@@ -53,7 +53,7 @@ def feature_speed(
     for count in draws:
         x0, batch = inputs(model, shape, examples, count, objective.process.T)
         gradients, measure = PerExampleGradients(model, batch_size=examples * count), objective
-        ours = {kind: _Features(projection, gradients, measure, x0, batch) for kind, projection in KINDS.items()}
+        ours = {kind: ProjectedFeatures(projection, gradients, measure, x0, batch) for kind, projection in KINDS.items()}
         measures = (measure, SquareNorm(measure.process))
         captures = [partial(gradients.capture, each, x0, batch) for each in measures]
 
@@ -88,7 +88,7 @@ def feature_speed(
     return rows
 
 
-class _Features:
+class ProjectedFeatures:
     """The features of the inputs under a projection; each ``run`` computes ``features``."""
 
     features: Tensor

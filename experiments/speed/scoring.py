@@ -39,7 +39,7 @@ def scoring_speed(
     rows: list[Row] = []
     for count in draws:
         x0, batch = inputs(model, shape, PASSES * examples, count, objective.process.T)
-        scored = _Scoring(model, objective, x0, batch, batch_size=examples * count)
+        scored = Scoring(model, objective, x0, batch, batch_size=examples * count)
         reference = _passes(model, objective, x0, batch, examples)
         one, twenty = scored.run([3e-7]), scored.run(np.logspace(-9.5, -1.5, 20).tolist())
         with eval_mode(model):
@@ -59,7 +59,7 @@ def _passes(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, exam
     return run
 
 
-class _Scoring:
+class Scoring:
     """Scores of a block of training examples and random queries, with the identity as basis, which costs as much as any."""
 
     def __init__(self, model: nn.Module, objective: Measure, x0: Tensor, draws: Draws, batch_size: int):

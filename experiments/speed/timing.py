@@ -95,10 +95,10 @@ def count_ratio(ours: float, reference: float) -> Ratio:
 
 def seconds_of(run: Run) -> float:
     """Return the seconds of one run."""
-    _synchronize()
+    synchronize()
     start = time.perf_counter()
     run()
-    _synchronize()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -110,6 +110,7 @@ def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Mea
     return min(seconds_of(run) for _ in range(3)) / images
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for all that the GPU was given to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from attribution.nodes import Node
+from attribution.precision import allow_tf32
 from experiments.disk import explained
 from experiments.models.experiment import Experiment
 from experiments.report.page.page import write_page
@@ -49,7 +50,7 @@ _THREADS = torch.get_num_threads()
 
 
 def set_resources(config: DictConfig) -> None:
-    """Set the number of torch's threads as ``threads`` says, and the GPU of a task of Slurm.
+    """Set the number of torch's threads as ``threads`` says, and the GPU of a task of Slurm, on which float32 is not TF32.
 
     ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
@@ -64,6 +65,7 @@ def set_resources(config: DictConfig) -> None:
         threads = 1 if largest <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
     torch.set_num_threads(threads)
     choose_gpu(config.execution.device)
+    allow_tf32(False)
 
 
 @contextmanager

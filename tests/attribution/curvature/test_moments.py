@@ -52,7 +52,7 @@ def test_pieces_change_no_moment(name, step, monkeypatch):
     """Claim: the size of pieces changes nothing beyond rounding."""
     layer, a, b = layer_and_sides(name, 40, 9, 9)
     patches, _ = layer.positions(a, b)
-    monkeypatch.setattr(moments, "STEP", step)
+    monkeypatch.setattr(moments, "step", lambda _: step)
     monkeypatch.setattr(moments, "CHAIN", step)
     A, _, _ = moments.second_moments(layer, a, b)
     torch.testing.assert_close(A, patches.flatten(0, 1).T @ patches.flatten(0, 1), rtol=1e-10, atol=1e-10)

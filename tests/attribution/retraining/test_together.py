@@ -253,7 +253,8 @@ def saved(member: Member) -> set[str]:
     return {path.name for path in (member.folder / "progress").iterdir()}
 
 
-@pytest.mark.parametrize("mode", [Together(interval=2), Alone(interval=2)])
+@pytest.mark.usefixtures("a_second_a_step")
+@pytest.mark.parametrize("mode", [Together(save_seconds=2), Alone(save_seconds=2)])
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, precision):
     """Claim: after kills between, at and after saved steps and during saving, the result is bit-equal; no progress remains."""
@@ -281,16 +282,29 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, mode, 
     assert all(same(a, b) for a, b in zip(whole, trained(of, mode, recipe=recipe, progress=until(0)), strict=True))
 
 
+@pytest.mark.usefixtures("a_second_a_step")
+@pytest.mark.parametrize(("seconds", "steps"), [(0, [3, 4]), (3, [3]), (60, [])])
+def test_progress_is_saved_by_time(tmp_path, seconds, steps):
+    """Claim: a save is due ``save_seconds`` after the last one; the last two are kept, and the last step is always saved."""
+    of = members(tmp_path)
+    with pytest.raises(Killed):
+        trained(of, Alone(save_seconds=seconds), progress=until(4))
+    assert sorted((of[0].folder / "progress").glob("*.json")) == [of[0].folder / "progress" / f"{step:09d}.json" for step in steps]
+    trained(of, Alone(save_seconds=seconds))
+    assert {"finished.json", "000000006.json"} <= saved(of[0])
+
+
+@pytest.mark.usefixtures("a_second_a_step")
 def test_resuming_really_starts_from_what_was_saved(tmp_path):
     """Claim: the test above can fail: another saved state gives another result."""
     of, other = members(tmp_path / "a"), members(tmp_path / "b", seeds=[4] * 4)
     for each in (of, other):
         with pytest.raises(Killed):
-            trained(each, Together(interval=2), progress=until(4))
-    true = trained(members(tmp_path / "whole"), Together(interval=2))
+            trained(each, Together(save_seconds=2), progress=until(4))
+    true = trained(members(tmp_path / "whole"), Together(save_seconds=2))
     for name in ("state-000000004.safetensors", "000000004.json"):
         (other[1].folder / "progress" / name).replace(of[1].folder / "progress" / name)
-    ended = trained(of, Together(interval=2))
+    ended = trained(of, Together(save_seconds=2))
     assert [same(a, b) for a, b in zip(true, ended, strict=True)] == [True, False, True, True]
 
 
@@ -310,7 +324,7 @@ class Momentumless(torch.optim.SGD):
         (Together(), {"model": UNET}, "train each alone"),
         (Together(), {"optimizer": functools.partial(Momentumless, lr=0.1)}, "sgd, adam, adamw"),
         (Alone(), {"optimizer": torch.optim.LBFGS}, "sgd, adam, adamw"),
-        (Together(), {"recipe": dataclasses.replace(RECIPE, precision="bf16-mixed")}, r"Recipe\.precision=bf16-mixed"),
+        (Together(), {"recipe": dataclasses.replace(RECIPE, precision="16-mixed")}, r"Recipe\.precision=16-mixed"),
     ],
 )
 def test_what_a_mode_cannot_train_is_refused_by_name(tmp_path, mode, changes, message):

@@ -142,3 +142,20 @@ def test_a_target_takes_one_number_of_draws():
             Datamodels(
                 measurement=Loss(PROCESS), measurement_draws=scheme, subsets=RandomSubsets(count=4), mode=Alone(), execution=CPU
             )
+
+
+def test_precision_is_part_of_what_was_measured():
+    """Claim: bf16-mixed is autocast: it moves values by bfloat16's rounding; float32 and a CPU's tf32 are equal; all are nodes of
+    their own, except the default."""
+    model = trained(recipe=replace(RECORD.recipe, precision="32-true"))
+    base = Measured(model=model, images=QUERIES, measure=Loss(PROCESS), draws=Stratified(9), execution=CPU)
+    nodes = [base, *(replace(base, precision=precision) for precision in ("32-true", "tf32", "bf16-mixed"))]
+    plain, same, tf32, bf16 = (GET(node).values for node in nodes)
+    assert np.array_equal(plain, same)
+    assert np.array_equal(plain, tf32)
+    error = np.abs(bf16 / plain - 1)
+    assert 1e-5 < error.max() < 0.03
+    assert base.fingerprint == nodes[1].fingerprint
+    assert len({node.fingerprint for node in nodes}) == 3
+    with pytest.raises(FieldError, match="precision=float16: must be one of 32-true, tf32, bf16-mixed"):
+        replace(base, precision="float16")

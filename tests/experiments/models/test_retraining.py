@@ -44,7 +44,7 @@ def retrained(**changes: Any) -> Retrained:
         "flips": True,
         "seed": 3,
         "selection": Selection(np.arange(12)),
-        "mode": Together(group=2, interval=2),
+        "mode": Together(group=2, save_seconds=2),
     }
     return Retrained(**{**settings, **changes})
 
@@ -88,7 +88,7 @@ def test_what_defines_a_retrained_model():
     ):
         assert retrained(**changes).fingerprint != node.fingerprint, changes
     for changes in (
-        {"mode": Together(group=7, interval=3)},
+        {"mode": Together(group=7, save_seconds=3)},
         {"block": "other"},
         {"execution": Execution(device="cpu")},
         {"selection": Selection(np.arange(12), np.ones(12))},
@@ -128,6 +128,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.usefixtures("a_second_a_step")
 def test_killed_in_the_middle_it_goes_on_from_finished_and_saved_ones(tmp_path, monkeypatch):
     """Claim: finished blocks are not trained again, the one under way goes on from its last saved step, the end is bit-equal."""
     done: list[int] = []
