@@ -7,7 +7,7 @@ the curvature of the network. J is computed pixel by pixel, in d passes per draw
 The P parameters are in the order of per-example gradients: layer after layer, each joint block [W | b] row by row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,9 +88,9 @@ class DenseBasis(Basis):
     def to(self, device: torch.device) -> Self:
         return type(self)(self.vectors.to(double_device(device)), self.eigenvalues.to(double_device(device)))
 
-    def rotate(self, gradients: LayerGradients) -> LayerGradients:
+    def rotations(self, gradients: LayerGradients) -> Iterator[tuple[str, Tensor]]:
         g = flat(gradients)
-        return {WHOLE: (g @ self.vectors.to(g)).unsqueeze(-2)}
+        yield WHOLE, (g @ self.vectors.to(g)).unsqueeze(-2)
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """(H + λI)⁻¹ g for gradients ``[.., P]`` in the order of ``flat``."""

@@ -20,7 +20,7 @@ from attribution.curvature import Basis
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
-from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, refuse_unstable, unstable_layer
+from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
@@ -227,15 +227,13 @@ class InfluenceTrainingBlock(TrainingBlock):
                 x0, condition = images.x0(rows).to(device), images.conditions(rows)
                 gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
                 for prefix, number in enumerate(scheme.prefixes):
-                    rotated: dict[tuple[str, int], LayerGradients] = {}
+                    sharing: dict[tuple[str, int], list[tuple[HeldQueries, list[int]]]] = {}
                     for at, queries in zip(batch, held, strict=True):
                         node, place, _ = blocks[at]
-                        mean = node.basis.fingerprint, place
-                        if mean not in rotated:
-                            rotated[mean] = queries.basis.rotate(gradients[place][prefix])
-                        for pair, (_, train) in enumerate(node.estimator.draws.pairs):
-                            if train == number:
-                                queries.add(pair, rotated[mean])
+                        pairs = [pair for pair, (_, train) in enumerate(node.estimator.draws.pairs) if train == number]
+                        sharing.setdefault((node.basis.fingerprint, place), []).append((queries, pairs))
+                    for (_, place), of_mean in sharing.items():
+                        multiply(of_mean, gradients[place][prefix])
             products += [queries.products() for queries in held]
         of_nodes: dict[str, list[np.ndarray]] = {node.fingerprint: [] for node in nodes}
         for (node, *_), values in zip(blocks, products, strict=True):

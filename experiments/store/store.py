@@ -22,6 +22,7 @@ from attribution.nodes.files import inode
 from experiments.store.errors import StoreError
 from experiments.store.leftovers import PARTS, Leftovers, listed
 from experiments.store.locks import forget, locked
+from experiments.store.peak_memory import PeakMemory, peak_memory
 from experiments.store.progress import Track
 from experiments.store.provenance import provenance
 from experiments.store.storage import PART, begin, explained, publish, remove, settle, verify
@@ -184,7 +185,8 @@ class Store:
         for node in nodes:
             begin(self.workspace(node), node)
         self._seconds_below, start = 0.0, time.perf_counter()
-        artifacts = kind.compute_together(nodes, self)
+        with peak_memory() as peak:
+            artifacts = kind.compute_together(nodes, self)
         seconds = (time.perf_counter() - start - self._seconds_below) / len(nodes)
         if len(artifacts) != len(nodes):
             raise StoreError(
@@ -195,7 +197,7 @@ class Store:
             part = self.workspace(node)
             saved = settle(part, node)
             artifact.save(part)
-            publish(part, self.folder(node), _facts(node, seconds, work.parts[node.fingerprint]), saved)
+            publish(part, self.folder(node), _facts(node, seconds, peak, work.parts[node.fingerprint]), saved)
             self._verified.add(node.fingerprint)
 
     @contextmanager
@@ -247,8 +249,11 @@ class Store:
         return artifact
 
 
-def _facts(node: Node, seconds: float, parts: Sequence[Node]) -> dict[str, Any]:
-    """The content of node.json except the description. ``seconds``: of the successful attempt, without parents and parts."""
+def _facts(node: Node, seconds: float, peak: PeakMemory, parts: Sequence[Node]) -> dict[str, Any]:
+    """The content of node.json except the description.
+
+    ``seconds``: of the successful attempt, without parents and parts. ``peak``: of this process during the attempt.
+    """
     cost = node.cost()
     if parts:  # passes and seconds count toward the parts
         cost = dataclasses.replace(cost, passes=0.0)
@@ -259,6 +264,7 @@ def _facts(node: Node, seconds: float, parts: Sequence[Node]) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "cost": dataclasses.asdict(cost),
+        "peak_memory": dataclasses.asdict(peak),
         "execution": {
             name: value if isinstance(value, bool | int | float | None) else str(value) for name, value in settings.items()
         },
