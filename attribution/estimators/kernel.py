@@ -19,6 +19,7 @@ from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
 from attribution.features.spectrum import RESOLUTION, Spectrum, sides
 from attribution.gradients.layer_check import find_layers
+from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -93,7 +94,8 @@ class KernelEstimator(Estimator):
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
-        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
+        projection = self.projection.chosen(gradient_shapes(trained))
+        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1, projection=projection)
         members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
 

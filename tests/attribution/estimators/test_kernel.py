@@ -19,7 +19,7 @@ from attribution.gradients import hooks, network_cache
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import ElboWeighted, Interpolated, JourneyLoss, Loss, OutputMean, OutputNorm, SquareNorm
 from attribution.nodes import InMemory
-from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademacher
+from attribution.projection import SJLT, Automatic, Gaussian, Identity, Kronecker, Rademacher
 from attribution.training.checkpoints import AtSteps
 from experiments.models.samples import Samples
 from experiments.store.store import Store
@@ -404,3 +404,12 @@ def test_a_sweep_over_the_grid_is_one_artifact(get):
         estimator(models=0)
     with pytest.raises(ValueError, match=r"a feature takes"):
         estimator(draws=Uniform(4, bins=2))
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(1, SJLT(64)), (10**6, Identity())])
+def test_an_automatic_projection_shares_the_scores_of_the_chosen_one(limit, chosen):
+    automatic = Automatic(parameters=limit, k=64)
+    similarity = GradientSimilarity(measurement=LOSS, draws=Uniform(4), projection=Identity(), cosine=True, execution=CPU)
+    for method in (estimator(), similarity):
+        names = [replace(method, projection=p).scores(RECORD, RECORD.data, QUERIES).fingerprint for p in (automatic, chosen)]
+        assert names[0] == names[1]
