@@ -65,13 +65,12 @@ class Execution:
         """``memory`` in bytes."""
         return (1 - MARGIN) * free_memory(self.torch_device()) if self.memory == "auto" else self.memory
 
-    @property
-    def resident_bytes(self) -> float:
-        """The bytes of the device that queries may take during passes: what four times the memory of a pass leaves, or a quarter.
+    def resident_bytes(self, working: float) -> float:
+        """Return the bytes of the device that queries may take during passes: what the passes leave of ``memory``, or a quarter.
 
-        A pass holds activations, a block of gradients, and copies of it.
+        Passes take ``pass_memory`` for activations and ``working`` bytes beside.
         """
-        return max(self.memory_bytes - 4 * self.pass_bytes, self.memory_bytes / 4)
+        return max(self.memory_bytes - self.pass_bytes - working, self.memory_bytes / 4)
 
     def examples_at_once(self, parameters: int) -> int:
         """Return the number of examples for which gradients of ``parameters`` float32 values may be held at once."""

@@ -17,6 +17,9 @@ from attribution.nodes import Artifact
 NEGATIVE = 1e-5
 """The largest negative eigenvalue that rounding can cause in a matrix summed in float32, as a fraction of the largest one."""
 
+EIGH_COPIES = 8
+"""The copies of a matrix that its eigendecomposition holds at a time, roughly: the argument, the result, and LAPACK's workspace."""
+
 
 class Basis(Artifact):
     """A basis in which the curvature of each block of parameters is diagonal: (H + λI)⁻¹ divides by ``values + λ`` there."""

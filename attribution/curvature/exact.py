@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.curvature.basis import Basis, eigh
+from attribution.curvature.basis import EIGH_COPIES, Basis, eigh
 from attribution.curvature.pseudo_gradients import OutputProbe
-from attribution.curvature.sums import SumShard, merged
+from attribution.curvature.sums import SumShard, merged, merging_bytes
 from attribution.double_precision import double_device
 from attribution.execution import Execution, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
@@ -148,7 +148,7 @@ class DenseShard(SumShard[Sum]):
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
-        return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=merging_bytes(size), disk=size)
 
     def compute_unit(self, get: Get) -> Sum:
         device, images = double_device(self.execution.torch_device()), get(self.train)
@@ -212,7 +212,7 @@ class DenseGGN(Node[DenseBasis]):
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
-        return Cost(passes=self.train.count * self.draws.count, memory=4 * size, disk=size)
+        return Cost(passes=self.train.count * self.draws.count, memory=EIGH_COPIES * size, disk=size)
 
     def compute(self, get: Get) -> DenseBasis:
         total = merged(self.parts(get), get)

@@ -151,8 +151,9 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         return key(self.trained, self.train, self.queries, self.rows, self.estimator.measurement, self.estimator.draws)
 
     def cost(self) -> Cost:
-        memory = 3 * self.count * self.estimator.gradient_bytes("query", self.trained)
+        gradients = self.count * self.estimator.gradient_bytes("query", self.trained)
         disk = self.count * self.estimator.query_bytes(self.trained)
+        memory = self._basis.cost().disk + 2 * gradients + disk  # a pass has as many gradients as the sums over passes
         return Cost(passes=self.count * self.estimator.draws.count, memory=memory, disk=disk)
 
     @classmethod
@@ -164,8 +165,12 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         gradients = prefix_means(per_example, estimator.measurement, x0, draws, condition, estimator.draws, means)
         return [node._coefficients(gradients[p], get, x0.device) for node, p in zip(nodes, position, strict=True)]
 
+    @property
+    def _basis(self) -> Node[Basis]:
+        return self.estimator.basis(self.trained, self.train)
+
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
-        basis = get(self.estimator.basis(self.trained, self.train)).to(device)
+        basis = get(self._basis).to(device)
         return QueryCoefficients.of(means, basis, self.estimator.compression)
 
 
@@ -188,14 +193,11 @@ class InfluenceTrainingBlock(TrainingBlock):
         return key(self.trained, self.train, self.rows, estimator.draws.side("train"), estimator.flips, self.query_rows[0])
 
     def cost(self) -> Cost:
-        estimator, blocks, limit = self.estimator, self.query_blocks(), self.estimator.execution.resident_bytes
+        estimator, blocks, working = self.estimator, self.query_blocks(), self._working_bytes(1)
+        limit = estimator.execution.resident_bytes(working)
         held = min(limit, sum(block.cost().disk for block in blocks))
-        gradients = 3 * self._examples_at_once * estimator.gradient_bytes("train", self.trained)
-        products = self.count * (self.query_rows[1] - self.query_rows[0]) * estimator.score_bytes
-        return Cost(
-            passes=len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count,
-            memory=held + gradients + 2 * products,
-        )
+        passes = len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count
+        return Cost(passes=passes, memory=held + working)
 
     def query_blocks(self) -> list[InfluenceQueryBlock]:
         # Neither dampings nor the draws of training images enter the coefficients.
@@ -218,7 +220,8 @@ class InfluenceTrainingBlock(TrainingBlock):
         bases = {node.basis.fingerprint: get(node.basis).to(device) for node in nodes}
         blocks = [(node, place, block) for node, place in zip(nodes, position, strict=True) for block in node.query_blocks()]
         products: list[np.ndarray] = []
-        for batch in batches_within([block for *_, block in blocks], estimator.execution.resident_bytes):
+        limit = estimator.execution.resident_bytes(first._working_bytes(len(means)))
+        for batch in batches_within([block for *_, block in blocks], limit):
             sides = resident(per_example, [blocks[at][2] for at in batch], get)
             held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
             for start, stop in ranges(*first.rows, first._examples_at_once):
@@ -251,11 +254,24 @@ class InfluenceTrainingBlock(TrainingBlock):
         """The eigenbasis of the curvature."""
         return self.estimator.basis(self.trained, self.train)
 
+    def _working_bytes(self, means: int) -> float:
+        """The bytes beside queries and activations: the basis, gradients summed over passes, those of one pass, and products.
+
+        ``means`` is the number of different means over draws.
+        """
+        at_once, draws = self._examples_at_once, self.estimator.draws.side("train")
+        in_pass = min(at_once, max(1, self.estimator.execution.batch_size // draws.count))
+        size = self.estimator.gradient_bytes("train", self.trained)
+        gradients = means * at_once * size + in_pass * FLOAT32_BYTES * self.trained.parameter_count
+        products = 2 * self.count * (self.query_rows[1] - self.query_rows[0]) * self.estimator.score_bytes
+        return self.basis.cost().disk + gradients + products
+
     @property
     def _examples_at_once(self) -> int:
         """The number of training examples whose gradients are held at a time."""
         draws = self.estimator.draws.side("train")
-        return self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.trained.parameter_count)
+        at_once = self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.trained.parameter_count)
+        return min(self.count, at_once)
 
 
 def _means(

@@ -14,7 +14,7 @@ from attribution.checks import whole
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
-from attribution.execution import FLOAT32_BYTES
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
 from attribution.features.spectrum import RESOLUTION, Spectrum, sides
@@ -138,7 +138,9 @@ class KernelScores(ShardedScores):
         return [*super().parents(), self._features()[1]]
 
     def cost(self) -> Cost:
-        return Cost(disk=FLOAT32_BYTES * len(self.estimator.dampings) * self.pairs)
+        scores, spectrum = len(self.estimator.dampings) * self.pairs, self._features()[1]
+        memory = FLOAT64_BYTES * (2 * scores + self.pairs) + 2 * spectrum.cost().disk
+        return Cost(memory=memory, disk=FLOAT32_BYTES * scores)
 
     def passes(self, get: Get) -> float:
         queries, spectrum = self._features()
@@ -146,7 +148,8 @@ class KernelScores(ShardedScores):
         if spectrum.train.stored:
             return once
         # The inner products of all pairs and those of the training images hold the same gradients, block by block.
-        return once * len(InnerProducts(queries, spectrum.train).parts(get))
+        blocks = InnerProducts(spectrum.train, spectrum.train).parts(get)
+        return sum(block.cost().passes for block in blocks) + len(blocks) * queries.count * queries.draws.count
 
     def compute(self, get: Get) -> Scores:
         queries, spectrum = self._features()

@@ -136,11 +136,17 @@ class TrajectoryTrainingBlock(TrainingBlock):
         return key(self.trained, self.train, self.rows, self.step, self.query_rows[0])
 
     def cost(self) -> Cost:
-        execution, parameters = self.estimator.execution, self.trained.parameter_count
-        blocks, limit = self.query_blocks(), execution.resident_bytes
+        execution = self.estimator.execution
+        blocks, limit = self.query_blocks(), execution.resident_bytes(self._working_bytes)
         held = min(limit, sum(block.cost().disk for block in blocks))
-        gradients = 2 * execution.examples_at_once(parameters) * parameters * FLOAT32_BYTES
-        return Cost(passes=self.count * len(batches_within(blocks, limit)), memory=held + gradients)
+        return Cost(passes=self.count * len(batches_within(blocks, limit)), memory=held + self._working_bytes)
+
+    @property
+    def _working_bytes(self) -> float:
+        """The bytes of the gradients of a pass, and of the same after ``train_side``."""
+        parameters = self.trained.parameter_count
+        at_once = min(self.count, self.estimator.execution.examples_at_once(parameters))
+        return 2 * at_once * parameters * FLOAT32_BYTES
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
@@ -157,7 +163,7 @@ class TrajectoryTrainingBlock(TrainingBlock):
         record, train = get(first.trained), get(first.train)
         blocks = [(i, block) for i, node in enumerate(nodes) for block in node.query_blocks()]
         products: list[list[Tensor]] = [[] for _ in blocks]
-        for batch in batches_within([block for _, block in blocks], execution.resident_bytes):
+        for batch in batches_within([block for _, block in blocks], execution.resident_bytes(first._working_bytes)):
             sides = resident(per_example, [blocks[at][1] for at in batch], get)
             for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
                 rows = slice(start, stop)

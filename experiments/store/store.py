@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from attribution.nodes import Artifact, Node, groups, short_name
 from attribution.nodes.files import inode
 from experiments.store.errors import StoreError
+from experiments.store.held_bytes import held_bytes
 from experiments.store.leftovers import PARTS, Leftovers, listed
 from experiments.store.locks import forget, locked
 from experiments.store.peak_memory import PeakMemory, peak_memory
@@ -32,6 +33,7 @@ A = TypeVar("A")
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _ARTIFACTS_KEPT = 16
+_BYTES_KEPT = 2.5e9
 
 
 class Store:
@@ -48,7 +50,7 @@ class Store:
         self.root = Path(root)
         self._track = progress or _silent
         self._alive: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        self._recent: dict[str, Any] = {}
+        self._recent: dict[str, tuple[Any, int]] = {}
         self._verified: set[str] = set()
         self._in_progress: set[str] = set()
         self._leftovers = Leftovers(self.root)
@@ -243,8 +245,8 @@ class Store:
         if node.TRANSIENT:  # may be large and is removed soon: its users hold it
             return artifact
         self._recent.pop(node.fingerprint, None)
-        self._recent[node.fingerprint] = artifact
-        if len(self._recent) > _ARTIFACTS_KEPT:
+        self._recent[node.fingerprint] = artifact, held_bytes(artifact)
+        while len(self._recent) > _ARTIFACTS_KEPT or sum(size for _, size in self._recent.values()) > _BYTES_KEPT:
             del self._recent[next(iter(self._recent))]
         return artifact
 
