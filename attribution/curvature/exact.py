@@ -212,7 +212,9 @@ class DenseGGN(Node[DenseBasis]):
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
-        return Cost(passes=self.train.count * self.draws.count, memory=EIGH_COPIES * size, disk=size)
+        return Cost(
+            passes=self.train.count * self.draws.count, cubes=self.trained.parameter_count**3, memory=EIGH_COPIES * size, disk=size
+        )
 
     def compute(self, get: Get) -> DenseBasis:
         total = merged(self.parts(get), get)

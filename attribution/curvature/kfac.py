@@ -101,4 +101,5 @@ class KFACBasis(Node[Basis]):
 def decomposition_cost(trained: Recorded, given: float) -> Cost:
     """The cost of an eigenbasis, with eigenvectors in float32 and eigenvalues in float64, computed from ``given`` bytes."""
     size = sum(4 * (out**2 + columns**2) + 8 * out * columns for out, columns in blocks(trained))
-    return Cost(memory=given + size + EIGH_COPIES * FLOAT64_BYTES * largest_factor(trained), disk=size)
+    cubes = sum(out**3 + columns**3 for out, columns in blocks(trained))
+    return Cost(cubes=cubes, memory=given + size + EIGH_COPIES * FLOAT64_BYTES * largest_factor(trained), disk=size)

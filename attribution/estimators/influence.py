@@ -123,6 +123,11 @@ class KFACInfluence(ShardedEstimator):
         """The size of all prefixes and bins of the gradient of one image on ``side``, uncompressed."""
         return FLOAT32_BYTES * len(self.draws.side(side).prefixes) * self.draws.bins * trained.parameter_count
 
+    def rotation_products(self, side: Side, trained: Recorded) -> float:
+        """The multiply-adds of the rotation of one image's gradients on ``side`` into a Kronecker-factored basis."""
+        draws, shapes = self.draws.side(side), gradient_shapes(trained).values()
+        return len(draws.prefixes) * draws.bins * sum(rows * columns * (rows + columns) for rows, columns in shapes)
+
     @property
     def score_bytes(self) -> int:
         """The size of the scores of one pair, at all dampings, numbers of draws and pairs of bins with their sums."""
@@ -154,7 +159,8 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         gradients = self.count * self.estimator.gradient_bytes("query", self.trained)
         disk = self.count * self.estimator.query_bytes(self.trained)
         memory = self._basis.cost().disk + 2 * gradients + disk  # a pass has as many gradients as the sums over passes
-        return Cost(passes=self.count * self.estimator.draws.count, memory=memory, disk=disk)
+        products = self.count * self.estimator.rotation_products("query", self.trained)
+        return Cost(passes=self.count * self.estimator.draws.count, products=products, memory=memory, disk=disk)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -197,7 +203,9 @@ class InfluenceTrainingBlock(TrainingBlock):
         limit = estimator.execution.resident_bytes(working)
         held = min(limit, sum(block.cost().disk for block in blocks))
         passes = len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count
-        return Cost(passes=passes, memory=held + working)
+        scores = self.count * (self.query_rows[1] - self.query_rows[0]) * estimator.score_bytes / FLOAT32_BYTES
+        products = self.count * estimator.rotation_products("train", self.trained) + scores * self.trained.parameter_count
+        return Cost(passes=passes, products=products, memory=held + working)
 
     def query_blocks(self) -> list[InfluenceQueryBlock]:
         # Neither dampings nor the draws of training images enter the coefficients.

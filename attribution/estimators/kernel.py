@@ -140,7 +140,8 @@ class KernelScores(ShardedScores):
     def cost(self) -> Cost:
         scores, spectrum = len(self.estimator.dampings) * self.pairs, self._features()[1]
         memory = FLOAT64_BYTES * (2 * scores + self.pairs) + 2 * spectrum.cost().disk
-        return Cost(memory=memory, disk=FLOAT32_BYTES * scores)
+        rank = min(spectrum.train.count, spectrum.train.size)
+        return Cost(products=2 * scores * rank, memory=memory, disk=FLOAT32_BYTES * scores)
 
     def passes(self, get: Get) -> float:
         queries, spectrum = self._features()

@@ -139,7 +139,12 @@ class TrajectoryTrainingBlock(TrainingBlock):
         execution = self.estimator.execution
         blocks, limit = self.query_blocks(), execution.resident_bytes(self._working_bytes)
         held = min(limit, sum(block.cost().disk for block in blocks))
-        return Cost(passes=self.count * len(batches_within(blocks, limit)), memory=held + self._working_bytes)
+        pairs = self.count * (self.query_rows[1] - self.query_rows[0])
+        return Cost(
+            passes=self.count * len(batches_within(blocks, limit)),
+            products=pairs * self.estimator.query_bytes(self.trained) / FLOAT32_BYTES,
+            memory=held + self._working_bytes,
+        )
 
     @property
     def _working_bytes(self) -> float:

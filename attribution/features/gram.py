@@ -48,7 +48,8 @@ class InnerProducts(Node[GramMatrix]):
     def cost(self) -> Cost:
         passes = self.left.count * self.left.draws.count + self.right.count * self.right.draws.count
         size = FLOAT64_BYTES * self.left.count * self.right.count
-        return Cost(passes=passes, memory=2 * size, disk=size)
+        products = 2 * self.left.count * self.right.count * self.right.size if self.right.stored else 0
+        return Cost(passes=passes, products=products, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> GramMatrix:
         if not self.right.stored:
@@ -97,6 +98,7 @@ class GramShard(JointNode[GramMatrix]):
         block = min(self.left.count, self.right.execution.examples_at_once(parameters))
         return Cost(
             passes=held * self.right.draws.count + others * self.left.draws.count,
+            products=2 * held * (self.left.count - self.first) * parameters,  # float64 takes twice as long
             memory=FLOAT32_BYTES * (held + 2 * block) * parameters,  # a block layer by layer, and as whole gradients
             disk=FLOAT64_BYTES * ((self.left.count - self.first) * (held + 1) + held),
         )

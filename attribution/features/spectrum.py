@@ -53,8 +53,9 @@ class Spectrum(Node[Eigenfeatures]):
         return [InnerProducts(self.train, self.train)] if self.uses_gram else self.train.shards
 
     def cost(self) -> Cost:
-        size = FLOAT64_BYTES * (self.train.count if self.uses_gram else self.train.size) ** 2
-        return Cost(memory=EIGH_COPIES * size, disk=size)
+        n = self.train.count if self.uses_gram else self.train.size
+        products = 0 if self.uses_gram else 2 * self.train.count * n**2  # float64 takes twice as long
+        return Cost(products=products, cubes=n**3, memory=EIGH_COPIES * FLOAT64_BYTES * n**2, disk=FLOAT64_BYTES * n**2)
 
     def compute(self, get: Get) -> Eigenfeatures:
         device = double_device(self.train.execution.torch_device())

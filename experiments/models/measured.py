@@ -49,7 +49,9 @@ class Measured(JointNode[MeasuredValues]):
         return key(self.model)
 
     def cost(self) -> Cost:
-        return Cost(passes=self.images.count * self.draws.count / 3)  # a forward pass is about a third of forward and backward
+        return Cost(
+            passes=self.images.count * self.draws.count / 3, inputs=0
+        )  # a forward pass is about a third of forward and backward
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[MeasuredValues]:  # pyright: ignore[reportIncompatibleMethodOverride]

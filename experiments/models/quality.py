@@ -54,7 +54,7 @@ class Fit(Node[FitLosses]):
         return cls(trained=experiment.trained, data=experiment.train, execution=experiment.execution)
 
     def cost(self) -> Cost:
-        return Cost(passes=_IMAGES * _TIMESTEPS / 3)  # a forward pass is about a third of forward and backward
+        return Cost(passes=_IMAGES * _TIMESTEPS / 3, inputs=0)  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> FitLosses:
         images, device, process = get(self.data), self.execution.torch_device(), self.trained.process

@@ -39,7 +39,7 @@ class SampleShard(ImageSet):
 
     def cost(self) -> Cost:
         steps = len(self.sampler.timesteps(self.trained.process.T))
-        return Cost(passes=self.count * steps / 3)  # a forward pass is about a third of forward and backward
+        return Cost(passes=self.count * steps / 3, inputs=0)  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> Images:
         device = self.execution.torch_device()
@@ -83,7 +83,7 @@ class Samples(ImageSet):
 
     def cost(self) -> Cost:
         steps = len(self.sampler.timesteps(self.trained.process.T))
-        return Cost(passes=self.n * steps / 3)
+        return Cost(passes=self.n * steps / 3, inputs=0)
 
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
@@ -104,7 +104,8 @@ class SampleTrajectories(Node[Trajectories]):
 
     def cost(self) -> Cost:
         steps = len(self.samples.sampler.timesteps(self.samples.trained.process.T))
-        return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
+        size = 4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape)
+        return Cost(passes=self.samples.n * steps / 3, inputs=0, disk=size)
 
     def compute(self, get: Get) -> Trajectories:
         s = self.samples

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-_STATUS = Path("/proc/self/status")
+from attribution.device_memory import process_bytes
+
 _RESET = Path("/proc/self/clear_refs")
 
 
@@ -23,7 +24,7 @@ class PeakMemory:
 
     def include(self) -> None:
         """Raise the figures to the peaks since they were last reset."""
-        for kind, value in (("host", _host()), ("device", _device())):
+        for kind, value in (("host", process_bytes(peak=True)), ("device", _device())):
             if value is not None:
                 setattr(self, kind, max(value, getattr(self, kind) or 0.0))
 
@@ -53,14 +54,6 @@ def _reset() -> None:
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         _RESET.write_text("5")  # resets VmHWM (proc(5))
-
-
-def _host() -> float | None:
-    try:
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
-        return float(lines["VmHWM"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def _device() -> float | None:
