@@ -78,7 +78,8 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
 
     def cost(self) -> Cost:
         size = self.count * self.estimator.query_bytes(self.trained)
-        return Cost(passes=self.count * self.estimator.draws.count, memory=2 * size, disk=size)
+        of_pass = 2 * FLOAT32_BYTES * self.count * self.trained.parameter_count  # gradients, and the query's side of them
+        return Cost(passes=self.count * self.estimator.draws.count, memory=size + of_pass, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -87,10 +88,9 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
         per_example = engine(first.trained, first.step, first.estimator.execution, get)
         x0, draws, condition = first.inputs(get)
         size = per_example.inputs_per_pass(measurement, x0, draws, condition)
-        halves: list[list[LayerGradients]] = [[] for _ in nodes]
-        for columns in half_columns(scheme):
+        halves, vectors = half_columns(scheme), [LayerGradients() for _ in nodes]
+        for half, columns in enumerate(halves):
             # As many queries at a time as one pass holds, so that estimators and bins share it.
-            batches: list[list[LayerGradients]] = [[] for _ in nodes]
             for start, stop in ranges(0, len(x0), max(1, size // len(columns))):
                 batch = draws.rows(slice(start, stop)).columns(columns.to(x0.device))
                 given = None if condition is None else condition[start:stop]
@@ -98,23 +98,14 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
                 if len(nodes) > 1 or scheme.bins > 1:
                     captured.keep_calls()
                 bins = bin_of(measurement.timesteps(batch), scheme.bins, T)
-                for sides, node in zip(batches, nodes, strict=True):
-                    sides.append(_by_bin(node.estimator, captured, bins, scheme.bins))
-            for sides, batch in zip(halves, batches, strict=True):
-                sides.append({layer: torch.cat([side[layer] for side in batch], 1) for layer in batch[0]})
-        return [
-            QueryVectors({layer: torch.stack([half[layer] for half in sides], 1).float().cpu() for layer in sides[0]})
-            for sides in halves
-        ]
-
-
-def _by_bin(estimator: CheckpointEstimator, captured: Captured, bin_of_draw: Tensor, bins: int) -> LayerGradients:
-    """Q restricted to the draws of each bin, ``[bins, Q, out, in]``."""
-    if bins == 1:
-        sides = [estimator.query_side(captured)]
-    else:
-        sides = [estimator.query_side(captured.where(bin_of_draw == b)) for b in range(bins)]
-    return {layer: torch.stack([side[layer] for side in sides]) for layer in sides[0]}
+                for b in range(scheme.bins):
+                    inside = captured if scheme.bins == 1 else captured.where(bins == b)
+                    for node, into in zip(nodes, vectors, strict=True):
+                        for layer, side in node.estimator.query_side(inside).items():
+                            if layer not in into:
+                                into[layer] = side.new_empty(scheme.bins, len(halves), len(x0), *side.shape[1:])
+                            into[layer][b, half, start:stop] = side
+        return [QueryVectors({layer: side.float().cpu() for layer, side in into.items()}) for into in vectors]
 
 
 @dataclass(frozen=True)
