@@ -170,7 +170,8 @@ class AllFactors(Node[Factors]):
     def cost(self) -> Cost:
         size = factor_bytes(self.pseudo.trained)
         passes = self.pseudo.train.count * self.pseudo.draws.count
-        return Cost(passes=passes, pass_weight=PASS_WEIGHT[self.sharing], memory=merging_bytes(size), disk=size)
+        memory = merging_bytes(size) if self.pseudo.train.count > self.pseudo.execution.shard else size
+        return Cost(passes=passes, pass_weight=PASS_WEIGHT[self.sharing], memory=memory, disk=size)
 
     def compute(self, get: Get) -> Factors:
         return merged(self.parts(get), get)

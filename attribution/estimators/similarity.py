@@ -70,18 +70,21 @@ class SimilarityScores(ShardedScores):
     trained: Recorded
 
     def parts(self, get: Get) -> list[InnerProducts]:
+        return [self._products(step) for step in self._steps(get)]
+
+    def _products(self, step: int | None) -> InnerProducts:
         features = self.estimator.features
-        return [
-            InnerProducts(
-                features(self.trained, self.queries, "query", step), features(self.trained, self.train, "attribution", step)
-            )
-            for step in self._steps(get)
-        ]
+        return InnerProducts(
+            features(self.trained, self.queries, "query", step), features(self.trained, self.train, "attribution", step)
+        )
 
     def cost(self) -> Cost:
         draws = self.estimator.draws
         passes = self.queries.count * draws.side("query").count + self.train.count * draws.side("train").count
-        return Cost(passes=passes, disk=FLOAT32_BYTES * self.pairs)
+        products = self._products(None)  # those of all checkpoints take the same memory
+        shards = products.left.shards if products.right.stored else products.gram_shards
+        memory = max(part.cost().memory for part in [products, *shards])
+        return Cost(passes=passes, memory=memory, disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:
         total: Any = 0

@@ -7,7 +7,7 @@ the draws of the same passes are computed together (``Node.together``).
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ HALVES = 2
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEstimator(ShardedEstimator):
     """An estimator that compares a query and a training example at a checkpoint k: ``⟨Q_k(q), G_k(z)⟩``."""
+
+    SCALES_GRADIENTS: ClassVar[bool] = False
+    """Whether ``train_side`` makes a second copy of the gradients."""
 
     @abstractmethod
     def query_side(self, captured: Captured) -> LayerGradients:
@@ -139,10 +142,10 @@ class TrajectoryTrainingBlock(TrainingBlock):
 
     @property
     def _working_bytes(self) -> float:
-        """The bytes of the gradients of a pass, and of the same after ``train_side``."""
+        """The bytes of the gradients of a pass, and of the same after ``train_side`` if it makes new ones."""
         parameters = self.trained.parameter_count
         at_once = min(self.count, self.estimator.execution.examples_at_once(parameters))
-        return 2 * at_once * parameters * FLOAT32_BYTES
+        return (1 + self.estimator.SCALES_GRADIENTS) * at_once * parameters * FLOAT32_BYTES
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
