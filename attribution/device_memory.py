@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat")),
     (
@@ -37,6 +38,15 @@ def _free_at_first(device: torch.device) -> float:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
     return min(_free_in_system(), _free_in_container())
+
+
+def process_bytes(peak: bool = False) -> float | None:
+    """Return the bytes of memory that this process holds, or the most that it has held; None if the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+        return float(lines["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 @contextmanager

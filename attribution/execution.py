@@ -12,6 +12,8 @@ FLOAT32_BYTES = 4
 FLOAT64_BYTES = 8
 PASS_MEMORY_ON_CPU, PASS_MEMORY_ELSEWHERE = 2e9, 8e9
 """Bytes of ``pass_memory=auto``."""
+FORWARD_ACTIVATIONS = 0.2
+"""The memory of a forward pass without gradients over that of a pass that keeps its activations, roughly."""
 MARGIN = 0.1
 """The share of the free memory that ``memory=auto`` leaves free."""
 
@@ -65,13 +67,12 @@ class Execution:
         """``memory`` in bytes."""
         return (1 - MARGIN) * free_memory(self.torch_device()) if self.memory == "auto" else self.memory
 
-    @property
-    def resident_bytes(self) -> float:
-        """The bytes of the device that queries may take during passes: what four times the memory of a pass leaves, or a quarter.
+    def resident_bytes(self, working: float) -> float:
+        """Return the bytes of the device that queries may take during passes: what the passes leave of ``memory``, or a quarter.
 
-        A pass holds activations, a block of gradients, and copies of it.
+        Passes take ``pass_memory`` for activations and ``working`` bytes beside.
         """
-        return max(self.memory_bytes - 4 * self.pass_bytes, self.memory_bytes / 4)
+        return max(self.memory_bytes - self.pass_bytes - working, self.memory_bytes / 4)
 
     def examples_at_once(self, parameters: int) -> int:
         """Return the number of examples for which gradients of ``parameters`` float32 values may be held at once."""

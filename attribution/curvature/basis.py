@@ -1,7 +1,7 @@
 """Eigenbases of a curvature H = Q Λ Qᵀ, layer by layer: estimators use Λ and gradients in the basis."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,9 @@ from attribution.nodes import Artifact
 
 NEGATIVE = 1e-5
 """The largest negative eigenvalue that rounding can cause in a matrix summed in float32, as a fraction of the largest one."""
+
+EIGH_COPIES = 8
+"""The copies of a matrix that its eigendecomposition holds at a time, roughly: the argument, the result, and LAPACK's workspace."""
 
 
 class Basis(Artifact):
@@ -34,8 +37,15 @@ class Basis(Artifact):
         """The basis on another device. Eigenvalues stay on the CPU if the device has no float64."""
 
     @abstractmethod
+    def rotations(self, gradients: LayerGradients) -> Iterator[tuple[str, Tensor]]:
+        """Yield each block's name and its gradients in the basis, ``[.., *shape of values]``, in the order of ``values``.
+
+        They have the dtype and device of ``gradients``. They are computed one at a time, so that a user need not hold all of them.
+        """
+
     def rotate(self, gradients: LayerGradients) -> LayerGradients:
-        """Block name → gradients in the basis, ``[.., *shape of values]``, with the dtype and device of ``gradients``."""
+        """Block name → gradients in the basis."""
+        return dict(self.rotations(gradients))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +53,7 @@ class KroneckerBasis(Basis):
     """``H_layer = Σ_{o,i} values[o, i] q qᵀ`` with q = QB[:, o] ⊗ QA[:, i] on the joint block [W | b] ``[out, in (+1)]``.
 
     ``QA [in (+1), in (+1)]`` and ``QB [out, out]``: float32 eigenvectors in columns; ``values [out, in (+1)]`` float64.
-    ``rotate`` leaves out the layers that H does not cover, which are norm layers.
+    ``rotations`` leaves out the layers that H does not cover, which are norm layers.
     """
 
     QA: Mapping[str, Tensor]
@@ -54,13 +64,11 @@ class KroneckerBasis(Basis):
         places = {"QA": device, "QB": device, "values": double_device(device)}
         return replace(self, **{kind: {name: t.to(at) for name, t in getattr(self, kind).items()} for kind, at in places.items()})
 
-    def rotate(self, gradients: LayerGradients) -> LayerGradients:
+    def rotations(self, gradients: LayerGradients) -> Iterator[tuple[str, Tensor]]:
         """QBᵀ g QA for g ``[.., out, in (+1)]``."""
-        rotated = {}
         for layer in self.values:
             g = gradients[layer]
-            rotated[layer] = self.QB[layer].to(g).mT @ (g @ self.QA[layer].to(g))
-        return rotated
+            yield layer, self.QB[layer].to(g).mT @ (g @ self.QA[layer].to(g))
 
     def save(self, folder: Path) -> None:
         save_file(flatten(QA=self.QA, QB=self.QB, values=self.values), folder / "basis.safetensors")

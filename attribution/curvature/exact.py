@@ -7,7 +7,7 @@ the curvature of the network. J is computed pixel by pixel, in d passes per draw
 The P parameters are in the order of per-example gradients: layer after layer, each joint block [W | b] row by row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.curvature.basis import Basis, eigh
+from attribution.curvature.basis import EIGH_COPIES, Basis, eigh
 from attribution.curvature.pseudo_gradients import OutputProbe
-from attribution.curvature.sums import SumShard, merged
+from attribution.curvature.sums import SumShard, merged, merging_bytes
 from attribution.double_precision import double_device
 from attribution.execution import Execution, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
@@ -88,9 +88,9 @@ class DenseBasis(Basis):
     def to(self, device: torch.device) -> Self:
         return type(self)(self.vectors.to(double_device(device)), self.eigenvalues.to(double_device(device)))
 
-    def rotate(self, gradients: LayerGradients) -> LayerGradients:
+    def rotations(self, gradients: LayerGradients) -> Iterator[tuple[str, Tensor]]:
         g = flat(gradients)
-        return {WHOLE: (g @ self.vectors.to(g)).unsqueeze(-2)}
+        yield WHOLE, (g @ self.vectors.to(g)).unsqueeze(-2)
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """(H + λI)⁻¹ g for gradients ``[.., P]`` in the order of ``flat``."""
@@ -148,7 +148,7 @@ class DenseShard(SumShard[Sum]):
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
-        return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=2 * size, disk=size)
+        return Cost(passes=(self.rows[1] - self.rows[0]) * self.draws.count, memory=merging_bytes(size), disk=size)
 
     def compute_unit(self, get: Get) -> Sum:
         device, images = double_device(self.execution.torch_device()), get(self.train)
@@ -212,7 +212,9 @@ class DenseGGN(Node[DenseBasis]):
 
     def cost(self) -> Cost:
         size = 8 * self.trained.parameter_count**2
-        return Cost(passes=self.train.count * self.draws.count, memory=4 * size, disk=size)
+        return Cost(
+            passes=self.train.count * self.draws.count, cubes=self.trained.parameter_count**3, memory=EIGH_COPIES * size, disk=size
+        )
 
     def compute(self, get: Get) -> DenseBasis:
         total = merged(self.parts(get), get)

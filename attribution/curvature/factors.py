@@ -11,19 +11,20 @@ If a layer is called twice, or shares its weights with another layer, its positi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, Self, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from attribution.curvature.basis import flatten, unflatten
 from attribution.curvature.moments import position_sums, second_moments
 from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
-from attribution.curvature.sums import SumShard, merged
+from attribution.curvature.sums import SumShard, merged, merging_bytes
 from attribution.double_precision import double
-from attribution.execution import FLOAT64_BYTES
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.gradients import hooks, layer_check
 from attribution.nodes import Artifact, Cost, Get, Node
 from attribution.training import Recorded
@@ -35,7 +36,12 @@ SHARED = (
     "attribution.curvature.sums",
 )
 
+MOMENT_COPIES = 14
+"""The copies of a factor that its computation from one pass holds at a time, roughly: see ``moments.patch_moment``."""
+
 Sharing = Literal["expand", "reduce"]
+PASS_WEIGHT: Mapping[Sharing, float] = {"expand": 1.8, "reduce": 1.1}
+"""The time of a pass with factors over that of a plain one, as ``task=speed`` measured it on two networks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +139,11 @@ class FactorShard(SumShard[Factors]):
         return self.pseudo.execution.shard
 
     def cost(self) -> Cost:
-        size = factor_bytes(self.pseudo.trained)
-        return Cost(passes=(self.rows[1] - self.rows[0]) * self.pseudo.draws.count, memory=2 * size, disk=size)
+        size, rows = factor_bytes(self.pseudo.trained), self.rows[1] - self.rows[0]
+        memory = (
+            merging_bytes(size) if rows > self.unit else size + MOMENT_COPIES * FLOAT32_BYTES * largest_factor(self.pseudo.trained)
+        )
+        return Cost(passes=rows * self.pseudo.draws.count, pass_weight=PASS_WEIGHT[self.sharing], memory=memory, disk=size)
 
     def compute_unit(self, get: Get) -> Factors:
         sums = FactorSums(self.sharing)
@@ -160,7 +169,9 @@ class AllFactors(Node[Factors]):
 
     def cost(self) -> Cost:
         size = factor_bytes(self.pseudo.trained)
-        return Cost(passes=self.pseudo.train.count * self.pseudo.draws.count, memory=2 * size, disk=size)
+        passes = self.pseudo.train.count * self.pseudo.draws.count
+        memory = merging_bytes(size) if self.pseudo.train.count > self.pseudo.execution.shard else size
+        return Cost(passes=passes, pass_weight=PASS_WEIGHT[self.sharing], memory=memory, disk=size)
 
     def compute(self, get: Get) -> Factors:
         return merged(self.parts(get), get)
@@ -168,8 +179,18 @@ class AllFactors(Node[Factors]):
 
 def blocks(trained: Recorded) -> list[tuple[int, int]]:
     """The shape (out, in (+1)) of every layer that has factors."""
-    layers = dict(layer_check.find_layers(trained.outline).values())
+    return _blocks(trained.outline)
+
+
+@cache
+def _blocks(outline: nn.Module) -> list[tuple[int, int]]:
+    layers = dict(layer_check.find_layers(outline).values())
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
+
+
+def largest_factor(trained: Recorded) -> int:
+    """The number of values in the largest factor."""
+    return max(max(out, columns) for out, columns in blocks(trained)) ** 2
 
 
 def factor_bytes(trained: Recorded) -> float:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from attribution.checks import FieldError
-from attribution.curvature.basis import Basis, KroneckerBasis, eigh
-from attribution.curvature.factors import AllFactors, Sharing, blocks
+from attribution.curvature.basis import EIGH_COPIES, Basis, KroneckerBasis, eigh
+from attribution.curvature.factors import AllFactors, Sharing, blocks, factor_bytes, largest_factor
 from attribution.curvature.pseudo_gradients import Fisher, PseudoGradients
 from attribution.double_precision import double_device
-from attribution.execution import Execution
+from attribution.execution import FLOAT64_BYTES, Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.nodes import Cost, Get, Node, execution
@@ -83,7 +83,8 @@ class KFACBasis(Node[Basis]):
     factors: AllFactors
 
     def cost(self) -> Cost:
-        return basis_cost(self.factors.pseudo.trained)
+        trained = self.factors.pseudo.trained
+        return decomposition_cost(trained, factor_bytes(trained))
 
     def compute(self, get: Get) -> KroneckerBasis:
         factors, device = get(self.factors), double_device(self.factors.pseudo.execution.torch_device())
@@ -97,7 +98,8 @@ class KFACBasis(Node[Basis]):
         return KroneckerBasis(QA, QB, values)
 
 
-def basis_cost(trained: Recorded) -> Cost:
-    """Eigenvectors in float32 and eigenvalues in float64; no passes."""
+def decomposition_cost(trained: Recorded, given: float) -> Cost:
+    """The cost of an eigenbasis, with eigenvectors in float32 and eigenvalues in float64, computed from ``given`` bytes."""
     size = sum(4 * (out**2 + columns**2) + 8 * out * columns for out, columns in blocks(trained))
-    return Cost(memory=2 * size, disk=size)
+    cubes = sum(out**3 + columns**3 for out, columns in blocks(trained))
+    return Cost(cubes=cubes, memory=given + size + EIGH_COPIES * FLOAT64_BYTES * largest_factor(trained), disk=size)

@@ -47,6 +47,11 @@ class SumShard(Node[S]):
         return merged(parts, get) if parts else self.compute_unit(get)
 
 
+def merging_bytes(size: float) -> float:
+    """The memory of ``merged``: the sum so far, the next part, and their sum, of ``size`` bytes each."""
+    return 3 * size
+
+
 def merged(parts: Sequence[Node[S]], get: Get) -> S:
     """The sum of the artifacts of ``parts``, which are loaded one after the other."""
     return reduce(add, map(get, parts))

@@ -37,7 +37,10 @@ def prefix_means(
         for total, added, result in zip(totals, sums, results, strict=True):
             for layer, gradient in added.items():
                 total[layer] = total.get(layer, 0) + gradient
-            result.append({layer: gradient / stop for layer, gradient in total.items()})
+            if stop == scheme.prefixes[-1]:  # the totals are not needed any more
+                result.append({layer: gradient.div_(stop) for layer, gradient in total.items()})
+            else:
+                result.append({layer: gradient / stop for layer, gradient in total.items()})
     return results
 
 

@@ -57,10 +57,10 @@ class QueryCoefficients(Artifact):
     @classmethod
     def of(cls, means: Sequence[LayerGradients], basis: Basis, compression: Compression) -> Self:
         """Return the coefficients of gradients, given for each prefix of the draws as ``[bins, Q, out, in]`` per layer."""
-        rotated = [basis.rotate(mean) for mean in means]
         parts: dict[str, dict[str, Tensor]] = {}
-        for layer, eigenvalues in basis.values.items():
-            whitened = torch.stack([double(mean[layer]) for mean in rotated]) / scaling(eigenvalues, compression)
+        for blocks in zip(*map(basis.rotations, means), strict=True):
+            layer = blocks[0][0]
+            whitened = torch.stack([double(rotated) for _, rotated in blocks]) / scaling(basis.values[layer], compression)
             for part, tensor in compression.compress(whitened).items():
                 parts.setdefault(part, {})[layer] = tensor.cpu()
         return cls(parts)
@@ -89,20 +89,24 @@ class HeldQueries:
         self.dampings = torch.tensor(dampings, dtype=torch.float64, device=device).unsqueeze(1)
         self._blocks: list[list[Tensor]] = [[] for _ in first]
 
-    def add(self, prefix: int, rotated: LayerGradients) -> None:
-        """Multiply with gradients in the basis, ``[bins, B, out, in]`` per layer, under every damping: one GEMM per layer.
+    def times(self, prefix: int, layer: str, rotated: Tensor) -> Tensor:
+        """Multiply with the gradients of one layer in the basis, ``[bins, B, out, in]``, under every damping, in one GEMM.
+
+        Returns ``[D · query bins · Q, bins · B]``.
+        """
+        q, eigenvalues = self._restored(prefix, layer).to(rotated), self.basis.values[layer].flatten()
+        return self._products(eigenvalues, q.flatten(-2).flatten(0, 1), rotated.flatten(-2).flatten(0, 1))
+
+    def add(self, prefix: int, total: Tensor, gradients: LayerGradients) -> None:
+        """Add the sum over layers of the products with ``gradients``, ``[bins, B, out, in]`` per layer.
 
         Raises:
             FloatingPointError: a product is not finite. The message names the layers.
         """
-        total: Any = 0
-        for layer, eigenvalues in self.basis.values.items():
-            q, z = self._restored(prefix, layer).to(rotated[layer]), rotated[layer]
-            total = total + self._products(eigenvalues.flatten(), q.flatten(-2).flatten(0, 1), z.flatten(-2).flatten(0, 1))
         total = total.cpu()  # once, because the host waits for the device in each copy
         if not torch.isfinite(total).all():  # restore all layers at once only for the message
-            finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, rotated)
-        bins, B = next(iter(rotated.values())).shape[:2]
+            finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, self.basis.rotate(gradients))
+        bins, B = next(iter(gradients.values())).shape[:2]
         # [D, query bin, Q, train bin, B] to [D, query bin, train bin, Q, B]
         self._blocks[prefix].append(total.view(len(self.dampings), bins, -1, bins, B).transpose(2, 3))
 
@@ -121,6 +125,21 @@ class HeldQueries:
             scale = scaling(eigenvalues[columns], self.compression) / (eigenvalues[columns] + self.dampings)
             total = total + (q[:, columns] * scale.to(q.dtype).to(q.device).unsqueeze(1)).flatten(0, 1) @ z[:, columns].T
         return total
+
+
+def multiply(held: Sequence[tuple[HeldQueries, Sequence[int]]], gradients: LayerGradients) -> None:
+    """Multiply held queries, which share a basis, with gradients ``[bins, B, out, in]`` per layer.
+
+    Each comes with the positions of the prefixes that are multiplied. One layer of rotated gradients is held at a time.
+    """
+    totals: list[list[Any]] = [[0] * len(prefixes) for _, prefixes in held]
+    for layer, rotated in held[0][0].basis.rotations(gradients):
+        for sums, (queries, prefixes) in zip(totals, held, strict=True):
+            for i, prefix in enumerate(prefixes):
+                sums[i] = sums[i] + queries.times(prefix, layer, rotated)
+    for sums, (queries, prefixes) in zip(totals, held, strict=True):
+        for total, prefix in zip(sums, prefixes, strict=True):
+            queries.add(prefix, total, gradients)
 
 
 def scaling(eigenvalues: Tensor, compression: Compression) -> Tensor:

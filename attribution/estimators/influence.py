@@ -20,7 +20,7 @@ from attribution.curvature import Basis
 from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
-from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, refuse_unstable, unstable_layer
+from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
@@ -124,6 +124,11 @@ class KFACInfluence(ShardedEstimator):
         """The size of all prefixes and bins of the gradient of one image on ``side``, uncompressed."""
         return FLOAT32_BYTES * len(self.draws.side(side).prefixes) * self.draws.bins * trained.parameter_count
 
+    def rotation_products(self, side: Side, trained: Recorded) -> float:
+        """The multiply-adds of the rotation of one image's gradients on ``side`` into a Kronecker-factored basis."""
+        draws, shapes = self.draws.side(side), gradient_shapes(trained).values()
+        return len(draws.prefixes) * draws.bins * sum(rows * columns * (rows + columns) for rows, columns in shapes)
+
     @property
     def score_bytes(self) -> int:
         """The size of the scores of one pair, at all dampings, numbers of draws and pairs of bins with their sums."""
@@ -152,9 +157,11 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         return key(self.trained, self.train, self.queries, self.rows, self.estimator.measurement, self.estimator.draws)
 
     def cost(self) -> Cost:
-        memory = 3 * self.count * self.estimator.gradient_bytes("query", self.trained)
+        gradients = self.count * self.estimator.gradient_bytes("query", self.trained)
         disk = self.count * self.estimator.query_bytes(self.trained)
-        return Cost(passes=self.count * self.estimator.draws.count, memory=memory, disk=disk)
+        memory = self._basis.cost().disk + 2 * gradients + disk  # a pass has as many gradients as the sums over passes
+        products = self.count * self.estimator.rotation_products("query", self.trained)
+        return Cost(passes=self.count * self.estimator.draws.count, products=products, memory=memory, disk=disk)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -165,8 +172,12 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
         gradients = prefix_means(per_example, estimator.measurement, x0, draws, condition, estimator.draws, means)
         return [node._coefficients(gradients[p], get, x0.device) for node, p in zip(nodes, position, strict=True)]
 
+    @property
+    def _basis(self) -> Node[Basis]:
+        return self.estimator.basis(self.trained, self.train)
+
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
-        basis = get(self.estimator.basis(self.trained, self.train)).to(device)
+        basis = get(self._basis).to(device)
         return QueryCoefficients.of(means, basis, self.estimator.compression)
 
 
@@ -189,14 +200,13 @@ class InfluenceTrainingBlock(TrainingBlock):
         return key(self.trained, self.train, self.rows, estimator.draws.side("train"), estimator.flips, self.query_rows[0])
 
     def cost(self) -> Cost:
-        estimator, blocks, limit = self.estimator, self.query_blocks(), self.estimator.execution.resident_bytes
+        estimator, blocks, working = self.estimator, self.query_blocks(), self._working_bytes(1)
+        limit = estimator.execution.resident_bytes(working)
         held = min(limit, sum(block.cost().disk for block in blocks))
-        gradients = 3 * self._examples_at_once * estimator.gradient_bytes("train", self.trained)
-        products = self.count * (self.query_rows[1] - self.query_rows[0]) * estimator.score_bytes
-        return Cost(
-            passes=len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count,
-            memory=held + gradients + 2 * products,
-        )
+        passes = len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count
+        scores = self.count * (self.query_rows[1] - self.query_rows[0]) * estimator.score_bytes / FLOAT32_BYTES
+        products = self.count * estimator.rotation_products("train", self.trained) + scores * self.trained.parameter_count
+        return Cost(passes=passes, products=products, memory=held + working)
 
     def query_blocks(self) -> list[InfluenceQueryBlock]:
         # Neither dampings nor the draws of training images enter the coefficients.
@@ -219,7 +229,8 @@ class InfluenceTrainingBlock(TrainingBlock):
         bases = {node.basis.fingerprint: get(node.basis).to(device) for node in nodes}
         blocks = [(node, place, block) for node, place in zip(nodes, position, strict=True) for block in node.query_blocks()]
         products: list[np.ndarray] = []
-        for batch in batches_within([block for *_, block in blocks], estimator.execution.resident_bytes):
+        limit = estimator.execution.resident_bytes(first._working_bytes(len(means)))
+        for batch in batches_within([block for *_, block in blocks], limit):
             sides = resident(per_example, [blocks[at][2] for at in batch], get)
             held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
             for start, stop in ranges(*first.rows, first._examples_at_once):
@@ -228,15 +239,13 @@ class InfluenceTrainingBlock(TrainingBlock):
                 x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
                 gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
                 for prefix, number in enumerate(scheme.prefixes):
-                    rotated: dict[tuple[str, int], LayerGradients] = {}
+                    sharing: dict[tuple[str, int], list[tuple[HeldQueries, list[int]]]] = {}
                     for at, queries in zip(batch, held, strict=True):
                         node, place, _ = blocks[at]
-                        mean = node.basis.fingerprint, place
-                        if mean not in rotated:
-                            rotated[mean] = queries.basis.rotate(gradients[place][prefix])
-                        for pair, (_, train) in enumerate(node.estimator.draws.pairs):
-                            if train == number:
-                                queries.add(pair, rotated[mean])
+                        pairs = [pair for pair, (_, train) in enumerate(node.estimator.draws.pairs) if train == number]
+                        sharing.setdefault((node.basis.fingerprint, place), []).append((queries, pairs))
+                    for (_, place), of_mean in sharing.items():
+                        multiply(of_mean, gradients[place][prefix])
             products += [queries.products() for queries in held]
         of_nodes: dict[str, list[np.ndarray]] = {node.fingerprint: [] for node in nodes}
         for (node, *_), values in zip(blocks, products, strict=True):
@@ -254,11 +263,24 @@ class InfluenceTrainingBlock(TrainingBlock):
         """The eigenbasis of the curvature."""
         return self.estimator.basis(self.trained, self.train)
 
+    def _working_bytes(self, means: int) -> float:
+        """The bytes beside queries and activations: the basis, gradients summed over passes, those of one pass, and products.
+
+        ``means`` is the number of different means over draws.
+        """
+        at_once, draws = self._examples_at_once, self.estimator.draws.side("train")
+        in_pass = min(at_once, max(1, self.estimator.execution.batch_size // draws.count))
+        size = self.estimator.gradient_bytes("train", self.trained)
+        gradients = means * at_once * size + in_pass * FLOAT32_BYTES * self.trained.parameter_count
+        products = 2 * self.count * (self.query_rows[1] - self.query_rows[0]) * self.estimator.score_bytes
+        return self.basis.cost().disk + gradients + products
+
     @property
     def _examples_at_once(self) -> int:
         """The number of training examples whose gradients are held at a time."""
         draws = self.estimator.draws.side("train")
-        return self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.trained.parameter_count)
+        at_once = self.estimator.execution.examples_at_once(len(draws.prefixes) * draws.bins * self.trained.parameter_count)
+        return min(self.count, at_once)
 
 
 def _means(

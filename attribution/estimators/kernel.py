@@ -14,11 +14,12 @@ from attribution.checks import whole
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
-from attribution.execution import FLOAT32_BYTES
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
 from attribution.features.spectrum import RESOLUTION, Spectrum, sides
 from attribution.gradients.layer_check import find_layers
+from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -93,7 +94,8 @@ class KernelEstimator(Estimator):
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
-        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1)
+        projection = self.projection.chosen(gradient_shapes(trained))
+        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1, projection=projection)
         members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
 
@@ -136,7 +138,10 @@ class KernelScores(ShardedScores):
         return [*super().parents(), self._features()[1]]
 
     def cost(self) -> Cost:
-        return Cost(disk=FLOAT32_BYTES * len(self.estimator.dampings) * self.pairs)
+        scores, spectrum = len(self.estimator.dampings) * self.pairs, self._features()[1]
+        memory = FLOAT64_BYTES * (2 * scores + self.pairs) + 2 * spectrum.cost().disk
+        rank = min(spectrum.train.count, spectrum.train.size)
+        return Cost(products=2 * scores * rank, memory=memory, disk=FLOAT32_BYTES * scores)
 
     def passes(self, get: Get) -> float:
         queries, spectrum = self._features()
@@ -144,7 +149,8 @@ class KernelScores(ShardedScores):
         if spectrum.train.stored:
             return once
         # The inner products of all pairs and those of the training images hold the same gradients, block by block.
-        return once * len(InnerProducts(queries, spectrum.train).parts(get))
+        blocks = InnerProducts(spectrum.train, spectrum.train).parts(get)
+        return sum(block.cost().passes for block in blocks) + len(blocks) * queries.count * queries.draws.count
 
     def compute(self, get: Get) -> Scores:
         queries, spectrum = self._features()

@@ -23,6 +23,7 @@ class ReTrac(TrajectoryEstimator):
 
     NAME = "ReTrac"
     VERSION = 1
+    SCALES_GRADIENTS = True
 
     def query_side(self, captured: Captured) -> LayerGradients:
         return captured.mean(weights=inverse)

@@ -1,7 +1,7 @@
 """Inner products and cosines of gradients: gradient dot and cos, TracInCP (Pruthi et al. 2020), GAS (Hammoudeh & Lowd 2022)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
 from attribution.gradients.layer_check import find_layers
+from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -50,7 +51,7 @@ class GradientSimilarity(Estimator):
         if self.checkpoints is not None:
             trained.check_checkpoints(self.checkpoints, self)
         self.draws.check(trained.process.T)
-        return SimilarityScores(self, train, queries, trained)
+        return SimilarityScores(replace(self, projection=self.projection.chosen(gradient_shapes(trained))), train, queries, trained)
 
     def features(self, trained: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
         """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""
@@ -69,18 +70,21 @@ class SimilarityScores(ShardedScores):
     trained: Recorded
 
     def parts(self, get: Get) -> list[InnerProducts]:
+        return [self._products(step) for step in self._steps(get)]
+
+    def _products(self, step: int | None) -> InnerProducts:
         features = self.estimator.features
-        return [
-            InnerProducts(
-                features(self.trained, self.queries, "query", step), features(self.trained, self.train, "attribution", step)
-            )
-            for step in self._steps(get)
-        ]
+        return InnerProducts(
+            features(self.trained, self.queries, "query", step), features(self.trained, self.train, "attribution", step)
+        )
 
     def cost(self) -> Cost:
         draws = self.estimator.draws
         passes = self.queries.count * draws.side("query").count + self.train.count * draws.side("train").count
-        return Cost(passes=passes, disk=FLOAT32_BYTES * self.pairs)
+        products = self._products(None)  # those of all checkpoints take the same memory
+        shards = products.left.shards if products.right.stored else products.gram_shards
+        memory = max(part.cost().memory for part in [products, *shards])
+        return Cost(passes=passes, memory=memory, disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:
         total: Any = 0

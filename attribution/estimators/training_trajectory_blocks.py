@@ -7,7 +7,7 @@ the draws of the same passes are computed together (``Node.together``).
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ HALVES = 2
 class CheckpointEstimator(ShardedEstimator):
     """An estimator that compares a query and a training example at a checkpoint k: ``⟨Q_k(q), G_k(z)⟩``."""
 
+    SCALES_GRADIENTS: ClassVar[bool] = False
+    """Whether ``train_side`` makes a second copy of the gradients."""
+
     @abstractmethod
     def query_side(self, captured: Captured) -> LayerGradients:
         """Return Q(q) of each query from the gradients at its draws. Must be linear in them, up to weights of single draws."""
@@ -79,7 +82,8 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
 
     def cost(self) -> Cost:
         size = self.count * self.estimator.query_bytes(self.trained)
-        return Cost(passes=self.count * self.estimator.draws.count, memory=2 * size, disk=size)
+        of_pass = 2 * FLOAT32_BYTES * self.count * self.trained.parameter_count  # gradients, and the query's side of them
+        return Cost(passes=self.count * self.estimator.draws.count, memory=size + of_pass, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -88,10 +92,9 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
         per_example = engine(first.trained, first.step, first.estimator.execution, get)
         x0, draws, condition = first.inputs(get)
         size = per_example.inputs_per_pass(measurement, x0, draws, condition)
-        halves: list[list[LayerGradients]] = [[] for _ in nodes]
-        for columns in half_columns(scheme):
+        halves, vectors = half_columns(scheme), [LayerGradients() for _ in nodes]
+        for half, columns in enumerate(halves):
             # As many queries at a time as one pass holds, so that estimators and bins share it.
-            batches: list[list[LayerGradients]] = [[] for _ in nodes]
             for start, stop in ranges(0, len(x0), max(1, size // len(columns))):
                 batch = draws.rows(slice(start, stop)).columns(columns.to(x0.device))
                 given = None if condition is None else condition[start:stop]
@@ -99,23 +102,14 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
                 if len(nodes) > 1 or scheme.bins > 1:
                     captured.keep_calls()
                 bins = bin_of(measurement.timesteps(batch), scheme.bins, T)
-                for sides, node in zip(batches, nodes, strict=True):
-                    sides.append(_by_bin(node.estimator, captured, bins, scheme.bins))
-            for sides, batch in zip(halves, batches, strict=True):
-                sides.append({layer: torch.cat([side[layer] for side in batch], 1) for layer in batch[0]})
-        return [
-            QueryVectors({layer: torch.stack([half[layer] for half in sides], 1).float().cpu() for layer in sides[0]})
-            for sides in halves
-        ]
-
-
-def _by_bin(estimator: CheckpointEstimator, captured: Captured, bin_of_draw: Tensor, bins: int) -> LayerGradients:
-    """Q restricted to the draws of each bin, ``[bins, Q, out, in]``."""
-    if bins == 1:
-        sides = [estimator.query_side(captured)]
-    else:
-        sides = [estimator.query_side(captured.where(bin_of_draw == b)) for b in range(bins)]
-    return {layer: torch.stack([side[layer] for side in sides]) for layer in sides[0]}
+                for b in range(scheme.bins):
+                    inside = captured if scheme.bins == 1 else captured.where(bins == b)
+                    for node, into in zip(nodes, vectors, strict=True):
+                        for layer, side in node.estimator.query_side(inside).items():
+                            if layer not in into:
+                                into[layer] = side.new_empty(scheme.bins, len(halves), len(x0), *side.shape[1:])
+                            into[layer][b, half, start:stop] = side
+        return [QueryVectors({layer: side.float().cpu() for layer, side in into.items()}) for into in vectors]
 
 
 @dataclass(frozen=True)
@@ -137,11 +131,22 @@ class TrajectoryTrainingBlock(TrainingBlock):
         return key(self.trained, self.train, self.rows, self.step, self.query_rows[0])
 
     def cost(self) -> Cost:
-        execution, parameters = self.estimator.execution, self.trained.parameter_count
-        blocks, limit = self.query_blocks(), execution.resident_bytes
+        execution = self.estimator.execution
+        blocks, limit = self.query_blocks(), execution.resident_bytes(self._working_bytes)
         held = min(limit, sum(block.cost().disk for block in blocks))
-        gradients = 2 * execution.examples_at_once(parameters) * parameters * FLOAT32_BYTES
-        return Cost(passes=self.count * len(batches_within(blocks, limit)), memory=held + gradients)
+        pairs = self.count * (self.query_rows[1] - self.query_rows[0])
+        return Cost(
+            passes=self.count * len(batches_within(blocks, limit)),
+            products=pairs * self.estimator.query_bytes(self.trained) / FLOAT32_BYTES,
+            memory=held + self._working_bytes,
+        )
+
+    @property
+    def _working_bytes(self) -> float:
+        """The bytes of the gradients of a pass, and of the same after ``train_side`` if it makes new ones."""
+        parameters = self.trained.parameter_count
+        at_once = min(self.count, self.estimator.execution.examples_at_once(parameters))
+        return (1 + self.estimator.SCALES_GRADIENTS) * at_once * parameters * FLOAT32_BYTES
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
@@ -158,7 +163,7 @@ class TrajectoryTrainingBlock(TrainingBlock):
         record, train = get(first.trained), get(first.train)
         blocks = [(i, block) for i, node in enumerate(nodes) for block in node.query_blocks()]
         products: list[list[Tensor]] = [[] for _ in blocks]
-        for batch in batches_within([block for _, block in blocks], execution.resident_bytes):
+        for batch in batches_within([block for _, block in blocks], execution.resident_bytes(first._working_bytes)):
             sides = resident(per_example, [blocks[at][1] for at in batch], get)
             for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
                 rows = slice(start, stop)

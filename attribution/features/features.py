@@ -181,7 +181,7 @@ class FeatureShard(JointNode[FeatureTable]):
     def cost(self) -> Cost:
         count, features = self.rows[1] - self.rows[0], self.features
         parameters = features.trained.parameter_count
-        held = 2 * min(count, features.execution.examples_at_once(parameters)) * parameters
+        held = min(count, features.execution.examples_at_once(parameters)) * parameters
         size = count * features.size
         return Cost(passes=count * features.draws.count, memory=FLOAT32_BYTES * (held + size), disk=FLOAT32_BYTES * size)
 

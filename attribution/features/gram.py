@@ -43,16 +43,18 @@ class InnerProducts(Node[GramMatrix]):
     def parts(self, get: Get) -> Sequence[Node]:
         if self.right.stored:
             return list({part.fingerprint: part for side in (self.left, self.right) for part in side.shards}.values())
-        return self._gram_shards
+        return self.gram_shards
 
     def cost(self) -> Cost:
         passes = self.left.count * self.left.draws.count + self.right.count * self.right.draws.count
-        return Cost(passes=passes, disk=FLOAT64_BYTES * self.left.count * self.right.count)
+        size = FLOAT64_BYTES * self.left.count * self.right.count
+        products = 2 * self.left.count * self.right.count * self.right.size if self.right.stored else 0
+        return Cost(passes=passes, products=products, memory=2 * size, disk=size)
 
     def compute(self, get: Get) -> GramMatrix:
         if not self.right.stored:
-            shards = get.many(self._gram_shards)
-            values = np.concatenate([shard.values for shard in shards], 1)
+            shards = get.many(self.gram_shards)
+            values = _symmetric(shards) if same_gradients(self.left, self.right) else np.concatenate([s.values for s in shards], 1)
             return GramMatrix(values, shards[0].left_squares, np.concatenate([shard.right_squares for shard in shards]))
         rows, left_squares = [], []
         for a in self.left.blocks(get):
@@ -63,7 +65,7 @@ class InnerProducts(Node[GramMatrix]):
         return GramMatrix(np.concatenate(rows), np.concatenate(left_squares), np.concatenate(right_squares))
 
     @property
-    def _gram_shards(self) -> "list[GramShard]":
+    def gram_shards(self) -> "list[GramShard]":
         """Shards for as many whole gradients on the right as ``pass_memory`` holds."""
         at_once = max(1, int(self.right.execution.pass_bytes / (FLOAT32_BYTES * self.right.trained.parameter_count)))
         return [GramShard(self.left, self.right, rows) for rows in ranges(0, self.right.count, at_once)]
@@ -71,10 +73,13 @@ class InnerProducts(Node[GramMatrix]):
 
 @dataclass(frozen=True)
 class GramShard(JointNode[GramMatrix]):
-    """The inner products of all whole gradients of ``left`` with those in ``rows`` of ``right``, which are kept in memory."""
+    """The inner products of the whole gradients of ``left`` with those in ``rows`` of ``right``, which are kept in memory.
+
+    If both sides are the same, the matrix is symmetric, and the gradients before ``rows`` are left out.
+    """
 
     NAME = "GramShard"
-    VERSION = 2
+    VERSION = 3
     TITLE = "inner products of features, in shards"
     ARTIFACT = GramMatrix
     TRANSIENT = True
@@ -88,11 +93,25 @@ class GramShard(JointNode[GramMatrix]):
 
     def cost(self) -> Cost:
         held = self.rows[1] - self.rows[0]
-        others = self.left.count - (held if self.left == self.right else 0)
+        others = self.left.count - (self.rows[1] if self.same else 0)
+        parameters = self.right.trained.parameter_count
+        block = min(self.left.count, self.right.execution.examples_at_once(parameters))
         return Cost(
             passes=held * self.right.draws.count + others * self.left.draws.count,
-            memory=FLOAT32_BYTES * (held + 2 * self.right.execution.batch_size) * self.right.trained.parameter_count,
+            products=2 * held * (self.left.count - self.first) * parameters,  # float64 takes twice as long
+            memory=FLOAT32_BYTES * (held + 2 * block) * parameters,  # a block layer by layer, and as whole gradients
+            disk=FLOAT64_BYTES * ((self.left.count - self.first) * (held + 1) + held),
         )
+
+    @property
+    def same(self) -> bool:
+        """Whether both sides are the same gradients."""
+        return same_gradients(self.left, self.right)
+
+    @property
+    def first(self) -> int:
+        """The first row of ``left`` that the shard has."""
+        return self.rows[0] if self.same else 0
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[GramMatrix]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -120,16 +139,16 @@ def _matrices(by_right: Sequence[Sequence[GramShard]], rows: tuple[int, int], ge
         for whole, part in zip(held, gradients, strict=True):
             whole[block.start - rows[0] : block.stop - rows[0]] = part
     squares = [_squares(gradients) for gradients in held]
-    values = {node.fingerprint: np.empty((node.left.count, rows[1] - rows[0])) for own in by_right for node in own}
+    nodes = [node for own in by_right for node in own]
+    values = {node.fingerprint: np.empty((node.left.count - node.first, rows[1] - rows[0])) for node in nodes}
     left_squares = {name: np.empty(len(of_node)) for name, of_node in values.items()}
     lefts: dict[str, list[tuple[GramShard, int]]] = {}
     for i, own in enumerate(by_right):
         for node in own:
-            name, block = node.fingerprint, slice(*rows)
-            same = key(*node.left.gradient_settings()) == key(*node.right.gradient_settings())
-            if same:  # no second pass over the gradients that are held
+            name, block = node.fingerprint, slice(0, rows[1] - rows[0])
+            if node.same:  # no second pass over the gradients that are held
                 values[name][block], left_squares[name][block] = _inner(held[i], held[i]), squares[i]
-            lefts.setdefault(key(*node.left.pass_settings(), same), []).append((node, i))
+            lefts.setdefault(key(*node.left.pass_settings(), node.same), []).append((node, i))
     for sharing in lefts.values():
         _multiply(sharing, held, values, left_squares, rows, get)
     return {
@@ -152,14 +171,30 @@ def _multiply(
     Each node comes with the position of its right side in ``held``.
     """
     lefts = {key(*node.left.gradient_settings()): node.left for node, _ in sharing}
-    left, right = sharing[0][0].left, sharing[0][0].right
-    same = key(*left.gradient_settings()) == key(*right.gradient_settings())
-    for others in [(0, rows[0]), (rows[1], left.count)] if same else [(0, left.count)]:
-        for block, gradients in gradients_together(list(lefts.values()), get, others):
-            of_left = dict(zip(lefts, gradients, strict=True))
-            for node, i in sharing:
-                own = of_left[key(*node.left.gradient_settings())]
-                values[node.fingerprint][block], left_squares[node.fingerprint][block] = _inner(own, held[i]), _squares(own)
+    first = sharing[0][0]
+    for block, gradients in gradients_together(list(lefts.values()), get, (rows[1] if first.same else 0, first.left.count)):
+        of_left = dict(zip(lefts, gradients, strict=True))
+        at = slice(block.start - first.first, block.stop - first.first)
+        for node, i in sharing:
+            own = of_left[key(*node.left.gradient_settings())]
+            values[node.fingerprint][at], left_squares[node.fingerprint][at] = _inner(own, held[i]), _squares(own)
+
+
+def same_gradients(left: Features, right: Features) -> bool:
+    """Whether two sides have the same gradients of the same images."""
+    return key(*left.gradient_settings()) == key(*right.gradient_settings())
+
+
+def _symmetric(shards: Sequence[GramMatrix]) -> np.ndarray:
+    """The symmetric matrix ``[N, N]`` whose columns, from the diagonal on, are in ``shards``."""
+    values = np.empty((len(shards[0].values), len(shards[0].values)))
+    first = 0
+    for shard in shards:
+        stop = first + shard.values.shape[1]
+        values[first:, first:stop] = shard.values
+        values[first:stop, first:] = shard.values.T
+        first = stop
+    return values
 
 
 def _tensor(rows: np.ndarray) -> Tensor:

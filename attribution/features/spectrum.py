@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attribution.curvature.basis import eigh
+from attribution.curvature.basis import EIGH_COPIES, eigh
 from attribution.double_precision import double_device
 from attribution.execution import FLOAT64_BYTES
 from attribution.features.features import Features
@@ -53,8 +53,9 @@ class Spectrum(Node[Eigenfeatures]):
         return [InnerProducts(self.train, self.train)] if self.uses_gram else self.train.shards
 
     def cost(self) -> Cost:
-        N = self.train.count
-        return Cost(memory=4 * FLOAT64_BYTES * N**2, disk=FLOAT64_BYTES * N**2)
+        n = self.train.count if self.uses_gram else self.train.size
+        products = 0 if self.uses_gram else 2 * self.train.count * n**2  # float64 takes twice as long
+        return Cost(products=products, cubes=n**3, memory=EIGH_COPIES * FLOAT64_BYTES * n**2, disk=FLOAT64_BYTES * n**2)
 
     def compute(self, get: Get) -> Eigenfeatures:
         device = double_device(self.train.execution.torch_device())

@@ -47,6 +47,6 @@ def resident(per_example: PerExampleGradients, blocks: Sequence[Node[Any]], get:
         _resident.pop(per_example, None)
         del artifacts  # frees the memory before the next ones are loaded
         device = per_example.parameters[0].device
-        artifacts = [artifact.to(device) for artifact in get.many(blocks)]
+        artifacts = [get(block).to(device) for block in blocks]
         _resident[per_example] = names, artifacts
     return artifacts

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attribution.checks import FieldError
 from attribution.diffusion import Process
 from attribution.measurements import Measure
-from attribution.nodes import Artifact, Get, Node
+from attribution.nodes import Artifact, Get, Node, key
 
 PARAMETERS = "parameters.safetensors"
 _LONGEST = 300
@@ -67,11 +67,17 @@ class Trained(Node[T], ABC):
     def outline(self) -> nn.Module:
         """The untrained network on the meta device: its layers and shapes, without memory for parameters.
 
-        On the CPU if its constructor does not run on the meta device.
+        On the CPU if its constructor does not run on the meta device. Models with the same network share it.
 
         Raises:
             FieldError: ``model`` does not construct a network.
         """
+        name = key(self.model)
+        if name not in _outlines:
+            _outlines[name] = self._outline()
+        return _outlines[name]
+
+    def _outline(self) -> nn.Module:
         try:
             with torch.device("meta"):
                 network = self.model()
@@ -87,6 +93,10 @@ class Trained(Node[T], ABC):
     def network(self, get: Get) -> nn.Module:
         """The trained network in eval mode."""
         return with_parameters(self.model(), get(self).final_parameters()).eval()
+
+
+_outlines: dict[str, nn.Module] = {}
+"""Untrained networks by the identity of their constructor."""
 
 
 def untrained(owner: Any) -> nn.Module:

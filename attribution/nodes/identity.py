@@ -59,6 +59,8 @@ def describe(value: Any) -> Any:
         return str(value)
     if isinstance(value, type):
         return public_name(value) if is_installed(value) else class_identity(value)
+    if (described := getattr(value, "described", None)) is not None:
+        return described
     if callable(method := getattr(value, "description", None)):
         return method()
     if dataclasses.is_dataclass(value):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from attribution.nodes.artifact import Artifact
-from attribution.nodes.identity import class_identity, describe, describe_fields, fingerprint_of, short_name
+from attribution.nodes.identity import class_identity, describe_fields, fingerprint_of, short_name
 
 A = TypeVar("A")
 _A = TypeVar("_A", covariant=True)
@@ -37,15 +37,39 @@ class Get(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """What computing a node takes: passes (forward + backward of one image), peak memory and disk in bytes.
+    """What computing a node takes.
 
-    ``scratch``: what its parts take on disk at a time, for a node whose parts are not known until others are computed.
+    - ``passes``: forward and backward passes of one network input, each of which takes ``pass_weight`` times as long as that of
+      the training loss
+    - ``products``: multiply-adds in products of matrices, beside the passes
+    - ``cubes``: Σ n³ over eigendecompositions of n × n matrices in float64
+    - ``memory``: the most bytes that it holds at a time, beside the parameters and the activations of a pass
+    - ``inputs``: the network inputs of a pass whose activations are kept; None: as many as the memory of a pass holds
+    - ``disk``: bytes of the artifact
+    - ``scratch``: what its parts take on disk at a time, for a node whose parts are not known until others are computed
+
+    Passes include those of the parts; everything else is of the node alone.
     """
 
     passes: float = 0.0
+    pass_weight: float = 1.0
+    products: float = 0.0
+    cubes: float = 0.0
     memory: float = 0.0
+    inputs: float | None = None
     disk: float = 0.0
     scratch: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """The work of both, one after the other. Passes are converted to those of weight 1, and the number of inputs is dropped."""
+        return Cost(
+            passes=self.passes * self.pass_weight + other.passes * other.pass_weight,
+            products=self.products + other.products,
+            cubes=self.cubes + other.cubes,
+            memory=max(self.memory, other.memory),
+            disk=self.disk + other.disk,
+            scratch=max(self.scratch, other.scratch),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,9 +132,14 @@ class Node(ABC, Generic[_A]):
         return {**class_identity(type(self)), **describe_fields(self)}
 
     @cached_property
+    def described(self) -> Any:
+        """The description, computed once: the descriptions of all nodes that depend on this one contain it."""
+        return self.description()
+
+    @cached_property
     def fingerprint(self) -> str:
         """20 hexadecimal digits of the SHA-256 of the description."""
-        return fingerprint_of(describe(self))
+        return fingerprint_of(self.described)
 
     @classmethod
     def title(cls) -> str:

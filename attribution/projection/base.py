@@ -36,6 +36,10 @@ class Projection(ABC):
     REDUCIBLE: ClassVar[str]
     """For error messages: the projections whose features ``reduce_to`` can compute from those of this one."""
 
+    def chosen(self, layers: LayerShapes) -> "Projection":
+        """Return the projection that this one stands for at a model with these layers: this one, if it does not depend on them."""
+        return self
+
     @abstractmethod
     def size(self, layers: LayerShapes) -> int:
         """Return the number of features."""

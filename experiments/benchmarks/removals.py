@@ -173,7 +173,8 @@ class Removals(Node[Outcomes]):
         measuring = sum(queries.count for queries in self.queries) * self.draws.count / 3
         sampling = sum(queries.cost().passes for queries in self.queries if isinstance(queries, Samples))
         models = len(self.seeds) * sets
-        return Cost(passes=models * (one.passes + measuring + sampling), memory=one.memory, disk=models * one.disk)
+        passes = models * (one.passes + measuring + sampling)
+        return Cost(passes=passes, inputs=one.inputs, memory=one.memory, disk=models * one.disk)
 
 
 def removed_count(fraction: float, examples: int) -> int:

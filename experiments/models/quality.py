@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion import Process, denoiser
-from attribution.execution import Execution
+from attribution.execution import FORWARD_ACTIVATIONS, Execution
 from attribution.images import Images, ImageSet
 from attribution.images.draws import Fixed
 from attribution.models.trained import Trained
@@ -54,7 +54,8 @@ class Fit(Node[FitLosses]):
         return cls(trained=experiment.trained, data=experiment.train, execution=experiment.execution)
 
     def cost(self) -> Cost:
-        return Cost(passes=_IMAGES * _TIMESTEPS / 3)  # a forward pass is about a third of forward and backward
+        at_once = FORWARD_ACTIVATIONS * min(_IMAGES * _TIMESTEPS, self.execution.batch_size)
+        return Cost(passes=_IMAGES * _TIMESTEPS / 3, inputs=at_once)  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> FitLosses:
         images, device, process = get(self.data), self.execution.torch_device(), self.trained.process

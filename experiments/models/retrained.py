@@ -95,8 +95,10 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
     def cost(self) -> Cost:
         state = 4 * self.parameter_count
+        batch = min(self.recipe.batch_size, len(self.selection))
         return Cost(
-            passes=self.recipe.steps * min(self.recipe.batch_size, len(self.selection)),
+            passes=self.recipe.steps * batch,
+            inputs=batch * self.mode.group,
             memory=4 * state * self.mode.group,  # parameters, gradients, and the two moments of Adam
             disk=state,
         )

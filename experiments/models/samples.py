@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attribution.diffusion.samplers import Sampler
-from attribution.execution import Execution, ranges
+from attribution.execution import FORWARD_ACTIVATIONS, Execution, ranges
 from attribution.images import Images, ImageSet, Trajectories, philox
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, execution
@@ -39,7 +39,9 @@ class SampleShard(ImageSet):
 
     def cost(self) -> Cost:
         steps = len(self.sampler.timesteps(self.trained.process.T))
-        return Cost(passes=self.count * steps / 3)  # a forward pass is about a third of forward and backward
+        return Cost(
+            passes=self.count * steps / 3, inputs=FORWARD_ACTIVATIONS * self.count
+        )  # a forward pass is about a third of forward and backward
 
     def compute(self, get: Get) -> Images:
         device = self.execution.torch_device()
@@ -83,7 +85,7 @@ class Samples(ImageSet):
 
     def cost(self) -> Cost:
         steps = len(self.sampler.timesteps(self.trained.process.T))
-        return Cost(passes=self.n * steps / 3)
+        return Cost(passes=self.n * steps / 3, inputs=FORWARD_ACTIVATIONS * min(self.n, self.execution.shard))
 
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
@@ -104,7 +106,9 @@ class SampleTrajectories(Node[Trajectories]):
 
     def cost(self) -> Cost:
         steps = len(self.samples.sampler.timesteps(self.samples.trained.process.T))
-        return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
+        size = 4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape)
+        at_once = FORWARD_ACTIVATIONS * min(self.samples.n, self.samples.execution.batch_size)
+        return Cost(passes=self.samples.n * steps / 3, inputs=at_once, disk=size)
 
     def compute(self, get: Get) -> Trajectories:
         s = self.samples

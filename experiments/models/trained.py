@@ -65,7 +65,8 @@ class TrainedModel(Recorded):
         state = 4 * self.parameter_count
         return Cost(
             passes=self.recipe.steps * self.recipe.batch_size,
-            memory=4 * state,  # parameters, gradients, and the two moments of Adam
+            inputs=self.recipe.batch_size,
+            memory=5 * state,  # average, gradients, the two moments of Adam, and a copy in a checkpoint
             disk=len(self.candidates) * state,
         )
 

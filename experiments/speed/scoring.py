@@ -10,7 +10,7 @@ from attribution.curvature import KroneckerBasis
 from attribution.curvature.pseudo_gradients import kronecker_modules
 from attribution.diffusion import eval_mode
 from attribution.estimators.draw_means import prefix_means
-from attribution.estimators.held_queries import HeldQueries
+from attribution.estimators.held_queries import HeldQueries, multiply
 from attribution.estimators.influence import GRID
 from attribution.gradients.compression import Uncompressed
 from attribution.gradients.layers import pieces
@@ -83,7 +83,7 @@ class Scoring:
             held = HeldQueries(self.basis, self.coefficients, dampings, Uncompressed())
             plain_mean = Uniform(self.draws.count), [lambda captured, _: captured.mean()]
             ((mean,),) = prefix_means(self.per_example, self.measure, self.x0, self.draws, None, *plain_mean)
-            held.add(0, self.basis.rotate(mean))
+            multiply([(held, [0])], mean)
             held.products()
 
         return score

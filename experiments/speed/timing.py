@@ -102,11 +102,16 @@ def seconds_of(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure, images: int = 32) -> float:
-    """Estimate the seconds for forward and backward of one image, from a few passes of ``images`` images."""
-    x0, draws = inputs(model, shape, images, 1, measure.process.T)
-    run = plain(model, measure, x0, draws)
-    run()
+def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure) -> float:
+    """Estimate the seconds for forward and backward of one image, from three passes of as many images as take about a second."""
+
+    def passes(images: int) -> Run:
+        return plain(model, measure, *inputs(model, shape, images, 1, measure.process.T))
+
+    first = passes(2)
+    first()  # warm up
+    images = min(max(int(2 / seconds_of(first)), 2), 32)
+    run = passes(images)
     return min(seconds_of(run) for _ in range(3)) / images
 
 

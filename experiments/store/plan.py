@@ -1,9 +1,11 @@
 """The dry run: which nodes are missing, and an estimate of their time, memory and disk. No stored node is computed."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from attribution.nodes import Cost, Node, short_name
 from experiments.store.inventory import entries
@@ -13,31 +15,46 @@ from experiments.store.store import Store
 from experiments.store.work import Absent, Present
 
 
-def plan(
-    nodes: Sequence[Node], store: Store, rate: float | None = None, memory_of: Callable[[float], float] | None = None
-) -> list[dict[str, Any]]:
+class Rates(Protocol):
+    """The time and the memory of a cost on some device."""
+
+    def seconds(self, cost: Cost) -> float:
+        """The time; that of a sum of costs is the sum of their times."""
+        ...
+
+    def memory(self, cost: Cost) -> float:
+        """The most bytes that are held at a time, with the parameters and activations of the network."""
+        ...
+
+
+def plan(nodes: Sequence[Node], store: Store, rates: Rates | None = None) -> list[dict[str, Any]]:
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
-    bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds, and
-    unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others).
-    ``rate``: seconds per pass; None: the rate of the stored nodes of the class. ``memory_of``: the bytes that a number of passes
-    takes beside what the nodes count. Parts that depend on a missing parent count toward the node that they are parts of.
+    bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds,
+    unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others), and
+    cost (of all nodes together). Without ``rates``, memory is that which nodes count themselves, and times follow from those of
+    stored nodes of the class. Parts that depend on a missing parent count toward the node that they are parts of.
     """
-    history = _History(store.root, rate)
+    history = _History(store.root)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
     for node, cost in _missing(nodes, store):
-        if memory_of is not None:
-            cost = dataclasses.replace(cost, memory=cost.memory + memory_of(cost.passes))
         by_class.setdefault(short_name(type(node)), []).append((node, cost))
-    rows = [_row(name, group[0][0].title(), [cost for _, cost in group], history) for name, group in by_class.items()]
+    rows = []
+    for name, group in by_class.items():
+        costs = [cost for _, cost in group]
+        times = [history.seconds(name, cost.passes) for cost in costs] if rates is None else list(map(rates.seconds, costs))
+        memory = max(cost.memory for cost in costs) if rates is None else max(map(rates.memory, costs))
+        rows.append(_row(name, group[0][0].title(), costs, times, memory))
     shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].TRANSIENT}
     rows = [row if row["class"] in kept else {**row, "disk": shards.peaks[row["class"]]} for row in rows]
     total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "unknown")}
     total["disk"] = shards.peak + sum(row["disk"] for row in rows if row["class"] in kept)
     memory = max((row["memory"] for row in rows), default=0.0)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
-    return [*rows, {"class": "total", "work": "", **total, "memory": memory, "seconds": sum(known) if known or not rows else None}]
+    seconds = sum(known) if known or not rows else None
+    cost = reduce(add, [row["cost"] for row in rows], Cost())
+    return [*rows, {"class": "total", "work": "", **total, "memory": memory, "seconds": seconds, "cost": cost}]
 
 
 def announcement(nodes: Sequence[Node], store: Store) -> str | None:
@@ -69,10 +86,9 @@ def needed(nodes: Sequence[Node], store: Store) -> set[str]:
 
 
 class _History:
-    """The time that nodes of a class take, from their passes or from the times of stored nodes of the class."""
+    """The time that nodes of a class take, from the times of stored nodes of the class."""
 
-    def __init__(self, root: Path, rate: float | None):
-        self._rate = rate
+    def __init__(self, root: Path):
         self._records: dict[str, list[dict[str, Any]]] = {}
         for entry in entries(root):
             if entry.finished and "seconds" in entry.record:
@@ -83,8 +99,6 @@ class _History:
         took = sum(record["seconds"] for record in records)
         if passes == 0:
             return took / len(records) if records else None
-        if self._rate is not None:
-            return passes * self._rate
         done = sum(record["cost"]["passes"] for record in records)
         return passes * took / done if done else None
 
@@ -116,16 +130,16 @@ def _parts(node: Node, present: Present) -> Sequence[Node] | None:
         return None
 
 
-def _row(name: str, work: str, costs: Sequence[Cost], history: _History) -> dict[str, Any]:
-    seconds = [history.seconds(name, cost.passes) for cost in costs]
+def _row(name: str, work: str, costs: Sequence[Cost], seconds: Sequence[float | None], memory: float) -> dict[str, Any]:
     known = [value for value in seconds if value is not None]
     return {
         "class": name,
         "work": work,
         "nodes": len(costs),
         "passes": sum(cost.passes for cost in costs),
-        "memory": max(cost.memory for cost in costs),
+        "memory": memory,
         "disk": sum(cost.disk for cost in costs),
         "seconds": sum(known) if known else None,
         "unknown": len(seconds) - len(known),
+        "cost": reduce(add, costs),
     }

@@ -20,8 +20,10 @@ from weakref import WeakValueDictionary
 from attribution.nodes import Artifact, Node, groups, short_name
 from attribution.nodes.files import inode
 from experiments.store.errors import StoreError
+from experiments.store.held_bytes import held_bytes
 from experiments.store.leftovers import PARTS, Leftovers, listed
 from experiments.store.locks import forget, locked
+from experiments.store.peak_memory import PeakMemory, peak_memory
 from experiments.store.progress import Track
 from experiments.store.provenance import provenance
 from experiments.store.storage import PART, begin, explained, publish, remove, settle, verify
@@ -31,6 +33,7 @@ A = TypeVar("A")
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _ARTIFACTS_KEPT = 16
+_BYTES_KEPT = 2.5e9
 
 
 class Store:
@@ -47,7 +50,7 @@ class Store:
         self.root = Path(root)
         self._track = progress or _silent
         self._alive: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        self._recent: dict[str, Any] = {}
+        self._recent: dict[str, tuple[Any, int]] = {}
         self._verified: set[str] = set()
         self._in_progress: set[str] = set()
         self._leftovers = Leftovers(self.root)
@@ -184,7 +187,8 @@ class Store:
         for node in nodes:
             begin(self.workspace(node), node)
         self._seconds_below, start = 0.0, time.perf_counter()
-        artifacts = kind.compute_together(nodes, self)
+        with peak_memory() as peak:
+            artifacts = kind.compute_together(nodes, self)
         seconds = (time.perf_counter() - start - self._seconds_below) / len(nodes)
         if len(artifacts) != len(nodes):
             raise StoreError(
@@ -195,7 +199,7 @@ class Store:
             part = self.workspace(node)
             saved = settle(part, node)
             artifact.save(part)
-            publish(part, self.folder(node), _facts(node, seconds, work.parts[node.fingerprint]), saved)
+            publish(part, self.folder(node), _facts(node, seconds, peak, work.parts[node.fingerprint]), saved)
             self._verified.add(node.fingerprint)
 
     @contextmanager
@@ -241,14 +245,17 @@ class Store:
         if node.TRANSIENT:  # may be large and is removed soon: its users hold it
             return artifact
         self._recent.pop(node.fingerprint, None)
-        self._recent[node.fingerprint] = artifact
-        if len(self._recent) > _ARTIFACTS_KEPT:
+        self._recent[node.fingerprint] = artifact, held_bytes(artifact)
+        while len(self._recent) > _ARTIFACTS_KEPT or sum(size for _, size in self._recent.values()) > _BYTES_KEPT:
             del self._recent[next(iter(self._recent))]
         return artifact
 
 
-def _facts(node: Node, seconds: float, parts: Sequence[Node]) -> dict[str, Any]:
-    """The content of node.json except the description. ``seconds``: of the successful attempt, without parents and parts."""
+def _facts(node: Node, seconds: float, peak: PeakMemory, parts: Sequence[Node]) -> dict[str, Any]:
+    """The content of node.json except the description.
+
+    ``seconds``: of the successful attempt, without parents and parts. ``peak``: of this process during the attempt.
+    """
     cost = node.cost()
     if parts:  # passes and seconds count toward the parts
         cost = dataclasses.replace(cost, passes=0.0)
@@ -259,6 +266,7 @@ def _facts(node: Node, seconds: float, parts: Sequence[Node]) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "cost": dataclasses.asdict(cost),
+        "peak_memory": dataclasses.asdict(peak),
         "execution": {
             name: value if isinstance(value, bool | int | float | None) else str(value) for name, value in settings.items()
         },

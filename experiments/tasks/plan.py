@@ -5,8 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.speed.passes import PassCost
-from experiments.speed.timing import seconds_per_pass
+from experiments.speed.rates import Rates
 from experiments.store import inventory_table
 from experiments.store.inventory_table import duration
 from experiments.store.plan import plan as plan_of
@@ -34,17 +33,14 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
     print_notes([*notes_on_sweep(), *evaluation.notes])
     check_experiment(experiment, store, evaluation.benchmark, *evaluation.estimators.values())
     network = experiment.model().to(experiment.execution.torch_device())
-    rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)
-    cost = PassCost.of(network, experiment.shape, experiment.trained.objective, experiment.execution)
-    rows = plan_of(evaluation.nodes, store, rate, cost.memory)
+    rates = Rates.of(network, experiment.shape, experiment.trained.objective, experiment.execution, store.root)
+    rows = plan_of(evaluation.nodes, store, rates)
     shown = [_shown(row) for row in rows]
     if tflops is not None:
+        other = rates.at(tflops)
         for line, row in zip(shown, rows, strict=True):
-            seconds = row["passes"] * cost.flops / (1e12 * tflops)
-            line[f"{tflops:g} TFLOP/s"] = duration(seconds) if seconds else ""
+            line[f"{tflops:g} TFLOP/s"] = duration(other.seconds(row["cost"]))
     inventory_table.show(shown, f"missing in {store.root}")
-    if unknown := sum(row["unknown"] for row in rows[:-1]):
-        print(f"not in the time: {unknown} nodes that combine or decompose results, for which there is no estimate")
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

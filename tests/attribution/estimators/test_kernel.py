@@ -19,7 +19,7 @@ from attribution.gradients import hooks, network_cache
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import ElboWeighted, Interpolated, JourneyLoss, Loss, OutputMean, OutputNorm, SquareNorm
 from attribution.nodes import InMemory
-from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademacher
+from attribution.projection import SJLT, Automatic, Gaussian, Identity, Kronecker, Rademacher
 from attribution.training.checkpoints import AtSteps
 from experiments.models.samples import Samples
 from experiments.store.store import Store
@@ -223,6 +223,23 @@ def test_all_share_one_pass(get, monkeypatch, projection):
     assert counts[0] <= (10 + 3) * 4 + 40 * (projection == Identity()) + 8  # the first capture checks itself
 
 
+def test_inner_products_of_training_images_are_taken_once_for_each_pair(get, monkeypatch):
+    """Claim: in blocks of 4, whole gradients of 10 training images are computed 10 + 6 + 2 times, and G is symmetric."""
+    method = estimator(execution=Execution(device="cpu", pass_memory=4 * 4 * RECORD.parameter_count))
+    fresh, counted, run = InMemory(), [], hooks.run_all
+    fresh._artifacts[RECORD.fingerprint] = get(RECORD)
+    per_example = network_cache.engine(RECORD, None, method.execution, fresh)
+    monkeypatch.setattr(per_example, "_checked", 100)
+    monkeypatch.setattr(hooks, "run_all", lambda *args: (counted.append(len(args[3][0])), run(*args))[1])
+    node = method.scores(RECORD, RECORD.data, QUERIES)
+    values = fresh(node).at(damping=DAMPING).values
+    assert sum(counted) == node.passes(fresh) == (18 + 3 * 3) * 4
+    features = method.features(RECORD, RECORD.data, "attribution")
+    divided = fresh(gram.InnerProducts(features, features))
+    np.testing.assert_allclose(divided.values, divided.values.T, rtol=1e-12)
+    np.testing.assert_allclose(values, only(estimator(), get), rtol=1e-3, atol=1e-4 * np.abs(values).max())
+
+
 @pytest.mark.parametrize("batch_size", [512, 3])
 @pytest.mark.parametrize("projection", [Identity(), SJLT(k=64), Kronecker(k_out=4, k_in=4)], ids=["whole", "sjlt", "kronecker"])
 def test_loss_and_square_share_the_forward_pass(get, monkeypatch, projection, batch_size):
@@ -404,3 +421,12 @@ def test_a_sweep_over_the_grid_is_one_artifact(get):
         estimator(models=0)
     with pytest.raises(ValueError, match=r"a feature takes"):
         estimator(draws=Uniform(4, bins=2))
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(1, SJLT(64)), (10**6, Identity())])
+def test_an_automatic_projection_shares_the_scores_of_the_chosen_one(limit, chosen):
+    automatic = Automatic(parameters=limit, k=64)
+    similarity = GradientSimilarity(measurement=LOSS, draws=Uniform(4), projection=Identity(), cosine=True, execution=CPU)
+    for method in (estimator(), similarity):
+        names = [replace(method, projection=p).scores(RECORD, RECORD.data, QUERIES).fingerprint for p in (automatic, chosen)]
+        assert names[0] == names[1]

@@ -14,7 +14,7 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform
 from attribution.measurements import Loss
 from attribution.nodes import describe
-from attribution.projection import SJLT, Gaussian, Identity, Kronecker, Rademacher, dense, sparse
+from attribution.projection import SJLT, Automatic, Gaussian, Identity, Kronecker, Rademacher, dense, sparse
 from tests.worlds import PROCESS, UNET
 
 LAYERS = {"conv": (6, 28), "norm": (5, 2), "linear": (7, 4), "scalar": (1, 1), "column": (130, 1)}
@@ -25,6 +25,7 @@ PROJECTIONS = {
     "sjlt": SJLT(12, seed=3),
     "sjlt, 4 hashes": SJLT(12, s=4, seed=3),
     "kronecker": Kronecker(3, 4, seed=3),
+    "automatic": Automatic(parameters=100, k=12, seed=3),
     "more features than parameters": Rademacher(500, seed=3),
 }
 every_projection = pytest.mark.parametrize("projection", PROJECTIONS.values(), ids=PROJECTIONS.keys())
@@ -367,3 +368,10 @@ def test_a_gpu_has_the_same_projection(projection):
     features = on_gpu(some)
     assert torch.equal(on_gpu(some), features)
     torch.testing.assert_close(features.cpu(), projection.start(LAYERS, dtype=torch.float64)(some), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(336, SJLT(12, seed=3)), (337, Identity())])
+def test_the_automatic_projection_depends_on_the_number_of_parameters(limit, chosen):
+    automatic = Automatic(parameters=limit, k=12, seed=3)  # LAYERS have 6·28 + 5·2 + 7·4 + 1 + 130 = 337 parameters
+    assert automatic.chosen(LAYERS) == chosen
+    torch.testing.assert_close(matrix(automatic), matrix(chosen), rtol=0, atol=0)

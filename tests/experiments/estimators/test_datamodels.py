@@ -161,7 +161,7 @@ def test_a_plan_counts_each_model_once(tmp_path):
     """Claim: the models of two pools of queries and of two dampings are trained once; each pool is measured under each."""
     estimator = datamodels(seeds=2, steps=3)
     nodes = [estimator.scores(RECORD, RECORD.data, queries) for queries in (QUERIES, Blobs(n=5, first=500))]
-    by_class = {row["class"]: row for row in plan(nodes, Store(tmp_path), 1e-3)}
+    by_class = {row["class"]: row for row in plan(nodes, Store(tmp_path))}
     assert (by_class["Retrained"]["nodes"], by_class["Retrained"]["passes"]) == (16, 16 * 3 * 10)
     assert (by_class["Measured"]["nodes"], by_class["Measured"]["passes"]) == (32, pytest.approx(16 * (3 + 5) * 4 / 3))
     assert (by_class["DatamodelScores"]["nodes"], by_class["DatamodelScores"]["passes"]) == (2, 0)

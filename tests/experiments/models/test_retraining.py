@@ -204,7 +204,7 @@ def test_progress_says_how_many_models_and_how_many_steps_are_left(tmp_path, mon
 
 def test_the_dry_run_knows_the_cost(tmp_path):
     """Claim: a plan counts every missing model with its steps and batch."""
-    row, *_ = plan(five(), Store(tmp_path), 1e-3)
+    row, *_ = plan(five(), Store(tmp_path))
     assert (row["class"], row["nodes"], row["passes"]) == ("Retrained", 5, 5 * 6 * 5)
 
 

@@ -104,7 +104,7 @@ def test_rows_of_gradients_and_draws():
     both = {"vmap per draw / gradients", "draws / plain", *metrics}
     assert values(found, 1).keys() == both - {"vmap per draw / gradients"}
     assert values(found, 2).keys() == both
-    assert seconds_per_pass(nn.Module.eval(model), SHAPE, measure, images=2) > 0
+    assert seconds_per_pass(nn.Module.eval(model), SHAPE, measure) > 0
 
 
 SHARED_PASSES = {"both features / loss", "both features / apart"}

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
+from attribution.nodes import Cost
 from experiments.store.errors import StoreError
 from experiments.store.inventory import explain, listing
 from experiments.store.inventory_table import duration, show, show_explanation, size
@@ -179,32 +180,48 @@ def test_to_prune_without_a_condition_is_an_error(store):
 # plan
 
 
+class PerPass:
+    """Half a second and 7 bytes for each pass."""
+
+    def seconds(self, cost: Cost) -> float:
+        return 0.5 * cost.passes * cost.pass_weight
+
+    def memory(self, cost: Cost) -> float:
+        return cost.memory + 7.0 * cost.passes
+
+
 def test_a_plan_counts_what_is_missing_by_class_with_passes_memory_and_disk(store):
     """A parent that several nodes share is counted once; what only lives in memory is not listed; nothing is computed."""
     nodes = [Child(parent=Draw(number=3), number=1), Child(parent=Draw(number=3), number=2), Child(parent=Fleeting(number=1))]
-    rows = {row["class"]: row for row in plan(nodes, store, rate=0.5)}
+    rows = {row["class"]: row for row in plan(nodes, store, PerPass())}
     assert rows.keys() == {"Child", "Draw", "total"}
+    cost = Cost(passes=10.0, memory=400.0, disk=1000.0)
     assert rows["Draw"] == {
-        "class": "Draw", "work": "draw", "nodes": 1, "passes": 10.0, "memory": 400.0, "disk": 1000.0, "seconds": 5.0, "unknown": 0
+        "class": "Draw", "work": "draw", "nodes": 1, "passes": 10.0, "memory": 470.0, "disk": 1000.0, "seconds": 5.0, "unknown": 0,
+        "cost": cost,
     }  # fmt: skip
     assert rows["Child"]["nodes"] == 3
-    assert (rows["Child"]["seconds"], rows["Child"]["unknown"]) == (None, 3)
+    assert rows["Child"]["seconds"] == 0
     assert rows["total"] == {
-        "class": "total", "work": "", "nodes": 4, "passes": 10.0, "memory": 400.0, "disk": 1000.0, "seconds": 5.0, "unknown": 3
+        "class": "total", "work": "", "nodes": 4, "passes": 10.0, "memory": 470.0, "disk": 1000.0, "seconds": 5.0, "unknown": 0,
+        "cost": cost,
     }  # fmt: skip
+    unrated = {row["class"]: row for row in plan(nodes, store)}
+    assert (unrated["Child"]["seconds"], unrated["Child"]["unknown"]) == (None, 3)
+    assert unrated["Draw"]["memory"] == 400.0
     assert listing(store.root) == []
 
 
 def test_a_plan_lists_missing_shards_and_those_only(store):
     store(Shard(number=1))
-    rows = {row["class"]: row for row in plan([Table(shards=4)], store, rate=1.0)}
+    rows = {row["class"]: row for row in plan([Table(shards=4)], store, PerPass())}
     assert {name: row["nodes"] for name, row in rows.items()} == {"Table": 1, "Shard": 3, "total": 4}
     assert rows["Shard"]["passes"] == 30
 
 
 def test_a_plan_adds_the_memory_of_passes(store):
     """Claim: what passes take is added to what their node counts; nodes without passes take none."""
-    rows = {row["class"]: row for row in plan([Table(shards=4)], store, memory_of=lambda passes: 7.0 * passes)}
+    rows = {row["class"]: row for row in plan([Table(shards=4)], store, PerPass())}
     assert rows["Shard"]["memory"] == 100.0 * 4 + 7.0 * 10
     assert rows["Table"]["memory"] == 0
 

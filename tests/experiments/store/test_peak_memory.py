@@ -1,0 +1,76 @@
+"""What a computation is said to take in memory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.nodes import Arrays, Node
+from experiments.store.held_bytes import held_bytes
+from experiments.store.peak_memory import peak_memory
+from experiments.store.store import Store
+
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says how much a process held")
+MB = 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers(Arrays):
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Large(Node[Numbers]):
+    NAME = "Large"
+    ARTIFACT = Numbers
+
+    megabytes: int
+
+    def compute(self, get) -> Numbers:
+        passing = torch.ones(self.megabytes * 250_000)
+        return Numbers(passing[: 250_000 * self.megabytes // 10].numpy().copy())
+
+
+@linux
+def test_the_peak_is_that_of_the_context():
+    """Claim: memory that was freed before a context began does not count; what an inner context takes counts in the outer one."""
+    torch.ones(100_000_000)
+    with peak_memory() as outer:
+        with peak_memory() as first:
+            torch.ones(50_000_000)
+        with peak_memory() as second:
+            torch.ones(1000)
+    assert first.host == outer.host
+    assert 150 * MB < first.host - second.host < 250 * MB  # pyright: ignore[reportOptionalOperand]
+    assert outer.device is None or torch.cuda.is_available()
+
+
+@linux
+def test_stored_nodes_record_their_peak(tmp_path):
+    """Claim: node.json has the peak of the attempt that computed the node."""
+    store = Store(tmp_path)
+    peaks = []
+    for node in (Large(10), Large(300)):
+        store(node)
+        peaks.append(json.loads((store.folder(node) / "node.json").read_text())["peak_memory"]["host"])
+    assert 200 * MB < peaks[1] - peaks[0] < 400 * MB
+
+
+def test_large_artifacts_are_not_kept(tmp_path, monkeypatch):
+    """Claim: of the artifacts that were used last, a store holds at most so many bytes."""
+    monkeypatch.setattr("experiments.store.store._BYTES_KEPT", 3 * MB)
+    store = Store(tmp_path)
+    for megabytes in (10, 20, 15, 50):  # a tenth of each is kept
+        store(Large(megabytes))
+        assert sum(held_bytes(artifact) for artifact, _ in store._recent.values()) <= 3 * MB
+    assert Large(50).fingerprint not in store._recent
+    store(Large(10)), store(Large(15))
+    assert {Large(10).fingerprint, Large(15).fingerprint} <= store._recent.keys()
+
+
+def test_bytes_of_artifacts():
+    assert held_bytes({"a": torch.zeros(3), "b": [np.zeros(2), (np.zeros(1, np.int8),)], "c": "text"}) == 12 + 16 + 1
+    assert held_bytes(Numbers(np.zeros(5))) == 40

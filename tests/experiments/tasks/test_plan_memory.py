@@ -1,0 +1,62 @@
+"""The memory that a plan promises, beside what runs take."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+RUN = [
+    "data.n_train=24",
+    "data.n_validation=16",
+    "model.block_out_channels=[128,192]",
+    "trainer.steps=6",
+    "trainer.batch_size=8",
+    "checkpoints.every=3",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+    "execution.pass_memory=3e8",
+    "samples.n=4",
+    "benchmark=targeted",
+    "benchmark.n=2",
+    "benchmark.k=[4]",
+    "benchmark.queries.validation.n=6",
+    "benchmark.queries.generated.n=2",
+    "workers=1",
+    "benchmark.compare=[]",
+    "estimator.draws.n=4",
+]
+FAMILIES = {
+    "kfac": ["estimator=kfac", "curvature.draws.n=2"],
+    "trak": ["estimator=trak", "projection=none"],
+    "retrac": ["estimator=retrac", "estimator.checkpoints=2"],
+}
+
+
+def started(folder: Path, *arguments: str) -> tuple[str, float]:
+    """The output of ``python run.py``, and the most memory that it held, in bytes."""
+    command = [sys.executable, "run.py", *RUN, f"store.root={folder / 'store'}", f"hydra.run.dir={folder / 'out'}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        assert run.stdout is not None
+        output = run.stdout.read()
+        _, status, usage = os.wait4(run.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, output
+    return output, usage.ru_maxrss * 1024.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is that of Linux")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_runs_take_the_memory_of_their_plan(tmp_path, family):
+    """Claim: the largest memory of a plan is hardly less than what the run takes, and less than twice as much."""
+    plan, _ = started(tmp_path, *FAMILIES[family], "task=plan")
+    number, unit = re.search(r"│ total .*?│ +([\d.]+) (B|kB|MB|GB) │", plan).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    planned = float(number) * UNITS[unit]
+    _, taken = started(tmp_path, *FAMILIES[family])
+    assert 0.85 * taken < planned < 1.75 * taken
+    assert taken > 1e9  # an empty process takes about 0.6 GB
