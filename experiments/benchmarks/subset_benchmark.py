@@ -84,7 +84,7 @@ class SubsetBenchmark(QueryBenchmark):
             steps=self.steps,
             draws=self.draws,
             role="measurement",
-            mode=self.mode,
+            mode=self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer.batch_size),
             execution=experiment.execution,
         )
 
