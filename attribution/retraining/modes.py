@@ -1,7 +1,7 @@
 """The modes in which a step computes the gradients of several models: ``Together`` or ``Alone``; ``Auto`` chooses one of them.
 
-Their results differ only by rounding, but training amplifies rounding, so the mode is part of a model's identity. ``Auto`` therefore
-follows a rule that knows nothing of the machine.
+Their results differ only by rounding, but training amplifies rounding, so the mode is part of a model's identity. ``Auto``
+therefore follows a rule that knows nothing of the machine.
 """
 
 import math

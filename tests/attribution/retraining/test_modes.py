@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from tests import worlds
 from torch import nn
 
 from attribution.retraining.modes import LARGEST, Alone, Auto, Together
+from tests import worlds
 
 
 @pytest.mark.parametrize(("excess", "mode"), [(0, Together), (1, Alone)])
