@@ -4,14 +4,17 @@ It follows the equations without any of this program's optimizations: patches ar
 autograd leaves for the mean of an image's draws.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attribution.curvature.pseudo_gradients import kronecker_modules
 from attribution.diffusion import denoiser
+from attribution.gradients import hooks
+from attribution.gradients.per_example import PerExampleGradients
 from attribution.measurements import Inputs, Measure
 from experiments.speed.problem import DAMPING, Problem, Side
 
@@ -32,22 +35,21 @@ def usual_loop(problem: Problem) -> Tensor:
 
 def _factors(network: nn.Module, layers: list[Layer], problem: Problem) -> Factors:
     """A and B of every layer: means over all inputs and positions of a aᵀ, and over all inputs of b bᵀ summed over positions."""
-    sums: dict[Layer, list[Tensor]] = {}
-    rows: dict[Layer, int] = {}
+    sums: dict[str, list[Tensor]] = {}
+    rows: dict[str, int] = {}
 
-    def add(layer: Layer, a: Tensor, b: Tensor) -> None:
-        a, b = _positions(layer, a, b)
-        rows[layer] = rows.get(layer, 0) + len(a)
-        sums[layer] = [total + side.T @ side for total, side in zip(sums.get(layer, (0, 0)), (a, b), strict=True)]
+    def add(name: str, calls: list[hooks.Call]) -> None:
+        for call in calls:
+            a, b = _positions(call.layer.module, call.input, cast(Tensor, call.gradient))
+            rows[name] = rows.get(name, 0) + len(a)
+            sums[name] = [total + side.T @ side for total, side in zip(sums.get(name, (0, 0)), (a, b), strict=True)]
 
-    side, probe = problem.curvature, problem.probe
-    with _reporting(layers, add):
-        for image in range(len(side)):
-            inputs = side.inputs(probe, slice(image, image + 1))
-            _cost(network, probe, inputs).sum().backward()
-    network.zero_grad()
-    inputs = len(side) * problem.draws
-    return {layer: (sums[layer][0] / rows[layer], sums[layer][1] / inputs) for layer in layers}
+    side, probe, modules = problem.curvature, problem.probe, kronecker_modules(PerExampleGradients(network))
+    for image in range(len(side)):
+        inputs = side.inputs(probe, slice(image, image + 1))
+        hooks.run(network, modules, probe, inputs, add, torch.autocast(inputs.t.device.type, enabled=False))
+    names, inputs = [modules[layer][0] for layer in layers], len(side) * problem.draws
+    return {layer: (sums[name][0] / rows[name], sums[name][1] / inputs) for layer, name in zip(layers, names, strict=True)}
 
 
 def _positions(layer: Layer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,19 +95,3 @@ def _cost(network: nn.Module, measure: Measure, inputs: Inputs) -> Tensor:
 
 def _flat(blocks: list[Tensor]) -> Tensor:
     return torch.cat([block.flatten() for block in blocks])
-
-
-@contextmanager
-def _reporting(layers: Iterable[Layer], add: Callable[[Layer, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call ``add`` with every layer, its input and the gradient of its output in each pass."""
-
-    def on_forward(layer: Layer, args: tuple[Tensor], output: Tensor) -> None:
-        a = args[0].detach()
-        output.register_hook(lambda b: add(layer, a, b))
-
-    handles = [layer.register_forward_hook(on_forward) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
