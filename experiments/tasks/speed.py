@@ -18,6 +18,8 @@ from experiments.tasks.settings import SettingError, build
 PARTS = {"curvature": curvature_speed, "scoring": scoring_speed, "features": feature_speed}
 """The tables that are measured with the model's own objective; ``gradients``, ``methods`` and ``retraining`` need more."""
 CHOICES = ("gradients", *PARTS, "methods", "retraining")
+SIZES = ("train", "queries", "draws", "steps", "batch")
+"""The numbers in ``methods``."""
 
 
 def speed(
@@ -42,6 +44,8 @@ def speed(
             raise SettingError(f"task.{name}={','.join(map(str, values))}: must be at least 1")
     if unknown := [part for part in parts if part not in CHOICES]:
         raise SettingError(f"task.parts={','.join(parts)}: there is no {unknown[0]}; choose from {', '.join(CHOICES)}")
+    if set(methods) != set(SIZES):
+        raise SettingError(f"task.methods={','.join(methods)}: must have {', '.join(SIZES)} and nothing else")
     with run_context(config) as run:
         network, objective = run.experiment.model().to(run.experiment.execution.torch_device()), run.experiment.objective
         sizes = (network, run.experiment.shape), (examples, draws, repeats)
