@@ -17,10 +17,9 @@ from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.estimators import Estimator
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.trak import TRAK
-from attribution.images import Images, ImageSet
 from attribution.images.draws import Draws, Uniform
 from attribution.measurements import Inputs, Measure
-from attribution.nodes import Get, InMemory
+from attribution.nodes import InMemory
 from attribution.projection import SJLT
 from attribution.training import TrainingRecord
 from experiments.datasets import Split
@@ -33,24 +32,6 @@ DAMPING = 1e-2
 
 Method = Callable[[], Tensor]
 """A run from the checkpoint to scores ``[Q, N]``."""
-
-
-@dataclass(frozen=True)
-class Leading(ImageSet):
-    """The first ``n`` images of a split."""
-
-    NAME = "Leading"
-    STORED = False
-
-    split: Split
-    n: int
-
-    @property
-    def count(self) -> int:
-        return self.n
-
-    def compute(self, get: Get) -> Images:
-        return get(self.split).take(slice(self.n))
 
 
 @dataclass(frozen=True)
@@ -89,8 +70,9 @@ class Problem:
     """
 
     def __init__(self, experiment: Experiment, train: int, queries: int, draws: int, steps: int, batch: int, folder: Path):
-        splits = [Split(experiment.data, name) for name in ("train", "validation")]
-        self._images = [Leading(split, min(n, split.count)) for split, n in zip(splits, (train, queries), strict=True)]
+        splits = Split(experiment.data, "train"), Split(experiment.data, "validation")
+        counts = min(train, splits[0].count), min(queries, splits[1].count)
+        self._images = [replace(split, rows=tuple(range(n))) for split, n in zip(splits, counts, strict=True)]
         trained = replace(experiment.trained, data=self._images[0], recipe=replace(experiment.trainer, steps=steps))
         self.trained: TrainedModel = replace(trained, flips=False)
         self.scheme, self.batch, self.execution = Uniform(draws), batch, experiment.execution
