@@ -1,8 +1,10 @@
-"""The modes in which a step computes the gradients of several models: ``Together`` or ``Alone``.
+"""The modes in which a step computes the gradients of several models: ``Together`` or ``Alone``; ``Auto`` chooses one of them.
 
-Their results differ only by rounding, but training amplifies rounding, so the mode is part of a model's identity.
+Their results differ only by rounding, but training amplifies rounding, so the mode is part of a model's identity. ``Auto``
+therefore follows a rule that knows nothing of the machine.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,10 @@ class Mode(ABC):
     def __post_init__(self):
         whole(self, "group", least=1)
         number(self, "save_seconds", least=0)
+
+    def choose(self, network: nn.Module, shape: Sequence[int], batch_size: int) -> "Mode":
+        """Return the mode in which models of this architecture are trained on images of ``shape`` (C, H, W): this one."""
+        return self
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         """Put the network into the mode for training by ``recipe``.
@@ -137,6 +143,39 @@ class Alone(Mode):
             losses.append(loss.detach())
             gradients.append(torch.cat([g.flatten() for g in _gradients(loss, leaves)]))
         return torch.stack(losses), torch.stack(gradients)
+
+
+LARGEST = 8e9
+"""The largest product of parameters, pixels and batch size for which models are trained together.
+
+The arithmetic of a step grows with it, and what training together saves does not (docs/speed.md)."""
+
+
+@dataclass(frozen=True)
+class Auto(Mode):
+    """``Together`` for small networks without dropout, ``Alone`` for others; ``group`` is that of ``Together``.
+
+    The choice depends on the network, the size of its images and the batch size alone. The chosen mode, and not this class, enters
+    the identity of a model.
+    """
+
+    NAME = "Auto"
+    VERSION = 1
+
+    def choose(self, network: nn.Module, shape: Sequence[int], batch_size: int) -> Mode:
+        parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules())
+        if dropout or parameters * math.prod(shape[1:]) * batch_size > LARGEST:
+            return Alone(save_seconds=self.save_seconds)
+        return Together(group=self.group, save_seconds=self.save_seconds)
+
+    def prepare(self, network: nn.Module, recipe: Recipe) -> None:
+        raise TypeError("Auto only chooses a mode: call choose, and train in the mode that it returns")
+
+    def gradients(
+        self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch, recipe: Recipe
+    ) -> tuple[Tensor, Tensor]:
+        raise TypeError("Auto only chooses a mode: call choose, and train in the mode that it returns")
 
 
 def _leaves(parameters: State, recipe: Recipe) -> dict[str, Tensor]:

@@ -222,10 +222,13 @@ class Counterfactual(QueryBenchmark):
             steps=self.steps,
             measurement=self.measurement,
             draws=self.draws,
-            mode=self.mode,
+            mode=self._mode(experiment),
             precision=self.precision,
             execution=experiment.execution,
         )
+
+    def _mode(self, experiment: Experiment) -> Mode:
+        return self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer.batch_size)
 
     def _check(self, experiment: Experiment) -> None:
         """Check early what would otherwise fail only after training."""
@@ -235,7 +238,7 @@ class Counterfactual(QueryBenchmark):
         for queries in self.queries.values():
             self.measurement.subject(queries.node(experiment))
         with torch.device("meta"):
-            self.mode.prepare(experiment.model(), experiment.trainer)
+            self._mode(experiment).prepare(experiment.model(), experiment.trainer)
         if self.embedding is not None:
             self.embedding.embed(train.take([0]), torch.device("cpu"))
 

@@ -87,7 +87,7 @@ class SubsetBenchmark(QueryBenchmark):
             steps=self.steps,
             draws=self.draws,
             role="measurement",
-            mode=self.mode,
+            mode=self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer.batch_size),
             precision=self.precision,
             execution=experiment.execution,
         )

@@ -93,7 +93,8 @@ class TunedTRAK(TRAK):
         of_queries, of_pool = plain.scores(trained, train, queries), plain.scores(trained, train, pool)
         assert isinstance(of_queries, KernelScores)
         assert isinstance(of_pool, KernelScores)
-        return TunedScores(self, train, queries, trained, of_queries, of_pool, selections)
+        chosen = replace(self, mode=self.mode.choose(trained.outline, images.shape, trained.recipe.batch_size))
+        return TunedScores(chosen, train, queries, trained, of_queries, of_pool, selections)
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,13 @@ Features = Callable[[], Any]
 
 def curvlinops_factors(model: nn.Module, objective: Measure, x0: Tensor, draws: Draws) -> Run | None:
     """Return a run of curvlinops' factors of Linear and Conv2d layers (expand, one Monte Carlo sample); None if not installed."""
-    if not _installed("curvlinops", "curvlinops", "curvlinops-for-pytorch"):
+    if not installed("curvlinops", "curvlinops", "curvlinops-for-pytorch"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         operator = import_module("curvlinops").KFACLinearOperator
-    flat = _Flat(model)
-    parameters = [
-        p
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        for p in module.parameters(recurse=False)
-        if p.requires_grad
-    ]
+    flat = Flat(model)
+    parameters = list(kronecker_parameters(model).values())
 
     def run() -> None:
         x, t, noise, _ = objective.inputs(x0, draws)
@@ -68,15 +62,15 @@ def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
     ``traker`` has the default settings. ``traker, P kept`` has one block for all of P, so that P is generated only once; it is left
     out if P takes more than ``memory`` bytes.
     """
-    if not _installed("traker", "trak", "traker"):
+    if not installed("traker", "trak", "traker"):
         return {}
-    loss, device = _MeanLoss(model, measure), x0.device.type
+    loss, device = MeanLoss(model, measure), x0.device.type
 
     def features(projector: Any) -> Features:
         with TemporaryDirectory() as folder:
             traker = import_module("trak").TRAKer(
                 loss,
-                task=_Output(),
+                task=Output(),
                 train_set_size=len(x0),
                 save_dir=folder,
                 load_from_save_dir=False,
@@ -88,8 +82,8 @@ def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
             )
 
         def run() -> Tensor:
-            with _functional():
-                gradients = traker.gradient_computer.compute_per_sample_grad(_batch(measure, x0, draws))
+            with functional():
+                gradients = traker.gradient_computer.compute_per_sample_grad(batch_of(measure, x0, draws))
                 return traker.projector.project(gradients, model_id=0) / traker.normalize_factor
 
         return run
@@ -105,9 +99,9 @@ def traker_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
 
 def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, k: int, memory: float) -> dict[str, Features]:
     """Return runs of dattri's ``TRAKAttributor``, with its projector made beforehand; named as in ``traker_features``."""
-    if not _installed("dattri", "dattri", "dattri"):
+    if not installed("dattri", "dattri", "dattri"):
         return {}
-    loss, projection = _MeanLoss(model, measure), import_module("dattri.func.projection")
+    loss, projection = MeanLoss(model, measure), import_module("dattri.func.projection")
     task = import_module("dattri.task").AttributionTask(
         lambda weights, batch: functional_call(loss, weights, batch),
         loss,
@@ -119,8 +113,8 @@ def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
 
     def features(project: Callable[[Tensor, int], Tensor]) -> Features:
         def run() -> Tensor:
-            with _functional():
-                gradients = torch.nan_to_num(gradient(weights, _batch(measure, x0, draws)))
+            with functional():
+                gradients = torch.nan_to_num(gradient(weights, batch_of(measure, x0, draws)))
                 gradients /= math.sqrt(parameters)
                 return project(gradients, 0)
 
@@ -135,7 +129,18 @@ def dattri_features(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws
     return runs
 
 
-def _installed(name: str, module: str, package: str) -> bool:
+def kronecker_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters of Linear and Conv2d layers, by name."""
+    return {
+        f"{layer}.{name}": p
+        for layer, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        for name, p in module.named_parameters(recurse=False)
+        if p.requires_grad
+    }
+
+
+def installed(name: str, module: str, package: str) -> bool:
     """Whether the module can be imported; prints a line if not."""
     if find_spec(module) is not None:
         return True
@@ -143,13 +148,13 @@ def _installed(name: str, module: str, package: str) -> bool:
     return False
 
 
-def _batch(measure: Measure, x0: Tensor, draws: Draws) -> tuple[Tensor, ...]:
+def batch_of(measure: Measure, x0: Tensor, draws: Draws) -> tuple[Tensor, ...]:
     """Return the arguments of the measure, each ``[B, K, ..]``, without the condition."""
     return tuple(rows.unflatten(0, (len(x0), draws.count)) for rows in measure.inputs(x0, draws)[:3])
 
 
 @contextmanager
-def _functional() -> Iterator[None]:
+def functional() -> Iterator[None]:
     """Make gradients by ``torch.func`` faster: without a second graph, and with the plain kernel of attention.
 
     The fused kernels have no batching rule, and warn that they are slow.
@@ -159,7 +164,7 @@ def _functional() -> Iterator[None]:
         yield
 
 
-class _MeanLoss(nn.Module):
+class MeanLoss(nn.Module):
     """A network with its loss: the mean over the draws of one example, whose gradient is the mean of the gradients."""
 
     def __init__(self, model: nn.Module, measure: Measure):
@@ -170,14 +175,17 @@ class _MeanLoss(nn.Module):
         return self.measure(denoiser(self.model), x0, t, noise).mean()
 
 
-class _Output:
+class Output:
     """The model output function in the interface of traker: the loss itself, so that Q = 1."""
 
     def get_output(self, loss: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Tensor) -> Tensor:
         return functional_call(loss, (weights, buffers), batch)
 
+    def get_out_to_loss_grad(self, loss: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any) -> Tensor:
+        return torch.ones(len(batch[0]), 1)
 
-class _Flat(nn.Module):
+
+class Flat(nn.Module):
     """A network in the interface of curvlinops: one argument, and one row of outputs for each input."""
 
     def __init__(self, model: nn.Module):

@@ -20,6 +20,7 @@ from experiments.store.plan import announcement
 from experiments.store.progress import track
 from experiments.store.provenance import provenance
 from experiments.store.store import Store
+from experiments.tasks.allocator import keep_freed_memory
 from experiments.tasks.choices import choice_of, role_of_data
 from experiments.tasks.composition import experiment_of, published_numbers, settings_of_run
 from experiments.tasks.cores import cores, thread_limit
@@ -50,7 +51,7 @@ _THREADS = torch.get_num_threads()
 
 
 def set_resources(config: DictConfig) -> None:
-    """Set the number of torch's threads as ``threads`` says, and the GPU of a task of Slurm, on which float32 is not TF32.
+    """Set the number of torch's threads as ``threads`` says, the GPU of a task of Slurm, TF32 (off), and how memory is kept.
 
     ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.
@@ -64,6 +65,7 @@ def set_resources(config: DictConfig) -> None:
     if threads == "auto":
         threads = 1 if largest <= 16 else max(1, int(min(_THREADS, cores(), thread_limit())))
     torch.set_num_threads(threads)
+    keep_freed_memory()
     choose_gpu(config.execution.device)
     allow_tf32(False)
 

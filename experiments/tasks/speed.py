@@ -1,59 +1,80 @@
 """``task=speed``: ratios of times, measured in one process, or times on a GPU (docs/speed.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from hydra import compose
 from omegaconf import DictConfig
 
+from experiments.report.row import Row
 from experiments.speed.curvature import curvature_speed
 from experiments.speed.features import feature_speed
 from experiments.speed.gpu import DeviceSuite
 from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
 from experiments.speed.scoring import scoring_speed
-from experiments.tasks.run_context import run_context
+from experiments.speed.whole_way import whole_way_speed
+from experiments.tasks.run_context import RunContext, run_context
 from experiments.tasks.settings import SettingError, build
+
+PARTS = {"curvature": curvature_speed, "scoring": scoring_speed, "features": feature_speed}
+"""The tables that are measured with the model's own objective; ``gradients``, ``methods`` and ``retraining`` need more."""
+CHOICES = ("gradients", *PARTS, "methods", "retraining")
+SIZES = ("train", "queries", "draws", "steps", "batch")
+"""The numbers in ``methods``."""
 
 
 def speed(
     config: DictConfig,
     suite: Literal["ratios", "gpu"],
+    parts: Sequence[str],
     examples: int,
     repeats: int,
     draws: Sequence[int],
     groups: Sequence[int],
     steps: int,
+    methods: Mapping[str, int],
     gpu: DeviceSuite,
 ) -> None:
-    """Compare this program with plain passes of the same network, and retraining side by side with Lightning's fit.
+    """Compare this program with plain passes of the same network, other libraries, and retraining by Lightning's fit.
 
     ``suite="gpu"`` measures times and memory on ``execution.device`` instead, as ``gpu`` says, for a network of its own.
 
     Raises:
-        SettingError: If a number is below 1, or ``draws`` is empty.
+        SettingError: If a number is below 1, ``draws`` is empty, or a part is unknown.
     """
     numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
+    numbers |= {f"methods.{name}": [value] for name, value in methods.items()}
     for name, values in numbers.items():
         if any(value < 1 for value in values) or (name == "draws" and not draws):
             raise SettingError(f"task.{name}={','.join(map(str, values))}: must be at least 1")
     if suite == "gpu":
         _on_device(config, gpu)
         return
+    if unknown := [part for part in parts if part not in CHOICES]:
+        raise SettingError(f"task.parts={','.join(parts)}: there is no {unknown[0]}; choose from {', '.join(CHOICES)}")
+    if set(methods) != set(SIZES):
+        raise SettingError(f"task.methods={','.join(methods)}: must have {', '.join(SIZES)} and nothing else")
     with run_context(config) as run:
-        experiment = run.experiment
-        shape = experiment.shape
-        network = experiment.model().to(experiment.execution.torch_device())
-        measure = build(config, "measurement")
-        rows = gradient_speed(network, shape, measure, examples, draws, repeats)
-        rows += draws_speed(network, shape, measure, examples, draws, repeats)
-        for speed_of in (curvature_speed, scoring_speed, feature_speed):
-            rows += speed_of(network, shape, experiment.objective, examples, draws, repeats)
-        run.report.add(rows)
-        images, recipe = experiment.data.load().train, replace(experiment.trainer, steps=steps)
-        rows = retraining_speed(experiment.model, images, experiment.objective, experiment.optimizer, recipe, groups, repeats)
-        run.report.add(rows)
+        network, objective = run.experiment.model().to(run.experiment.execution.torch_device()), run.experiment.objective
+        sizes = (network, run.experiment.shape), (examples, draws, repeats)
+        if "gradients" in parts:
+            measure = build(config, "measurement")
+            for speed_of in (gradient_speed, draws_speed):
+                run.report.add(speed_of(*sizes[0], measure, *sizes[1]))
+        for part in [part for part in PARTS if part in parts]:
+            run.report.add(PARTS[part](*sizes[0], objective, *sizes[1]))
+        if "methods" in parts:
+            run.report.add(whole_way_speed(run.experiment, repeats=repeats, **methods))
+        if "retraining" in parts:
+            run.report.add(_retraining(run, groups, steps, repeats))
+
+
+def _retraining(run: RunContext, groups: Sequence[int], steps: int, repeats: int) -> list[Row]:
+    experiment = run.experiment
+    images, recipe = experiment.data.load().train, replace(experiment.trainer, steps=steps)
+    return retraining_speed(experiment.model, images, experiment.objective, experiment.optimizer, recipe, groups, repeats)
 
 
 def _on_device(config: DictConfig, suite: DeviceSuite) -> None:

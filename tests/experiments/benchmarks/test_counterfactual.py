@@ -346,7 +346,7 @@ def test_counterfactuals_on_the_command_line(tmp_path, clip):  # noqa: F811
         (["benchmark.steps=1.5"], "benchmark.steps=1.5"),
         (["benchmark.shown=0"], "benchmark.shown=0"),
         (["~benchmark.queries.validation", "~benchmark.queries.generated"], "benchmark.queries"),
-        (["model.dropout=0.1"], "train each alone"),
+        (["model.dropout=0.1", "mode@benchmark.mode=together"], "train each alone"),
         (["measurement=trajectory", "diffusion.sampler.eta=1"], "use generated queries"),
         (["benchmark.embedding={_target_:attribution.estimators.clip.CLIP,weights:nowhere}"], "weights=nowhere"),
     ],

@@ -1,0 +1,20 @@
+"""The memory allocator of the C library."""
+
+import ctypes
+import platform
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers in malloc.h
+_MAPPED, _KEPT = 2**25, 2**29
+"""Bytes from which a block is mapped by itself, the largest value that glibc chooses, and free bytes that the process keeps."""
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep up to 512 MB of freed memory for the next tensors, where the C library is glibc.
+
+    By default glibc returns 64 MB to the system as soon as they are free, and every pass asks for the same memory again, page by
+    page: about a tenth of the time of retraining on digits (docs/speed.md). Results do not change.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _MAPPED)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT)

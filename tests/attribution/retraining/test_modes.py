@@ -1,0 +1,41 @@
+"""The rule that chooses a mode."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from attribution.retraining.modes import LARGEST, Alone, Auto, Together
+from tests import worlds
+
+
+@pytest.mark.parametrize(("excess", "mode"), [(0, Together), (1, Alone)])
+def test_auto_compares_parameters_pixels_and_batch_with_the_limit(excess, mode):
+    """Claim: together up to LARGEST = parameters × pixels × batch size, and alone beyond, with the settings of auto."""
+    with torch.device("meta"):
+        network = nn.Linear(1000, 1000, bias=False)
+    chosen = Auto(group=3, interval=7).choose(network, (5, 10, 8), int(LARGEST / 80e6) + excess)
+    assert chosen == (Together(group=3, interval=7) if mode is Together else Alone(interval=7))
+
+
+def test_frozen_parameters_do_not_count():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(1000, 1000, bias=False).requires_grad_(False), nn.Linear(10, 10))
+    assert isinstance(Auto().choose(network, (1, 10, 10), 10_000), Together)
+
+
+def test_dropout_is_trained_alone():
+    """Claim: a network with dropout is trained alone, and one whose dropout is 0 together."""
+    for dropout, mode in ((0.1, Alone), (0.0, Together)):
+        assert isinstance(Auto().choose(functools.partial(worlds.UNET, dropout=dropout)(), (1, 8, 8), 10), mode)
+
+
+@pytest.mark.parametrize("mode", [Together(group=5), Alone(interval=3)])
+def test_a_named_mode_stays(mode):
+    assert mode.choose(nn.Linear(1, 1), (1, 1, 1), 1) is mode
+
+
+def test_auto_does_not_train():
+    with pytest.raises(TypeError, match="call choose"):
+        Auto().prepare(nn.Linear(1, 1))
