@@ -34,7 +34,8 @@ class SubsetBenchmark(QueryBenchmark):
 
     If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
     one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws``; it need not be the estimators'
-    measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries.
+    measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries. Without ``keep_models`` a
+    model is deleted when its measurements are stored.
     """
 
     subsets: Subsets
@@ -44,6 +45,7 @@ class SubsetBenchmark(QueryBenchmark):
     measurement: Measure
     draws: DrawScheme
     mode: Mode
+    keep_models: bool = True
     resamples: int = RESAMPLES
     seed: int = 0
 
@@ -86,6 +88,7 @@ class SubsetBenchmark(QueryBenchmark):
             role="measurement",
             mode=self.mode,
             execution=experiment.execution,
+            keep_models=self.keep_models,
         )
 
     @staticmethod

@@ -29,7 +29,7 @@ from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, InMemory, Node
+from attribution.nodes import Cost, Get, InMemory, Node, execution
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from attribution.training import Recorded
@@ -51,7 +51,8 @@ class Datamodels(Estimator):
 
     On each subset, ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model). The mean of
     their measurements is fitted. ``damping``: λ, one value or a list; 0 is the solution of minimum norm. The draws
-    are independent of those of benchmarks, whatever their seed.
+    are independent of those of benchmarks, whatever their seed. Without ``keep_models`` a model is deleted when its measurements
+    are stored.
     """
 
     NAME = "Datamodels"
@@ -67,6 +68,7 @@ class Datamodels(Estimator):
     seeds: int = 1
     steps: int | None = None
     damping: float | Sequence[float] = 0.0
+    keep_models: bool = execution(default=True)
 
     def __post_init__(self):
         check_dampings(self)
@@ -117,6 +119,7 @@ class Datamodels(Estimator):
             role="datamodel",
             mode=self.mode,
             execution=self.execution,
+            keep_models=self.keep_models,
         )
 
 
@@ -133,7 +136,11 @@ class DatamodelScores(ShardedScores):
     selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
-        return [*self._truth.models(), *self._measured]
+        # The scores would need every model that is a part until they are stored themselves.
+        return [*(self._truth.models() if self.estimator.keep_models else ()), *self._measured]
+
+    def passes(self, get: Get) -> float:
+        return sum(node.passes(get) for node in (*self._truth.models(), *self._measured))
 
     def cost(self) -> Cost:
         """No passes: all of them are those of the parts, which are always known."""

@@ -16,7 +16,7 @@ from attribution.estimators.trak import TRAK
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Get, InMemory, Node
+from attribution.nodes import Get, InMemory, Node, execution
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from attribution.training import Recorded
@@ -42,7 +42,7 @@ class TunedTRAK(TRAK):
 
     Generated queries are tuned on ``pool`` images of the same stream, other queries on themselves. The models are those of
     ``benchmark=lds`` with the same settings, whose LDS must not be reported at this damping. ``damping`` adds values to the stored
-    ones.
+    ones. Without ``keep_models`` a model is deleted when its measurements are stored.
     """
 
     NAME = "TunedTRAK"
@@ -53,6 +53,7 @@ class TunedTRAK(TRAK):
     subsets: Subsets
     mode: Mode
     pool: int = 64
+    keep_models: bool = execution(default=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,7 +109,8 @@ class TunedScores(ShardedScores):
     selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
-        return [self.of_queries, self.of_pool, *self._truth.models(), *self._measured]
+        models = self._truth.models() if self.estimator.keep_models else ()
+        return [self.of_queries, self.of_pool, *models, *self._measured]
 
     def passes(self, get: Get) -> float:
         return self.of_queries.passes(get)
@@ -134,6 +136,7 @@ class TunedScores(ShardedScores):
             role="measurement",
             mode=estimator.mode,
             execution=estimator.execution,
+            keep_models=estimator.keep_models,
         )
 
     @cached_property

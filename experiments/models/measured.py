@@ -9,7 +9,7 @@ import torch
 
 from attribution.diffusion import denoiser
 from attribution.double_precision import on_device
-from attribution.execution import Execution, ranges
+from attribution.execution import FLOAT64_BYTES, Execution, ranges
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -49,7 +49,9 @@ class Measured(JointNode[MeasuredValues]):
         return key(self.model)
 
     def cost(self) -> Cost:
-        return Cost(passes=self.images.count * self.draws.count / 3)  # a forward pass is about a third of forward and backward
+        count = self.images.count
+        passes = count * self.draws.count / 3  # a forward pass is about a third of forward and backward
+        return Cost(passes=passes, disk=FLOAT64_BYTES * count)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[MeasuredValues]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attribution.diffusion.samplers import Sampler
-from attribution.execution import Execution, ranges
+from attribution.execution import FLOAT32_BYTES, Execution, ranges
 from attribution.images import Images, ImageSet, Trajectories, philox
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, execution
@@ -83,7 +83,7 @@ class Samples(ImageSet):
 
     def cost(self) -> Cost:
         steps = len(self.sampler.timesteps(self.trained.process.T))
-        return Cost(passes=self.n * steps / 3)
+        return Cost(passes=self.n * steps / 3, disk=FLOAT32_BYTES * self.n * math.prod(self.shape))
 
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
@@ -103,8 +103,8 @@ class SampleTrajectories(Node[Trajectories]):
     samples: Samples
 
     def cost(self) -> Cost:
-        steps = len(self.samples.sampler.timesteps(self.samples.trained.process.T))
-        return Cost(passes=self.samples.n * steps / 3, disk=4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape))
+        steps, values = len(self.samples.sampler.timesteps(self.samples.trained.process.T)), math.prod(self.samples.shape)
+        return Cost(passes=self.samples.n * steps / 3, disk=FLOAT32_BYTES * self.samples.n * (steps + 1) * values)
 
     def compute(self, get: Get) -> Trajectories:
         s = self.samples

@@ -25,7 +25,7 @@ class Truth:
     They are trained for ``steps`` steps; None: for as many epochs as ``trained``, averaged over the selections. The first
     ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between training runs
     on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models and
-    independent of those of another ``role``.
+    independent of those of another ``role``. Without ``keep_models`` a model is deleted when its measurements are stored.
     """
 
     trained: TrainedModel
@@ -37,6 +37,7 @@ class Truth:
     mode: Mode
     execution: Execution
     repeats: int = 0
+    keep_models: bool = True
 
     def __post_init__(self):
         """Check that ``mode`` can train this network, before any model is trained. Raises ValueError if it cannot."""
@@ -49,7 +50,8 @@ class Truth:
         pairs += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
         share = sum(map(len, self.selections)) / len(self.selections) / self.trained.data.count
         steps = self.steps or max(1, round(share * self.trained.recipe.steps))
-        return in_blocks([Retrained.of(self.trained, *pair, steps, self.mode, self.execution) for pair in pairs])
+        kept = self.keep_models
+        return in_blocks([Retrained.of(self.trained, *pair, steps, self.mode, self.execution, kept) for pair in pairs])
 
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The nodes that measure ``images`` under each of the models."""

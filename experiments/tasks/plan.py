@@ -1,14 +1,18 @@
 """``task=plan``: a dry run of ``task=evaluate``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
+from attribution.nodes import Node
+from experiments.models.models_on_disk import ManyRetrained, ModelsOnDisk
+from experiments.models.retrained import Retrained
 from experiments.speed.passes import PassCost
 from experiments.speed.timing import seconds_per_pass
 from experiments.store import inventory_table
-from experiments.store.inventory_table import duration
+from experiments.store.inventory_table import duration, size
+from experiments.store.plan import missing
 from experiments.store.plan import plan as plan_of
 from experiments.store.store import Store
 from experiments.tasks.before_training import check_experiment
@@ -37,14 +41,32 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
     rate = seconds_per_pass(network, experiment.shape, experiment.trained.objective)
     cost = PassCost.of(network, experiment.shape, experiment.trained.objective, experiment.execution)
     rows = plan_of(evaluation.nodes, store, rate, cost.memory)
+    models = models_on_disk(evaluation.nodes, store)
     shown = [_shown(row) for row in rows]
     if tflops is not None:
         for line, row in zip(shown, rows, strict=True):
             seconds = row["passes"] * cost.flops / (1e12 * tflops)
             line[f"{tflops:g} TFLOP/s"] = duration(seconds) if seconds else ""
     inventory_table.show(shown, f"missing in {store.root}")
+    if models.number:
+        print(_models(models))
     if unknown := sum(row["unknown"] for row in rows[:-1]):
         print(f"not in the time: {unknown} nodes that combine or decompose results, for which there is no estimate")
+
+
+def models_on_disk(nodes: Sequence[Node], store: Store) -> ModelsOnDisk:
+    """What the missing retrained models among ``nodes`` and what they are made from will take on disk."""
+    lacking = missing(nodes, store)
+    known = {parent.fingerprint for node, _ in lacking for parent in node.parents() if isinstance(parent, Retrained)}
+    several = [node for node, _ in lacking if isinstance(node, ManyRetrained)]
+    return ModelsOnDisk.of(lacking, [] if known else several)
+
+
+def _models(models: ModelsOnDisk) -> str:
+    return (
+        f"retrained models: {models.number}, {size(models.kept)} on disk if they are kept; with benchmark.keep_models=false\n"
+        f"{size(models.measured)} of measurements and images, and at most {size(models.at_a_time)} in each process on the way"
+    )
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
