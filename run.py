@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from experiments.tasks.errors import EXPECTED, errors_as_messages, exit_with
 from experiments.tasks.multirun import finished_jobs_reported, record_failure
 from experiments.tasks.sweep_arguments import sweepable
+from experiments.tasks.torchrun import runs_the_command_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -59,4 +60,6 @@ if __name__ == "__main__":
     # Imports make a million objects that stay. Searching them for garbage would take a second, and another at the end.
     gc.set_threshold(50_000, 20, 20)
     atexit.register(gc.freeze)
-    main()
+    with runs_the_command_line() as here:
+        if here:
+            main()

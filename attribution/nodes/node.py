@@ -102,6 +102,11 @@ class Node(ABC, Generic[_A]):
         """
         return ()
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the store deletes this node once nothing that it was asked for needs it: TRANSIENT, or a choice of the run."""
+        return self.TRANSIENT
+
     def together(self) -> Hashable | None:
         """Return the key under which missing nodes are computed in one call, or None to compute this one alone."""
         return None

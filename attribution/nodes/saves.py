@@ -18,7 +18,7 @@ from attribution.nodes.files import Digest, read_json, sync_folder, write_json
 
 FOLDER = "progress"
 _FINISHED = "finished"
-_KEPT = 2
+KEPT = 2
 """Saves that are kept: the last one and the one before it."""
 
 
@@ -76,7 +76,7 @@ class Saves:
         """Make a save of ``step``, from which the computation can be resumed with ``files``, and keep the save before it."""
         self._write(f"{step:09d}", files)
         saves = [save for save in self._readable()[0] if not save.finished]
-        self._sweep(sorted(saves, key=lambda save: save.step)[-_KEPT:])
+        self._sweep(sorted(saves, key=lambda save: save.step)[-KEPT:])
 
     def finish(self, files: Iterable[Path]) -> None:
         """Declare ``files`` the complete result. The saves stay until ``discard``, or until the result is published."""

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from attribution.precision import tf32_products
 from attribution.training.batches import Batches
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
+from attribution.training.rank_environment import process_group
+from attribution.training.ranks import Rank
 from attribution.training.recipe import Hardware, Recipe
 from attribution.training.recorder import Recorder
-from attribution.training.trainer import check_processes, quiet, trainer_of
+from attribution.training.trainer import check_processes, processes_to_start, quiet, trainer_of
 
 SHARED = (
     "attribution.training.batches",
@@ -47,15 +50,21 @@ def fit(
     callbacks: Sequence[L.Callback] = (),
     logger: Any = False,
     owner: str = "",
+    ranks: AbstractContextManager[Rank | None] = nullcontext(),  # noqa: B008 (has no state)
 ) -> None:
     """Train a model and write its record (``attribution.training.record``) to ``folder``, resuming an earlier call that was killed.
 
     ``owner``, the fingerprint of the model, is written into every save: files of another model are not resumed from. If a file is
     damaged, training resumes from an earlier save or starts again, with a warning in the log.
 
+    Args:
+        ranks: gives this process its rank among those that train the model, and ends with the training run. The others call
+            ``fit`` with the same arguments and a rank of their own. Without a rank, this process trains alone or, with
+            ``ddp_spawn``, starts the others.
+
     Raises:
         FloatingPointError: the loss became NaN or infinite.
-        ValueError: hardware that Lightning does not support here, or that cannot share the batches.
+        ValueError: hardware that Lightning does not support here, that cannot share the batches, or that needs ranks.
     """
     saves = Saves(folder, owner)
     found = saves.intact(folder / "record.json")
@@ -65,7 +74,9 @@ def fit(
     if found.problem:
         log.warning(found.warning(found.last))
     hardware = hardware or Hardware()
-    with torch.random.fork_rng():
+    with ranks as rank, process_group(), torch.random.fork_rng():
+        if rank is None and processes_to_start(recipe, hardware) > 1:
+            raise ValueError(f"strategy={hardware.strategy} needs a process per device: give each its rank, or choose ddp_spawn")
         torch.manual_seed(seed)
         module = DiffusionModule(
             model(),
@@ -86,6 +97,7 @@ def fit(
             trainer = trainer_of(
                 recipe,
                 hardware,
+                rank,
                 default_root_dir=folder,
                 callbacks=[recorder, *callbacks],
                 logger=logger,

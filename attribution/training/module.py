@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from attribution.diffusion import denoiser
 from attribution.images import philox
@@ -103,7 +104,11 @@ class DiffusionModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if self.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            whole = self.trainer.strategy.model
+            if isinstance(whole, FullyShardedDataParallel):  # a process has only a part of the gradients
+                norm = whole.clip_grad_norm_(self.clip)
+            else:
+                norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             self.clip_factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # the factor of clip_grad_norm_
 
     def optimizer_step(self, *args, **kwargs) -> None:

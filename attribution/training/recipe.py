@@ -94,9 +94,9 @@ class Recipe:
 class Hardware:
     """The devices of a training run, and the steps between two saves of progress (``interval``); not part of the model's identity.
 
-    A training run uses the devices of one machine. Several machines, or tasks of Slurm, share a store and train different models.
-    ``strategy="auto"`` means one process, or ``ddp_spawn`` for several devices. Strategies that start the program again on every
-    rank are errors, because these ranks would wait for the store's lock that rank 0 holds.
+    Several tasks of Slurm share a store and train different models. ``strategy="auto"`` means one process, or ``ddp_spawn`` for
+    several devices of this machine. ``ddp`` and ``fsdp`` need a process per device, which has its rank
+    (``attribution.training.ranks``).
     """
 
     accelerator: str = "auto"

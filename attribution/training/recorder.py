@@ -53,10 +53,12 @@ class Recorder(L.Callback):
         assert isinstance(pl_module, DiffusionModule)
         done = trainer.global_step
         self._record(pl_module, done - 1, trainer.global_rank)
-        if done in self.checkpoint_steps and trainer.is_global_zero:
-            _write(pl_module.model.state_dict(), self._checkpoint(done))
+        if done in self.checkpoint_steps:
+            state = _parameters(trainer)  # of all processes, each of which may have a part of them
+            if trainer.is_global_zero:
+                _write(state, self._checkpoint(done))
         if done % self.interval == 0 or done == trainer.max_steps:
-            self._flush(done, trainer.global_rank, len(pl_module.learning_rates))
+            self._flush(done, trainer, len(pl_module.learning_rates))
         # Not at the end: Lightning has nothing to resume from there, so on_train_end would not run and write the record.
         if done % self.interval == 0 and done < trainer.max_steps:
             trainer.save_checkpoint(self._resumption(done), weights_only=False)  # ends when all processes have written their rows
@@ -71,16 +73,16 @@ class Recorder(L.Callback):
         if not trainer.is_global_zero:
             return
         self.saves.verify([*self._rows("visits"), *self._rows("steps")])
-        visits, steps = (np.concatenate([np.load(path) for path in self._rows(kind)]) for kind in ("visits", "steps"))
-        np.save(self.folder / "visits.npy", visits[np.argsort(visits["step"], kind="stable")])
-        np.save(self.folder / "steps.npy", steps[np.argsort(steps["step"], kind="stable")])
+        visits, steps = self._collected("visits", trainer.world_size), self._collected("steps", trainer.world_size)
+        np.save(self.folder / "visits.npy", visits)
+        np.save(self.folder / "steps.npy", steps)
         files = [self.folder / name for name in ("visits.npy", "steps.npy", "record.json")]
         if pl_module.average is not None:
             files.append(self.folder / "average.safetensors")
             _write(pl_module.average.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
-        self._describe(kept)
+        self._describe(kept, trainer.world_size)
         self.saves.finish([*files, *(self._checkpoint(step) for step in kept)])
         self.saves.discard()
         for step in self.checkpoint_steps - set(kept):
@@ -91,19 +93,31 @@ class Recorder(L.Callback):
         self.visits.append((step, module.ids, module.draws))
         self.steps.append((step, rank, module.loss, module.learning_rates, module.clip_factor, module.dropout_seed))
 
-    def _flush(self, done: int, rank: int, groups: int) -> None:
+    def _collected(self, kind: str, world: int) -> np.ndarray:
+        """The rows of all processes, those of a step in the order of its batch, of which each of W processes has every W-th."""
+        rows, places = [], []
+        for rank in range(world):
+            own = np.concatenate([np.load(path) for path in self._rows(kind, rank)])
+            first = np.searchsorted(own["step"], own["step"])
+            rows.append(own)
+            places.append((np.arange(len(own)) - first) * world + rank)
+        every = np.concatenate(rows)
+        return every[np.lexsort((np.concatenate(places), every["step"]))]
+
+    def _flush(self, done: int, trainer: L.Trainer, groups: int) -> None:
+        rank = trainer.global_rank
         steps = _step_rows(self.steps, groups)
-        if not np.isfinite(steps["loss"]).all():
-            bad = steps["step"][~np.isfinite(steps["loss"])][0]
+        bad = steps["step"][~np.isfinite(steps["loss"])]
+        if not trainer.strategy.reduce_boolean_decision(not len(bad)):  # all processes end if one has to
             raise FloatingPointError(
-                f"the training loss became NaN or infinite at step {bad}: lower the learning rate, clip "
-                "gradients, or train in 32-bit precision; earlier progress is kept"
+                f"the training loss became NaN or infinite {f'at step {bad[0]}' if len(bad) else f'before step {done}'}: lower the "
+                "learning rate, clip gradients, or train in 32-bit precision; earlier progress is kept"
             )
         np.save(self.saves.path(f"visits-{rank}-{done:09d}.npy"), _visit_rows(self.visits))
         np.save(self.saves.path(f"steps-{rank}-{done:09d}.npy"), steps)
         self.visits, self.steps = [], []
 
-    def _describe(self, kept: Sequence[int]) -> None:
+    def _describe(self, kept: Sequence[int], processes: int) -> None:
         info = {
             "schema": SCHEMA,
             "seed": self.seed,
@@ -112,14 +126,15 @@ class Recorder(L.Callback):
             "precision": self.precision,
             "steps_per_epoch": steps_per_epoch(self.n, self.batch_size),
             "checkpoints": list(kept),
+            **({"processes": processes} if processes > 1 else {}),
         }
         (self.folder / "record.json").write_text(json.dumps(info, indent=1))
 
     def _resumption(self, step: int) -> Path:
         return self.saves.path(f"resume-{step:09d}.ckpt")
 
-    def _rows(self, kind: str) -> list[Path]:
-        return sorted(self.saves.path("").glob(f"{kind}-*.npy"))
+    def _rows(self, kind: str, rank: int | None = None) -> list[Path]:
+        return sorted(self.saves.path("").glob(f"{kind}-{'*' if rank is None else rank}-*.npy"))
 
     def _checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step}.safetensors"
@@ -145,6 +160,12 @@ def _step_rows(steps: Sequence[tuple], groups: int) -> np.ndarray:
         values = columns[position]
         columns[position] = torch.stack(values).tolist() if isinstance(values[0], Tensor) else values
     return np.array(list(zip(*columns, strict=True)), step_dtype(groups))
+
+
+def _parameters(trainer: L.Trainer) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of the network. All processes take part; if each has a part of them, process 0 alone gets them all."""
+    state, prefix = trainer.strategy.lightning_module_state_dict(), "model."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:

@@ -16,17 +16,26 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
 
     ``network`` holds the parameters before that step; its dtype is the precision of the computation. One SGD step ``θ - η g`` with
     the recorded learning rate then gives the parameters after the step, bit for bit if one process made it on the same kind of
-    device, with ``network`` as it was in training (``Recipe.channels_last``, not compiled).
+    device, with ``network`` as it was in training (``Recipe.channels_last``, not compiled), and up to rounding if several processes
+    made it, each from its part of the batch.
 
     Raises:
-        ValueError: a training run under autocast, or a step made by several processes.
+        ValueError: a training run under autocast, or by several processes of an earlier version, which had another order of visits.
     """
     if "mixed" in record.info["precision"]:
         raise ValueError(f"trained in {record.info['precision']}: only a training run without autocast can be replayed exactly")
     rows = record.step_table[record.step_table["step"] == step]
-    if len(rows) != 1:
-        raise ValueError(f"step {step} was made by {len(rows)} processes: only a step of one process can be replayed")
+    if len(rows) != record.info.get("processes", 1):
+        raise ValueError(f"step {step} was made by {len(rows)} processes of an earlier version: train again to replay it")
     visits = record.visits_of_step(step)
+    parts = [_gradients(network, measure, images, visits[rank :: len(rows)], row) for rank, row in enumerate(rows)]
+    factor, names = float(rows["clip_factor"][0]), [name for name, _ in network.named_parameters()]
+    means = [gradients[0] if len(rows) == 1 else torch.stack(gradients).mean(0) for gradients in zip(*parts, strict=True)]
+    return {name: mean * factor for name, mean in zip(names, means, strict=True)}
+
+
+def _gradients(network: nn.Module, measure: Measure, images: Images, visits: np.ndarray, row: np.void) -> tuple[Tensor, ...]:
+    """The gradient of the mean loss at the ``visits`` of one process, with its ``row`` of the step table."""
     order = np.argsort(images.index)
     positions = order[np.searchsorted(images.index, visits["example"], sorter=order)]
     parameter = next(network.parameters())
@@ -34,7 +43,5 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     with torch.random.fork_rng(), tf32_products(record.info["precision"] == TF32):
         draws, condition = draws_of(visits).to(parameter.device), images.conditions(positions)
         condition = None if condition is None else condition.to(parameter.device)
-        loss = training_loss(network.train(), measure, x0, draws, int(rows["dropout_seed"][0]), condition)
-        gradients = torch.autograd.grad(loss, list(network.parameters()))
-    factor = float(rows["clip_factor"][0])
-    return {name: g * factor for (name, _), g in zip(network.named_parameters(), gradients, strict=True)}
+        loss = training_loss(network.train(), measure, x0, draws, int(row["dropout_seed"]), condition)
+        return torch.autograd.grad(loss, list(network.parameters()))

@@ -1,4 +1,4 @@
-"""Lightning's trainer for one training run on the devices of one machine."""
+"""Lightning's trainer for one training run."""
 
 import io
 import warnings
@@ -10,11 +10,17 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from attribution.checks import FieldError
 from attribution.precision import FLOAT32
+from attribution.training.rank_environment import Ranks
+from attribution.training.ranks import Rank
 from attribution.training.recipe import Hardware, Recipe
+
+_FOLLOWED = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)
+"""Lightning's strategies with a record: every process takes every step, and process 0 can write all parameters."""
 
 
 class _File(io.BufferedWriter):
@@ -57,19 +63,22 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def trainer_of(recipe: Recipe, hardware: Hardware, **settings: Any) -> L.Trainer:
-    """Return Lightning's trainer.
+def trainer_of(recipe: Recipe, hardware: Hardware, rank: Rank | None = None, **settings: Any) -> L.Trainer:
+    """Return Lightning's trainer, which is one of several if it has a ``rank``.
 
     Raises:
-        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``; or the device lacks this precision.
+        FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``; the device lacks this precision; or
+            a training run with this strategy cannot be recorded, or cannot average parameters.
     """
+    _check_strategy(recipe, hardware)
     try:
         trainer = L.Trainer(
             accelerator=hardware.accelerator,
             devices=hardware.devices,
             strategy="ddp_spawn" if hardware.strategy == "auto" and hardware.devices != 1 else hardware.strategy,
             precision=FLOAT32 if recipe.tf32 else recipe.precision,  # pyright: ignore[reportArgumentType]
-            plugins=[_DirectCheckpoints(), _one_process()],
+            num_nodes=1 if rank is None else rank.machines,
+            plugins=[_DirectCheckpoints(), _one_process() if rank is None else Ranks(rank)],
             max_steps=recipe.steps,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -92,14 +101,31 @@ def check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
     Raises:
         ValueError: they cannot share them equally, or would wait for each other forever.
     """
-    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-        raise ValueError("the strategy starts this program once per device, and all but one would wait forever: choose ddp_spawn")
     world = trainer.world_size
     last = n % batch_size or batch_size
     if batch_size % world or last % world:
         raise ValueError(
             f"{world} processes cannot share batches of {batch_size} and {last} (the last of an epoch) equally: change "
             "the batch size, the number of training images or of devices"
+        )
+
+
+def processes_to_start(recipe: Recipe, hardware: Hardware) -> int:
+    """The number of processes, this one included, that the strategy expects to be started by a command; 1 if there are none."""
+    with quiet():
+        trainer = trainer_of(recipe, hardware, logger=False)
+    return trainer.world_size if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) else 1
+
+
+def _check_strategy(recipe: Recipe, hardware: Hardware) -> None:
+    if hardware.strategy not in StrategyRegistry:
+        return  # auto, or a name that Lightning refuses itself
+    kind = StrategyRegistry[hardware.strategy]["strategy"]
+    if kind.__module__.startswith("lightning.") and kind not in _FOLLOWED:
+        raise FieldError(hardware, "strategy", "a training run with it cannot be recorded: choose ddp, ddp_spawn or fsdp")
+    if issubclass(kind, FSDPStrategy) and recipe.ema is not None:
+        raise FieldError(
+            recipe, "ema", "fsdp has a part of the parameters on each device and takes no average: choose ddp, or null"
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
-from attribution.execution import Execution
+from attribution.execution import FLOAT64_BYTES, Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -18,6 +18,7 @@ from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
 from experiments.benchmarks.variants import variants_of
 from experiments.metrics.ranking import top_k
+from experiments.models.models_on_disk import ManyRetrained, at_a_time
 from experiments.models.retrained import Retrained
 from experiments.models.samples import Samples
 from experiments.models.trained import TrainedModel
@@ -65,12 +66,13 @@ class Outcomes(Arrays):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removals(Node[Outcomes]):
+class Removals(Node[Outcomes], ManyRetrained):
     """The measurements of all queries under models trained without the top ``fractions`` of each of ``rankings``, for each query.
 
     Further models are trained without ``random`` random sets of the same sizes, the larger ones containing the smaller, and with
     all images. Each is trained with each of ``seeds``, for ``steps`` steps. All queries are measured under all models, at the same
-    ``draws``, in ``precision``.
+    ``draws``, in ``precision``. Without ``keep_models`` a model is deleted when its measurements and its generated images are
+    stored.
     """
 
     NAME = "Removals"
@@ -89,6 +91,7 @@ class Removals(Node[Outcomes]):
     draws: DrawScheme
     mode: Mode
     precision: str = added(default=FLOAT32)
+    keep_models: bool = execution(default=True)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -136,6 +139,7 @@ class Removals(Node[Outcomes]):
             mode=self.mode,
             precision=self.precision,
             execution=self.execution,
+            keep_models=self.keep_models,
         )
 
     def regenerated(self, queries: Samples, sets: RemovedSets) -> tuple[list[int], list[Samples]]:
@@ -167,14 +171,28 @@ class Removals(Node[Outcomes]):
 
     def cost(self) -> Cost:
         """An upper bound for one variant of each estimator: which sets are equal is known only from the scores."""
-        sets = 1 + len(self.fractions) * (self.random + sum(ranking.queries.count for ranking in self.rankings))
-        all_images = Selection(np.arange(self.trained.data.count))
-        one = Retrained.of(self.trained, all_images, self.seeds[0], self.steps, self.mode, self.execution).cost()
+        model, models = self.most_retrained()
+        one = model.cost()
         measuring = sum(queries.count for queries in self.queries) * self.draws.count / 3
         sampling = sum(queries.cost().passes for queries in self.queries if isinstance(queries, Samples))
-        models = len(self.seeds) * sets
-        passes = models * (one.passes + measuring + sampling)
-        return Cost(passes=passes, inputs=one.inputs, memory=one.memory, disk=models * one.disk)
+        return Cost(
+            passes=models * (one.passes + measuring + sampling),
+            inputs=one.inputs,
+            memory=one.memory,
+            disk=self.most_measured() + (models * one.disk if self.keep_models else 0.0),
+            scratch=0.0 if self.keep_models else at_a_time(model, models),
+        )
+
+    def most_retrained(self) -> tuple[Retrained, int]:
+        sets = 1 + len(self.fractions) * (self.random + sum(ranking.queries.count for ranking in self.rankings))
+        all_images = Selection(np.arange(self.trained.data.count))
+        model = Retrained.of(self.trained, all_images, self.seeds[0], self.steps, self.mode, self.execution)
+        return model, len(self.seeds) * sets
+
+    def most_measured(self) -> float:
+        values = FLOAT64_BYTES * sum(queries.count for queries in self.queries)
+        images = sum(queries.cost().disk for queries in self.queries if isinstance(queries, Samples))
+        return self.most_retrained()[1] * (values + images)
 
 
 def removed_count(fraction: float, examples: int) -> int:

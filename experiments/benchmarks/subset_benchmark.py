@@ -35,7 +35,8 @@ class SubsetBenchmark(QueryBenchmark):
 
     If ``steps`` is None, the models train for as many epochs as the explained model. The first ``repeats`` subsets are trained with
     one more seed if ``seeds`` is 1. ``measurement`` is the target, a mean over ``draws`` in ``precision``; it need not be the
-    estimators' measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries.
+    estimators' measurement. Intervals are from ``resamples`` bootstrap resamples of the subsets, and of the queries. Without
+    ``keep_models`` a model is deleted when its measurements are stored.
     """
 
     subsets: Subsets
@@ -46,6 +47,7 @@ class SubsetBenchmark(QueryBenchmark):
     draws: DrawScheme
     mode: Mode
     precision: str = FLOAT32
+    keep_models: bool = True
     resamples: int = RESAMPLES
     seed: int = 0
 
@@ -90,6 +92,7 @@ class SubsetBenchmark(QueryBenchmark):
             mode=self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer.batch_size),
             precision=self.precision,
             execution=experiment.execution,
+            keep_models=self.keep_models,
         )
 
     @staticmethod

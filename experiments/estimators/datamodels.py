@@ -29,7 +29,7 @@ from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Cost, Get, InMemory, Node, added
+from attribution.nodes import Cost, Get, InMemory, Node, added, execution
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
@@ -52,7 +52,8 @@ class Datamodels(Estimator):
 
     On each subset, ``seeds`` models are trained for ``steps`` steps (None: for as many epochs as the explained model). The mean of
     their measurements, computed in ``measurement_precision``, is fitted. ``damping``: λ, one value or a list; 0 is the solution of
-    minimum norm. The draws are independent of those of benchmarks, whatever their seed.
+    minimum norm. The draws are independent of those of benchmarks, whatever their seed. Without ``keep_models`` a model is deleted
+    when its measurements are stored.
     """
 
     NAME = "Datamodels"
@@ -69,6 +70,7 @@ class Datamodels(Estimator):
     steps: int | None = None
     damping: float | Sequence[float] = 0.0
     measurement_precision: str = added(default=FLOAT32)
+    keep_models: bool = execution(default=True)
 
     def __post_init__(self):
         check_dampings(self)
@@ -122,6 +124,7 @@ class Datamodels(Estimator):
             mode=self.mode,
             precision=self.measurement_precision,
             execution=self.execution,
+            keep_models=self.keep_models,
         )
 
 
@@ -138,7 +141,11 @@ class DatamodelScores(ShardedScores):
     selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
-        return [*self._truth.models(), *self._measured]
+        # The scores would need every model that is a part until they are stored themselves.
+        return [*(self._truth.models() if self.estimator.keep_models else ()), *self._measured]
+
+    def passes(self, get: Get) -> float:
+        return sum(node.passes(get) for node in (*self._truth.models(), *self._measured))
 
     def cost(self) -> Cost:
         """No passes: all of them are those of the parts, which are always known."""

@@ -16,7 +16,7 @@ from attribution.estimators.trak import TRAK
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
-from attribution.nodes import Get, InMemory, Node, added
+from attribution.nodes import Get, InMemory, Node, added, execution
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
@@ -43,7 +43,8 @@ class TunedTRAK(TRAK):
 
     Generated queries are tuned on ``pool`` images of the same stream, other queries on themselves. The models are those of
     ``benchmark=lds`` with the same settings, whose LDS must not be reported at this damping. ``damping`` adds values to the stored
-    ones. ``target_precision``: that in which the target is measured.
+    ones. ``target_precision``: that in which the target is measured. Without ``keep_models`` a model is deleted when its
+    measurements are stored.
     """
 
     NAME = "TunedTRAK"
@@ -55,6 +56,7 @@ class TunedTRAK(TRAK):
     mode: Mode
     pool: int = 64
     target_precision: str = added(default=FLOAT32)
+    keep_models: bool = execution(default=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,7 +114,8 @@ class TunedScores(ShardedScores):
     selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
-        return [self.of_queries, self.of_pool, *self._truth.models(), *self._measured]
+        models = self._truth.models() if self.estimator.keep_models else ()
+        return [self.of_queries, self.of_pool, *models, *self._measured]
 
     def passes(self, get: Get) -> float:
         return self.of_queries.passes(get)
@@ -139,6 +142,7 @@ class TunedScores(ShardedScores):
             mode=estimator.mode,
             precision=estimator.target_precision,
             execution=estimator.execution,
+            keep_models=estimator.keep_models,
         )
 
     @cached_property

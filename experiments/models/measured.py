@@ -9,7 +9,7 @@ import torch
 
 from attribution.diffusion import denoiser
 from attribution.double_precision import on_device
-from attribution.execution import FORWARD_ACTIVATIONS, Execution, ranges
+from attribution.execution import FLOAT64_BYTES, FORWARD_ACTIVATIONS, Execution, ranges
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -57,9 +57,9 @@ class Measured(JointNode[MeasuredValues]):
         return key(self.model)
 
     def cost(self) -> Cost:
-        inputs = self.images.count * self.draws.count
+        inputs, size = self.images.count * self.draws.count, FLOAT64_BYTES * self.images.count
         at_once = FORWARD_ACTIVATIONS * min(inputs, self.execution.batch_size)
-        return Cost(passes=inputs / 3, inputs=at_once)  # a forward pass is about a third of forward and backward
+        return Cost(passes=inputs / 3, inputs=at_once, disk=size)  # a forward pass is about a third of forward and backward
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[MeasuredValues]:  # pyright: ignore[reportIncompatibleMethodOverride]

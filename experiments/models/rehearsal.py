@@ -11,6 +11,7 @@ from attribution.images.draws import random_draws
 from attribution.measurements import Inputs
 from attribution.models.trained import one_line, untrained
 from experiments.models.experiment import Experiment
+from experiments.models.rank_processes import hardware_of
 from experiments.models.trained import quiet_lightning
 
 _TOLERANCE = 1e-3
@@ -31,7 +32,7 @@ def rehearse(experiment: Experiment) -> None:
 
     experiment.trained.candidates  # noqa: B018 (raises)
     experiment.diffusion.sampler.timesteps(experiment.diffusion.process.T)
-    check_hardware(experiment.trainer, experiment.hardware, experiment.train.count)
+    check_hardware(experiment.trainer, hardware_of(experiment.trained), experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = untrained(experiment)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -14,6 +15,7 @@ from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.models.trained import FinalParameters, Trained
 from attribution.nodes import Cost, Get, JointNode, execution
+from attribution.nodes.saves import KEPT
 from attribution.retraining.fit_together import Member, fit_together
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
@@ -23,13 +25,17 @@ from experiments.store.progress import track
 
 SHARED = ("attribution.retraining.fit_together",)
 
+_TRIES = 3
+"""How often a model that other runs delete is trained again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     """``model`` trained on a ``selection`` of ``data`` by ``recipe`` with ``seed``. Only the final parameters are stored.
 
     ``data`` is the whole training set; ``recipe.steps`` is the number of steps of the retrained model. Missing models with the same
-    ``block`` are trained together by one process; ``in_blocks`` sets it.
+    ``block`` are trained together by one process; ``in_blocks`` sets it. Without ``keep`` the store deletes the model when
+    everything that it was asked for and that uses the model is stored.
     """
 
     NAME = "Retrained"
@@ -45,10 +51,20 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     selection: Selection
     mode: Mode
     block: str = execution(default="")
+    keep: bool = execution(default=True)
     execution: Execution = execution(default=Execution())
 
     @classmethod
-    def of(cls, trained: TrainedModel, selection: Selection, seed: int, steps: int, mode: Mode, execution: Execution) -> Self:
+    def of(
+        cls,
+        trained: TrainedModel,
+        selection: Selection,
+        seed: int,
+        steps: int,
+        mode: Mode,
+        execution: Execution,
+        keep: bool = True,
+    ) -> Self:
         """Return the model of ``trained`` trained again on ``selection``, with ``seed``, for ``steps`` steps."""
         return cls(
             model=trained.model,
@@ -61,7 +77,18 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
             selection=selection,
             mode=mode,
             execution=execution,
+            keep=keep,
         )
+
+    @property
+    def temporary(self) -> bool:
+        return not self.keep
+
+    def network(self, get: Get) -> nn.Module:
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):  # a run with other measurements has just deleted the model: train it again
+                return super().network(get)
+        return super().network(get)
 
     def together(self) -> tuple[str, str]:
         return self._family, self.block
@@ -100,8 +127,24 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
             passes=self.recipe.steps * batch,
             inputs=batch * self.mode.group,
             memory=4 * state * self.mode.group,  # parameters, gradients, and the two moments of Adam
-            disk=state,
+            disk=self._state_bytes,
         )
+
+    @cached_property
+    def _state_bytes(self) -> int:
+        """The bytes of parameters and buffers on disk."""
+        double = self.recipe.precision == "64-true"
+        tensors = self.outline.state_dict().values()
+        return sum(8 * t.numel() if double and t.is_floating_point() else t.nbytes for t in tensors)
+
+    def disk_in_training(self, models: int) -> float:
+        """The bytes that one process takes on disk while it trains a block of ``models``: the saves of each, and one more.
+
+        A save has the parameters, what the optimizer keeps of their size, and their average if there is one.
+        """
+        trained = 8 if self.recipe.precision == "64-true" else 4
+        tensors = 1 + _moments(self.optimizer) + (self.recipe.ema is not None)
+        return (KEPT * models + 1) * tensors * trained * self.parameter_count
 
 
 def in_blocks(nodes: Sequence[Retrained]) -> list[Retrained]:
@@ -113,3 +156,12 @@ def in_blocks(nodes: Sequence[Retrained]) -> list[Retrained]:
     """
     blocks = np.array_split(np.arange(len(nodes)), -(-len(nodes) // nodes[0].mode.group)) if nodes else []
     return [dataclasses.replace(nodes[i], block=nodes[block[0]].fingerprint) for block in blocks for i in block.tolist()]
+
+
+def _moments(build: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]) -> int:
+    """How many tensors of the size of the parameters an optimizer keeps, found by a step."""
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = build([parameter])
+    parameter.grad = torch.zeros(2)
+    optimizer.step()
+    return sum(torch.is_tensor(value) and value.shape == parameter.shape for value in optimizer.state[parameter].values())

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attribution.diffusion.samplers import Sampler
-from attribution.execution import FORWARD_ACTIVATIONS, Execution, ranges
+from attribution.execution import FLOAT32_BYTES, FORWARD_ACTIVATIONS, Execution, ranges
 from attribution.images import Images, ImageSet, Trajectories, philox
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, execution
@@ -85,7 +85,8 @@ class Samples(ImageSet):
 
     def cost(self) -> Cost:
         steps = len(self.sampler.timesteps(self.trained.process.T))
-        return Cost(passes=self.n * steps / 3, inputs=FORWARD_ACTIVATIONS * min(self.n, self.execution.shard))
+        at_once, size = FORWARD_ACTIVATIONS * min(self.n, self.execution.shard), FLOAT32_BYTES * self.n * math.prod(self.shape)
+        return Cost(passes=self.n * steps / 3, inputs=at_once, disk=size)
 
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
@@ -105,10 +106,9 @@ class SampleTrajectories(Node[Trajectories]):
     samples: Samples
 
     def cost(self) -> Cost:
-        steps = len(self.samples.sampler.timesteps(self.samples.trained.process.T))
-        size = 4 * self.samples.n * (steps + 1) * math.prod(self.samples.shape)
+        steps, values = len(self.samples.sampler.timesteps(self.samples.trained.process.T)), math.prod(self.samples.shape)
         at_once = FORWARD_ACTIVATIONS * min(self.samples.n, self.samples.execution.batch_size)
-        return Cost(passes=self.samples.n * steps / 3, inputs=at_once, disk=size)
+        return Cost(passes=self.samples.n * steps / 3, inputs=at_once, disk=FLOAT32_BYTES * self.samples.n * (steps + 1) * values)
 
     def compute(self, get: Get) -> Trajectories:
         s = self.samples

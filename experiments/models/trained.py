@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from attribution.images import ImageSet
+from attribution.images import Images, ImageSet
 from attribution.nodes import Cost, Get, execution
 from attribution.training import Recorded, TrainingRecord
 from attribution.training.checkpoints import CheckpointRule, check_selection, check_visited
 from attribution.training.order import steps_per_epoch
+from attribution.training.ranks import Rank
 from attribution.training.recipe import Hardware, Recipe
+from experiments.models.rank_processes import hardware_of, ranks_of
 
 SHARED = ("attribution.training.checkpoints", "attribution.training.fit")
 
@@ -71,15 +75,34 @@ class TrainedModel(Recorded):
         )
 
     def compute(self, get: Get) -> TrainingRecord:
-        # Lightning takes seconds to import, and a run with a stored model does without it.
-        from attribution.training.fit import fit
         from experiments.models.training_bar import TrainingBar
 
+        folder, images = get.workspace(self), get(self.data)
+        logger = (self.logger and self.logger(self.fingerprint)) or False
+        self.fit(folder, images, hardware_of(self), ranks_of(self, folder, images), [TrainingBar()], logger)
+        return TrainingRecord(folder)
+
+    def without_logger(self) -> "TrainedModel":
+        """The same training run, of which another process keeps the log."""
+        return replace(self, logger=None)
+
+    def fit(
+        self,
+        folder: Path,
+        images: Images,
+        hardware: Hardware,
+        ranks: AbstractContextManager[Rank | None],
+        callbacks: Sequence[Any] = (),
+        logger: Any = False,
+    ) -> None:
+        """Train in ``folder``, as this process or with others (``attribution.training.fit``)."""
+        # Lightning takes seconds to import, and a run with a stored model does without it.
+        from attribution.training.fit import fit
+
         quiet_lightning()
-        folder = get.workspace(self)
         fit(
             folder,
-            get(self.data),
+            images,
             self.model,
             self.objective,
             self.optimizer,
@@ -87,12 +110,12 @@ class TrainedModel(Recorded):
             self.checkpoints,
             self.seed,
             self.flips,
-            self.hardware,
-            callbacks=[TrainingBar()],
-            logger=(self.logger and self.logger(self.fingerprint)) or False,
+            hardware,
+            callbacks,
+            logger,
             owner=self.fingerprint,
+            ranks=ranks,
         )
-        return TrainingRecord(folder)
 
 
 def quiet_lightning() -> None:

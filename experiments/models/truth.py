@@ -26,7 +26,8 @@ class Truth:
     They are trained for ``steps`` steps; None: for as many epochs as ``trained``, averaged over the selections. The first
     ``repeats`` selections are trained once more, with the seed after the last one, which shows the variation between training runs
     on the same subset even for K = 1. Measurements are averaged over ``draws``, which are the same for all models and
-    independent of those of another ``role``, and computed in ``precision`` (one of ``attribution.precision.MIXABLE``).
+    independent of those of another ``role``, and computed in ``precision`` (one of ``attribution.precision.MIXABLE``). Without
+    ``keep_models`` a model is deleted when its measurements are stored.
     """
 
     trained: TrainedModel
@@ -39,6 +40,7 @@ class Truth:
     execution: Execution
     repeats: int = 0
     precision: str = FLOAT32
+    keep_models: bool = True
 
     def __post_init__(self):
         """Check that ``mode`` can train this network, before any model is trained. Raises ValueError if it cannot."""
@@ -51,7 +53,8 @@ class Truth:
         pairs += [(selection, self.seeds[-1] + 1) for selection in self.selections[: self.repeats]]
         share = sum(map(len, self.selections)) / len(self.selections) / self.trained.data.count
         steps = self.steps or max(1, round(share * self.trained.recipe.steps))
-        return in_blocks([Retrained.of(self.trained, *pair, steps, self.mode, self.execution) for pair in pairs])
+        kept = self.keep_models
+        return in_blocks([Retrained.of(self.trained, *pair, steps, self.mode, self.execution, kept) for pair in pairs])
 
     def nodes(self, measurement: Measure, images: ImageSet) -> list[Measured]:
         """The nodes that measure ``images`` under each of the models."""

@@ -9,7 +9,7 @@ from typing import Any
 from attribution.nodes import SOURCE, fingerprint_of
 from attribution.nodes.files import read_json
 from experiments.store.errors import StoreError
-from experiments.store.leftovers import PARTS, orphans
+from experiments.store.leftovers import PARTS, SOURCES, orphans
 from experiments.store.locks import LOCKS, locked
 from experiments.store.storage import GONE, NODE, PART, verify
 
@@ -64,7 +64,7 @@ class Entry:
 
 
 def leftovers(everything: Iterable[Entry]) -> set[Path]:
-    """The folders of stored parts whose whole is stored: of no use, they remain if a process is killed at that moment."""
+    """The folders of temporary nodes of which something stored was made: they remain if a process is killed at that moment."""
     finished = [entry for entry in everything if entry.finished]
     names = orphans(entry.record for entry in finished)
     return {entry.folder for entry in finished if entry.fingerprint in names}
@@ -129,7 +129,7 @@ def explain(root: Path, prefix: str) -> dict[str, Any]:
         "check": _check(entry),
         "folder": str(entry.folder),
         "bytes": entry.bytes,
-        **{key: value for key, value in entry.record.items() if key not in ("class", "fingerprint", PARTS)},
+        **{key: value for key, value in entry.record.items() if key not in ("class", "fingerprint", PARTS, SOURCES)},
         "depends_on": [{"class": _kind(inner), "fingerprint": name, "stored": name in stored} for name, inner in below.items()],
         "needed_by": [{"class": other.kind, "fingerprint": other.fingerprint, "stored": other.finished} for other in above],
     }
@@ -158,7 +158,8 @@ def _valid(record: Any) -> bool:
     try:
         created = datetime.fromisoformat(record.get("created", "2000-01-01T00:00:00+00:00"))
         numbers = (record.get("seconds", 0), record.get("cost", {}).get("passes", 0))
-        texts = [record["description"]["class"], *(name for names in record.get(PARTS, {}).values() for name in names)]
+        lists = [names for key in (PARTS, SOURCES) for names in record.get(key, {}).values()]
+        texts = [record["description"]["class"], *(name for names in lists for name in names)]
         kinds = all(isinstance(number, int | float) for number in numbers) and all(isinstance(text, str) for text in texts)
         return created.tzinfo is not None and kinds
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -1,6 +1,8 @@
 """What a crash leaves beside stored nodes: parts that should have been removed when their whole was stored, and files of locks.
 
-The node.json of a whole lists its transient parts under ``parts``: fingerprints by class.
+The node.json of a whole lists its transient parts under ``parts``: fingerprints by class. In the same way it lists other temporary
+nodes that it was made from under ``sources``. These may be needed again, so they are leftovers only if their own node.json says
+``temporary``: the run that stored them did not mean to keep them.
 """
 
 import os
@@ -10,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from attribution.nodes import Node, short_name
+from attribution.nodes.files import read_json
 from experiments.store.locks import forget_if_free, lock_files
+from experiments.store.storage import GONE, NODE
 
 PARTS = "parts"
+SOURCES = "sources"
+TEMPORARY = "temporary"
 
 
 def parts_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -20,18 +26,29 @@ def parts_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
     return record.get(PARTS, {})
 
 
-def listed(parts: Iterable[Node]) -> dict[str, list[str]]:
-    """What node.json lists of the parts of a node."""
+def listed(nodes: Iterable[Node]) -> dict[str, list[str]]:
+    """What node.json lists of the parts or sources of a node."""
     names: dict[str, list[str]] = {}
-    for part in parts:
-        if part.TRANSIENT and part.STORED:
-            names.setdefault(short_name(type(part)), []).append(part.fingerprint)
+    for node in nodes:
+        if node.STORED:
+            names.setdefault(short_name(type(node)), []).append(node.fingerprint)
     return names
 
 
 def orphans(records: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The fingerprints of all transient parts of stored nodes, given the node.json of these nodes."""
-    return {name for record in records for names in parts_of(record).values() for name in names}
+    """The fingerprints of the stored nodes that are leftovers if they exist, given the node.json of all stored nodes."""
+    records = list(records)
+    temporary = {record["fingerprint"] for record in records if record.get(TEMPORARY)}
+    parts = {name for record in records for names in parts_of(record).values() for name in names}
+    return parts | {name for record in records for names in record.get(SOURCES, {}).values() for name in names} & temporary
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether the run that stored this node, which is not a shard, did not mean to keep it. False if it is being removed."""
+    try:
+        return bool(read_json(folder / NODE).get(TEMPORARY))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 class Leftovers:
@@ -40,22 +57,28 @@ class Leftovers:
     def __init__(self, root: Path):
         self.root = root
         self._parts: dict[str, set[str]] = {}
+        self._sources: dict[str, set[str]] = {}
         self._nodes: set[str] = set()
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Remember a stored node, given its node.json."""
         self._nodes.add(record["fingerprint"])
-        for kind, names in parts_of(record).items():
-            self._parts.setdefault(kind, set()).update(names)
+        for key, noted in ((PARTS, self._parts), (SOURCES, self._sources)):
+            for kind, names in record.get(key, {}).items():
+                noted.setdefault(kind, set()).update(names)
 
-    def parts(self, spared: Collection[str]) -> Sequence[Path]:
-        """The folders of parts that remain, without the ``spared`` fingerprints, and forget about them."""
-        folders = []
-        for kind, names in self._parts.items():
-            present = os.listdir(self.root / kind) if (self.root / kind).is_dir() else []
-            folders += [self.root / kind / entry for entry in present if entry.split(".")[0] in names - set(spared)]
+    def folders(self, spared: Collection[str]) -> Sequence[Path]:
+        """The folders of parts and sources that remain, without the ``spared`` fingerprints, and forget about them."""
+        parts = [folder for kind, names in self._parts.items() for folder in self._present(kind, names - set(spared))]
+        sources = [folder for kind, names in self._sources.items() for folder in self._present(kind, names - set(spared))]
         self._parts.clear()
-        return folders
+        self._sources.clear()
+        # Unfinished sources (.part) stay: another run may go on with them.
+        return [*parts, *(folder for folder in sources if folder.suffix == GONE or (is_temporary(folder) and not folder.suffix))]
+
+    def _present(self, kind: str, names: Collection[str]) -> list[Path]:
+        present = os.listdir(self.root / kind) if (self.root / kind).is_dir() else []
+        return [self.root / kind / entry for entry in present if entry.split(".")[0] in names]
 
     def remove_locks(self) -> None:
         """Remove the files of locks that remain, and forget about them. If that is not permitted they stay: they do no harm."""

@@ -31,14 +31,14 @@ def plan(nodes: Sequence[Node], store: Store, rates: Rates | None = None) -> lis
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
-    bytes of one node), disk (bytes; of shards, which are deleted on the way, the most that lie on disk at a time), seconds,
+    bytes of one node), disk (bytes; of temporary nodes, which are deleted on the way, the most at a time in one process), seconds,
     unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others), and
     cost (of all nodes together). Without ``rates``, memory is that which nodes count themselves, and times follow from those of
     stored nodes of the class. Parts that depend on a missing parent count toward the node that they are parts of.
     """
     history = _History(store.root)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
-    for node, cost in _missing(nodes, store):
+    for node, cost in missing(nodes, store):
         by_class.setdefault(short_name(type(node)), []).append((node, cost))
     rows = []
     for name, group in by_class.items():
@@ -46,7 +46,7 @@ def plan(nodes: Sequence[Node], store: Store, rates: Rates | None = None) -> lis
         times = [history.seconds(name, cost.passes) for cost in costs] if rates is None else list(map(rates.seconds, costs))
         memory = max(cost.memory for cost in costs) if rates is None else max(map(rates.memory, costs))
         rows.append(_row(name, group[0][0].title(), costs, times, memory))
-    shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].TRANSIENT}
+    shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].temporary}
     rows = [row if row["class"] in kept else {**row, "disk": shards.peaks[row["class"]]} for row in rows]
     total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "unknown")}
     total["disk"] = shards.peak + sum(row["disk"] for row in rows if row["class"] in kept)
@@ -103,11 +103,11 @@ class _History:
         return passes * took / done if done else None
 
 
-def _missing(nodes: Sequence[Node], store: Store) -> list[tuple[Node, Cost]]:
+def missing(nodes: Sequence[Node], store: Store) -> list[tuple[Node, Cost]]:
     """The nodes that would be computed and stored, each with its own cost."""
     present = Present(store)
     seen: set[str] = set()
-    missing: list[tuple[Node, Cost]] = []
+    found: list[tuple[Node, Cost]] = []
     queue = list(nodes)
     while queue:
         node = queue.pop(0)
@@ -116,10 +116,10 @@ def _missing(nodes: Sequence[Node], store: Store) -> list[tuple[Node, Cost]]:
             if node.STORED:
                 cost = node.cost()
                 alone = dataclasses.replace(cost, passes=0.0) if parts else dataclasses.replace(cost, disk=cost.disk + cost.scratch)
-                missing.append((node, alone))
+                found.append((node, alone))
             queue += [*node.parents(), *(parts or ())]
         seen.add(node.fingerprint)
-    return missing
+    return found
 
 
 def _parts(node: Node, present: Present) -> Sequence[Node] | None:

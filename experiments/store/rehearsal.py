@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attribution.nodes import Node, short_name
+from attribution.nodes import Node, groups, short_name
 from experiments.store.store import Store
 from experiments.store.work import Work
 
 
 class Rehearsal:
-    """A store in which nodes are declared stored instead of computed. ``peaks``: the most bytes of transient nodes, by class.
+    """A store in which nodes are declared stored instead of computed. ``peaks``: the most bytes of temporary nodes, by class.
 
-    ``peak``: the most bytes of all transient nodes together. It goes as one process does, level by level.
+    ``peak``: the most bytes of all temporary nodes together. It goes as one process does, level by level.
     """
 
     def __init__(self, nodes: Sequence[Node], store: Store):
@@ -24,9 +24,8 @@ class Rehearsal:
         self.peak = 0.0
         self._work = Work([node for node in nodes if not self.has(node)], self)
         for level in self._work.levels():
-            for node in level:
-                if not self.has(node) and self._work.needs(node):
-                    self._finish(node)
+            for group in groups(level):
+                self._finish(group)
 
     def __call__(self, node: Node[Any]) -> Any:
         return self._store(node)
@@ -41,16 +40,19 @@ class Rehearsal:
         name = node.fingerprint
         return self._stored[name] if name in self._stored else self._store.has(node)
 
-    def _finish(self, node: Node) -> None:
-        self._stored[node.fingerprint] = True
-        if node.TRANSIENT:
-            self._hold(node, node.cost().disk)
-        for part in self._work.spare_parts(node):
-            if self._stored.pop(part.fingerprint, False):
-                self._hold(part, -part.cost().disk)
-        for whole in self._work.merges(node):
-            if not self.has(whole) and self._work.needs(whole):
-                self._finish(whole)
+    def _finish(self, group: Sequence[Node]) -> None:
+        """Declare the missing nodes of a group stored, and then go on as the store does."""
+        group = [node for node in group if not self.has(node) and self._work.needs(node)]
+        for node in group:
+            self._stored[node.fingerprint] = True
+            if node.temporary:
+                self._hold(node, node.cost().disk)
+        for node in group:
+            for source in self._work.spare_sources(node):
+                if self._stored.pop(source.fingerprint, False):
+                    self._hold(source, -source.cost().disk)
+            for users in self._work.next(node):
+                self._finish(users)
 
     def _hold(self, node: Node, size: float) -> None:
         kind = short_name(type(node))

@@ -21,7 +21,7 @@ from attribution.nodes import Artifact, Node, groups, short_name
 from attribution.nodes.files import inode
 from experiments.store.errors import StoreError
 from experiments.store.held_bytes import held_bytes
-from experiments.store.leftovers import PARTS, Leftovers, listed
+from experiments.store.leftovers import PARTS, SOURCES, TEMPORARY, Leftovers, is_temporary, listed
 from experiments.store.locks import forget, locked
 from experiments.store.peak_memory import PeakMemory, peak_memory
 from experiments.store.progress import Track
@@ -54,6 +54,7 @@ class Store:
         self._verified: set[str] = set()
         self._in_progress: set[str] = set()
         self._leftovers = Leftovers(self.root)
+        self._ahead: list[Node] = []
         self._calls = 0
         self._seconds_below = 0.0
 
@@ -70,7 +71,7 @@ class Store:
                 artifacts = {name: artifact for name, node in unique.items() if (artifact := self._find(node)) is not None}
                 artifacts |= self._make([node for name, node in unique.items() if name not in artifacts], title)
             if self._calls == 1:  # calls for parents come in between, while others may still need the parts
-                self._sweep(self._leftovers.parts(spared={*unique, *self._alive}))
+                self._sweep(self._leftovers.folders(spared={*unique, *self._alive}))
                 self._leftovers.remove_locks()
             return [artifacts[node.fingerprint] for node in nodes]
         finally:
@@ -130,36 +131,51 @@ class Store:
                     done.add(node.fingerprint)
                     if node.fingerprint in work.requested:
                         made[node.fingerprint] = self(node)
-                    self._sweep_parts(node, work)
-                    self._merge(node, work)
+                    self._sweep_sources(node, work)
+                    self._go_on(node, work)
                     yield node
             waiting = [node for node in waiting if node.fingerprint not in done]
             if waiting and not done and not self._work_ahead(later, work):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _merge(self, part: Node, work: Work) -> None:
-        """Merge a part with others of the same whole, and the result with others, as far as they are stored."""
-        for whole in work.merges(part):
-            if self._attempt([whole], work):
-                self._sweep_parts(whole, work)
-                self._merge(whole, work)
+    def _go_on(self, node: Node, work: Work) -> None:
+        """Compute what a temporary node is needed for, as far as everything else for it is stored, and then delete the node."""
+        for group in work.next(node):
+            for user in self._attempt(group, work):
+                self._sweep_sources(user, work)
+                self._go_on(user, work)
+        if node.temporary and not node.TRANSIENT and not work.needs(node):
+            self._sweep_nodes([node])
 
     def _work_ahead(self, nodes: Sequence[Node], work: Work) -> bool:
         """Compute one group that is ready and that no other process is computing; return whether there was one."""
         for group in groups([node for node in nodes if not self.has(node)]):
-            if (missing := self._missing(group, work)) and all(map(work.ready, missing)) and self._attempt(missing, work):
+            missing = self._missing(group, work)
+            temporary = [node for node in missing if node.temporary and not node.TRANSIENT]
+            if temporary and any(self.has(node) for node in self._ahead):
+                continue  # one group of them at a time waits for what its users need
+            if missing and all(map(work.ready, missing)) and self._attempt(missing, work):
+                self._ahead = temporary or self._ahead
+                for node in temporary:
+                    self._go_on(node, work)
                 return True
         return False
 
-    def _sweep_parts(self, node: Node, work: Work) -> None:
-        """Remove the parts of a stored node that are no longer needed."""
-        self._sweep(self.folder(part) for part in work.spare_parts(node) if self.has(part))
+    def _sweep_sources(self, node: Node, work: Work) -> None:
+        """Delete what a stored node was made from and nothing needs any more: shards and other temporary nodes."""
+        self._sweep_nodes(work.spare_sources(node))
+
+    def _sweep_nodes(self, nodes: Iterable[Node]) -> None:
+        """Delete temporary nodes. One that is no shard stays if a run stored it to keep it."""
+        folders = [(node.TRANSIENT, self.folder(node)) for node in nodes if self.has(node)]
+        self._sweep(folder for shard, folder in folders if shard or is_temporary(folder))
 
     def _sweep(self, folders: Iterable[Path]) -> None:
         """Remove the folders of parts. If that fails, as in a read-only store, they stay: they do no harm."""
         for folder in folders:
             self._verified.discard(folder.name)
             self._recent.pop(folder.name, None)
+            self._alive.pop(folder.name, None)
             with suppress(OSError):
                 remove(self.root, folder)
 
@@ -172,6 +188,9 @@ class Store:
                 # Under the lock neither can happen: a process that stores a node removes only parts whose locks are free.
                 if free and (still := self._missing(missing, work)):
                     self._compute(still, work)
+                    for node in still:  # under the lock, so that no run with other plans deletes temporary nodes before
+                        if node.temporary and not node.TRANSIENT:
+                            self._go_on(node, work)
                 if free:
                     forget(self.root, (node.fingerprint for node in missing))
                     missing = []
@@ -199,7 +218,8 @@ class Store:
             part = self.workspace(node)
             saved = settle(part, node)
             artifact.save(part)
-            publish(part, self.folder(node), _facts(node, seconds, peak, work.parts[node.fingerprint]), saved)
+            parts, sources = work.parts[node.fingerprint], work.temporary_sources(node)
+            publish(part, self.folder(node), _facts(node, seconds, peak, parts, sources), saved)
             self._verified.add(node.fingerprint)
 
     @contextmanager
@@ -242,7 +262,7 @@ class Store:
     def _remember(self, node: Node, artifact: Any) -> Any:
         """Keep an artifact while it is in use. The latest few are kept anyway, for loops that request the same parents."""
         self._alive[node.fingerprint] = artifact
-        if node.TRANSIENT:  # may be large and is removed soon: its users hold it
+        if node.temporary:  # may be large and is removed soon: its users hold it
             return artifact
         self._recent.pop(node.fingerprint, None)
         self._recent[node.fingerprint] = artifact, held_bytes(artifact)
@@ -251,10 +271,11 @@ class Store:
         return artifact
 
 
-def _facts(node: Node, seconds: float, peak: PeakMemory, parts: Sequence[Node]) -> dict[str, Any]:
+def _facts(node: Node, seconds: float, peak: PeakMemory, parts: Sequence[Node], sources: Sequence[Node]) -> dict[str, Any]:
     """The content of node.json except the description.
 
-    ``seconds``: of the successful attempt, without parents and parts. ``peak``: of this process during the attempt.
+    ``seconds``: of the successful attempt, without parents and parts. ``peak``: of this process during the attempt. ``sources``:
+    temporary nodes that are no shards, from which the node was made.
     """
     cost = node.cost()
     if parts:  # passes and seconds count toward the parts
@@ -270,7 +291,9 @@ def _facts(node: Node, seconds: float, peak: PeakMemory, parts: Sequence[Node]) 
         "execution": {
             name: value if isinstance(value, bool | int | float | None) else str(value) for name, value in settings.items()
         },
-        **({PARTS: names} if (names := listed(parts)) else {}),
+        **({TEMPORARY: True} if node.temporary and not node.TRANSIENT else {}),
+        **({PARTS: names} if (names := listed(part for part in parts if part.TRANSIENT)) else {}),
+        **({SOURCES: names} if (names := listed(sources)) else {}),
         **provenance(),
     }
 

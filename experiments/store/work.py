@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from attribution.nodes import Get, Node
+from attribution.nodes import Get, Node, groups
 from experiments.store.errors import StoreError
 
 A = TypeVar("A")
@@ -78,6 +78,7 @@ class Work:
         self._users: dict[str, list[Node]] = {}
         for node in requested:
             self._visit(node, ())
+        self._delay_temporary()
 
     def levels(self) -> list[list[Node]]:
         """The nodes that are stored and not open. Each level depends only on the levels before it."""
@@ -97,18 +98,31 @@ class Work:
         """Return whether all nodes that this one depends on are available."""
         return all(self._lookup.has(source) for source in self._sources[node.fingerprint])
 
-    def merges(self, node: Node) -> list[Node]:
-        """The transient nodes that have the transient ``node`` as a part, if all their parts are now stored."""
-        users = self._users.get(node.fingerprint, ()) if node.TRANSIENT else ()
-        return [user for user in users if user.TRANSIENT and self._has_part(user, node) and self.ready(user)]
+    def next(self, node: Node) -> Iterator[list[Node]]:
+        """Groups of nodes that are computed as soon as the temporary ``node`` is stored, so that it can be deleted.
+
+        For a shard these are the transient nodes that merge it, for another temporary node all nodes that use it. Whether the
+        sources of a group are all stored is known when its turn comes: it may use what the groups before it made.
+        """
+        users = list({user.fingerprint: user for user in self._users.get(node.fingerprint, ())}.values()) if node.temporary else []
+        if node.TRANSIENT:
+            users = [user for user in users if user.TRANSIENT and self._has_part(user, node)]
+        users = [user for user in users if user.STORED and user.fingerprint not in self.open]
+        for group in groups(sorted(users, key=lambda user: self._level[user.fingerprint])):
+            if ready := [user for user in group if self.ready(user)]:
+                yield ready
 
     def _has_part(self, whole: Node, node: Node) -> bool:
         return any(part.fingerprint == node.fingerprint for part in self.parts[whole.fingerprint])
 
-    def spare_parts(self, node: Node) -> list[Node]:
-        """Transient parts of ``node`` that are no longer needed."""
-        parts = self.parts[node.fingerprint]
-        return [part for part in parts if part.TRANSIENT and part.STORED and not self.needs(part)]
+    def spare_sources(self, node: Node) -> list[Node]:
+        """The temporary parts and parents of ``node`` that are no longer needed."""
+        sources = self._sources[node.fingerprint]
+        return [source for source in sources if source.temporary and source.STORED and not self.needs(source)]
+
+    def temporary_sources(self, node: Node) -> list[Node]:
+        """The temporary nodes that ``node`` is made from, without shards."""
+        return [source for source in self._sources[node.fingerprint] if source.temporary and not source.TRANSIENT]
 
     def _visit(self, node: Node, above: tuple[str, ...]) -> None:
         name = node.fingerprint
@@ -126,6 +140,19 @@ class Work:
             self._visit(source, (*above, name))
         self._level[name] = 1 + max((self._level[source.fingerprint] for source in missing), default=-1)
         self._nodes[name] = node
+
+    def _delay_temporary(self) -> None:
+        """Move temporary nodes to the level at which all else that their users need is there, so that few exist at a time."""
+        earliest = {}
+        for name, node in self._nodes.items():
+            if node.temporary and not node.TRANSIENT:
+                users = {user.fingerprint: user for user in self._users.get(name, ())}
+                others = {source.fingerprint for user in users for source in self._sources[user]} - users.keys() - {name}
+                earliest[name] = 1 + max((self._level[other] for other in others if other in self._level), default=-1)
+        if earliest:
+            for name in self._nodes:  # sources come before their users
+                below = (self._level.get(source.fingerprint, -1) for source in self._sources[name])
+                self._level[name] = max(earliest.get(name, 0), 1 + max(below, default=-1))
 
     def _parts_of(self, node: Node) -> tuple[Sequence[Node], Sequence[Node]]:
         """The parts of a node, or no parts and the absent nodes that its parts depend on."""

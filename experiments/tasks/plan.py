@@ -1,13 +1,17 @@
 """``task=plan``: a dry run of ``task=evaluate``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
+from attribution.nodes import Node
+from experiments.models.models_on_disk import ManyRetrained, ModelsOnDisk
+from experiments.models.retrained import Retrained
 from experiments.speed.rates import Rates
 from experiments.store import inventory_table
-from experiments.store.inventory_table import duration
+from experiments.store.inventory_table import duration, size
+from experiments.store.plan import missing
 from experiments.store.plan import plan as plan_of
 from experiments.store.store import Store
 from experiments.tasks.before_training import check_experiment
@@ -35,12 +39,30 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
     network = experiment.model().to(experiment.execution.torch_device())
     rates = Rates.of(network, experiment.shape, experiment.trained.objective, experiment.execution, store.root)
     rows = plan_of(evaluation.nodes, store, rates)
+    models = models_on_disk(evaluation.nodes, store)
     shown = [_shown(row) for row in rows]
     if tflops is not None:
         other = rates.at(tflops)
         for line, row in zip(shown, rows, strict=True):
             line[f"{tflops:g} TFLOP/s"] = duration(other.seconds(row["cost"]))
     inventory_table.show(shown, f"missing in {store.root}")
+    if models.number:
+        print(_models(models))
+
+
+def models_on_disk(nodes: Sequence[Node], store: Store) -> ModelsOnDisk:
+    """What the missing retrained models among ``nodes`` and what they are made from will take on disk."""
+    lacking = missing(nodes, store)
+    known = {parent.fingerprint for node, _ in lacking for parent in node.parents() if isinstance(parent, Retrained)}
+    several = [node for node, _ in lacking if isinstance(node, ManyRetrained)]
+    return ModelsOnDisk.of(lacking, [] if known else several)
+
+
+def _models(models: ModelsOnDisk) -> str:
+    return (
+        f"retrained models: {models.number}, {size(models.kept)} on disk if they are kept; with benchmark.keep_models=false\n"
+        f"{size(models.measured)} of measurements and images, and at most {size(models.at_a_time)} in each process on the way"
+    )
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

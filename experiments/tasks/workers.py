@@ -19,6 +19,8 @@ from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.cores import cores
 from experiments.tasks.gpus import environment_of_worker, visible_gpus
 from experiments.tasks.interruption import children
+from experiments.tasks.settings import SettingError
+from experiments.tasks.torchrun import under_torchrun
 
 PROGRAM = Path(__file__).parents[2] / "run.py"
 MAX_PROCESSES = 8
@@ -34,6 +36,12 @@ def count(config: DictConfig) -> int:
     ``auto`` gives one per core that this process may use (at most MAX_PROCESSES) on the CPU with one thread each, one per GPU on
     GPUs, and 1 otherwise. ``auto`` also gives 1 if a launcher starts the jobs, because they are likely to share cores and GPUs.
     """
+    if under_torchrun():
+        if config.workers not in ("auto", 1):
+            raise SettingError(
+                f"workers={config.workers}: torchrun's processes are one run: leave this out, or start without torchrun"
+            )
+        return 1
     if config.workers != "auto":
         return config.workers
     launched = not HydraConfig.get().launcher._target_.endswith("BasicLauncher")

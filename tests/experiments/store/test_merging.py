@@ -140,13 +140,13 @@ class SizedSum(Sum):
 def test_a_plan_counts_the_sums_that_exist_at_a_time(count, tmp_path, monkeypatch):
     """Claim: the plan's disk is the largest that a run takes, which is what is there while the last of the largest sums merge."""
     rows = {row["class"]: row for row in plan([SizedSum(count)], Store(tmp_path))}
-    largest, sweep = [], Store._sweep_parts
+    largest, sweep = [], Store._sweep_sources
 
     def measure(self, *of):
         largest.append(10.0 * len([path for path in (tmp_path / "SizedShard").iterdir() if not path.suffix]))
         return sweep(self, *of)
 
-    monkeypatch.setattr(Store, "_sweep_parts", measure)
+    monkeypatch.setattr(Store, "_sweep_sources", measure)
     Store(tmp_path)(SizedSum(count))
     assert rows["SizedShard"]["disk"] == max(largest)
     assert rows["total"]["disk"] == max(largest) + 10.0

@@ -1,0 +1,31 @@
+"""The ranks of processes that train one model together."""
+
+import socket
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Process ``number`` of ``world`` that train a model, and ``local`` of ``local_world`` on its machine.
+
+    They meet at ``port`` of ``address``, the machine of process 0.
+    """
+
+    number: int
+    local: int
+    world: int
+    local_world: int
+    address: str
+    port: int
+
+    @property
+    def machines(self) -> int:
+        """The number of machines, which have equally many processes."""
+        return self.world // self.local_world
+
+
+def free_port() -> int:
+    """A port of this machine that no process uses."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]

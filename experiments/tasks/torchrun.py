@@ -1,0 +1,33 @@
+"""The processes of one run that torchrun starts: process 0 runs the command line, the others take part in its training runs."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def under_torchrun() -> bool:
+    """Return whether torchrun started this process beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def runs_the_command_line() -> Iterator[bool]:
+    """Yield whether this process runs the command line. Another process of torchrun first does its part, until process 0 ends."""
+    if not under_torchrun():
+        yield True
+        return
+    from experiments.models.rank_processes import torchrun  # imports torch, which --help does without
+
+    run = torchrun()
+    assert run is not None
+    if run.number > 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 ends the run, and torchrun ends this process
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        run.follow()
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        run.dismiss()
