@@ -90,7 +90,7 @@ def retraining(seed: int) -> list[Node]:
                     flips=True,
                     seed=seed + number,
                     selection=Selection(selected),
-                    mode=Together(interval=3),
+                    mode=Together(save_seconds=0),
                 )
                 for number, selected in enumerate(rows)
             ]

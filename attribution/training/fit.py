@@ -29,6 +29,8 @@ SHARED = (
     "attribution.training.batches",
     "attribution.training.module",
     "attribution.training.order",
+    "attribution.training.rank_environment",
+    "attribution.training.ranks",
     "attribution.training.recorder",
     "attribution.training.trainer",
 )

@@ -27,20 +27,22 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     rows = record.step_table[record.step_table["step"] == step]
     if len(rows) != record.info.get("processes", 1):
         raise ValueError(f"step {step} was made by {len(rows)} processes of an earlier version: train again to replay it")
-    visits = record.visits_of_step(step)
-    parts = [_gradients(network, measure, images, visits[rank :: len(rows)], row) for rank, row in enumerate(rows)]
+    visits, tf32 = record.visits_of_step(step), record.info["precision"] == TF32
+    parts = [_gradients(network, measure, images, visits[rank :: len(rows)], row, tf32) for rank, row in enumerate(rows)]
     factor, names = float(rows["clip_factor"][0]), [name for name, _ in network.named_parameters()]
     means = [gradients[0] if len(rows) == 1 else torch.stack(gradients).mean(0) for gradients in zip(*parts, strict=True)]
     return {name: mean * factor for name, mean in zip(names, means, strict=True)}
 
 
-def _gradients(network: nn.Module, measure: Measure, images: Images, visits: np.ndarray, row: np.void) -> tuple[Tensor, ...]:
+def _gradients(
+    network: nn.Module, measure: Measure, images: Images, visits: np.ndarray, row: np.void, tf32: bool
+) -> tuple[Tensor, ...]:
     """The gradient of the mean loss at the ``visits`` of one process, with its ``row`` of the step table."""
     order = np.argsort(images.index)
     positions = order[np.searchsorted(images.index, visits["example"], sorter=order)]
     parameter = next(network.parameters())
     x0 = images.x0(positions).to(parameter.device, parameter.dtype)
-    with torch.random.fork_rng(), tf32_products(record.info["precision"] == TF32):
+    with torch.random.fork_rng(), tf32_products(tf32):
         draws, condition = draws_of(visits).to(parameter.device), images.conditions(positions)
         condition = None if condition is None else condition.to(parameter.device)
         loss = training_loss(network.train(), measure, x0, draws, int(row["dropout_seed"]), condition)

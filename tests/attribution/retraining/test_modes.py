@@ -15,8 +15,8 @@ def test_auto_compares_parameters_pixels_and_batch_with_the_limit(excess, mode):
     """Claim: together up to LARGEST = parameters × pixels × batch size, and alone beyond, with the settings of auto."""
     with torch.device("meta"):
         network = nn.Linear(1000, 1000, bias=False)
-    chosen = Auto(group=3, interval=7).choose(network, (5, 10, 8), int(LARGEST / 80e6) + excess)
-    assert chosen == (Together(group=3, interval=7) if mode is Together else Alone(interval=7))
+    chosen = Auto(group=3, save_seconds=7).choose(network, (5, 10, 8), int(LARGEST / 80e6) + excess)
+    assert chosen == (Together(group=3, save_seconds=7) if mode is Together else Alone(save_seconds=7))
 
 
 def test_frozen_parameters_do_not_count():
@@ -31,7 +31,7 @@ def test_dropout_is_trained_alone():
         assert isinstance(Auto().choose(functools.partial(worlds.UNET, dropout=dropout)(), (1, 8, 8), 10), mode)
 
 
-@pytest.mark.parametrize("mode", [Together(group=5), Alone(interval=3)])
+@pytest.mark.parametrize("mode", [Together(group=5), Alone(save_seconds=3)])
 def test_a_named_mode_stays(mode):
     assert mode.choose(nn.Linear(1, 1), (1, 1, 1), 1) is mode
 

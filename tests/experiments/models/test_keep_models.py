@@ -239,6 +239,7 @@ def bytes_of(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little") for path in paths)
 
 
+@pytest.mark.usefixtures("a_second_a_step")
 def test_the_plan_s_figures_are_what_is_on_disk(tmp_path, kept, monkeypatch):
     """Claim: bytes of all models, of those of a block, of the progress of its training, and of what is measured."""
     store, fresh = Store(tmp_path), wanted()
