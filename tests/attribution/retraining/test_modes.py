@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from attribution.retraining.modes import LARGEST, Alone, Auto, Together
+from attribution.training.recipe import Recipe
 from tests import worlds
 
 
@@ -38,4 +39,4 @@ def test_a_named_mode_stays(mode):
 
 def test_auto_does_not_train():
     with pytest.raises(TypeError, match="call choose"):
-        Auto().prepare(nn.Linear(1, 1))
+        Auto().prepare(nn.Linear(1, 1), Recipe(steps=1, batch_size=1))
