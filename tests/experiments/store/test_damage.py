@@ -42,7 +42,7 @@ def test_the_damages_are_real(tmp_path, build, monkeypatch):
     Store(tmp_path / "whole").many(nodes)
     with contextlib.suppress(damage.Killed), damage.killed_at_step(8):
         Store(tmp_path / "store").many(nodes)
-    for path in (tmp_path / "store").glob("*/*.part/progress/*0000000[67].*"):
+    for path in (tmp_path / "store").glob("*/*.part/progress/*0000000[3-9].*"):
         if path.suffix != ".json":
             damage._change(path, "zeros", random.Random(0))
     monkeypatch.setattr(damage.saves, "_difference", lambda path, digest: "")
