@@ -8,8 +8,8 @@ import lightning as L
 import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from attribution.diffusion import denoiser
 from attribution.images import philox
@@ -104,9 +104,9 @@ class DiffusionModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if self.clip is not None:
-            whole = self.trainer.strategy.model
-            if isinstance(whole, FullyShardedDataParallel):  # a process has only a part of the gradients
-                norm = whole.clip_grad_norm_(self.clip)
+            if self._is_sharded:  # this process has only a part of the gradients
+                sharded: Any = self.trainer.strategy.model
+                norm = sharded.clip_grad_norm_(self.clip)
             else:
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             self.clip_factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # the factor of clip_grad_norm_
@@ -128,6 +128,20 @@ class DiffusionModule(L.LightningModule):
         torch._foreach_lerp_(averaged, current, 1 - self.ema_decay(self.step))
         for buffer, of_model in zip(average.buffers(), self.model.buffers(), strict=True):
             buffer.copy_(of_model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._is_sharded and not any(state.get("state") for state in checkpoint.get("optimizer_states", ())):
+            checkpoint.pop("optimizer_states", None)  # such as those of plain SGD, which Lightning cannot load with FSDP
+
+    def on_train_start(self) -> None:
+        if self._is_sharded:  # the rate to go on with is in the optimizer's state, which may have been left out
+            (scheduler,) = self.trainer.lr_scheduler_configs
+            for group, rate in zip(scheduler.scheduler.optimizer.param_groups, scheduler.scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, FSDPStrategy)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.model.parameters())

@@ -60,6 +60,7 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in networks of diffusers
         warnings.filterwarnings("ignore", message="The `srun` command is available")
+        warnings.filterwarnings("ignore", message="FSDP.state_dict_type")  # Lightning's, not ours to replace
         yield
 
 

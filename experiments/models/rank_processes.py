@@ -26,6 +26,7 @@ from attribution.images import Images, ImageSet
 from attribution.nodes import InMemory
 from attribution.training.ranks import Rank, free_port
 from attribution.training.recipe import Hardware, Recipe
+from experiments.parent import exit_with_parent
 
 _SECONDS_TO_END = 20.0
 """How long processes may take to end after one of them has failed, or after all have finished."""
@@ -221,10 +222,12 @@ class Torchrun:
 
     def dismiss(self) -> None:
         """Let the other processes end."""
-        self._give(None)
+        with suppress(RuntimeError):  # torchrun has ended, and the others with it
+            self._give(None)
 
     def follow(self) -> None:
-        """Take part in what process 0 trains, until it dismisses this process."""
+        """Take part in what process 0 trains, until it dismisses this process. Exit if torchrun ends."""
+        exit_with_parent(os.getppid())
         while (job := self._next()) is not None:
             with suppress(FloatingPointError):  # process 0 has the same error, and reports it
                 replace(job, rank=replace(job.rank, number=self.number, local=self.local)).run()

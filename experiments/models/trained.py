@@ -77,6 +77,7 @@ class TrainedModel(Recorded):
     def compute(self, get: Get) -> TrainingRecord:
         from experiments.models.training_bar import TrainingBar
 
+        quiet_lightning()
         folder, images = get.workspace(self), get(self.data)
         logger = (self.logger and self.logger(self.fingerprint)) or False
         self.fit(folder, images, hardware_of(self), ranks_of(self, folder, images), [TrainingBar()], logger)
@@ -120,4 +121,5 @@ class TrainedModel(Recorded):
 
 def quiet_lightning() -> None:
     """Silence Lightning's messages, which importing it turns on: the progress bar says what a user needs."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

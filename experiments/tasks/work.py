@@ -2,11 +2,11 @@
 
 from omegaconf import DictConfig
 
+from experiments.parent import exit_with_parent
 from experiments.store.progress import track
 from experiments.store.store import Store
 from experiments.tasks.composition import evaluation_of
 from experiments.tasks.run_context import set_resources
-from experiments.tasks.workers import exit_with_parent
 
 
 def work(config: DictConfig, parent: int | None) -> None:

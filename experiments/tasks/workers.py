@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,14 +99,3 @@ def _configuration(hydra: Any) -> list[str]:
     """Return the command-line options with which this run chose its configuration."""
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return ["--config-name", hydra.job.config_name, *(part for path in folders for part in ("--config-dir", path))]
-
-
-def exit_with_parent(parent: int) -> None:
-    """Exit within about a second of the parent process ending."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -2,14 +2,26 @@
 
 import os
 import signal
+from typing import Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry, fsdp
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
 NAME = "fsdp_on_cpu"
 KILLED = "TEST_KILLED"
 """Environment variable: the rank that ends itself, and after how many of its forward passes (``1,6``)."""
+
+
+def _whole_state(module: nn.Module, world_size: int, rank0_only: bool = True) -> Any:
+    """As Lightning's, without a copy to the CPU, where torch would return memory that it has freed."""
+    state = FullStateDictConfig(offload_to_cpu=False, rank0_only=rank0_only)
+    optimizer = FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=rank0_only)
+    return FullyShardedDataParallel.state_dict_type(module, StateDictType.FULL_STATE_DICT, state, optimizer)
+
+
+fsdp._get_full_state_dict_context = _whole_state
 
 
 @StrategyRegistry.register(NAME)
@@ -18,6 +30,11 @@ class FSDPOnCPU(FSDPStrategy):
 
     def __init__(self, **settings):
         super().__init__(process_group_backend="gloo", **settings)
+
+    def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs
+        )
 
 
 class Deadly(nn.Module):

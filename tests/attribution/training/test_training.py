@@ -302,7 +302,10 @@ def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
     images = Blobs().compute(None)
     for hardware, message in (
         (Hardware(accelerator="cpu", devices=3), "3 processes cannot share batches of 10 and 4"),
-        (Hardware(accelerator="cpu", devices=2, strategy="ddp"), "choose ddp_spawn"),
+        (
+            Hardware(accelerator="cpu", devices=2, strategy="ddp"),
+            "needs a process per device: give each its rank, or choose ddp_spawn",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             fit(tmp_path, images, UNET, node.objective, node.optimizer, node.recipe, EverySteps(3), 3, True, hardware)

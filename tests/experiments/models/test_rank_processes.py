@@ -20,6 +20,8 @@ from tests.attribution.training.fsdp_on_cpu import KILLED, NAME, Deadly
 from tests.worlds import OBJECTIVE, Blobs, trained
 
 DDP = Hardware(accelerator="cpu", devices=2, strategy="ddp", interval=4)
+ADAMW: Any = functools.partial(torch.optim.AdamW, lr=1e-2)
+SGD: Any = functools.partial(torch.optim.SGD, lr=0.05)
 ONE = Hardware(accelerator="cpu", interval=4)
 
 
@@ -74,10 +76,11 @@ def test_again_and_replayed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", NAME])
-def test_a_killed_process_ends_the_run_and_the_next_continues(tmp_path, monkeypatch, strategy):
+@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", ADAMW), (NAME, ADAMW), (NAME, SGD)])
+def test_a_killed_process_ends_the_run_and_the_next_continues(tmp_path, monkeypatch, strategy, optimizer):
     """Claim: the run ends soon and says which process ended how; after two kills the record is that of a run without kills."""
-    model = node(replace(DDP, strategy=strategy), recipe=replace(trained().recipe, precision="32-true"))
+    recipe = replace(trained().recipe, precision="32-true")
+    model = node(replace(DDP, strategy=strategy), recipe=recipe, optimizer=optimizer)
     whole, store = Store(tmp_path / "whole")(model), Store(tmp_path / "killed")
     for killed in ("1,6", "1,7"):
         monkeypatch.setenv(KILLED, killed)
