@@ -170,6 +170,7 @@ LONG = [*FINAL, "trainer.steps=100000", "task=train", "workers=1"]
         (signal.SIGINT, []),
         (signal.SIGTERM, ["-m", "seed=0,1"]),
         pytest.param(signal.SIGTERM, ["hardware.devices=2"], marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, ["hardware.devices=2", "hardware.strategy=ddp"], marks=pytest.mark.slow),
     ],
 )
 def test_training_is_interrupted(tmp_path, number, settings):
