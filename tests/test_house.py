@@ -16,7 +16,8 @@ ROOMS = {
         "measurements", "models", "training", "retraining", "gradients", "projection", "curvature", "features", "estimators",
     ),
     "experiments": (
-        "disk", "parent", "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed", "benchmarks",
+        "disk", "parent", "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed",
+        "benchmarks",
         "tasks",
     ),
 }  # fmt: skip
