@@ -1,4 +1,4 @@
-"""The precision in which float32 parameters are used in training, retraining and measuring: float32, TF32 or bfloat16."""
+"""The precision of computation with float32 parameters in training, retraining and measuring: float32, TF32 or bfloat16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from attribution.checks import FieldError
 FLOAT32, TF32, BFLOAT16 = "32-true", "tf32", "bf16-mixed"
 """Names as in Lightning, which has no name for TF32."""
 MIXABLE = (FLOAT32, TF32, BFLOAT16)
+"""The precisions of computation with float32 parameters."""
 
 
 def check_precision(owner: Any, field: str) -> None:
@@ -39,5 +40,5 @@ def tf32_products(allowed: bool) -> Iterator[None]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Do for the rest of this process what ``tf32_products`` does for a context."""
+    """Allow or forbid TF32 for the rest of this process, or until ``tf32_products`` changes it for its context."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 ASYNCHRONOUS = {"cuda"}
-"""The types of devices that copy from pinned memory while the host goes on."""
+"""The types of devices that copy from pinned memory while the host continues."""
 
 
 def to_device(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:

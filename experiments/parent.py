@@ -1,4 +1,4 @@
-"""The end of a process with its parent."""
+"""Processes that end with their parent."""
 
 import os
 import threading

@@ -40,7 +40,7 @@ class Basis(Artifact):
     def rotations(self, gradients: LayerGradients) -> Iterator[tuple[str, Tensor]]:
         """Yield each block's name and its gradients in the basis, ``[.., *shape of values]``, in the order of ``values``.
 
-        They have the dtype and device of ``gradients``. They are computed one at a time, so that a user need not hold all of them.
+        Blocks have the dtype and device of ``gradients``. They are computed one at a time: the caller need not hold all of them.
         """
 
     def rotate(self, gradients: LayerGradients) -> LayerGradients:

@@ -130,7 +130,7 @@ class HeldQueries:
 def multiply(held: Sequence[tuple[HeldQueries, Sequence[int]]], gradients: LayerGradients) -> None:
     """Multiply held queries, which share a basis, with gradients ``[bins, B, out, in]`` per layer.
 
-    Each comes with the positions of the prefixes that are multiplied. One layer of rotated gradients is held at a time.
+    Each of ``held`` comes with the positions of the prefixes to multiply. Only one layer of rotated gradients is held at a time.
     """
     totals: list[list[Any]] = [[0] * len(prefixes) for _, prefixes in held]
     for layer, rotated in held[0][0].basis.rotations(gradients):

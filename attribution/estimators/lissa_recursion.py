@@ -27,7 +27,7 @@ SHARED = ("attribution.gradients.inner_products", "attribution.gradients.per_exa
 SLACK = 1e-3
 """Tolerance for rounding in the bound on the growth of r."""
 CHECKED = 16
-"""The number of steps whose growth is checked at once, because the host waits for the device in a check."""
+"""The number of steps that are checked for growth at once, because the host waits for the device in each check."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,11 @@ class Recursion:
         return total
 
     def _check(self, bounded: Sequence[Tensor], last: int, repeat: int) -> None:
-        """Raises FloatingPointError: one of the steps up to ``last`` was not bounded."""
+        """Check the steps up to ``last``.
+
+        Raises:
+            FloatingPointError: one of them was not bounded.
+        """
         held = torch.stack(list(bounded)).tolist()
         if not all(held):
             step = last - len(held) + 1 + held.index(False)

@@ -75,7 +75,7 @@ class InnerProducts(Node[GramMatrix]):
 class GramShard(JointNode[GramMatrix]):
     """The inner products of the whole gradients of ``left`` with those in ``rows`` of ``right``, which are kept in memory.
 
-    If both sides are the same, the matrix is symmetric, and the gradients before ``rows`` are left out.
+    If both sides are the same, the matrix is symmetric, and the rows of ``left`` before ``rows`` are left out.
     """
 
     NAME = "GramShard"

@@ -14,9 +14,9 @@ from attribution.gradients.layers import STEP, Layer, gram_is_cheaper, gram_squa
 SHARED = ("attribution.gradients.layers",)
 
 LANES = 8
-"""The number of channels that the backend's kernels process at once: they are up to three times as fast for multiples of it."""
+"""The backend's kernels are up to three times as fast if the number of channels is a multiple of this."""
 FEW = 4
-"""Up to so many input channels, the backend has a kernel of its own."""
+"""The largest number of input channels for which the backend has a special kernel, so that padding gains nothing."""
 
 
 class ConvLayer(Layer):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 STEP = 2**18
 """How many numbers one step of a loop processes: about what a core's cache holds, and enough to hide the overhead of a call."""
 STEP_ELSEWHERE = 2**24
-"""The same on devices other than the CPU, which need more work in a call to be busy: 64 MB in float32."""
+"""The same on devices other than the CPU, which need more work per call to be busy: 64 MB in float32."""
 
 
 def step(tensor: Tensor) -> int:

@@ -43,10 +43,10 @@ class Cost:
       the training loss
     - ``products``: multiply-adds in products of matrices, beside the passes
     - ``cubes``: Σ n³ over eigendecompositions of n × n matrices in float64
-    - ``memory``: the most bytes that it holds at a time, beside the parameters and the activations of a pass
+    - ``memory``: the most bytes held at a time, beside the parameters and the activations of a pass
     - ``inputs``: the network inputs of a pass whose activations are kept; None: as many as the memory of a pass holds
     - ``disk``: bytes of the artifact
-    - ``scratch``: what its parts take on disk at a time, for a node whose parts are not known until others are computed
+    - ``scratch``: the most bytes that its parts take on disk at a time, for a node whose parts are not known yet
 
     Passes include those of the parts; everything else is of the node alone.
     """
@@ -61,7 +61,7 @@ class Cost:
     scratch: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        """The work of both, one after the other. Passes are converted to those of weight 1, and the number of inputs is dropped."""
+        """Return the cost of both, one after the other. Passes are converted to weight 1, and ``inputs`` is dropped."""
         return Cost(
             passes=self.passes * self.pass_weight + other.passes * other.pass_weight,
             products=self.products + other.products,
@@ -104,7 +104,7 @@ class Node(ABC, Generic[_A]):
 
     @property
     def temporary(self) -> bool:
-        """Whether the store deletes this node once nothing that it was asked for needs it: TRANSIENT, or a choice of the run."""
+        """Whether the store deletes this node once no requested node needs it: by TRANSIENT, or by a setting of the run."""
         return self.TRANSIENT
 
     def together(self) -> Hashable | None:

@@ -19,7 +19,7 @@ class Automatic(Projection):
     """``Identity`` for networks of at most ``parameters`` parameters, and ``SJLT`` to ``k`` features for larger ones.
 
     Whole gradients are exact, but are not stored: the passes over the training set are repeated for as many blocks of gradients as
-    do not fit into memory together. It stands for one of the two, so scores are stored under the name of the one that was chosen.
+    do not fit into memory together. The identity of stored scores contains the chosen projection, not this class.
     """
 
     NAME = "Automatic"

@@ -37,7 +37,7 @@ class Projection(ABC):
     """For error messages: the projections whose features ``reduce_to`` can compute from those of this one."""
 
     def chosen(self, layers: LayerShapes) -> "Projection":
-        """Return the projection that this one stands for at a model with these layers: this one, if it does not depend on them."""
+        """Return the projection to use for a model with these layers: this one, unless it depends on them."""
         return self
 
     @abstractmethod

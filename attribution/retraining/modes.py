@@ -1,7 +1,7 @@
 """The modes in which a step computes the gradients of several models: ``Together`` or ``Alone``; ``Auto`` chooses one of them.
 
 Their results differ only by rounding, but training amplifies rounding, so the mode is part of a model's identity. ``Auto``
-therefore follows a rule that knows nothing of the machine.
+therefore follows a rule that does not depend on the machine.
 """
 
 import math
@@ -92,7 +92,7 @@ class Together(Mode):
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         super().prepare(network, recipe)
         if recipe.compiler is not None:
-            raise FieldError(recipe, "compiler", "models cannot be compiled together: train each alone, or do not compile")
+            raise FieldError(recipe, "compiler", "models cannot be compiled together: train each alone, or set this to null")
         for name, module in network.named_modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 if module.p > 0:

@@ -60,13 +60,13 @@ def fit(
     damaged, training resumes from an earlier save or starts again, with a warning in the log.
 
     Args:
-        ranks: gives this process its rank among those that train the model, and ends with the training run. The others call
-            ``fit`` with the same arguments and a rank of their own. Without a rank, this process trains alone or, with
+        ranks: a context that gives this process its rank among those that train the model. The other processes call
+            ``fit`` with the same arguments and their own ranks. Without a rank, this process trains alone or, with
             ``ddp_spawn``, starts the others.
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
-        ValueError: hardware that Lightning does not support here, that cannot share the batches, or that needs ranks.
+        ValueError: hardware that Lightning does not support here, that cannot share the batches equally, or that needs ranks.
     """
     saves = Saves(folder, owner)
     found = saves.intact(folder / "record.json")

@@ -98,7 +98,7 @@ class DiffusionModule(L.LightningModule):
 
     @property
     def _logs(self) -> bool:
-        """Whether a logger takes the numbers of this step; other steps hand over none, because that copies to the device."""
+        """Whether a logger takes the numbers of this step. Other steps log nothing, because logging copies to the device."""
         every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         return bool(self.trainer.loggers) and (self.trainer.global_step + 1) % every == 0
 
@@ -131,10 +131,12 @@ class DiffusionModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._is_sharded and not any(state.get("state") for state in checkpoint.get("optimizer_states", ())):
-            checkpoint.pop("optimizer_states", None)  # such as those of plain SGD, which Lightning cannot load with FSDP
+            checkpoint.pop(
+                "optimizer_states", None
+            )  # empty, as for plain SGD: Lightning cannot load it with FSDP
 
     def on_train_start(self) -> None:
-        if self._is_sharded:  # the rate to go on with is in the optimizer's state, which may have been left out
+        if self._is_sharded:  # the learning rate is in the optimizer's state, which may have been left out of the checkpoint
             (scheduler,) = self.trainer.lr_scheduler_configs
             for group, rate in zip(scheduler.scheduler.optimizer.param_groups, scheduler.scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate

@@ -1,4 +1,4 @@
-"""What Lightning has to know of a process that has a rank, and the group that such processes form during a training run."""
+"""What Lightning needs to know about a process with a rank, and the process group during a training run."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 class Ranks(ClusterEnvironment):
-    """The environment of Lightning in which this process has a rank. Lightning starts no process and reads no variable."""
+    """A Lightning environment for a process with a known rank: Lightning starts no processes and reads no environment variables."""
 
     def __init__(self, rank: Rank):
         super().__init__()
@@ -56,7 +56,7 @@ class Ranks(ClusterEnvironment):
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Let Lightning make a process group in the body, and end it afterwards, so that another training run can make its own."""
+    """Let Lightning create a process group in the body, and destroy it afterwards, so that the next run can create its own."""
     names = ("MASTER_ADDR", "MASTER_PORT", _AGENT_STORE)
     before = {name: os.environ.get(name) for name in names}
     os.environ.pop(_AGENT_STORE, None)  # torchrun's own meeting place keeps the addresses of earlier groups

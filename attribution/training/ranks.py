@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rank:
-    """Process ``number`` of ``world`` that train a model, and ``local`` of ``local_world`` on its machine.
+    """The rank of one process: ``number`` of ``world`` processes, and ``local`` of ``local_world`` on its machine.
 
-    They meet at ``port`` of ``address``, the machine of process 0.
+    The processes connect to ``port`` of ``address``, the machine of process 0.
     """
 
     number: int
@@ -20,12 +20,12 @@ class Rank:
 
     @property
     def machines(self) -> int:
-        """The number of machines, which have equally many processes."""
+        """The number of machines. All of them have the same number of processes."""
         return self.world // self.local_world
 
 
 def free_port() -> int:
-    """A port of this machine that no process uses."""
+    """Return a port of this machine that no process uses."""
     with socket.socket() as found:
         found.bind(("", 0))
         return found.getsockname()[1]

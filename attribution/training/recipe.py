@@ -25,7 +25,7 @@ class Recipe:
     the decay from 0 to ``ema``, so that the average forgets the first steps also in a short training run; without it the decay is
     constant, as in papers that train for long. ``precision``: one of ``PRECISIONS``: Lightning's, and ``tf32``, float32 with
     products in TF32 on a CUDA GPU (and in float32 elsewhere). ``channels_last``: the memory format of the weights of convolutions,
-    which suits GPUs in reduced precision. ``compiler``: the backend of ``torch.compile``, one of ``COMPILERS``; None does not
+    meant for GPUs in reduced precision. ``compiler``: the backend of ``torch.compile``, one of ``COMPILERS``; None does not
     compile. The last two change rounding only, but training amplifies rounding.
 
     Raises:
@@ -95,7 +95,7 @@ class Hardware:
     """The devices of a training run, and the steps between two saves of progress (``interval``); not part of the model's identity.
 
     Several tasks of Slurm share a store and train different models. ``strategy="auto"`` means one process, or ``ddp_spawn`` for
-    several devices of this machine. ``ddp`` and ``fsdp`` need a process per device, which has its rank
+    several devices of this machine. ``ddp`` and ``fsdp`` need one process per device, each with a rank
     (``attribution.training.ranks``).
     """
 

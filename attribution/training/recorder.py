@@ -54,7 +54,7 @@ class Recorder(L.Callback):
         done = trainer.global_step
         self._record(pl_module, done - 1, trainer.global_rank)
         if done in self.checkpoint_steps:
-            state = _parameters(trainer)  # of all processes, each of which may have a part of them
+            state = _parameters(trainer)  # called by all processes, each of which may have only a shard
             if trainer.is_global_zero:
                 _write(state, self._checkpoint(done))
         if done % self.interval == 0 or done == trainer.max_steps:
@@ -94,7 +94,7 @@ class Recorder(L.Callback):
         self.steps.append((step, rank, module.loss, module.learning_rates, module.clip_factor, module.dropout_seed))
 
     def _collected(self, kind: str, world: int) -> np.ndarray:
-        """The rows of all processes, those of a step in the order of its batch, of which each of W processes has every W-th."""
+        """The rows of all processes, step by step in the order of the batch. Each of W processes has every W-th row of a step."""
         rows, places = [], []
         for rank in range(world):
             own = np.concatenate([np.load(path) for path in self._rows(kind, rank)])
@@ -108,7 +108,7 @@ class Recorder(L.Callback):
         rank = trainer.global_rank
         steps = _step_rows(self.steps, groups)
         bad = steps["step"][~np.isfinite(steps["loss"])]
-        if not trainer.strategy.reduce_boolean_decision(not len(bad)):  # all processes end if one has to
+        if not trainer.strategy.reduce_boolean_decision(not len(bad)):  # all processes end if one of them has a bad loss
             raise FloatingPointError(
                 f"the training loss became NaN or infinite {f'at step {bad[0]}' if len(bad) else f'before step {done}'}: lower the "
                 "learning rate, clip gradients, or train in 32-bit precision; earlier progress is kept"
@@ -163,7 +163,7 @@ def _step_rows(steps: Sequence[tuple], groups: int) -> np.ndarray:
 
 
 def _parameters(trainer: L.Trainer) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of the network. All processes take part; if each has a part of them, process 0 alone gets them all."""
+    """The network's parameters and buffers. All processes must call this; if they are sharded, only process 0 gets all of them."""
     state, prefix = trainer.strategy.lightning_module_state_dict(), "model."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 

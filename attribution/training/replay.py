@@ -17,16 +17,16 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     ``network`` holds the parameters before that step; its dtype is the precision of the computation. One SGD step ``θ - η g`` with
     the recorded learning rate then gives the parameters after the step, bit for bit if one process made it on the same kind of
     device, with ``network`` as it was in training (``Recipe.channels_last``, not compiled), and up to rounding if several processes
-    made it, each from its part of the batch.
+    made it, each with its part of the batch.
 
     Raises:
-        ValueError: a training run under autocast, or by several processes of an earlier version, which had another order of visits.
+        ValueError: a training run under autocast, or one of several processes by an earlier version (with visits in another order).
     """
     if "mixed" in record.info["precision"]:
         raise ValueError(f"trained in {record.info['precision']}: only a training run without autocast can be replayed exactly")
     rows = record.step_table[record.step_table["step"] == step]
     if len(rows) != record.info.get("processes", 1):
-        raise ValueError(f"step {step} was made by {len(rows)} processes of an earlier version: train again to replay it")
+        raise ValueError(f"step {step} was recorded by an earlier version with {len(rows)} processes: train again to replay it")
     visits, tf32 = record.visits_of_step(step), record.info["precision"] == TF32
     parts = [_gradients(network, measure, images, visits[rank :: len(rows)], row, tf32) for rank, row in enumerate(rows)]
     factor, names = float(rows["clip_factor"][0]), [name for name, _ in network.named_parameters()]

@@ -20,7 +20,7 @@ from attribution.training.ranks import Rank
 from attribution.training.recipe import Hardware, Recipe
 
 _FOLLOWED = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)
-"""Lightning's strategies with a record: every process takes every step, and process 0 can write all parameters."""
+"""Lightning's strategies that can be recorded: every process takes every step, and process 0 can write all parameters."""
 
 
 class _File(io.BufferedWriter):
@@ -65,7 +65,7 @@ def quiet() -> Iterator[None]:
 
 
 def trainer_of(recipe: Recipe, hardware: Hardware, rank: Rank | None = None, **settings: Any) -> L.Trainer:
-    """Return Lightning's trainer, which is one of several if it has a ``rank``.
+    """Return Lightning's trainer; with a ``rank``, that of one of several processes.
 
     Raises:
         FieldError: Lightning refuses a field of ``hardware``, or the precision of ``recipe``; the device lacks this precision; or
@@ -112,7 +112,7 @@ def check_processes(trainer: L.Trainer, n: int, batch_size: int) -> None:
 
 
 def processes_to_start(recipe: Recipe, hardware: Hardware) -> int:
-    """The number of processes, this one included, that the strategy expects to be started by a command; 1 if there are none."""
+    """Return how many processes, this one included, the strategy expects its caller to start; 1 if it starts them itself."""
     with quiet():
         trainer = trainer_of(recipe, hardware, logger=False)
     return trainer.world_size if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) else 1
@@ -123,10 +123,10 @@ def _check_strategy(recipe: Recipe, hardware: Hardware) -> None:
         return  # auto, or a name that Lightning refuses itself
     kind = StrategyRegistry[hardware.strategy]["strategy"]
     if kind.__module__.startswith("lightning.") and kind not in _FOLLOWED:
-        raise FieldError(hardware, "strategy", "a training run with it cannot be recorded: choose ddp, ddp_spawn or fsdp")
+        raise FieldError(hardware, "strategy", "training with this strategy cannot be recorded: choose ddp, ddp_spawn or fsdp")
     if issubclass(kind, FSDPStrategy) and recipe.ema is not None:
         raise FieldError(
-            recipe, "ema", "fsdp has a part of the parameters on each device and takes no average: choose ddp, or null"
+            recipe, "ema", "fsdp shards the parameters over the devices and takes no average: set this to null, or choose ddp"
         )
 
 

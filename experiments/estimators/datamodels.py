@@ -141,7 +141,7 @@ class DatamodelScores(ShardedScores):
     selections: tuple[Selection, ...]
 
     def parts(self, get: Get) -> list[Node]:
-        # The scores would need every model that is a part until they are stored themselves.
+        # Models that are parts could not be deleted before the scores are stored.
         return [*(self._truth.models() if self.estimator.keep_models else ()), *self._measured]
 
     def passes(self, get: Get) -> float:

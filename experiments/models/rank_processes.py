@@ -1,7 +1,7 @@
-"""The processes that take part in a training run: those that this process starts, and those that torchrun started beside it.
+"""The processes that train a model together: those that this process starts, and those that torchrun started beside it.
 
-Process 0 does everything but train by itself: it holds the locks of the store, and says to the others which model to train. They
-take part in that, and write nothing but the rows of their own visits. If one of them ends early, the training run ends.
+Process 0 holds the locks of the store, tells the others which model to train, and does all other work alone. The others take part
+in training, and write only the rows of their own visits. If one of them ends early, the training run ends.
 """
 
 import os
@@ -95,7 +95,7 @@ def started(node: Model, folder: Path, images: Images, world: int) -> Iterator[R
             yield first
             _wait(processes)
         except Exception as error:
-            if isinstance(error, FloatingPointError):  # all processes have it
+            if isinstance(error, FloatingPointError):  # all processes raise it
                 raise
             time.sleep(_SECONDS_BETWEEN_LOOKS)  # a process whose end was the cause may not have ended yet
             if message := _failure(processes, logs):
@@ -148,7 +148,7 @@ def _tell(process: subprocess.Popen, job: Job) -> None:
 
 
 def _watch(processes: Sequence[subprocess.Popen], logs: Sequence[IO[bytes]], done: threading.Event) -> None:
-    """End this process if it does not notice that another has failed, as with NCCL, where it would wait for half an hour."""
+    """End this process if another has failed and this one does not notice: with NCCL it would wait for half an hour."""
     while not done.wait(_SECONDS_BETWEEN_LOOKS):
         if (message := _failure(processes, logs)) and not done.wait(_SECONDS_TO_END):
             os.write(2, f"error: {message}\n".encode())
@@ -156,7 +156,7 @@ def _watch(processes: Sequence[subprocess.Popen], logs: Sequence[IO[bytes]], don
 
 
 def _failure(processes: Sequence[subprocess.Popen], logs: Sequence[IO[bytes]]) -> str:
-    """What a process that failed said last; the empty string if none has failed."""
+    """The error of the first process that failed, with the last line of its output; the empty string if none has failed."""
     for number, (process, log) in enumerate(zip(processes, logs, strict=True), 1):
         if code := process.poll():
             log.seek(0)
@@ -182,7 +182,7 @@ def _job(node: Model, folder: Path, images: Images, hardware: Hardware, rank: Ra
 
 
 class Torchrun:
-    """This process as one of those that torchrun started. Process 0 tells the others what to train, over a store of torch's."""
+    """This process as one of those that torchrun started. Process 0 tells the others what to train, through PyTorch's TCPStore."""
 
     def __init__(self) -> None:
         self.number, self.local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
@@ -207,7 +207,9 @@ class Torchrun:
             FieldError: other devices were chosen.
         """
         if hardware.devices not in (1, self.local_world, "auto", -1):
-            message = f"torchrun started {self.local_world} processes on this machine: give as many devices, or leave this out"
+            message = (
+                f"torchrun started {self.local_world} processes on this machine: set this to that number, or leave it out"
+            )
             raise FieldError(hardware, "devices", message)
         strategy = "ddp" if hardware.strategy in ("auto", "ddp_spawn") else hardware.strategy
         return replace(hardware, devices=self.local_world, strategy=strategy)
@@ -245,7 +247,7 @@ class Torchrun:
 
 @lru_cache(maxsize=1)
 def torchrun() -> Torchrun | None:
-    """This process among those that torchrun started, or None if it is alone."""
+    """Return this process as one of those that torchrun started, or None if it is alone."""
     return Torchrun() if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
@@ -256,7 +258,7 @@ def hardware_of(node: Model) -> Hardware:
 
 
 def ranks_of(node: Model, folder: Path, images: Images) -> AbstractContextManager[Rank | None]:
-    """The ranks of the processes that train a model, entered when it is certain that they have to."""
+    """Return the context that gives this process its rank. It is entered only if the model has to be trained."""
     from attribution.training.trainer import processes_to_start  # Lightning, which takes seconds to import
 
     if (run := torchrun()) is not None:

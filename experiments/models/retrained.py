@@ -26,7 +26,7 @@ from experiments.store.progress import track
 SHARED = ("attribution.retraining.fit_together",)
 
 _TRIES = 3
-"""How often a model that other runs delete is trained again."""
+"""How often to train a model again that other runs delete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
 
     ``data`` is the whole training set; ``recipe.steps`` is the number of steps of the retrained model. Missing models with the same
     ``block`` are trained together by one process; ``in_blocks`` sets it. Without ``keep`` the store deletes the model when
-    everything that it was asked for and that uses the model is stored.
+    all requested nodes that use the model are stored.
     """
 
     NAME = "Retrained"

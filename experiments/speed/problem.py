@@ -1,4 +1,4 @@
-"""The attribution problem on which whole methods are timed, and this program's way from the checkpoint to scores."""
+"""The attribution problem on which whole methods are timed, and its scores by this program, from a checkpoint on."""
 
 import shutil
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
 
 DAMPING = 1e-2
-"""λ of the curvature of the mean loss, which the other libraries were compared at."""
+"""λ, added to the curvature of the mean loss, at which all methods are compared."""
 
 Method = Callable[[], Tensor]
 """A run from the checkpoint to scores ``[Q, N]``."""
@@ -128,7 +128,7 @@ class Problem:
         )
 
     def _scores(self, estimator: Estimator) -> Tensor:
-        """Compute the scores in memory. Another folder of the trained model makes each run load the network."""
+        """Compute the scores in memory. The trained model is copied to a new folder, so that each run loads the network."""
         train, queries = self._images
         with TemporaryDirectory() as folder:
             record = TrainingRecord(shutil.copytree(self._store(self.trained).folder, Path(folder) / "model"))
@@ -146,6 +146,6 @@ class Problem:
 
 
 def agreement(scores: Tensor, others: Tensor) -> float:
-    """The correlation of both scores ``[Q, N]`` of a query over the training images, on average over the queries."""
+    """Return the correlation of two tables of scores ``[Q, N]`` over the training images, averaged over the queries."""
     ours, theirs = (values.double() - values.double().mean(1, keepdim=True) for values in (scores, others))
     return F.cosine_similarity(ours, theirs).mean().item()

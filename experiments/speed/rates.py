@@ -29,16 +29,16 @@ _PRODUCT, _EIGH, _FILE = 1024, 512, 2**25
 class Rates:
     """The constants of ``memory`` and ``seconds``.
 
-    ``process``: bytes of this process, on a CPU. ``of_model``: those of the parameters. ``of_input``: those that a pass keeps for
-    each of its inputs, of which attribution has at most ``most`` in a pass. ``flops``: the floating-point operations of the
+    ``process``: bytes of this process, on a CPU. ``parameters``: bytes of the parameters. ``activations``: bytes that a pass keeps
+    for each network input. ``largest_pass``: the most inputs of a pass in attribution. ``flops``: floating-point operations of the
     forward and backward pass of one image. ``per_pass``, ``per_product``, ``per_cube``, ``per_byte``: seconds for a pass, for a
     multiply-add in a product of matrices, for n³ of an eigendecomposition, and to store a byte.
     """
 
     process: float
-    of_model: float
-    of_input: float
-    most: int
+    parameters: float
+    activations: float
+    largest_pass: int
     flops: float
     per_pass: float
     per_product: float
@@ -49,20 +49,20 @@ class Rates:
     def of(cls, network: nn.Module, shape: tuple[int, int, int], measure: Measure, execution: Execution, folder: Path) -> "Rates":
         """Measure the rates with ``network``, on images of ``shape`` (C, H, W), and with a file, in ``folder`` if it is writable.
 
-        A network whose layers have no per-example gradients has ``of_input = 0``: nothing is differentiated but in training.
+        A network whose layers have no per-example gradients has ``activations = 0``, since it is differentiated only in training.
         """
         device = next(network.parameters()).device
         x0, draws = inputs(network, shape, 2, 1, measure.process.T)
-        flops = multiplications(plain(network, measure, x0, draws))  # 2 operations for each, of 2 images
+        flops = multiplications(plain(network, measure, x0, draws))  # 2 operations for each multiplication, divided by 2 images
         try:
-            of_input = activation_bytes(network, find_layers(network), measure, measure.inputs(x0, draws))
+            activations = activation_bytes(network, find_layers(network), measure, measure.inputs(x0, draws))
         except ValueError:
-            of_input = 0.0
+            activations = 0.0
         return cls(
             process=process_bytes() or 0.0 if device.type == "cpu" else 0.0,
-            of_model=FLOAT32_BYTES * sum(p.numel() for p in network.parameters()),
-            of_input=of_input,
-            most=inputs_that_fit(execution.batch_size, execution.pass_bytes, of_input),
+            parameters=FLOAT32_BYTES * sum(p.numel() for p in network.parameters()),
+            activations=activations,
+            largest_pass=inputs_that_fit(execution.batch_size, execution.pass_bytes, activations),
             flops=flops,
             per_pass=seconds_per_pass(network, shape, measure),
             per_product=_seconds_of_product(device),
@@ -82,8 +82,8 @@ class Rates:
         """The most bytes that a node takes: of this process, the parameters, activations, and what the node counts itself."""
         if not cost.passes:
             return self.process + cost.memory
-        kept = min(cost.passes, self.most) if cost.inputs is None else cost.inputs
-        return self.process + self.of_model + kept * self.of_input + cost.memory
+        kept = min(cost.passes, self.largest_pass) if cost.inputs is None else cost.inputs
+        return self.process + self.parameters + kept * self.activations + cost.memory
 
     def seconds(self, cost: Cost) -> float:
         """The time of a node or, as it is linear, of the sum of the costs of several nodes."""

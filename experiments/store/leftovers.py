@@ -27,7 +27,7 @@ def parts_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def listed(nodes: Iterable[Node]) -> dict[str, list[str]]:
-    """What node.json lists of the parts or sources of a node."""
+    """Return fingerprints by class, as node.json lists the parts or the sources of a node."""
     names: dict[str, list[str]] = {}
     for node in nodes:
         if node.STORED:

@@ -33,7 +33,7 @@ def plan(nodes: Sequence[Node], store: Store, rates: Rates | None = None) -> lis
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
     bytes of one node), disk (bytes; of temporary nodes, which are deleted on the way, the most at a time in one process), seconds,
     unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others), and
-    cost (of all nodes together). Without ``rates``, memory is that which nodes count themselves, and times follow from those of
+    cost (of all nodes together). Without ``rates``, memory is what nodes count themselves, and times follow from those of
     stored nodes of the class. Parts that depend on a missing parent count toward the node that they are parts of.
     """
     history = _History(store.root)

@@ -132,18 +132,18 @@ class Store:
                     if node.fingerprint in work.requested:
                         made[node.fingerprint] = self(node)
                     self._sweep_sources(node, work)
-                    self._go_on(node, work)
+                    self._compute_users(node, work)
                     yield node
             waiting = [node for node in waiting if node.fingerprint not in done]
             if waiting and not done and not self._work_ahead(later, work):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _go_on(self, node: Node, work: Work) -> None:
-        """Compute what a temporary node is needed for, as far as everything else for it is stored, and then delete the node."""
+    def _compute_users(self, node: Node, work: Work) -> None:
+        """Compute the users of a temporary node whose other sources are stored, and delete the node if no user is left."""
         for group in work.next(node):
             for user in self._attempt(group, work):
                 self._sweep_sources(user, work)
-                self._go_on(user, work)
+                self._compute_users(user, work)
         if node.temporary and not node.TRANSIENT and not work.needs(node):
             self._sweep_nodes([node])
 
@@ -153,11 +153,11 @@ class Store:
             missing = self._missing(group, work)
             temporary = [node for node in missing if node.temporary and not node.TRANSIENT]
             if temporary and any(self.has(node) for node in self._ahead):
-                continue  # one group of them at a time waits for what its users need
+                continue  # at most one group of temporary nodes at a time is stored ahead
             if missing and all(map(work.ready, missing)) and self._attempt(missing, work):
                 self._ahead = temporary or self._ahead
                 for node in temporary:
-                    self._go_on(node, work)
+                    self._compute_users(node, work)
                 return True
         return False
 
@@ -166,7 +166,7 @@ class Store:
         self._sweep_nodes(work.spare_sources(node))
 
     def _sweep_nodes(self, nodes: Iterable[Node]) -> None:
-        """Delete temporary nodes. One that is no shard stays if a run stored it to keep it."""
+        """Delete temporary nodes, except those that are not shards and that a run stored to keep."""
         folders = [(node.TRANSIENT, self.folder(node)) for node in nodes if self.has(node)]
         self._sweep(folder for shard, folder in folders if shard or is_temporary(folder))
 
@@ -188,9 +188,9 @@ class Store:
                 # Under the lock neither can happen: a process that stores a node removes only parts whose locks are free.
                 if free and (still := self._missing(missing, work)):
                     self._compute(still, work)
-                    for node in still:  # under the lock, so that no run with other plans deletes temporary nodes before
+                    for node in still:  # under the lock, so that no other run deletes temporary nodes first
                         if node.temporary and not node.TRANSIENT:
-                            self._go_on(node, work)
+                            self._compute_users(node, work)
                 if free:
                     forget(self.root, (node.fingerprint for node in missing))
                     missing = []

@@ -5,14 +5,14 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers in malloc.h
 _MAPPED, _KEPT = 2**25, 2**29
-"""Bytes from which a block is mapped by itself, the largest value that glibc chooses, and free bytes that the process keeps."""
+"""The size in bytes from which a block is mapped by itself (the largest that glibc allows), and the free bytes that are kept."""
 
 
 def keep_freed_memory() -> None:
     """Let the process keep up to 512 MB of freed memory for the next tensors, where the C library is glibc.
 
-    By default glibc returns 64 MB to the system as soon as they are free, and every pass asks for the same memory again, page by
-    page: about a tenth of the time of retraining on digits (docs/speed.md). Results do not change.
+    By default glibc returns large amounts of freed memory to the system, and every pass asks for the same memory again, page by
+    page. This takes about a tenth of the time of retraining on digits (docs/speed.md). Results do not change.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

@@ -51,7 +51,7 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
 
 
 def models_on_disk(nodes: Sequence[Node], store: Store) -> ModelsOnDisk:
-    """What the missing retrained models among ``nodes`` and what they are made from will take on disk."""
+    """Return the disk that missing retrained models will take, among ``nodes`` and what these are computed from."""
     lacking = missing(nodes, store)
     known = {parent.fingerprint for node, _ in lacking for parent in node.parents() if isinstance(parent, Retrained)}
     several = [node for node, _ in lacking if isinstance(node, ManyRetrained)]
@@ -61,7 +61,7 @@ def models_on_disk(nodes: Sequence[Node], store: Store) -> ModelsOnDisk:
 def _models(models: ModelsOnDisk) -> str:
     return (
         f"retrained models: {models.number}, {size(models.kept)} on disk if they are kept; with benchmark.keep_models=false\n"
-        f"{size(models.measured)} of measurements and images, and at most {size(models.at_a_time)} in each process on the way"
+        f"{size(models.measured)} for measurements and images, and at most {size(models.at_a_time)} for each process while it runs"
     )
 
 

@@ -51,7 +51,7 @@ _THREADS = torch.get_num_threads()
 
 
 def set_resources(config: DictConfig) -> None:
-    """Set the number of torch's threads as ``threads`` says, the GPU of a task of Slurm, TF32 (off), and how memory is kept.
+    """Set torch's number of threads as ``threads`` says, choose the GPU of a Slurm task, turn TF32 off, and keep freed memory.
 
     ``auto`` gives one thread for images up to 16 × 16, and torch's default otherwise, but no more than the process has cores and
     than OMP_NUM_THREADS and MKL_NUM_THREADS allow.

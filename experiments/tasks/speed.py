@@ -14,12 +14,12 @@ from experiments.speed.gpu import DeviceSuite
 from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
 from experiments.speed.scoring import scoring_speed
-from experiments.speed.whole_way import whole_way_speed
+from experiments.speed.whole_methods import method_speed
 from experiments.tasks.run_context import RunContext, run_context
 from experiments.tasks.settings import SettingError, build
 
 PARTS = {"curvature": curvature_speed, "scoring": scoring_speed, "features": feature_speed}
-"""The tables that are measured with the model's own objective; ``gradients``, ``methods`` and ``retraining`` need more."""
+"""The tables that need only the network and its objective; ``gradients``, ``methods`` and ``retraining`` need other arguments."""
 CHOICES = ("gradients", *PARTS, "methods", "retraining")
 SIZES = ("train", "queries", "draws", "steps", "batch")
 """The numbers in ``methods``."""
@@ -53,9 +53,9 @@ def speed(
         _on_device(config, gpu)
         return
     if unknown := [part for part in parts if part not in CHOICES]:
-        raise SettingError(f"task.parts={','.join(parts)}: there is no {unknown[0]}; choose from {', '.join(CHOICES)}")
+        raise SettingError(f"task.parts={','.join(parts)}: {unknown[0]} is not a part; choose from {', '.join(CHOICES)}")
     if set(methods) != set(SIZES):
-        raise SettingError(f"task.methods={','.join(methods)}: must have {', '.join(SIZES)} and nothing else")
+        raise SettingError(f"task.methods={','.join(methods)}: must have exactly {', '.join(SIZES)}")
     with run_context(config) as run:
         network, objective = run.experiment.model().to(run.experiment.execution.torch_device()), run.experiment.objective
         sizes = (network, run.experiment.shape), (examples, draws, repeats)
@@ -66,7 +66,7 @@ def speed(
         for part in [part for part in PARTS if part in parts]:
             run.report.add(PARTS[part](*sizes[0], objective, *sizes[1]))
         if "methods" in parts:
-            run.report.add(whole_way_speed(run.experiment, repeats=repeats, **methods))
+            run.report.add(method_speed(run.experiment, repeats=repeats, **methods))
         if "retraining" in parts:
             run.report.add(_retraining(run, groups, steps, repeats))
 

@@ -13,7 +13,7 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def runs_the_command_line() -> Iterator[bool]:
-    """Yield whether this process runs the command line. Another process of torchrun first does its part, until process 0 ends."""
+    """Yield whether this process runs the command line. Other processes of torchrun take part in training until process 0 ends."""
     if not under_torchrun():
         yield True
         return

@@ -37,7 +37,7 @@ def count(config: DictConfig) -> int:
     if under_torchrun():
         if config.workers not in ("auto", 1):
             raise SettingError(
-                f"workers={config.workers}: torchrun's processes are one run: leave this out, or start without torchrun"
+                f"workers={config.workers}: under torchrun all processes work on one run: leave this out, or start without torchrun"
             )
         return 1
     if config.workers != "auto":

@@ -31,13 +31,13 @@ def test_operations_and_bytes_of_one_convolution(tmp_path):
     """Claim: per image a forward pass and a gradient of the weights, 64 multiply-adds each; two images of 64 pixels are kept."""
     measured = rates(tmp_path)
     assert measured.flops == 2 * 2 * 64
-    assert measured.of_input == pytest.approx(2 * 64 * 4, rel=0.05)
-    assert measured.most == 16
+    assert measured.activations == pytest.approx(2 * 64 * 4, rel=0.05)
+    assert measured.largest_pass == 16
     assert measured.process > 1e8
     fixed = replace(measured, process=5.0)
-    assert fixed.memory(Cost(passes=3, memory=2)) == 7 + fixed.of_model + 3 * fixed.of_input
-    assert fixed.memory(Cost(passes=1000)) == 5 + fixed.of_model + 16 * fixed.of_input
-    assert fixed.memory(Cost(passes=1000, inputs=40)) == 5 + fixed.of_model + 40 * fixed.of_input
+    assert fixed.memory(Cost(passes=3, memory=2)) == 7 + fixed.parameters + 3 * fixed.activations
+    assert fixed.memory(Cost(passes=1000)) == 5 + fixed.parameters + 16 * fixed.activations
+    assert fixed.memory(Cost(passes=1000, inputs=40)) == 5 + fixed.parameters + 40 * fixed.activations
     assert fixed.memory(Cost(memory=2)) == 7
     assert not list(tmp_path.iterdir())
 
@@ -59,5 +59,5 @@ def test_times_are_sums_over_the_work(tmp_path):
 def test_a_network_without_per_example_gradients_has_a_plan(tmp_path):
     """Claim: a layer that attribution does not know is no error of a plan, which may be that of training alone."""
     measured = rates(tmp_path, torch.nn.ConvTranspose2d)
-    assert measured.of_input == 0
+    assert measured.activations == 0
     assert measured.flops > 0

@@ -19,9 +19,7 @@ FEATURES = 2048
 KFAC, TRAK, TRAK_AGAIN = "K-FAC", "TRAK", "TRAK with another P"
 
 
-def whole_way_speed(
-    experiment: Experiment, train: int, queries: int, draws: int, steps: int, batch: int, repeats: int
-) -> list[Row]:
+def method_speed(experiment: Experiment, train: int, queries: int, draws: int, steps: int, batch: int, repeats: int) -> list[Row]:
     """Measure K-FAC influence and TRAK on the first ``train`` training images and ``queries`` validation images.
 
     The model is trained on these images for ``steps`` steps. All methods take the same ``draws`` of every image, and the damping

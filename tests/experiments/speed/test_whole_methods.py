@@ -10,7 +10,7 @@ from attribution.projection import SJLT
 from attribution.training.recipe import Recipe
 from experiments.datasets.digits import Digits
 from experiments.models.experiment import Diffusion, Experiment
-from experiments.speed import peers, whole_way
+from experiments.speed import peers, whole_methods
 from experiments.speed.influence_peers import curvlinops_scores, kronfluence_scores
 from experiments.speed.problem import Problem, agreement
 from experiments.speed.trak_peers import dattri_scores, traker_scores
@@ -84,7 +84,7 @@ def test_agreement_is_the_correlation_per_query():
 def test_rows_without_other_libraries(experiment, monkeypatch):
     """Claim: ours and the loop are measured where no other library is installed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    rows = whole_way.whole_way_speed(experiment, train=4, queries=2, draws=2, steps=2, batch=4, repeats=1)
+    rows = whole_methods.method_speed(experiment, train=4, queries=2, draws=2, steps=2, batch=4, repeats=1)
     values = {row.metric: row.estimate.value for row in rows}
     assert values.keys() == {"usual loop / K-FAC", "agreement, usual loop", "agreement, TRAK with another P"}
     assert values["agreement, usual loop"] == pytest.approx(1, abs=1e-4)
