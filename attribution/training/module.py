@@ -131,9 +131,7 @@ class DiffusionModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._is_sharded and not any(state.get("state") for state in checkpoint.get("optimizer_states", ())):
-            checkpoint.pop(
-                "optimizer_states", None
-            )  # empty, as for plain SGD: Lightning cannot load it with FSDP
+            checkpoint.pop("optimizer_states", None)  # empty, as for plain SGD: Lightning cannot load it with FSDP
 
     def on_train_start(self) -> None:
         if self._is_sharded:  # the learning rate is in the optimizer's state, which may have been left out of the checkpoint

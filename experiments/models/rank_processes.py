@@ -207,9 +207,7 @@ class Torchrun:
             FieldError: other devices were chosen.
         """
         if hardware.devices not in (1, self.local_world, "auto", -1):
-            message = (
-                f"torchrun started {self.local_world} processes on this machine: set this to that number, or leave it out"
-            )
+            message = f"torchrun started {self.local_world} processes on this machine: set this to that number, or leave it out"
             raise FieldError(hardware, "devices", message)
         strategy = "ddp" if hardware.strategy in ("auto", "ddp_spawn") else hardware.strategy
         return replace(hardware, devices=self.local_world, strategy=strategy)
