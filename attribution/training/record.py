@@ -2,7 +2,7 @@
 
 A record is a folder:
 
-    record.json            schema version, seed, batch size, number of examples, recorded steps, number of processes if not 1
+    record.json            schema version, seed, batch size, number of examples, recorded steps, most processes of a step if not 1
     visits.npy             one row per visit of an example in a step (``VISIT``)
     steps.npy              one row per step (``step_dtype``): loss, learning rate per group, clip factor, dropout seed
     checkpoints/N.safetensors   parameters after N steps

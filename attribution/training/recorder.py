@@ -73,7 +73,7 @@ class Recorder(L.Callback):
         if not trainer.is_global_zero:
             return
         self.saves.verify([*self._rows("visits"), *self._rows("steps")])
-        visits, steps = self._collected("visits", trainer.world_size), self._collected("steps", trainer.world_size)
+        visits, steps = self._collected("visits"), self._collected("steps")
         np.save(self.folder / "visits.npy", visits)
         np.save(self.folder / "steps.npy", steps)
         files = [self.folder / name for name in ("visits.npy", "steps.npy", "record.json")]
@@ -82,7 +82,7 @@ class Recorder(L.Callback):
             _write(pl_module.average.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
-        self._describe(kept, trainer.world_size)
+        self._describe(kept, int(np.bincount(steps["step"]).max()))
         self.saves.finish([*files, *(self._checkpoint(step) for step in kept)])
         self.saves.discard()
         for step in self.checkpoint_steps - set(kept):
@@ -93,14 +93,18 @@ class Recorder(L.Callback):
         self.visits.append((step, module.ids, module.draws))
         self.steps.append((step, rank, module.loss, module.learning_rates, module.clip_factor, module.dropout_seed))
 
-    def _collected(self, kind: str, world: int) -> np.ndarray:
-        """The rows of all processes, step by step in the order of the batch. Each of W processes has every W-th row of a step."""
-        rows, places = [], []
-        for rank in range(world):
-            own = np.concatenate([np.load(path) for path in self._rows(kind, rank)])
-            first = np.searchsorted(own["step"], own["step"])
-            rows.append(own)
-            places.append((np.arange(len(own)) - first) * world + rank)
+    def _collected(self, kind: str) -> np.ndarray:
+        """The rows of all processes, step by step in the order of the batch. Each of W processes has every W-th row of a step.
+
+        W is the number of processes that made the step: a training run may be resumed on another number of devices.
+        """
+        ranks = sorted({int(path.name.split("-")[1]) for path in self._rows(kind)})
+        rows = [np.concatenate([np.load(path) for path in self._rows(kind, rank)]) for rank in ranks]
+        worlds = np.bincount(np.concatenate([np.unique(own["step"]) for own in rows]))
+        places = [
+            (np.arange(len(own)) - np.searchsorted(own["step"], own["step"])) * worlds[own["step"]] + rank
+            for rank, own in zip(ranks, rows, strict=True)
+        ]
         every = np.concatenate(rows)
         return every[np.lexsort((np.concatenate(places), every["step"]))]
 

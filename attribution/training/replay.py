@@ -25,7 +25,7 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
     if "mixed" in record.info["precision"]:
         raise ValueError(f"trained in {record.info['precision']}: only a training run without autocast can be replayed exactly")
     rows = record.step_table[record.step_table["step"] == step]
-    if len(rows) != record.info.get("processes", 1):
+    if len(rows) > 1 and "processes" not in record.info:
         raise ValueError(f"step {step} was recorded by an earlier version with {len(rows)} processes: train again to replay it")
     visits, tf32 = record.visits_of_step(step), record.info["precision"] == TF32
     parts = [_gradients(network, measure, images, visits[rank :: len(rows)], row, tf32) for rank, row in enumerate(rows)]

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from attribution.nodes.saves import Saves
 from attribution.training import recorder
@@ -25,9 +26,9 @@ pytestmark = pytest.mark.slow
 NODE = trained(model=functools.partial(UNET, dropout=0.1), recipe=replace(trained().recipe, ema=0.9))
 
 
-def train(folder: Path, *callbacks: L.Callback) -> TrainingRecord:
+def train(folder: Path, *callbacks: L.Callback, devices: int = 2) -> TrainingRecord:
     images = Blobs().compute(None)  # pyright: ignore[reportArgumentType]
-    hardware = Hardware(accelerator="cpu", devices=2, interval=4)
+    hardware = Hardware(accelerator="cpu", devices=devices, interval=4)
     fit(folder, images, NODE.model, NODE.objective, NODE.optimizer, NODE.recipe, EverySteps(3), 3, True, hardware, callbacks)
     return TrainingRecord(folder)
 
@@ -56,6 +57,17 @@ class Kill(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Interrupt(L.Callback):
+    """Ends training after ``step`` steps."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
 def test_processes_that_are_killed_end_where_others_do(tmp_path: Path):
     """Claim: after kills of either process, record and parameters (also the average) are bit-equal; only the first writes them."""
     whole = train(tmp_path / "whole", FirstProcessWrites())
@@ -73,6 +85,18 @@ def test_processes_that_are_killed_end_where_others_do(tmp_path: Path):
     files = sorted(path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "pieces").as_posix() for p in (tmp_path / "pieces").rglob("*") if p.is_file())
     assert [name for name in files if name.startswith("progress/")] == ["progress/finished.json"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_that_is_resumed_on_other_devices_records_every_visit(tmp_path: Path, before: int, after: int):
+    """Claim: its visits are those of one process, in the order of its batches; its steps have a row for each of their processes."""
+    whole = train(tmp_path / "whole", devices=1)
+    with pytest.raises((InterruptedError, ProcessRaisedException)):
+        train(tmp_path / "pieces", Interrupt(6), devices=before)
+    pieces = train(tmp_path / "pieces", devices=after)
+    assert np.array_equal(whole.visits, pieces.visits)
+    assert np.bincount(pieces.step_table["step"]).tolist() == [before] * 4 + [after] * 8
+    assert pieces.info["processes"] == 2
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
