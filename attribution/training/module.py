@@ -129,6 +129,13 @@ class DiffusionModule(L.LightningModule):
         for buffer, of_model in zip(average.buffers(), self.model.buffers(), strict=True):
             buffer.copy_(of_model)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Saves of earlier versions have the average as an ``AveragedModel`` of PyTorch. FSDP has loaded the state by now.
+        state = checkpoint.get("state_dict", {})
+        if state.pop("average.n_averaged", None) is not None:
+            for name in [name for name in state if name.startswith("average.module.")]:
+                state[name.replace("average.module.", "average.", 1)] = state.pop(name)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._is_sharded and not any(state.get("state") for state in checkpoint.get("optimizer_states", ())):
             checkpoint.pop("optimizer_states", None)  # empty, as for plain SGD: Lightning cannot load it with FSDP

@@ -19,6 +19,7 @@ from attribution.images import Images
 from attribution.nodes import InMemory
 from attribution.training.checkpoints import AtSteps, EveryEpochs, EverySteps, SteadyDecline, select, steady_decline
 from attribution.training.fit import fit
+from attribution.training.module import DiffusionModule
 from attribution.training.order import batch_rows
 from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
@@ -188,6 +189,22 @@ def test_the_average_is_torch_s_exponential_moving_average():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-14)
     plain = trained()
     assert same(get(plain).final_parameters(), get(plain).parameters(12))
+
+
+def test_saves_with_an_averaged_model_of_torch_are_resumed_from():
+    """Claim: the average in a save of an earlier version, an ``AveragedModel``, becomes the module's average."""
+    node = trained()
+    network = node.model()
+    module = DiffusionModule(network, node.objective, node.optimizer, 0, False, "constant", ema_decay=lambda step: 0.9)
+    earlier = AveragedModel(node.model())
+    state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    state |= {f"average.{name}": tensor for name, tensor in earlier.state_dict().items()}
+    with pytest.raises(RuntimeError, match="n_averaged"):
+        module.load_state_dict(dict(state))
+    module.on_load_checkpoint({"state_dict": state})
+    module.load_state_dict(state)
+    assert module.average is not None
+    assert same(module.average.state_dict(), earlier.module.state_dict())
 
 
 @pytest.mark.parametrize("ema", [0.3, 0.8, 0.9999])
