@@ -4,7 +4,7 @@ Features, ΦᵀΦ, the inverse and all products are rounded to float16 or bfloat
 gradients become zero in float16, and large sums infinite. Scores that are not finite stay in the result.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
+from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.nodes import Cost, Get, Node
 from attribution.projection import Identity
@@ -54,7 +55,8 @@ class HalfPrecisionTRAK(KernelEstimator):
 
     def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         super().scores(trained, train, queries)  # raises what TRAK raises
-        return HalfPrecisionScores(self, train, queries, trained)
+        projection = self.projection.chosen(gradient_shapes(trained))
+        return HalfPrecisionScores(replace(self, projection=projection), train, queries, trained)
 
 
 @dataclass(frozen=True)

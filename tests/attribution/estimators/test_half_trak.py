@@ -9,7 +9,7 @@ import torch
 from attribution.checks import FieldError
 from attribution.estimators.half_trak import HalfPrecisionTRAK, half_scores, rounded_product
 from attribution.nodes import InMemory
-from attribution.projection import Gaussian, Identity
+from attribution.projection import SJLT, Automatic, Gaussian, Identity
 from tests.attribution.estimators.test_kernel import QUERIES, RECORD, estimator
 
 RANDOM = np.random.default_rng(0)
@@ -62,6 +62,15 @@ def test_scores_are_those_of_trak_up_to_a_factor(precision):
         for role, images in (("query", QUERIES), ("attribution", RECORD.data))
         for shard in whole.features(RECORD, images, role).shards
     }
+
+
+def test_a_projection_that_depends_on_the_model_shares_a_name_with_what_it_stands_for():
+    """Claim: ``projection=auto`` gives the scores of the projection that it chooses, and an error if it chooses none."""
+    half = estimator(HalfPrecisionTRAK, projection=Automatic(parameters=0, k=6))
+    plain = replace(half, projection=SJLT(6))
+    assert half.scores(RECORD, RECORD.data, QUERIES).fingerprint == plain.scores(RECORD, RECORD.data, QUERIES).fingerprint
+    with pytest.raises(FieldError, match="the covariance of whole gradients"):
+        replace(half, projection=Automatic(parameters=1e9, k=6)).scores(RECORD, RECORD.data, QUERIES)
 
 
 def test_settings_that_cannot_be():

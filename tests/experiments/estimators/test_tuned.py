@@ -11,8 +11,8 @@ from attribution.estimators.kernel import GRID
 from attribution.images.draws import Uniform
 from attribution.measurements import LossAtT, SquareNorm
 from attribution.nodes import InMemory
-from attribution.projection import Identity
-from attribution.retraining.modes import Together
+from attribution.projection import Automatic, Identity
+from attribution.retraining.modes import Auto, Together
 from experiments.estimators.tuned import TunedScores, TunedTRAK
 from experiments.metrics.correlation import spearman
 from experiments.models.measured import Measured
@@ -67,6 +67,14 @@ def test_the_damping_has_the_best_lds(get):
     assert settings == {"estimator.damping": best}
     assert np.array_equal(values.values, scores.at(damping=best).values)
     assert best in GRID
+
+
+def test_choices_that_depend_on_the_model_share_a_name_with_what_they_stand_for():
+    """Claim: ``projection=auto`` and ``mode=auto`` give the stored scores of the projection and the mode that they choose."""
+    automatic = replace(TUNED, projection=Automatic(parameters=1e9, k=8), mode=Auto(group=5))
+    plain = replace(TUNED, projection=Identity())
+    found, expected = (each.scores(MODEL, MODEL.data, QUERIES) for each in (automatic, plain))
+    assert found.fingerprint == expected.fingerprint
 
 
 def test_generated_queries_are_tuned_on_more_of_their_stream():
