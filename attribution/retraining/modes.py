@@ -54,8 +54,8 @@ class Mode(ABC):
         whole(self, "group", least=1)
         number(self, "save_seconds", least=0)
 
-    def choose(self, network: nn.Module, shape: Sequence[int], batch_size: int) -> "Mode":
-        """Return the mode in which models of this architecture are trained on images of ``shape`` (C, H, W): this one."""
+    def choose(self, network: nn.Module, shape: Sequence[int], recipe: Recipe) -> "Mode":
+        """Return the mode in which such networks are trained by ``recipe`` on images of ``shape`` (C, H, W): this one."""
         return self
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
@@ -153,19 +153,20 @@ The arithmetic of a step grows with it, and what training together saves does no
 
 @dataclass(frozen=True)
 class Auto(Mode):
-    """``Together`` for small networks without dropout, ``Alone`` for others; ``group`` is that of ``Together``.
+    """``Together`` for small networks without dropout that are not compiled, ``Alone`` for others.
 
-    The choice depends on the network, the size of its images and the batch size alone. The chosen mode, and not this class, enters
-    the identity of a model.
+    ``group`` is that of ``Together``. The choice depends on the network, the size of its images and the recipe alone. The chosen
+    mode, and not this class, enters the identity of a model.
     """
 
     NAME = "Auto"
     VERSION = 1
 
-    def choose(self, network: nn.Module, shape: Sequence[int], batch_size: int) -> Mode:
+    def choose(self, network: nn.Module, shape: Sequence[int], recipe: Recipe) -> Mode:
         parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules())
-        if dropout or parameters * math.prod(shape[1:]) * batch_size > LARGEST:
+        large = parameters * math.prod(shape[1:]) * recipe.batch_size > LARGEST
+        if large or dropout or recipe.compiler is not None:
             return Alone(save_seconds=self.save_seconds)
         return Together(group=self.group, save_seconds=self.save_seconds)
 

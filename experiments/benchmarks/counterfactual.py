@@ -231,7 +231,7 @@ class Counterfactual(QueryBenchmark):
         )
 
     def _mode(self, experiment: Experiment) -> Mode:
-        return self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer.batch_size)
+        return self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer)
 
     def _check(self, experiment: Experiment) -> None:
         """Check early what would otherwise fail only after training."""

@@ -89,7 +89,7 @@ class SubsetBenchmark(QueryBenchmark):
             steps=self.steps,
             draws=self.draws,
             role="measurement",
-            mode=self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer.batch_size),
+            mode=self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer),
             precision=self.precision,
             execution=experiment.execution,
             keep_models=self.keep_models,

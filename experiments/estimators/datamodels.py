@@ -107,7 +107,7 @@ class Datamodels(Estimator):
         check_variation(self, self.subsets.masks(images))
         selections = tuple(self.subsets.selections(images))
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
-        mode = self.mode.choose(trained.outline, images.shape, trained.recipe.batch_size)
+        mode = self.mode.choose(trained.outline, images.shape, trained.recipe)
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), mode=mode)
         return DatamodelScores(stored, train, queries, trained, selections)
 

@@ -95,7 +95,7 @@ class TunedTRAK(TRAK):
         of_queries, of_pool = plain.scores(trained, train, queries), plain.scores(trained, train, pool)
         assert isinstance(of_queries, KernelScores)
         assert isinstance(of_pool, KernelScores)
-        mode = self.mode.choose(trained.outline, images.shape, trained.recipe.batch_size)
+        mode = self.mode.choose(trained.outline, images.shape, trained.recipe)
         chosen = replace(self, mode=mode, projection=of_queries.estimator.projection)
         return TunedScores(chosen, train, queries, trained, of_queries, of_pool, selections)
 

@@ -213,7 +213,7 @@ def test_every_mode_of_the_configuration_trains(name):
     """Claim: each shipped mode trains a model, or chooses the one that does."""
     mode = instantiate(OmegaConf.load(CONF / "mode" / f"{name}.yaml"))
     assert isinstance(mode, Mode)
-    assert InMemory()(retrained(mode=mode.choose(Small(), (1, 8, 8), RECIPE.batch_size))).final_parameters()
+    assert InMemory()(retrained(mode=mode.choose(Small(), (1, 8, 8), RECIPE))).final_parameters()
 
 
 def test_speed_compares_every_group_with_fit():
