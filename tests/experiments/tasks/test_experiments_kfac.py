@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attribution.estimators import Estimator
 from attribution.measurements import Loss
-from attribution.projection import Gaussian, Identity
+from attribution.projection import SJLT, Identity
 from experiments.benchmarks.base import Benchmark
 from experiments.report.published import Published
 from experiments.tasks.composition import estimators_of, experiment_of, leave_out_draws, published_numbers
@@ -153,7 +153,7 @@ def test_compared_estimators_have_equal_effort_as_published(name):
     assert {estimator.projection.k for estimator in found.values() if hasattr(estimator, "projection")} == {32768}
     assert isinstance(configured(name, "scale=paper", "projection=none").projection, DictConfig)
     assert instantiate(configured(name, "scale=paper", "projection=none").projection) == Identity()
-    assert isinstance(instantiate(config.projection), Gaussian)
+    assert instantiate(config.projection) == SJLT(32768)
 
 
 @pytest.mark.parametrize(("name", "measured"), [("kfac_loss", "elbo"), ("trak_loss", "trajectory")])
