@@ -20,6 +20,8 @@ _CGROUPS = (
 )
 """The limit, the use and its composition, of control groups version 2 and 1: containers and batch systems set them."""
 _PROCESSES = "ATTRIBUTION_PROCESSES"
+FREED_MEMORY_KEPT = 2**29
+"""Freed bytes that a process keeps for its next tensors, at most, where the C library is glibc."""
 UNKNOWN = 8e9
 """Bytes that are assumed where a system does not say what is free."""
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attribution.device_memory import process_bytes
+from attribution.device_memory import FREED_MEMORY_KEPT, process_bytes
 from attribution.double_precision import double_device
 from attribution.execution import FLOAT32_BYTES, Execution
 from attribution.gradients.activations import activation_bytes
@@ -29,7 +29,7 @@ _PRODUCT, _EIGH, _FILE = 1024, 512, 2**25
 class Rates:
     """The constants of ``memory`` and ``seconds``.
 
-    ``process``: bytes of this process, on a CPU. ``parameters``: bytes of the parameters. ``activations``: bytes that a pass keeps
+    ``process``: bytes of this process and of freed memory that it keeps, on a CPU. ``parameters``: bytes of the parameters. ``activations``: bytes that a pass keeps
     for each network input. ``largest_pass``: the most inputs of a pass in attribution. ``flops``: floating-point operations of the
     forward and backward pass of one image. ``per_pass``, ``per_product``, ``per_cube``, ``per_byte``: seconds for a pass, for a
     multiply-add in a product of matrices, for n³ of an eigendecomposition, and to store a byte.
@@ -59,7 +59,7 @@ class Rates:
         except ValueError:
             activations = 0.0
         return cls(
-            process=process_bytes() or 0.0 if device.type == "cpu" else 0.0,
+            process=(process_bytes() or 0.0) + FREED_MEMORY_KEPT if device.type == "cpu" else 0.0,
             parameters=FLOAT32_BYTES * sum(p.numel() for p in network.parameters()),
             activations=activations,
             largest_pass=inputs_that_fit(execution.batch_size, execution.pass_bytes, activations),

@@ -1,10 +1,12 @@
 """Speed of whole methods, from a checkpoint to scores, and how far other implementations agree with this one."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from attribution.checks import whole
 from attribution.projection import SJLT
 from experiments.metrics.estimate import Estimate
 from experiments.models.experiment import Experiment
@@ -17,6 +19,21 @@ from experiments.speed.usual_loop import usual_loop
 
 FEATURES = 2048
 KFAC, TRAK, TRAK_AGAIN = "K-FAC", "TRAK", "TRAK with another P"
+
+
+@dataclass(frozen=True)
+class MethodSizes:
+    """The sizes of ``method_speed``."""
+
+    train: int
+    queries: int
+    draws: int
+    steps: int
+    batch: int
+
+    def __post_init__(self):
+        for field in fields(self):
+            whole(self, field.name, least=1)
 
 
 def method_speed(experiment: Experiment, train: int, queries: int, draws: int, steps: int, batch: int, repeats: int) -> list[Row]:

@@ -3,9 +3,11 @@
 import ctypes
 import platform
 
+from attribution.device_memory import FREED_MEMORY_KEPT
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers in malloc.h
-_MAPPED, _KEPT = 2**25, 2**29
-"""The size in bytes from which a block is mapped by itself (the largest that glibc allows), and the free bytes that are kept."""
+_MAPPED = 2**25
+"""The size in bytes from which a block is mapped by itself: the largest that glibc allows."""
 
 
 def keep_freed_memory() -> None:
@@ -17,4 +19,4 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _MAPPED)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT)
+        library.mallopt(_TRIM_THRESHOLD, FREED_MEMORY_KEPT)

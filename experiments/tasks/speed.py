@@ -1,7 +1,7 @@
 """``task=speed``: ratios of times, measured in one process, or times on a GPU (docs/speed.md)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Literal
 
 from hydra import compose
@@ -14,15 +14,13 @@ from experiments.speed.gpu import DeviceSuite
 from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
 from experiments.speed.scoring import scoring_speed
-from experiments.speed.whole_methods import method_speed
+from experiments.speed.whole_methods import MethodSizes, method_speed
 from experiments.tasks.run_context import RunContext, run_context
 from experiments.tasks.settings import SettingError, build
 
 PARTS = {"curvature": curvature_speed, "scoring": scoring_speed, "features": feature_speed}
 """The tables that need only the network and its objective; ``gradients``, ``methods`` and ``retraining`` need other arguments."""
 CHOICES = ("gradients", *PARTS, "methods", "retraining")
-SIZES = ("train", "queries", "draws", "steps", "batch")
-"""The numbers in ``methods``."""
 
 
 def speed(
@@ -34,7 +32,7 @@ def speed(
     draws: Sequence[int],
     groups: Sequence[int],
     steps: int,
-    methods: Mapping[str, int],
+    methods: MethodSizes,
     gpu: DeviceSuite,
 ) -> None:
     """Compare this program with plain passes of the same network, other libraries, and retraining by Lightning's fit.
@@ -45,7 +43,6 @@ def speed(
         SettingError: If a number is below 1, ``draws`` is empty, or a part is unknown.
     """
     numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
-    numbers |= {f"methods.{name}": [value] for name, value in methods.items()}
     for name, values in numbers.items():
         if any(value < 1 for value in values) or (name == "draws" and not draws):
             raise SettingError(f"task.{name}={','.join(map(str, values))}: must be at least 1")
@@ -54,8 +51,6 @@ def speed(
         return
     if unknown := [part for part in parts if part not in CHOICES]:
         raise SettingError(f"task.parts={','.join(parts)}: {unknown[0]} is not a part; choose from {', '.join(CHOICES)}")
-    if set(methods) != set(SIZES):
-        raise SettingError(f"task.methods={','.join(methods)}: must have exactly {', '.join(SIZES)}")
     with run_context(config) as run:
         network, objective = run.experiment.model().to(run.experiment.execution.torch_device()), run.experiment.objective
         sizes = (network, run.experiment.shape), (examples, draws, repeats)
@@ -66,7 +61,7 @@ def speed(
         for part in [part for part in PARTS if part in parts]:
             run.report.add(PARTS[part](*sizes[0], objective, *sizes[1]))
         if "methods" in parts:
-            run.report.add(method_speed(run.experiment, repeats=repeats, **methods))
+            run.report.add(method_speed(run.experiment, repeats=repeats, **asdict(methods)))
         if "retraining" in parts:
             run.report.add(_retraining(run, groups, steps, repeats))
 
