@@ -29,10 +29,11 @@ _PRODUCT, _EIGH, _FILE = 1024, 512, 2**25
 class Rates:
     """The constants of ``memory`` and ``seconds``.
 
-    ``process``: bytes of this process and of freed memory that it keeps, on a CPU. ``parameters``: bytes of the parameters. ``activations``: bytes that a pass keeps
-    for each network input. ``largest_pass``: the most inputs of a pass in attribution. ``flops``: floating-point operations of the
-    forward and backward pass of one image. ``per_pass``, ``per_product``, ``per_cube``, ``per_byte``: seconds for a pass, for a
-    multiply-add in a product of matrices, for n³ of an eigendecomposition, and to store a byte.
+    ``process``: bytes of this process and of freed memory that it keeps, on a CPU. ``parameters``: bytes of the parameters.
+    ``activations``: bytes that a pass keeps for each network input. ``largest_pass``: the most inputs of a pass in attribution.
+    ``flops``: floating-point operations of the forward and backward pass of one image. ``per_pass``, ``per_product``, ``per_cube``,
+    ``per_byte``: seconds for a pass, for a multiply-add in a product of matrices, for n³ of an eigendecomposition, and to store a
+    byte.
     """
 
     process: float

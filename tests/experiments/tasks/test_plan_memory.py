@@ -58,5 +58,5 @@ def test_runs_take_the_memory_of_their_plan(tmp_path, family):
     number, unit = re.search(r"│ total .*?│ +([\d.]+) (B|kB|MB|GB) │", plan).groups()  # pyright: ignore[reportOptionalMemberAccess]
     planned = float(number) * UNITS[unit]
     _, taken = started(tmp_path, *FAMILIES[family])
-    assert 0.85 * taken < planned < 1.75 * taken
+    assert 0.85 * taken < planned < 2 * taken
     assert taken > 1e9  # an empty process takes about 0.6 GB
