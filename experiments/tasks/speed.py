@@ -15,6 +15,7 @@ from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
 from experiments.speed.scoring import scoring_speed
 from experiments.speed.whole_methods import MethodSizes, method_speed
+from experiments.tasks.choices import config_file
 from experiments.tasks.run_context import RunContext, run_context
 from experiments.tasks.settings import SettingError, build
 
@@ -40,12 +41,15 @@ def speed(
     ``suite="gpu"`` measures times and memory on ``execution.device`` instead, as ``gpu`` says, for a network of its own.
 
     Raises:
-        SettingError: If a number is below 1, ``draws`` is empty, or a part is unknown.
+        SettingError: If a number is below 1, ``draws`` is empty, or a part or a choice of ``gpu`` is unknown.
     """
     numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
     for name, values in numbers.items():
         if any(value < 1 for value in values) or (name == "draws" and not draws):
             raise SettingError(f"task.{name}={','.join(map(str, values))}: must be at least 1")
+    for group, choice in (("model", gpu.model), ("data", gpu.data)):
+        if config_file(f"{group}/{choice}.yaml") is None:
+            raise SettingError(f"task.gpu.{group}={choice}: there is no {group}={choice}; see the files in conf/{group}")
     if suite == "gpu":
         _on_device(config, gpu)
         return

@@ -233,6 +233,7 @@ VALID = (
     r"estimator\.scale=1\.5",
     r"feature\.eta=-1",
     r"benchmark\.(repeats|outlier)=0",
+    r"task\.gpu\.group=0",  # leaves retraining together out
     r"trainer\.(clip|ema)=null",
     r"estimator\.checkpoints=null",
     r"model\.attention_head_dim=null",
