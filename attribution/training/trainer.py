@@ -93,6 +93,10 @@ def trainer_of(recipe: Recipe, hardware: Hardware, rank: Rank | None = None, **s
         owner, field = (recipe, "precision") if "precision" in message.lower() else (hardware, field)
         raise FieldError(owner, field, f"Lightning refuses it ({message}): choose another value") from error
     recipe.check_device(trainer.strategy.root_device)
+    if rank is not None:
+        # On SIGTERM it would call the other processes to an operation in which they take no part, and wait for them forever. The
+        # caller, who gives the ranks, handles signals.
+        trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
 
 

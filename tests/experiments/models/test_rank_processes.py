@@ -1,10 +1,12 @@
 """Training by processes that this one starts, with Lightning's ddp and fsdp: the record, the parameters, and what a kill leaves."""
 
 import functools
+import signal
 import time
 from dataclasses import replace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from attribution.checks import FieldError
 from attribution.training import TrainingRecord
 from attribution.training.recipe import Hardware, Recipe
 from attribution.training.replay import replay_gradient
-from experiments.models.rank_processes import RankError
+from experiments.models.rank_processes import RankError, ranks_of
 from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
 from tests.attribution.training.fsdp_on_cpu import KILLED, NAME, Deadly
@@ -62,6 +64,28 @@ def test_two_processes_train_the_model_of_one(tmp_path):
     assert_close(one, two)
     assert two.info == {**one.info, "processes": 2}
     assert node(ONE).fingerprint == node().fingerprint
+
+
+class SigtermHandlers(L.Callback):
+    """The handler of SIGTERM after each step."""
+
+    def __init__(self):
+        self.seen: list[Any] = []
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.seen.append(signal.getsignal(signal.SIGTERM))
+
+
+def test_sigterm_stays_with_the_caller(tmp_path):
+    """Claim: while processes train together, SIGTERM has the handler of the caller: Lightning's waits for the others forever."""
+    handler, handlers, model = lambda *_: None, SigtermHandlers(), node()
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        images = Blobs().compute(None)  # pyright: ignore[reportArgumentType]
+        model.fit(tmp_path, images, DDP, ranks_of(model, tmp_path, images), [handlers])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert set(handlers.seen) == {handler}
 
 
 @pytest.mark.slow

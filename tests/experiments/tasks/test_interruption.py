@@ -142,7 +142,7 @@ class Run:
     def signal(self, number: int, group: bool = False) -> str:
         """Send a signal, check that the run and its processes end as they should, and return the line."""
         (os.killpg if group else os.kill)(self.process.pid, number)
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=30)
         said = self.log.read_text()
         assert code == 128 + number, said
         assert "Traceback" not in said
