@@ -26,7 +26,7 @@ from attribution.images import Images, ImageSet
 from attribution.nodes import InMemory
 from attribution.training.ranks import Rank, free_port
 from attribution.training.recipe import Hardware, Recipe
-from experiments.parent import exit_with_parent
+from experiments.parent import exit_with_parent, under_torchrun
 
 _SECONDS_TO_END = 20.0
 """How long processes may take to end after one of them has failed, or after all have finished."""
@@ -246,7 +246,7 @@ class Torchrun:
 @lru_cache(maxsize=1)
 def torchrun() -> Torchrun | None:
     """Return this process as one of those that torchrun started, or None if it is alone."""
-    return Torchrun() if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    return Torchrun() if under_torchrun() else None
 
 
 def hardware_of(node: Model) -> Hardware:

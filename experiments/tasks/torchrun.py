@@ -1,14 +1,10 @@
 """The processes of one run that torchrun starts: process 0 runs the command line, the others take part in its training runs."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-def under_torchrun() -> bool:
-    """Return whether torchrun started this process beside others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+from experiments.parent import under_torchrun
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from attribution.device_memory import shared
+from experiments.parent import under_torchrun
 from experiments.tasks.choices import arguments_of_run
 from experiments.tasks.cores import cores
 from experiments.tasks.gpus import environment_of_worker, visible_gpus
 from experiments.tasks.interruption import children
 from experiments.tasks.settings import SettingError
-from experiments.tasks.torchrun import under_torchrun
 
 PROGRAM = Path(__file__).parents[2] / "run.py"
 MAX_PROCESSES = 8
