@@ -164,14 +164,14 @@ class AllFactors(Node[Factors]):
     sharing: Sharing
 
     def parts(self, get: Get) -> Sequence[FactorShard]:
-        whole = FactorShard(self.pseudo, self.sharing, (0, self.pseudo.train.count))
-        return whole.parts(get) or [whole]
+        return self._whole.parts(get) or [self._whole]
 
     def cost(self) -> Cost:
-        size = factor_bytes(self.pseudo.trained)
-        passes = self.pseudo.train.count * self.pseudo.draws.count
-        memory = merging_bytes(size) if self.pseudo.train.count > self.pseudo.execution.shard else size
-        return Cost(passes=passes, pass_weight=PASS_WEIGHT[self.sharing], memory=memory, disk=size)
+        return self._whole.cost()
+
+    @property
+    def _whole(self) -> FactorShard:
+        return FactorShard(self.pseudo, self.sharing, (0, self.pseudo.train.count))
 
     def compute(self, get: Get) -> Factors:
         return merged(self.parts(get), get)

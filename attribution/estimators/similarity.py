@@ -82,8 +82,7 @@ class SimilarityScores(ShardedScores):
         draws = self.estimator.draws
         passes = self.queries.count * draws.side("query").count + self.train.count * draws.side("train").count
         products = self._products(None)  # those of all checkpoints take the same memory
-        shards = products.left.shards if products.right.stored else products.gram_shards
-        memory = max(part.cost().memory for part in [products, *shards])
+        memory = max(part.cost().memory for part in [products, *products.shards])
         return Cost(passes=passes, memory=memory, disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:

@@ -41,9 +41,7 @@ class InnerProducts(Node[GramMatrix]):
     right: Features
 
     def parts(self, get: Get) -> Sequence[Node]:
-        if self.right.stored:
-            return list({part.fingerprint: part for side in (self.left, self.right) for part in side.shards}.values())
-        return self.gram_shards
+        return self.shards
 
     def cost(self) -> Cost:
         passes = self.left.count * self.left.draws.count + self.right.count * self.right.draws.count
@@ -53,7 +51,7 @@ class InnerProducts(Node[GramMatrix]):
 
     def compute(self, get: Get) -> GramMatrix:
         if not self.right.stored:
-            shards = get.many(self.gram_shards)
+            shards = get.many(self._gram_shards)
             values = _symmetric(shards) if same_gradients(self.left, self.right) else np.concatenate([s.values for s in shards], 1)
             return GramMatrix(values, shards[0].left_squares, np.concatenate([shard.right_squares for shard in shards]))
         rows, left_squares = [], []
@@ -65,7 +63,14 @@ class InnerProducts(Node[GramMatrix]):
         return GramMatrix(np.concatenate(rows), np.concatenate(left_squares), np.concatenate(right_squares))
 
     @property
-    def gram_shards(self) -> "list[GramShard]":
+    def shards(self) -> Sequence[Node]:
+        """The shards of the features or, if these are not stored, of the products."""
+        if self.right.stored:
+            return list({part.fingerprint: part for side in (self.left, self.right) for part in side.shards}.values())
+        return self._gram_shards
+
+    @property
+    def _gram_shards(self) -> "list[GramShard]":
         """Shards for as many whole gradients on the right as ``pass_memory`` holds."""
         at_once = max(1, int(self.right.execution.pass_bytes / (FLOAT32_BYTES * self.right.trained.parameter_count)))
         return [GramShard(self.left, self.right, rows) for rows in ranges(0, self.right.count, at_once)]

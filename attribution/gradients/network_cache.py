@@ -1,6 +1,9 @@
 """The network of a trained model at a checkpoint, ready for per-example gradients, and the shapes of its gradients."""
 
 from collections.abc import Mapping
+from functools import cache
+
+from torch import nn
 
 from attribution.double_precision import on_device
 from attribution.execution import Execution
@@ -31,10 +34,9 @@ _engines: dict[str, PerExampleGradients] = {}
 
 def gradient_shapes(trained: Recorded) -> Mapping[str, tuple[int, int]]:
     """Return layer name → the shape ``[rows, columns]`` of its gradient, without loading any parameters."""
-    if trained.fingerprint not in _shapes:
-        layers = find_layers(trained.outline).values()
-        _shapes[trained.fingerprint] = {name: layer.block for name, layer in layers if name == layer.name}
-    return _shapes[trained.fingerprint]
+    return _shapes(trained.outline)
 
 
-_shapes: dict[str, dict[str, tuple[int, int]]] = {}
+@cache
+def _shapes(outline: nn.Module) -> Mapping[str, tuple[int, int]]:
+    return {name: layer.block for name, layer in find_layers(outline).values() if name == layer.name}

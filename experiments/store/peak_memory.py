@@ -50,11 +50,11 @@ def peak_memory() -> Iterator[PeakMemory]:
 
 
 def _reset() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         _RESET.write_text("5")  # resets VmHWM (proc(5))
 
 
 def _device() -> float | None:
-    return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else None

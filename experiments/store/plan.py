@@ -27,18 +27,21 @@ class Rates(Protocol):
         ...
 
 
-def plan(nodes: Sequence[Node], store: Store, rates: Rates | None = None) -> list[dict[str, Any]]:
+def plan(
+    nodes: Sequence[Node], store: Store, rates: Rates | None = None, lacking: Sequence[tuple[Node, Cost]] | None = None
+) -> list[dict[str, Any]]:
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
     A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
     bytes of one node), disk (bytes; of temporary nodes, which are deleted on the way, the most at a time in one process), seconds,
     unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others), and
     cost (of all nodes together). Without ``rates``, memory is what nodes count themselves, and times follow from those of
-    stored nodes of the class. Parts that depend on a missing parent count toward the node that they are parts of.
+    stored nodes of the class. Parts that depend on a missing parent count toward the node that they are parts of. ``lacking``: the
+    result of ``missing``, if the caller has it.
     """
     history = _History(store.root)
     by_class: dict[str, list[tuple[Node, Cost]]] = {}
-    for node, cost in missing(nodes, store):
+    for node, cost in missing(nodes, store) if lacking is None else lacking:
         by_class.setdefault(short_name(type(node)), []).append((node, cost))
     rows = []
     for name, group in by_class.items():

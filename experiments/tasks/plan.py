@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from attribution.nodes import Node
+from attribution.nodes import Cost, Node
 from experiments.models.models_on_disk import ManyRetrained, ModelsOnDisk
 from experiments.models.retrained import Retrained
 from experiments.speed.rates import Rates
@@ -38,8 +38,8 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
     check_experiment(experiment, store, evaluation.benchmark, *evaluation.estimators.values())
     network = experiment.model().to(experiment.execution.torch_device())
     rates = Rates.of(network, experiment.shape, experiment.trained.objective, experiment.execution, store.root)
-    rows = plan_of(evaluation.nodes, store, rates)
-    models = models_on_disk(evaluation.nodes, store)
+    lacking = missing(evaluation.nodes, store)
+    rows, models = plan_of(evaluation.nodes, store, rates, lacking), models_on_disk(lacking)
     shown = [_shown(row) for row in rows]
     if tflops is not None:
         other = rates.at(tflops)
@@ -50,9 +50,8 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
         print(_models(models))
 
 
-def models_on_disk(nodes: Sequence[Node], store: Store) -> ModelsOnDisk:
-    """Return the disk that missing retrained models will take, among ``nodes`` and what these are computed from."""
-    lacking = missing(nodes, store)
+def models_on_disk(lacking: Sequence[tuple[Node, Cost]]) -> ModelsOnDisk:
+    """Return the disk that missing retrained models will take, among all missing nodes with their costs."""
     known = {parent.fingerprint for node, _ in lacking for parent in node.parents() if isinstance(parent, Retrained)}
     several = [node for node, _ in lacking if isinstance(node, ManyRetrained)]
     return ModelsOnDisk.of(lacking, [] if known else several)
