@@ -145,7 +145,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("workers=2", "workers=2: torchrun's"), ("hardware.devices=3", "hardware.devices=3: torchrun started 2")],
+    [("workers=2", "workers=2: under torchrun"), ("hardware.devices=3", "hardware.devices=3: torchrun started 2")],
 )
 def test_settings_that_torchrun_decides(tmp_path, setting, message):
     """Claim: another number of devices and more workers are refused by a sentence."""
