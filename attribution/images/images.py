@@ -19,12 +19,12 @@ Rows = slice | Sequence[int] | np.ndarray
 class Images(Artifact):
     """N images with ids, labels and conditions.
 
-    ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1], or unsigned integers 0..``levels`` that ``x0`` maps to this range (so that a
-    data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a
+    ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1] (latents: any values), or unsigned integers 0..``levels`` that ``x0`` maps to
+    this range (so that a data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a
     function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: an extra network input for each image (a
     class, an embedding); None for networks that take nothing else. ``names`` str ``[N]``: what people call each image, such as its
-    file ("cats/img10.png") or its place in a data set ("train/123"); None: it is known by its id. Names are no part of the
-    content.
+    file ("cats/img10.png") or its place in a data set ("train/123"); None: it is known by its id. ``display``: figures draw
+    -display as black and display as white. Names and display are no part of the content.
     """
 
     pixels: np.ndarray
@@ -33,6 +33,7 @@ class Images(Artifact):
     levels: int = 255
     condition: np.ndarray | None = None
     names: np.ndarray | None = None
+    display: float = 1.0
 
     def __post_init__(self):
         """Raises ValueError: the arrays have different lengths, or two images have the same id."""
@@ -56,7 +57,7 @@ class Images(Artifact):
         return tuple(self.pixels.shape[1:])
 
     def x0(self, rows: Rows | Tensor = slice(None)) -> Tensor:
-        """Images as float32 in [-1, 1], ``[B, C, H, W]``."""
+        """Images as float32 ``[B, C, H, W]``, in [-1, 1] unless they are latents."""
         rows = rows.numpy() if isinstance(rows, Tensor) else rows
         pixels = np.array(self.pixels[rows], dtype=np.float32)
         if self.pixels.dtype.kind == "u":
@@ -84,10 +85,10 @@ class Images(Artifact):
     def take(self, rows: Rows) -> "Images":
         """The images in ``rows``, with their ids and names."""
         condition, names = (None if array is None else array[rows] for array in (self.condition, self.names))
-        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels, condition, names)
+        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels, condition, names, self.display)
 
     def digest(self) -> str:
-        """The SHA-256 of the content, without the names."""
+        """The SHA-256 of the content, without names and display."""
         arrays = [self.pixels, self.index, self.label, np.array(self.levels)]
         return digest(*arrays, *([] if self.condition is None else [self.condition]))
 
@@ -95,6 +96,8 @@ class Images(Artifact):
         for name in ("pixels", "index", "label"):
             np.save(folder / f"{name}.npy", getattr(self, name))
         np.save(folder / "levels.npy", np.int64(self.levels))
+        if self.display != 1:
+            np.save(folder / "display.npy", np.float64(self.display))
         for name in ("condition", "names"):
             if (array := getattr(self, name)) is not None:
                 np.save(folder / f"{name}.npy", array)
@@ -103,7 +106,8 @@ class Images(Artifact):
     def load(cls, folder: Path) -> Self:
         optional = [name for name in ("condition", "names") if (folder / f"{name}.npy").exists()]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "index", "label", *optional)}
-        return cls(**arrays, levels=int(np.load(folder / "levels.npy")))
+        display = float(np.load(folder / "display.npy")) if (folder / "display.npy").exists() else 1.0
+        return cls(**arrays, levels=int(np.load(folder / "levels.npy")), display=display)
 
 
 @dataclass(frozen=True)

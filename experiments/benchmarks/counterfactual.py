@@ -238,8 +238,13 @@ class Counterfactual(QueryBenchmark):
         train = experiment.data.load().train
         for fraction in self.fractions:
             removed_count(fraction, len(train))
-        for queries in self.queries.values():
-            self.measurement.subject(queries.node(experiment))
+        for kind, queries in self.queries.items():
+            self.measurement.subject(node := queries.node(experiment))
+            if isinstance(node, Samples) and not experiment.data.bounded:
+                raise ValueError(
+                    f"benchmark.queries.{kind}: distances of generated images are of pixels in [-1, 1], but the data have no bounds "
+                    f"(latents); leave these queries out with queries@benchmark.queries.{kind}=none"
+                )
         with torch.device("meta"):
             self._mode(experiment).prepare(experiment.model(), experiment.trainer)
         if self.embedding is not None:

@@ -8,18 +8,17 @@ import numpy as np
 
 from attribution.checks import FieldError
 from attribution.images import Images
+from attribution.nodes import execution
 from experiments.datasets.errors import DataError
-from experiments.datasets.image_files import KINDS, ImageFiles, find_images, listed, natural, note
-from experiments.datasets.image_reader import Crop, Framing, Resize, read_images
-from experiments.datasets.selection import random_order
+from experiments.datasets.image_files import KINDS, ImageFiles, find_images, listed, note
+from experiments.datasets.image_reader import Crop, Framing, Resize, decode, files_of
+from experiments.datasets.pixels import decoded, states
 from experiments.datasets.source import Source, Splits
+from experiments.datasets.splitting import ends, first, numbered
 
-SHARED = ("experiments.datasets.image_reader", "experiments.datasets.selection")
+SHARED = ("experiments.datasets.image_reader", "experiments.datasets.splitting")
 
 TRAIN, VALIDATION = "train", "validation"
-VALIDATION_SHARE = 10
-"""One in so many images is held out if nothing says how many."""
-NO_LABEL = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,9 @@ class Folder(Source):
     (None: all; in a random split, a tenth of the images for validation and the others for training).
 
     The label of an image is the number of its folder in the split (in natural order, from 0), or -1 outside such folders. Names
-    are paths in the split, and ids are positions in the natural order of the names. :func:`read_images` says what becomes of
-    rotated, transparent, gray and other images, and :class:`Framing` what ``resize`` and ``crop`` do.
+    are paths in the split, and ids are positions in the natural order of the names. :func:`decode` says what becomes of
+    rotated, transparent, gray and other images, and :class:`Framing` what ``resize`` and ``crop`` do. The decoded pixels are kept
+    in the store in the folder ``store`` (None: in memory only).
     """
 
     NAME = "Folder"
@@ -46,6 +46,7 @@ class Folder(Source):
     n_train: int | None = None
     n_validation: int | None = None
     seed: int = 0
+    store: str | Path | None = execution(default=None)
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,39 +69,26 @@ class Folder(Source):
         files = find_images(self.folder, f"data.root={self.root}")
         if given:
             pools = _pools(files)
-            chosen = [self._first(pool, f"n_{name}") for name, pool in pools.items()]
+            chosen = [first(len(pool), getattr(self, f"n_{name}"), self.seed, f"n_{name}") for name, pool in pools.items()]
             return self._images(files, list(pools.values()), chosen, depth=1)
         pool = np.arange(len(files.paths))
-        return self._images(files, [pool, pool], self._ends(len(pool)), depth=0)
-
-    def _first(self, pool: np.ndarray, setting: str) -> np.ndarray:
-        """Positions of as many random images of a pool as ``setting`` says, or of all."""
-        n = getattr(self, setting)
-        if n is not None and not 1 <= n <= len(pool):
-            raise DataError(f"data.{setting}={n}: must be 1 to {len(pool)}, the number of images in the folder, or null for all")
-        return np.sort(random_order(self.seed, "folder", np.arange(len(pool)))[:n])
-
-    def _ends(self, count: int) -> list[np.ndarray]:
-        """Positions of the training images, at the beginning of a random order, and of the validation images, at its end."""
-        held_out = max(1, count // VALIDATION_SHARE) if self.n_validation is None else self.n_validation
-        n = count - held_out if self.n_train is None else self.n_train
-        if min(n, held_out) < 1 or n + held_out > count:
-            raise DataError(
-                f"data.n_train={n} and data.n_validation={held_out} of the {count} images in {self.folder}: both must be at least "
-                f"1, and together at most {count}"
-            )
-        order = random_order(self.seed, "folder", np.arange(count))
-        return [np.sort(order[:n]), np.sort(order[-held_out:])]
+        chosen = ends(len(pool), self.n_train, self.n_validation, self.seed, str(self.folder))
+        return self._images(files, [pool, pool], chosen, depth=0)
 
     def _images(self, files: ImageFiles, pools: Sequence[np.ndarray], chosen: Sequence[np.ndarray], depth: int) -> Splits:
         """Read the images at the ``chosen`` positions of each pool; folders at ``depth`` are their classes."""
-        kinds = [name.split("/")[depth] if name.count("/") > depth else None for name in files.names]
-        ordered = sorted({kind for kind in kinds if kind is not None}, key=lambda kind: natural(Path(kind)))
-        number = {None: NO_LABEL} | {kind: i for i, kind in enumerate(ordered)}
         rows = np.concatenate([pool[positions] for pool, positions in zip(pools, chosen, strict=True)]).tolist()
-        label = np.array([number[kinds[row]] for row in rows])
+        label = numbered([name.split("/")[depth] if name.count("/") > depth else None for name in files.names])[rows]
         names = np.array([files.names[row] for row in rows], np.str_)
-        pixels = read_images(files, rows, Framing(self.shape, self.resize, self.crop), "data")
+        framing, place = Framing(self.shape, self.resize, self.crop), str(files.folder)
+        made_of = ["folder", states(files.paths[row] for row in rows), list(self.shape), self.resize, self.crop]
+        pixels = decoded(
+            self.store,
+            made_of,
+            (len(rows), *self.shape),
+            "uint8",
+            lambda pixels: decode(files_of(files, rows), pixels, framing, place, "data"),
+        )
         n = len(chosen[0])
         parts = zip(chosen, (slice(n), slice(n, None)), strict=True)
         return Splits(*(Images(pixels[part], index, label[part], names=names[part]) for index, part in parts))

@@ -25,7 +25,7 @@ _OTHER_KINDS = {
 _CLUTTER = {"@eadir", "__macosx", "$recycle.bin"}
 """Folders, in lower case, that systems make beside the user's files. Hidden files and folders begin with a dot."""
 _LISTED = 8
-"""The largest number of names in a message."""
+"""The largest number of names in a note."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def note(sentence: str) -> None:
     print(f"note: {sentence}", file=sys.stderr)
 
 
-def listed(names: Sequence[str]) -> str:
-    """The names in one line; of many, the first ones and the number of the others."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+def listed(names: Sequence[str], most: int = _LISTED) -> str:
+    """The names in one line; of more than ``most``, the first ones and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _name(path: Path, folder: Path) -> str:

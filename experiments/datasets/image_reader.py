@@ -1,11 +1,13 @@
-"""The reader of image files: pixels of one shape from files of many kinds, and one error that lists all files it cannot use."""
+"""The reader of encoded images: pixels of one shape from files of many kinds, and one error that lists all it cannot use."""
 
 import io
+import itertools
+import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -27,6 +29,12 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 _ALPHA = {"LA", "PA", "RGBA"}
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # tags of TIFF
+_THREADS = 16
+"""The largest number of images that are decoded at a time. PIL decodes outside of Python's global lock."""
+_AHEAD = 256
+"""The number of encoded images that are held at a time."""
+_LISTED = 100
+"""The largest number of names of one reason in an error."""
 _DAMAGED = "damaged or no image (repair or remove)"
 _SEVERAL = "an animation or several pages (save the one image that you mean)"
 
@@ -87,55 +95,92 @@ def _centered(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, fl
     return left, top, size[0] - left, size[1] - top
 
 
-@dataclass
-class _Changes:
-    """Names of the files in which more is changed than the size."""
+class Encoded(NamedTuple):
+    """The name of an image, and a function that returns the content of its file."""
 
-    composited: list[str] = field(default_factory=list)
-    rounded: list[str] = field(default_factory=list)
+    name: str
+    content: Callable[[], bytes]
+
+
+class _Decoded(NamedTuple):
+    """What became of an image: why it cannot be used, or its other size, or whether more than its size was changed."""
+
+    unusable: str | None = None
+    other_size: str | None = None
+    composited: bool = False
+    rounded: bool = False
+
+
+def files_of(files: ImageFiles, rows: Sequence[int]) -> list[Encoded]:
+    """The files at the positions ``rows``."""
+    return [Encoded(files.names[row], files.paths[row].read_bytes) for row in rows]
 
 
 def read_images(files: ImageFiles, rows: Sequence[int], framing: Framing, setting: str) -> np.ndarray:
-    """Read the files at the positions ``rows``: pixels ``[N, C, H, W]`` uint8.
-
-    Rotations and mirrorings in EXIF data are applied. Palettes and CMYK become RGB; color profiles are not applied. Transparent
-    images are composited on white. Of 16 bits per channel, the higher 8 are kept. Gray images have three equal channels in RGB,
-    colors become luma (ITU-R 601) in gray. The user is told which images were transparent or had 16 bits.
-
-    Raises:
-        DataError: files are damaged, have several images, pixels that are no colors of 8 or 16 bits, or another size. The one
-            message lists them all, and names the settings ``setting``.resize and .crop.
-    """
+    """Read the files at the positions ``rows``: pixels ``[N, C, H, W]`` uint8, as :func:`decode` describes."""
     pixels = np.empty((len(rows), *framing.shape), np.uint8)
-    unusable: dict[str, list[str]] = {}
-    other_sizes: list[str] = []
-    changes = _Changes()
-    for place, row in enumerate(rows):
-        path, name = files.paths[row], files.names[row]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PIL warns of metadata that it does not understand
-                pixels[place] = framing.apply(_eight_bits(*_opened(path), name, changes))
-        except _UnusableError as error:
-            unusable.setdefault(str(error), []).append(name)
-        except _OtherSizeError as error:
-            other_sizes.append(f"{name} ({error})")
-    if unusable or other_sizes:
-        reasons = [f"{reason}: {listed(names)}" for reason, names in unusable.items()]
-        reasons += [_sizes_message(other_sizes, framing, setting)] if other_sizes else []
-        bad = sum(map(len, unusable.values())) + len(other_sizes)
-        raise DataError(f"{bad} of {len(rows)} images in {files.folder} cannot be used: {'; '.join(reasons)}")
-    if changes.composited:
-        note(f"transparent images are shown on white: {listed(changes.composited)}")
-    if changes.rounded:
-        note(f"of 16 bits per channel, the higher 8 are kept: {listed(changes.rounded)}")
+    for sentence in decode(files_of(files, rows), pixels, framing, str(files.folder), setting):
+        note(sentence)
     return pixels
 
 
-def _opened(path: Path) -> tuple[Image.Image, bool]:
+def decode(images: Iterable[Encoded], pixels: np.ndarray, framing: Framing, place: str, setting: str) -> list[str]:
+    """Decode images, a few at a time on several threads, into ``pixels [N, C, H, W]`` uint8.
+
+    Rotations and mirrorings in EXIF data are applied. Palettes and CMYK become RGB; color profiles are not applied. Transparent
+    images are composited on white. Of 16 bits per channel, the higher 8 are kept. Gray images have three equal channels in RGB,
+    colors become luma (ITU-R 601) in gray.
+
+    Returns:
+        Sentences for the user: which images were transparent or had 16 bits.
+
+    Raises:
+        DataError: images are damaged, are animations, or have pixels that are no colors of 8 or 16 bits, or another size. The one
+            message lists them all, and names ``place`` and the settings ``setting``.resize and .crop.
+    """
+    found: list[tuple[str, _Decoded]] = []
+    numbered = iter(enumerate(images))
+
+    def one(numbered: tuple[int, Encoded]) -> tuple[str, _Decoded]:
+        row, image = numbered
+        return image.name, _decoded(image, pixels[row], framing)
+
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of metadata that it does not understand
+        while some := list(itertools.islice(numbered, _AHEAD)):
+            found += [(name, result) for name, result in threads.map(one, some) if any(result)]
+    unusable = [(name, result.unusable) for name, result in found if result.unusable]
+    other_sizes = [f"{name} ({result.other_size})" for name, result in found if result.other_size]
+    if unusable or other_sizes:
+        by_reason = {reason: [name for name, other in unusable if other == reason] for _, reason in unusable}
+        reasons = [f"{reason}: {listed(names, _LISTED)}" for reason, names in by_reason.items()]
+        reasons += [_sizes_message(other_sizes, framing, setting)] if other_sizes else []
+        bad = len(unusable) + len(other_sizes)
+        raise DataError(f"{bad} of {len(pixels)} images in {place} cannot be used: {'; '.join(reasons)}")
+    composited, rounded = ([name for name, result in found if getattr(result, kind)] for kind in ("composited", "rounded"))
+    return [
+        *([f"transparent images are shown on white: {listed(composited)}"] if composited else []),
+        *([f"of 16 bits per channel, the higher 8 are kept: {listed(rounded)}"] if rounded else []),
+    ]
+
+
+def _decoded(image: Encoded, pixels: np.ndarray, framing: Framing) -> _Decoded:
+    """Decode an image into ``pixels [C, H, W]``."""
+    try:
+        opened, sixteen_bits = _opened(image.content)
+        flat, composited = _eight_bits(opened, sixteen_bits)
+        pixels[:] = framing.apply(flat)
+    except _UnusableError as error:
+        return _Decoded(unusable=str(error))
+    except _OtherSizeError as error:
+        return _Decoded(other_size=str(error))
+    return _Decoded(composited=composited, rounded=sixteen_bits)
+
+
+def _opened(read: Callable[[], bytes]) -> tuple[Image.Image, bool]:
     """Return the image in a file, upright, and whether it has 16 bits per channel."""
     try:
-        content = path.read_bytes()
+        content = read()
     except OSError as error:
         raise _UnusableError((error.strerror or str(error)).lower()) from error
     try:
@@ -151,21 +196,18 @@ def _opened(path: Path) -> tuple[Image.Image, bool]:
     raise _UnusableError(_SEVERAL)
 
 
-def _eight_bits(image: Image.Image, sixteen_bits: bool, name: str, changes: _Changes) -> Image.Image:
-    """Return the image without transparency and with 8 bits per channel; ``changes`` gets its name if it is changed."""
+def _eight_bits(image: Image.Image, sixteen_bits: bool) -> tuple[Image.Image, bool]:
+    """Return the image without transparency and with 8 bits per channel, and whether it was transparent."""
     transparent = image.mode in _ALPHA or "transparency" in image.info
     if sixteen_bits and image.mode.startswith("I") and not transparent:
         image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
     if image.mode not in _EIGHT_BITS:
         raise _UnusableError(f"pixels of type {image.mode} (save as RGB or gray with 8 bits per channel)")
-    if sixteen_bits:
-        changes.rounded.append(name)
     if transparent:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
-            changes.composited.append(name)
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image), True
+    return image, False
 
 
 def _has_sixteen_bits(image: Image.Image, content: bytes) -> bool:
@@ -180,10 +222,11 @@ def _has_sixteen_bits(image: Image.Image, content: bytes) -> bool:
 
 def _sizes_message(images: Sequence[str], framing: Framing, setting: str) -> str:
     _, height, width = framing.shape
+    names = listed(images, _LISTED)
     wanted = f"{width}×{height} pixels (width × height, data.size)"
     if framing.crop == "center":
-        return f"smaller than {wanted}, with {setting}.resize=none (set it to area, bilinear, bicubic or lanczos): {listed(images)}"
+        return f"smaller than {wanted}, with {setting}.resize=none (set it to area, bilinear, bicubic or lanczos): {names}"
     return (
         f"not {wanted}, with {setting}.resize=none and {setting}.crop=none (set {setting}.resize to area, bilinear, bicubic or "
-        f"lanczos, and {setting}.crop=center to keep proportions): {listed(images)}"
+        f"lanczos, and {setting}.crop=center to keep proportions): {names}"
     )

@@ -78,6 +78,16 @@ class Source(ABC):
         return self.channels, height, width
 
     @property
+    def bounded(self) -> bool:
+        """Whether the values that models see are in [-1, 1]. Latents need not be: samplers must not clip them."""
+        return True
+
+    @property
+    def display(self) -> float:
+        """The magnitude that figures draw as black and white."""
+        return 1.0 if self.bounded else self.load().train.display
+
+    @property
     def folder(self) -> Path:
         """The folder of the files."""
         return Path("data" if self.root is None else self.root).expanduser()

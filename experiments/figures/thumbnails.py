@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 
 from attribution.images import Images
 from experiments.figures.style import DPI, FAINT, INK, RED, drawable, ending, text_width
+from experiments.report.colors import colors
 
 _NAME_LINE = 0.11
 """The height of the line of a name below an image in inches."""
@@ -71,8 +72,8 @@ def foot(axes: Axes, x: float, y: float, boxed: Sequence[str], notes: Sequence[s
 
 
 def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: float, text: str, box: bool = False) -> None:
-    """Draw an image with ``text`` below. Values outside [-1, 1], as of generated images, are clipped to black and white."""
-    pixels = np.clip((images.x0([int(row)])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
+    """Draw an image with ``text`` below."""
+    pixels = colors(images, [int(row)])[0]
     pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
     height, width = (size * side / max(pixels.shape[:2]) for side in pixels.shape[:2])
     left, top = x + (size - width) / 2, y + size - height
@@ -85,8 +86,7 @@ def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: fl
 
 def picture(axes: Axes, images: Images, row: int, text: str, color: str) -> None:
     """Fill axes of their own with an image in a frame of ``color``, with ``text`` below."""
-    pixels = np.clip((images.x0([row])[0].numpy().transpose(1, 2, 0) + 1) / 2, 0, 1)
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(colors(images, [row])[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for side in axes.spines.values():

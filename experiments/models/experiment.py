@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from attribution.checks import FieldError
 from attribution.diffusion import Process
 from attribution.diffusion.samplers import Sampler
 from attribution.execution import Execution
@@ -41,6 +42,12 @@ class Experiment:
     execution: Execution
     logger: LoggerFor | None = None
 
+    def __post_init__(self):
+        """Raises FieldError: the sampler clips values that have no bounds."""
+        if not self.data.bounded and self.diffusion.sampler.clip:
+            message = "must be false: the values of the data have no bounds (latents), and the sampler would clip them to [-1, 1]"
+            raise FieldError(self.diffusion.sampler, "clip", message)
+
     @property
     def train(self) -> Split:
         """The training images."""
@@ -70,5 +77,11 @@ class Experiment:
     def samples(self, n: int, seed: int) -> Samples:
         """``n`` images that the trained model generates."""
         return Samples(
-            trained=self.trained, sampler=self.diffusion.sampler, shape=self.shape, n=n, seed=seed, execution=self.execution
+            trained=self.trained,
+            sampler=self.diffusion.sampler,
+            shape=self.shape,
+            n=n,
+            seed=seed,
+            execution=self.execution,
+            display=self.data.display,
         )

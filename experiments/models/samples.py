@@ -31,6 +31,7 @@ class SampleShard(ImageSet):
     shape: tuple[int, int, int]
     seed: int
     rows: tuple[int, int]
+    display: float = execution(default=1.0)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -49,12 +50,15 @@ class SampleShard(ImageSet):
         index = np.arange(*self.rows)
         seeds = torch.tensor([_seed(self.seed, int(i)) for i in index], device=device)
         x0 = self.sampler.sample(network, self.trained.process, self.shape, seeds, progress=_bar())
-        return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1))
+        return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1), display=self.display)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(ImageSet):
-    """``n`` images that the trained model generates. Sample i has its own noise, so it does not depend on ``n``."""
+    """``n`` images that the trained model generates. Sample i has its own noise, so it does not depend on ``n``.
+
+    ``display``: how figures draw them (:class:`Images`).
+    """
 
     NAME = "Samples"
     VERSION = 1
@@ -65,6 +69,7 @@ class Samples(ImageSet):
     shape: tuple[int, int, int]
     n: int
     seed: int
+    display: float = execution(default=1.0)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -78,7 +83,13 @@ class Samples(ImageSet):
     def parts(self, get: Get) -> Sequence[Node]:
         return [
             SampleShard(
-                trained=self.trained, sampler=self.sampler, shape=self.shape, seed=self.seed, rows=rows, execution=self.execution
+                trained=self.trained,
+                sampler=self.sampler,
+                shape=self.shape,
+                seed=self.seed,
+                rows=rows,
+                execution=self.execution,
+                display=self.display,
             )
             for rows in ranges(0, self.n, self.execution.shard)
         ]
@@ -91,7 +102,7 @@ class Samples(ImageSet):
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
         pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
-        return Images(pixels, index, label).named("generated")
+        return Images(pixels, index, label, display=self.display).named("generated")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from attribution.checks import FieldError
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, digest, execution
 from experiments.datasets.image_files import find_images
@@ -26,6 +27,8 @@ class Folder(Queries):
     crop: Crop = "none"
 
     def node(self, experiment: Experiment) -> ImageSet:
+        if not experiment.data.bounded:
+            raise FieldError(self, "path", "image files are no queries for a model of latents; choose queries=validation or generated")
         return ImageFolder(path=self.path, shape=experiment.shape, resize=self.resize, crop=self.crop)
 
 

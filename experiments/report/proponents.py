@@ -9,6 +9,7 @@ import numpy as np
 from attribution.images import Images
 from experiments.metrics.ranking import top_k
 from experiments.report.attributions import Attributions
+from experiments.report.colors import colors
 
 QUERIES = 8
 """The largest number of queries."""
@@ -45,9 +46,9 @@ def influential(attributions: Attributions) -> Iterator[Proponent]:
 
 
 def picture(images: Images, row: int) -> np.ndarray:
-    """An image as uint8 ``[H, W]`` or ``[H, W, 3]``, enlarged if it is small. Of other numbers of channels, the first is shown."""
-    pixels = ((images.x0([row])[0].numpy() + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
-    shown = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+    """An image as uint8 ``[H, W]`` or ``[H, W, 3]``, enlarged if it is small."""
+    pixels = (colors(images, [row])[0] * 255).round().astype(np.uint8)
+    shown = pixels if pixels.shape[2] == 3 else pixels[..., 0]
     factor = max(1, -(-_SIDE // max(shown.shape[:2])))
     return shown.repeat(factor, 0).repeat(factor, 1)
 

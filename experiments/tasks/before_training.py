@@ -4,16 +4,19 @@ rehearsal of training finds.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.images.draws import DrawScheme
+from attribution.measurements.elbo import Elbo
 from attribution.nodes import Node
 from experiments.models.experiment import Experiment
 from experiments.models.rehearsal import rehearse
 from experiments.store.store import Store
 from experiments.tasks.run_context import RunContext
+
+P = TypeVar("P")
 
 _FIRST_WEIGHT = 0.01
 """The weight of the first step in the parameter average above which the average is far from converged."""
@@ -45,6 +48,7 @@ def check_experiment(experiment: Experiment, store: Store, *users: Any) -> None:
         FieldError: A field has a value that would fail later.
     """
     check_draws(experiment, *users)
+    check_measures(experiment, *users)
     if not store.has(experiment.trained):
         rehearse(experiment)
 
@@ -60,18 +64,31 @@ def check_draws(experiment: Experiment, *users: Any) -> None:
         if empty := [name for name, values in swept.items() if not values]:
             raise FieldError(user, empty[0], "give at least one value")
     T = experiment.diffusion.process.T
-    for scheme in _schemes(users):
+    for scheme in _parts(users, DrawScheme):
         scheme.check(T)
 
 
-def _schemes(value: Any) -> Iterator[DrawScheme]:
-    if isinstance(value, DrawScheme):
+def check_measures(experiment: Experiment, *users: Any) -> None:
+    """Check that no measure in ``users`` needs discrete pixels if the data have none.
+
+    Raises:
+        FieldError: The ELBO would be measured on latents.
+    """
+    for measure in _parts(users, Elbo):
+        if not experiment.data.bounded:
+            message = "the ELBO is a bound for images of discrete values, but the data have no bounds (latents); measure the loss"
+            raise FieldError(measure, "levels", message)
+
+
+def _parts(value: Any, kind: type[P]) -> Iterator[P]:
+    """Yield the objects of a class that are among the fields of ``value``, at any depth."""
+    if isinstance(value, kind):
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, Node | type):
         for field in dataclasses.fields(value):
-            yield from _schemes(getattr(value, field.name))
+            yield from _parts(getattr(value, field.name), kind)
     elif isinstance(value, Mapping):
-        yield from _schemes(list(value.values()))
+        yield from _parts(list(value.values()), kind)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for part in value:
-            yield from _schemes(part)
+            yield from _parts(part, kind)

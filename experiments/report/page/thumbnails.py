@@ -10,22 +10,18 @@ import numpy as np
 from PIL import Image
 
 from attribution.images import Images
+from experiments.report.colors import colors
 
 LARGEST = 96
 """The largest side of a thumbnail in pixels. Smaller images keep their pixels: the browser enlarges them."""
 
 
 def pictures(images: Images, rows: Sequence[int]) -> list[Image.Image]:
-    """The images in ``rows``, gray or with three colors. Values outside [-1, 1] are clipped to black and white.
-
-    Of images with 2 channels, the first is shown; of those with more than 3, the first three.
-    """
+    """The images in ``rows``, gray or with three colors."""
     if not len(rows):
         return []
-    channels = 3 if images.shape[0] >= 3 else 1
-    values = images.x0(rows).numpy()[:, :channels].transpose(0, 2, 3, 1)
-    levels = np.rint(np.clip((values + 1) * 127.5, 0, 255)).astype(np.uint8)
-    return [Image.fromarray(pixels if channels == 3 else pixels[..., 0]) for pixels in levels]
+    levels = np.rint(colors(images, rows) * 255).astype(np.uint8)
+    return [Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]) for pixels in levels]
 
 
 def is_reduced(images: Images) -> bool:

@@ -1,0 +1,138 @@
+"""Images or latents of one's own in files of arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attribution.checks import FieldError
+from attribution.images import Images
+from attribution.nodes import execution
+from experiments.datasets.array_files import SUFFIXES, ArrayFile, open_arrays
+from experiments.datasets.array_pixels import Conversion, Layout, Range
+from experiments.datasets.errors import DataError
+from experiments.datasets.image_files import listed
+from experiments.datasets.pixels import decoded, states
+from experiments.datasets.source import Source, Splits
+from experiments.datasets.splitting import NO_LABEL, ends, first, numbered
+
+SHARED = ("experiments.datasets.array_files", "experiments.datasets.array_pixels", "experiments.datasets.splitting")
+
+TRAIN, VALIDATION = "train", "validation"
+_EXAMPLES, _SHOWN = 256, 0.99
+"""Figures of latents saturate where values are beyond this quantile of the magnitudes in so many training images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Source):
+    """The images in ``root``: an .npy, .npz or .safetensors file, or a folder with such files called train and validation.
+
+    Of one file, a random order by ``seed`` has the training images at one end and the validation images at the other, as in
+    :class:`Folder`. ``images``, ``labels`` and ``names`` are names of arrays (None: the usual ones, see :func:`open_arrays`).
+    ``layout``: "NCHW", "NHWC", or "auto", which reads it off ``channels`` and ``size``.
+
+    Integers range from 0 to ``levels``. Floats need ``range``: (low, high) become -1 and 1 in the model; "unbounded" leaves the
+    values as they are, for latents, which a sampler must not clip. Ids are rows of the array; a name that is not given is
+    "train/ROW" or "validation/ROW". The converted pixels are kept in the store in the folder ``store`` (None: in memory only).
+    """
+
+    NAME = "Arrays"
+    VERSION = 1
+
+    channels: int
+    size: int | Sequence[int]
+    flips: bool = False
+    images: str | None = None
+    labels: str | None = None
+    names: str | None = None
+    layout: Layout = "auto"
+    range: Range = None
+    n_train: int | None = None
+    n_validation: int | None = None
+    seed: int = 0
+    store: str | Path | None = execution(default=None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.size, int) and len(self.size) != 2:
+            raise FieldError(self, "size", "must be a number of pixels, or [height, width]")
+        if self.range is not None and self.range != "unbounded" and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+            raise FieldError(self, "range", "must be [low, high] with low < high, unbounded, or null for integers")
+
+    @property
+    def bounded(self) -> bool:
+        return self.range != "unbounded"
+
+    def read(self) -> Splits:
+        if self.root is None:
+            raise DataError(f"data.root is missing: set it to a file ({', '.join(SUFFIXES)}), or to a folder with train and validation")
+        files = [open_arrays(path, self.images, self.labels, self.names) for path in self._paths()]
+        for file in files:
+            if not file.images.shape or not file.images.shape[0]:
+                raise DataError(f"{file.path}: the array {file.images.name} {list(file.images.shape)} holds no images")
+        counts = [file.images.shape[0] for file in files]
+        if len(files) == 1:
+            chosen = ends(counts[0], self.n_train, self.n_validation, self.seed, str(files[0].path))
+            files = files * 2
+        else:
+            names = ("n_train", "n_validation")
+            chosen = [first(n, getattr(self, name), self.seed, name) for n, name in zip(counts, names, strict=True)]
+        pixels = self._pixels(files, chosen)
+        label, n = self._label(files, chosen), len(chosen[0])
+        display = 1.0 if self.bounded else float(np.quantile(np.abs(pixels[: min(n, _EXAMPLES)]), _SHOWN)) or 1.0
+        return Splits(
+            *(
+                Images(pixels[part], rows, label[part], self.levels, None, self._named(file, rows), display)
+                for file, rows, part in zip(files, chosen, (slice(n), slice(n, None)), strict=True)
+            )
+        )
+
+    def _paths(self) -> list[Path]:
+        """The file, or the files of training and validation images."""
+        root = self.folder
+        if root.is_file():
+            if root.suffix.lower() not in SUFFIXES:
+                raise DataError(f"data.root={self.root}: must be one of {', '.join(SUFFIXES)}, or a folder with train and validation")
+            return [root]
+        if not root.is_dir():
+            raise DataError(f"data.root={self.root}: there is no such file or folder; give a file ({', '.join(SUFFIXES)})")
+        found = []
+        for name in (TRAIN, VALIDATION):
+            files = [root / f"{name}{suffix}" for suffix in SUFFIXES if (root / f"{name}{suffix}").is_file()]
+            if len(files) != 1:
+                there = sorted(path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
+                message = f"must hold one {name} file ({', '.join(name + suffix for suffix in SUFFIXES)}), but holds {listed(there) or 'none'}"
+                raise DataError(f"data.root={self.root}: {message}; for a random split of one file, give the file")
+            found += files
+        return found
+
+    def _pixels(self, files: Sequence[ArrayFile], chosen: Sequence[np.ndarray]) -> np.ndarray:
+        conversion = Conversion(self.shape, self.levels, self.layout, self.range)
+        dtype = conversion.dtype(files)
+
+        def fill(pixels: np.ndarray) -> list[str]:
+            n = len(chosen[0])
+            parts = (pixels[:n], pixels[n:])
+            notes = [note for file, rows, part in zip(files, chosen, parts, strict=True) for note in conversion.fill(file, rows, part)]
+            return list(dict.fromkeys(notes))
+
+        made_of = [
+            *("arrays", states(file.path for file in files), [file.images.name for file in files]),
+            *([rows.tolist() for rows in chosen], list(self.shape), self.levels, self.layout),
+            *([self.range] if isinstance(self.range, str | None) else [list(self.range)]),
+        ]
+        return decoded(self.store, made_of, (sum(map(len, chosen)), *self.shape), dtype, fill)
+
+    def _label(self, files: Sequence[ArrayFile], chosen: Sequence[np.ndarray]) -> np.ndarray:
+        """The labels of all chosen images. Text is numbered over both splits."""
+        labels = [None if file.labels is None else file.labels[rows] for file, rows in zip(files, chosen, strict=True)]
+        if any(label is not None and label.dtype.kind in "US" for label in labels):
+            kinds = [[None] * len(rows) if label is None else label.astype(str).tolist() for label, rows in zip(labels, chosen, strict=True)]
+            return numbered([*kinds[0], *kinds[1]])
+        known = [np.full(len(rows), NO_LABEL) if label is None else label for label, rows in zip(labels, chosen, strict=True)]
+        return np.concatenate(known).astype(np.int64)
+
+    @staticmethod
+    def _named(file: ArrayFile, rows: np.ndarray) -> np.ndarray | None:
+        return None if file.names is None else np.array([file.names[row] for row in rows.tolist()], np.str_)
