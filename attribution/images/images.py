@@ -20,11 +20,11 @@ class Images(Artifact):
     """N images with ids, labels and conditions.
 
     ``pixels`` is ``[N, C, H, W]``: float32 in [-1, 1] (latents: any values), or unsigned integers 0..``levels`` that ``x0`` maps to
-    this range (so that a data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source, unique; draws are a
-    function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: an extra network input for each image (a
-    class, an embedding); None for networks that take nothing else. ``names`` str ``[N]``: what people call each image, such as its
-    file ("cats/img10.png") or its place in a data set ("train/123"); None: it is known by its id. ``display``: figures draw
-    -display as black and display as white. Names and display are no part of the content.
+    this range (so that a data set takes no more memory than disk). ``index`` int64 ``[N]``: the id of each image in its source,
+    unique; draws are a function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: an extra network input
+    for each image (a class, an embedding); None for networks that take nothing else. ``names`` str ``[N]``: what people call each
+    image, such as its file ("cats/img10.png") or its place in a data set ("train/123"); None: it is known by its id. ``display``:
+    figures draw -display as black and display as white. Names and display are no part of the content.
     """
 
     pixels: np.ndarray

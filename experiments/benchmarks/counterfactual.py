@@ -242,8 +242,8 @@ class Counterfactual(QueryBenchmark):
             self.measurement.subject(node := queries.node(experiment))
             if isinstance(node, Samples) and not experiment.data.bounded:
                 raise ValueError(
-                    f"benchmark.queries.{kind}: distances of generated images are of pixels in [-1, 1], but the data have no bounds "
-                    f"(latents); leave these queries out with queries@benchmark.queries.{kind}=none"
+                    f"benchmark.queries.{kind}: distances of generated images are of pixels in [-1, 1], but the data are latents "
+                    f"without bounds; leave these queries out with queries@benchmark.queries.{kind}=none"
                 )
         with torch.device("meta"):
             self._mode(experiment).prepare(experiment.model(), experiment.trainer)

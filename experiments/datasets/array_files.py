@@ -78,8 +78,8 @@ def _arrays(path: Path) -> dict[str, ArrayView]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file can raise any error
-        remedy = "arrays of Python objects are not read" if "object" in str(error).lower() else "it is damaged or of another kind"
-        raise DataError(f"{path} cannot be read ({error}): {remedy}; save it again with numpy or safetensors") from error
+        reasons = "it is damaged, of another kind, or holds Python objects; save plain arrays with numpy or safetensors"
+        raise DataError(f"{path} cannot be read ({error}): {reasons}") from error
 
 
 def _view(name: str, array: np.ndarray) -> ArrayView:
@@ -106,7 +106,7 @@ def _safetensors(path: Path) -> dict[str, ArrayView]:
 
 def _beside(path: Path, name: str) -> list[ArrayView]:
     other = path.with_name(f"{path.stem}_{name}.npy")
-    return [view for view in _arrays(other).values()] if other.is_file() else []
+    return list(_arrays(other).values()) if other.is_file() else []
 
 
 def _chosen(path: Path, arrays: dict[str, ArrayView], setting: str, name: str | None, usual: Sequence[str]) -> ArrayView | None:
@@ -125,7 +125,9 @@ def _labels(path: Path, view: ArrayView) -> np.ndarray:
     values = view.all()
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        raise DataError(f"{path}: the labels {view.name} {list(view.shape)} {view.dtype} must be one integer or text for each image")
+        raise DataError(
+            f"{path}: the labels {view.name} {list(view.shape)} {view.dtype} must be one integer or text for each image"
+        )
     return values
 
 

@@ -1,5 +1,6 @@
 """From arrays of any usual kind to pixels ``[N, C, H, W]``: layout, range and type."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -47,8 +48,8 @@ class Conversion:
             if self.range is None:
                 low, high = _limits(files)
                 raise DataError(
-                    f"data.range is missing: the images in {files[0].path} are floats, from {low:.4g} to {high:.4g}; give the values "
-                    "of black and white, such as [0,1] or [-1,1], or unbounded to leave them as they are (latents)"
+                    f"data.range is missing: the images in {files[0].path} are floats, from {low:.4g} to {high:.4g}; give the "
+                    "values of black and white, such as [0,1] or [-1,1], or unbounded to leave them as they are (latents)"
                 )
             return "float32"
         if self.range is not None:
@@ -69,34 +70,35 @@ class Conversion:
         Raises:
             DataError: values are not finite or outside their range. The message says in how many images and lists some.
         """
-        order, floats = self._order(file), pixels.dtype.kind == "f"
-        bounds = None if floats and self.range == "unbounded" else (self.range if floats else (0, self.levels))
+        order, bounds = self._order(file), self._bounds(pixels.dtype)
+        slack = _ROUNDING * (bounds[1] - bounds[0]) if pixels.dtype.kind == "f" else 0.0
         not_finite: list[int] = []
         outside: list[int] = []
-        low, high = np.inf, -np.inf
+        low, high = math.inf, -math.inf
         for place, block in _blocks(file.images, rows):
             values = block[:, None] if block.ndim == 3 else block.transpose(order)
             flat = values.reshape(len(values), -1)
             least, most = (ends.astype(np.float64) for ends in (flat.min(1), flat.max(1)))
             finite = np.isfinite(least) & np.isfinite(most)
             not_finite += rows[place][~finite].tolist()
-            if bounds is not None:
-                slack = _ROUNDING * (bounds[1] - bounds[0]) if floats else 0
-                wrong = finite & ((least < bounds[0] - slack) | (most > bounds[1] + slack))
-                outside += rows[place][wrong].tolist()
-            low, high = min(low, least[finite].min(initial=np.inf)), max(high, most[finite].max(initial=-np.inf))
+            outside += rows[place][finite & ((least < bounds[0] - slack) | (most > bounds[1] + slack))].tolist()
+            low = min(low, float(least[finite].min(initial=math.inf)))
+            high = max(high, float(most[finite].max(initial=-math.inf)))
             pixels[place] = self._scaled(values, pixels.dtype) if finite.all() and not outside else 0
         self._refuse(file, len(rows), not_finite, outside, low, high)
-        if bounds is not None and high - low < _SMALL * (bounds[1] - bounds[0]):
-            setting = "data.range" if floats else "data.levels"
-            return [f"the values in {file.path} go from {low:.4g} to {high:.4g} only: check {setting}={_text(self._bound(floats))}"]
+        if math.isfinite(bounds[1]) and high - low < _SMALL * (bounds[1] - bounds[0]):
+            setting = f"data.levels={self.levels}" if self.range is None else f"data.range={_text(self.range)}"
+            return [f"the values in {file.path} go from {low:.4g} to {high:.4g} only: check {setting}"]
         return []
 
-    def _bound(self, floats: bool) -> Range | int:
-        return self.range if floats else self.levels
+    def _bounds(self, dtype: np.dtype) -> tuple[float, float]:
+        """The least and the largest value that the arrays may have."""
+        if dtype.kind == "u":
+            return 0, self.levels
+        return (-math.inf, math.inf) if isinstance(self.range, str | None) else (self.range[0], self.range[1])
 
     def _scaled(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        if dtype.kind == "u" or self.range == "unbounded" or self.range is None:
+        if dtype.kind == "u" or isinstance(self.range, str | None):
             return values.astype(dtype)
         low, high = self.range
         return np.clip((values.astype(np.float64) - low) * (2 / (high - low)) - 1, -1, 1).astype(dtype)
@@ -105,16 +107,16 @@ class Conversion:
         problems = []
         if not_finite:
             problems.append(f"{len(not_finite)} have values that are not finite (repair or remove): {_rows(not_finite)}")
-        if outside and isinstance(self.range, Sequence):
-            problems.append(
-                f"{len(outside)} have values outside data.range={_text(self.range)}, which go from {low:.6g} to {high:.6g} (set "
-                f"data.range to these ends, or to unbounded for latents): {_rows(outside)}"
-            )
-        elif outside:
+        if outside and self.range is None:
             remedy = "save them without negative values" if low < 0 else "set data.levels to the largest possible value"
             problems.append(
                 f"{len(outside)} have values outside 0 to data.levels={self.levels}, which go from {low:.0f} to {high:.0f} "
                 f"({remedy}): {_rows(outside)}"
+            )
+        elif outside:
+            problems.append(
+                f"{len(outside)} have values outside data.range={_text(self.range)}, which go from {low:.6g} to {high:.6g} (set "
+                f"data.range to these ends, or to unbounded for latents): {_rows(outside)}"
             )
         if problems:
             raise DataError(f"of {count} images in {file.path}, {'; '.join(problems)}")
@@ -180,4 +182,6 @@ def _rows(rows: list[int]) -> str:
 
 
 def _text(value: object) -> str:
-    return f"[{','.join(f'{end:g}' for end in value)}]" if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    return (
+        f"[{','.join(f'{end:g}' for end in value)}]" if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    )

@@ -66,7 +66,9 @@ class Arrays(Source):
 
     def read(self) -> Splits:
         if self.root is None:
-            raise DataError(f"data.root is missing: set it to a file ({', '.join(SUFFIXES)}), or to a folder with train and validation")
+            raise DataError(
+                f"data.root is missing: set it to a file ({', '.join(SUFFIXES)}), or to a folder with train and validation"
+            )
         files = [open_arrays(path, self.images, self.labels, self.names) for path in self._paths()]
         for file in files:
             if not file.images.shape or not file.images.shape[0]:
@@ -93,7 +95,9 @@ class Arrays(Source):
         root = self.folder
         if root.is_file():
             if root.suffix.lower() not in SUFFIXES:
-                raise DataError(f"data.root={self.root}: must be one of {', '.join(SUFFIXES)}, or a folder with train and validation")
+                raise DataError(
+                    f"data.root={self.root}: must be one of {', '.join(SUFFIXES)}, or a folder with train and validation"
+                )
             return [root]
         if not root.is_dir():
             raise DataError(f"data.root={self.root}: there is no such file or folder; give a file ({', '.join(SUFFIXES)})")
@@ -102,8 +106,11 @@ class Arrays(Source):
             files = [root / f"{name}{suffix}" for suffix in SUFFIXES if (root / f"{name}{suffix}").is_file()]
             if len(files) != 1:
                 there = sorted(path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
-                message = f"must hold one {name} file ({', '.join(name + suffix for suffix in SUFFIXES)}), but holds {listed(there) or 'none'}"
-                raise DataError(f"data.root={self.root}: {message}; for a random split of one file, give the file")
+                wanted = f"one {name} file ({', '.join(name + suffix for suffix in SUFFIXES)})"
+                raise DataError(
+                    f"data.root={self.root}: must hold {wanted}, but holds {listed(there) or 'none'}; for a random split of one "
+                    "file, give the file"
+                )
             found += files
         return found
 
@@ -112,9 +119,16 @@ class Arrays(Source):
         dtype = conversion.dtype(files)
 
         def fill(pixels: np.ndarray) -> list[str]:
+            notes: list[str] = []
+            problems: list[str] = []
             n = len(chosen[0])
-            parts = (pixels[:n], pixels[n:])
-            notes = [note for file, rows, part in zip(files, chosen, parts, strict=True) for note in conversion.fill(file, rows, part)]
+            for file, rows, part in zip(files, chosen, (pixels[:n], pixels[n:]), strict=True):
+                try:
+                    notes += conversion.fill(file, rows, part)
+                except DataError as error:
+                    problems.append(str(error))
+            if problems:
+                raise DataError("; ".join(problems))
             return list(dict.fromkeys(notes))
 
         made_of = [
@@ -128,7 +142,10 @@ class Arrays(Source):
         """The labels of all chosen images. Text is numbered over both splits."""
         labels = [None if file.labels is None else file.labels[rows] for file, rows in zip(files, chosen, strict=True)]
         if any(label is not None and label.dtype.kind in "US" for label in labels):
-            kinds = [[None] * len(rows) if label is None else label.astype(str).tolist() for label, rows in zip(labels, chosen, strict=True)]
+            kinds = [
+                [None] * len(rows) if label is None else label.astype(str).tolist()
+                for label, rows in zip(labels, chosen, strict=True)
+            ]
             return numbered([*kinds[0], *kinds[1]])
         known = [np.full(len(rows), NO_LABEL) if label is None else label for label, rows in zip(labels, chosen, strict=True)]
         return np.concatenate(known).astype(np.int64)

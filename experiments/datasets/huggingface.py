@@ -15,11 +15,10 @@ from experiments.datasets.image_reader import Crop, Encoded, Framing, Resize, de
 from experiments.datasets.pixels import decoded, states
 from experiments.datasets.source import Source, Splits
 from experiments.datasets.splitting import NO_LABEL, ends, first, numbered
-from experiments.datasets.tables import Table, open_tables
+from experiments.datasets.tables import HELD_OUT, Table, open_tables
 
 SHARED = ("experiments.datasets.image_reader", "experiments.datasets.splitting", "experiments.datasets.tables")
 
-VALIDATION = "validation"
 IMAGES, LABELS = ("image", "img"), ("label", "labels")
 """Columns that are looked for, in this order, if no setting names one."""
 
@@ -29,13 +28,13 @@ class HuggingFace(Source):
     """The images of a data set in ``root``: a folder that ``datasets.save_to_disk`` wrote, a folder of parquet files, or the name
     of a data set in the local cache of ``datasets`` (with its configuration ``subset``). Nothing is downloaded.
 
-    ``train`` and ``validation`` are names of its splits. With ``validation=None``, a split called validation has the validation
-    images; if there is none, a random order of the training split by ``seed`` has the training images at one end and the
-    validation images at the other. ``image``, ``label`` and ``name`` are columns: of encoded images, of integers or text, and of
-    text. By default image or img; label or labels, or no labels; and the names of the files that the images were made from, if
-    every image has one of its own. Ids are rows of the split. :func:`decode` says what becomes of rotated, transparent, gray and
-    other images, and :class:`Framing` what ``resize`` and ``crop`` do. The decoded pixels are kept in the store in the folder
-    ``store`` (None: in memory only).
+    ``train`` and ``validation`` are names of its splits. With ``validation=None``, a split called validation (or val, valid,
+    dev) has the validation images; if there is none, a random order of the training split by ``seed`` has the training images at
+    one end and the validation images at the other. ``image``, ``label`` and ``name`` are columns: of encoded images, of integers
+    or text, and of text. By default image or img; label or labels, or no labels; and the names of the files that the images were
+    made from, if every image has one of its own. Ids are rows of the split. :func:`decode` says what becomes of rotated,
+    transparent, gray and other images, and :class:`Framing` what ``resize`` and ``crop`` do. The decoded pixels are kept in the
+    store in the folder ``store`` (None: in memory only).
     """
 
     NAME = "HuggingFace"
@@ -66,10 +65,12 @@ class HuggingFace(Source):
 
     def read(self) -> Splits:
         if self.root is None:
-            raise DataError("data.root is missing: set it to the folder of a saved data set or of parquet files, or to a cached name")
+            raise DataError(
+                "data.root is missing: set it to the folder of a saved data set or of parquet files, or to a cached name"
+            )
         splits = open_tables(self.folder, f"data.root={self.root}", self.subset)
         train = self._split(splits, "train", self.train)
-        held_out = VALIDATION if self.validation is None and VALIDATION in splits else self.validation
+        held_out = self.validation or next((name for name in HELD_OUT if name in splits), None)
         if held_out == self.train or held_out is None:
             tables = [train, train]
             chosen = ends(train.count, self.n_train, self.n_validation, self.seed, f"the split {self.train} of {self.root}")
@@ -89,7 +90,9 @@ class HuggingFace(Source):
     def _split(self, splits: dict[str, Table], setting: str, name: str) -> Table:
         if name not in splits:
             null = ", or data.validation=null for a random part of the training images" if setting == "validation" else ""
-            raise DataError(f"data.{setting}={name}: {self.root} has no such split; set it to one of {', '.join(splits)}{null}")
+            raise DataError(
+                f"data.{setting}={name}: {self.root} has no such split; set it to one of {', '.join(sorted(splits))}{null}"
+            )
         if not splits[name].count:
             raise DataError(f"data.{setting}={name}: this split of {self.root} is empty")
         return splits[name]
@@ -107,15 +110,15 @@ class HuggingFace(Source):
             raise DataError(f"data.image is missing: set it to the column of the images in {self.root}, one of {_columns(table)}")
         if column not in table.images:
             raise DataError(
-                f"data.image={column}: this column of {self.root} has type {table.columns[column]}, which is no encoded image (bytes "
-                f"of a PNG, JPEG, ...); choose one of {', '.join(table.images) or 'none'}; arrays are read by data=arrays"
+                f"data.image={column}: this column of {self.root} has type {table.columns[column]}, which is no encoded image "
+                f"(bytes of a PNG, JPEG, ...); choose one of {', '.join(table.images) or 'none'}; arrays are read by data=arrays"
             )
         return column
 
     def _pixels(self, tables: Sequence[Table], chosen: Sequence[np.ndarray]) -> np.ndarray:
         framing, columns = Framing(self.shape, self.resize, self.crop), [self._image(table) for table in tables]
         made_of = [
-            *("huggingface", [states(table.files) for table in tables], [table.made_of for table in tables], columns),
+            *("huggingface", [states(table.files) for table in tables], [table.version for table in tables], columns),
             *([rows.tolist() for rows in chosen], list(self.shape), self.resize, self.crop),
         ]
 
@@ -137,7 +140,7 @@ class HuggingFace(Source):
         for table, rows in zip(tables, chosen, strict=True):
             column = self._column(table, "label", self.label, LABELS)
             values += [None] * len(rows) if column is None else list(table.values(column, rows))
-            if wrong := [value for value in values if not isinstance(value, int | str | None)]:
+            if not all(isinstance(value, int | str | None) for value in values):
                 raise DataError(
                     f"data.label={column}: labels must be integers or text, but this column of {self.root} has type "
                     f"{table.columns[column or LABELS[0]]}; choose another of {_columns(table)}"

@@ -1,5 +1,6 @@
 """Tables of images: parquet files, and data sets of the library ``datasets``, which is an optional extra."""
 
+import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,25 +16,28 @@ from experiments.datasets.errors import DataError
 from experiments.datasets.image_files import listed, natural, note
 
 _NEEDS = "data=huggingface needs the libraries datasets and pyarrow: pip install -e '.[huggingface]'"
-_ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test", "eval": "test"}
-_SPLITS = {"train", "validation", "test", *_ALIASES}
+HELD_OUT = ("validation", "val", "valid", "dev")
+"""Names of splits of validation images."""
+_SPLITS = {"train", "training", "test", "testing", "eval", *HELD_OUT}
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ROWS = 256
 """Rows that are read at a time."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Table(ABC):
-    """Rows with named columns, such as one of images. Values are plain; an image is the content of its file, or has "bytes"."""
+    """``count`` rows with named columns, such as one of images. Values are plain; an image is the content of its file, or a
+    mapping with "bytes" or "path".
+
+    ``columns``: the type of each column in words; ``images``: the columns of images. ``files`` and ``version`` identify the content.
+    """
 
     count: int
     columns: dict[str, str]
-    """The type of each column, in words."""
     images: list[str]
-    """The columns of images."""
-    made_of: Any
-    """Plain values and files that identify the content."""
     files: list[Path]
+    version: str = ""
 
     @abstractmethod
     def values(self, column: str, rows: np.ndarray) -> Iterator[Any]:
@@ -59,8 +63,8 @@ def open_tables(root: Path, setting: str, subset: str | None) -> dict[str, Table
         if files := [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]:
             return _parquet(root, files, setting)
         raise DataError(
-            f"{setting} holds neither a saved data set (dataset_dict.json or state.json, as save_to_disk writes) nor parquet files; "
-            "image files are read by data=folder, arrays by data=arrays"
+            f"{setting} holds neither a saved data set (dataset_dict.json or state.json, as save_to_disk writes) nor parquet "
+            "files; image files are read by data=folder, arrays by data=arrays"
         )
     return _from_cache(str(root), setting, subset)
 
@@ -75,7 +79,7 @@ def _parquet(root: Path, files: Sequence[Path], setting: str) -> dict[str, Table
         if split is None:
             others.append(path)
         else:
-            by_split.setdefault(_ALIASES.get(split, split), []).append(path)
+            by_split.setdefault(split, []).append(path)
     if not by_split:
         return {"train": ParquetTable.of(others, setting)}
     if others:
@@ -83,74 +87,72 @@ def _parquet(root: Path, files: Sequence[Path], setting: str) -> dict[str, Table
     return {split: ParquetTable.of(paths, setting) for split, paths in by_split.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ParquetTable(Table):
-    """The rows of parquet files, one file after the other."""
+    """The rows of parquet files, one file after the other; ``counts``: those of each."""
 
-    files: list[Path]
     counts: list[int]
-    columns: dict[str, str]
-    images: list[str]
-    made_of: Any = None
 
     @classmethod
     def of(cls, files: list[Path], setting: str) -> "ParquetTable":
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise DataError(_NEEDS) from error
         schemas, counts = [], []
         for path in files:
             try:
-                file = parquet.ParquetFile(path)
+                file = _library("pyarrow.parquet").ParquetFile(path)
+            except DataError:
+                raise
             except (ValueError, OSError) as error:
                 raise DataError(f"{setting}: {path} cannot be read ({error}): it is damaged, or no parquet file") from error
             schemas.append(file.schema_arrow)
             counts.append(file.metadata.num_rows)
         common = [name for name in schemas[0].names if all(name in schema.names for schema in schemas)]
         kinds = {name: schemas[0].field(name).type for name in common}
-        return cls(files, counts, {name: _word(kind) for name, kind in kinds.items()}, [n for n in common if _is_image(kinds[n])])
-
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
+        return cls(
+            count=sum(counts),
+            columns={name: _word(kind) for name, kind in kinds.items()},
+            images=[name for name in common if _is_image(kinds[name])],
+            files=files,
+            counts=counts,
+        )
 
     def values(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        import pyarrow.parquet as parquet
-
+        parquet = _library("pyarrow.parquet")
         first = 0
         for path, count in zip(self.files, self.counts, strict=True):
             if np.searchsorted(rows, first + count) > np.searchsorted(rows, first):
                 start = first
-                for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=[column]):
-                    inside = rows[slice(*np.searchsorted(rows, (start, start + len(batch))).tolist())]
-                    yield from batch.column(0).take(inside - start).to_pylist()
-                    start += len(batch)
+                try:
+                    for batch in parquet.ParquetFile(path).iter_batches(_ROWS, columns=[column]):
+                        inside = rows[slice(*np.searchsorted(rows, (start, start + len(batch))).tolist())]
+                        yield from batch.column(0).take(inside - start).to_pylist()
+                        start += len(batch)
+                except (ValueError, OSError) as error:
+                    raise DataError(f"{path} cannot be read ({_line(error)}): it is damaged") from error
             first += count
 
     def file_names(self, image: str) -> list[str | None]:
-        import pyarrow.parquet as parquet
-
-        if "struct" not in self.columns[image]:
+        parquet = _library("pyarrow.parquet")
+        if "path" not in self.columns[image]:
             return [None] * self.count
         tables = (parquet.ParquetFile(path).read(columns=[f"{image}.path"]) for path in self.files)
         return [(value or {}).get("path") for table in tables for value in table.column(0).to_pylist()]
 
 
 def _word(kind: Any) -> str:
-    return "struct of bytes and path" if _is_image(kind) and str(kind).startswith("struct") else str(kind)
+    if _is_image(kind) and _library("pyarrow").types.is_struct(kind):
+        return " and ".join(["bytes", *(["path"] if "path" in {kind.field(i).name for i in range(kind.num_fields)} else [])])
+    return str(kind)
 
 
 def _is_image(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
+    types = _library("pyarrow").types
+    if types.is_struct(kind):
         return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _from_disk(root: Path, setting: str) -> dict[str, Table]:
-    datasets = _library()
+    datasets = _library("datasets")
     try:
         found = datasets.load_from_disk(str(root))
     except Exception as error:  # a damaged folder can raise any error
@@ -162,11 +164,9 @@ def _from_cache(name: str, setting: str, subset: str | None) -> dict[str, Table]
     """A data set in the local cache, without asking the network."""
     if not _NAME.fullmatch(name):
         raise DataError(f"{setting}: there is no such folder, and it is no name of a data set in the local cache")
-    datasets = _library()
-    import huggingface_hub
-
+    datasets = _library("datasets")
     with ExitStack() as offline:
-        for module in (datasets.config, huggingface_hub.constants):
+        for module in (datasets.config, _library("huggingface_hub.constants")):
             offline.enter_context(patch.object(module, "HF_HUB_OFFLINE", True))
         before = datasets.utils.logging.get_verbosity()
         datasets.utils.logging.set_verbosity_error()  # it warns that it takes the data from the cache
@@ -175,8 +175,8 @@ def _from_cache(name: str, setting: str, subset: str | None) -> dict[str, Table]
             found = datasets.load_dataset(name, subset)
         except Exception as error:  # a missing or damaged data set can raise any error
             raise DataError(
-                f"{setting}{'' if subset is None else f', data.subset={subset}'}: there is no such folder, and the local cache has no "
-                f"such data set ({_line(error)}); fetch it once where there is a network, python -c \"import datasets; "
+                f"{setting}{'' if subset is None else f', data.subset={subset}'}: there is no such folder, and the local cache has "
+                f'no such data set ({_line(error)}); fetch it once where there is a network, python -c "import datasets; '
                 f"datasets.load_dataset('{name}')\", or give a folder"
             ) from error
     return _tables(found)
@@ -186,36 +186,27 @@ def _tables(found: Any) -> dict[str, Table]:
     return {name: DatasetTable.of(part) for name, part in (found.items() if isinstance(found, dict) else [("train", found)])}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetTable(Table):
     """The rows of a ``datasets.Dataset``."""
 
     dataset: Any
-    columns: dict[str, str]
-    images: list[str]
 
     @classmethod
     def of(cls, dataset: Any) -> "DatasetTable":
-        from datasets import Image
-
-        kinds = dataset.features
-        images = [name for name, kind in kinds.items() if isinstance(kind, Image) or getattr(kind, "dtype", "") in ("binary", "large_binary")]
-        for name in images:
-            if isinstance(kinds[name], Image):
-                dataset = dataset.cast_column(name, Image(decode=False))
-        return cls(dataset, {name: getattr(kind, "dtype", None) or type(kind).__name__ for name, kind in kinds.items()}, images)
-
-    @property
-    def count(self) -> int:
-        return len(self.dataset)
-
-    @property
-    def files(self) -> list[Path]:
-        return [Path(file["filename"]) for file in self.dataset.cache_files]
-
-    @property
-    def made_of(self) -> str:
-        return self.dataset._fingerprint
+        image, kinds = _library("datasets").Image, dataset.features
+        decoded = [name for name, kind in kinds.items() if isinstance(kind, image)]
+        plain = [name for name, kind in kinds.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
+        for name in decoded:
+            dataset = dataset.cast_column(name, image(decode=False))
+        return cls(
+            count=len(dataset),
+            columns={name: getattr(kind, "dtype", None) or type(kind).__name__ for name, kind in kinds.items()},
+            images=[*decoded, *plain],
+            files=[Path(file["filename"]) for file in dataset.cache_files],
+            version=dataset._fingerprint,
+            dataset=dataset,
+        )
 
     def values(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         part = self.dataset.select_columns([column])
@@ -227,12 +218,11 @@ class DatasetTable(Table):
         return list(flat[f"{image}.path"]) if f"{image}.path" in flat.column_names else [None] * self.count
 
 
-def _library() -> Any:
+def _library(name: str) -> Any:
     try:
-        import datasets
+        return importlib.import_module(name)
     except ImportError as error:
         raise DataError(_NEEDS) from error
-    return datasets
 
 
 def _line(error: Exception) -> str:

@@ -28,7 +28,9 @@ class Folder(Queries):
 
     def node(self, experiment: Experiment) -> ImageSet:
         if not experiment.data.bounded:
-            raise FieldError(self, "path", "image files are no queries for a model of latents; choose queries=validation or generated")
+            raise FieldError(
+                self, "path", "image files are no queries for a model of latents; choose queries=validation or generated"
+            )
         return ImageFolder(path=self.path, shape=experiment.shape, resize=self.resize, crop=self.crop)
 
 

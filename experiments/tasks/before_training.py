@@ -3,21 +3,26 @@ rehearsal of training finds.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
+from attribution.images import Images
 from attribution.images.draws import DrawScheme
 from attribution.measurements.elbo import Elbo
 from attribution.nodes import Node
+from experiments.metrics.duplicates import SAME, digests, duplicates
 from experiments.models.experiment import Experiment
 from experiments.models.rehearsal import rehearse
 from experiments.store.store import Store
-from experiments.tasks.run_context import RunContext
+from experiments.tasks.run_context import RunContext, print_notes
 
 P = TypeVar("P")
 
+_LISTED = 10
+"""The largest number of names or groups of duplicates in a line."""
 _FIRST_WEIGHT = 0.01
 """The weight of the first step in the parameter average above which the average is far from converged."""
 
@@ -42,7 +47,7 @@ def check_before_training(run: RunContext, *users: Any) -> None:
 
 
 def check_experiment(experiment: Experiment, store: Store, *users: Any) -> None:
-    """Check the draws of ``users``, and rehearse the training unless its result is in the store.
+    """Check the draws of ``users``; unless the trained model is stored, rehearse its training and list duplicate training images.
 
     Raises:
         FieldError: A field has a value that would fail later.
@@ -51,6 +56,31 @@ def check_experiment(experiment: Experiment, store: Store, *users: Any) -> None:
     check_measures(experiment, *users)
     if not store.has(experiment.trained):
         rehearse(experiment)
+        print_notes(notes_on_duplicates(experiment.data.load().train))
+
+
+def notes_on_duplicates(train: Images) -> list[str]:
+    """Return a line on training images that are equal, and one on pairs that are nearly equal, with their names."""
+    found = duplicates(train, list(digests(train)))
+    among, hint = f"of {len(train):,} training images", "copies share the score that one image would get"
+    notes = []
+    if found.equal:
+        groups = [" = ".join(_first(map(train.name, group), len(group))) for group in found.equal[:_LISTED]]
+        count = sum(map(len, found.equal))
+        notes.append(f"note: {count:,} {among} have an exact copy ({hint}): {'; '.join(_first(groups, len(found.equal)))}")
+    if found.near:
+        pairs = [f"{train.name(a)} ~ {train.name(b)}" for a, b in found.near[:_LISTED]]
+        least = "" if found.complete else "at least "
+        count = f"{least}{len(found.near):,} pair{'s'[: len(found.near) != 1]}"
+        measure = f"by at most {SAME:.0%} of the range of pixels (root mean square)"
+        notes.append(f"note: {count} {among} differ {measure}: {'; '.join(_first(pairs, len(found.near)))}")
+    return notes
+
+
+def _first(items: Iterable[str], count: int) -> list[str]:
+    """The first of ``count`` items, and the number of the others."""
+    more = [f"and {count - _LISTED:,} more"] if count > _LISTED else []
+    return [*itertools.islice(items, _LISTED), *more]
 
 
 def check_draws(experiment: Experiment, *users: Any) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from attribution.images import Images
+from experiments.metrics.duplicates import SAME, Duplicates, digests, duplicates
 from experiments.report.page import issues, thumbnails
 from experiments.report.page.explorer import Ranked, Shown
-from experiments.report.page.issues import AGREEMENT, GENERAL_SHARE, SAME, Agreement, Duplicates, General
+from experiments.report.page.issues import AGREEMENT, GENERAL_SHARE, Agreement, General
 
 SHOWN = 12
 """The largest number of images of one group, and of groups of one check."""
@@ -50,8 +51,8 @@ def checks(sets: Sequence[Ranked], shown: Shown) -> tuple[list[Check], list[dict
     The second value has, for each kind of queries, the matrix of rank correlations as text.
     """
     train = sets[0].attributions.train
-    hashes = list(issues.digests(train))
-    found, tables = _duplicates(train, issues.duplicates(train, hashes, shown.of(train)), shown), []
+    hashes = list(digests(train))
+    found, tables = _duplicates(train, duplicates(train, hashes), shown), []
     for of_kind in sets:
         found += [*_in_training(of_kind, hashes), *_not_finite(of_kind)]
         if of_kind.rankings:
@@ -85,12 +86,12 @@ def _duplicates(train: Images, found: Duplicates, shown: Shown) -> list[Check]:
         equal = Check(True, sentence + "Scores of copies share what one image would get.", _pictures(train, found.equal, shown))
     else:
         equal = Check(False, f"No two of {among} are equal.")
-    examined = among if found.examined == len(train) else f"the {found.examined:,} training images that were compared"
     measure = f"by at most {SAME:.0%} of the range of pixels (root mean square)"
     if found.near:
-        sentence = f"{_counted(len(found.near), 'pair', 'pairs')} among {examined} differ {measure}."
+        least = "" if found.complete else "At least "
+        sentence = f"{least}{_counted(len(found.near), 'pair', 'pairs')} among {among} differ {measure}."
         return [equal, Check(True, sentence, _pictures(train, found.near, shown))]
-    return [equal, Check(False, f"No two different images among {examined} differ {measure}.")]
+    return [equal, Check(False, f"No two different images among {among} differ {measure}.")]
 
 
 def _pictures(train: Images, groups: Sequence[Sequence[int]], shown: Shown) -> list[Group]:

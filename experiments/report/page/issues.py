@@ -1,37 +1,23 @@
 """What a reader should know before trusting scores: duplicates, generally influential images, estimators that disagree."""
 
-import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from attribution.images import Images
+from experiments.metrics.duplicates import digests
 from experiments.metrics.ranking import generally_influential, mean_ranks
 from experiments.report.page.explorer import Ranked
 
-SAME = 0.02
-"""The largest root-mean-square difference of nearly equal images, as a share of the range of pixels."""
 GENERAL_TOP, GENERAL_SHARE, CHANCE = 10, 0.1, 0.01
 """An image among the top GENERAL_TOP of more than GENERAL_SHARE of the queries is general, unless so many would have any such
 image with a probability above CHANCE if every query drew its top at random."""
 AGREEMENT = 0.2
 """Estimators with a mean rank correlation below it disagree."""
-_PRODUCTS, _RANKS, _BLOCK = 2e10, 2_000_000, 1024
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Groups of positions of equal training images, pairs of nearly equal ones, and queries that equal a training image.
-
-    ``examined`` is the number of training images among which nearly equal ones were searched.
-    """
-
-    equal: Sequence[Sequence[int]]
-    near: Sequence[tuple[int, int]]
-    examined: int
+_RANKS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -72,33 +58,10 @@ class Agreement:
         return sorted(pairs, key=lambda pair: pair[2])
 
 
-def duplicates(train: Images, hashes: Sequence[bytes], first: Sequence[int]) -> Duplicates:
-    """Search for equal images in ``train``, by their ``hashes`` from :func:`digests`, and for nearly equal ones.
-
-    If there are too many images to compare all pairs, the ``first`` ones are compared, such as those on a page.
-    """
-    by_digest: dict[bytes, list[int]] = {}
-    for position, digest in enumerate(hashes):
-        by_digest.setdefault(digest, []).append(position)
-    equal = [group for group in by_digest.values() if len(group) > 1]
-    most = max(2, int((_PRODUCTS / np.prod(train.shape)) ** 0.5))
-    rows = range(len(train)) if len(train) <= most else sorted(list(first)[:most])
-    repeated = {position for group in equal for position in group[1:]}
-    return Duplicates(equal, _near(train, [row for row in rows if row not in repeated]), len(rows))
-
-
 def equal_to_training(queries: Images, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
     """Rows of queries that equal a training image, with the position of the first such image, by the ``hashes`` of these."""
     positions = {digest: position for position, digest in reversed(list(enumerate(hashes)))}
     return [(row, positions[digest]) for row, digest in enumerate(digests(queries)) if digest in positions]
-
-
-def digests(images: Images) -> Iterator[bytes]:
-    """A hash of the pixels of every image as 8-bit levels."""
-    for start in range(0, len(images), _BLOCK):
-        values = images.x0(slice(start, start + _BLOCK)).numpy()
-        for pixels in np.rint(np.clip((values + 1) * 127.5, 0, 255)).astype(np.uint8):
-            yield hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def general(of_kind: Ranked) -> list[General]:
@@ -137,16 +100,3 @@ def agreement(of_kind: Ranked) -> Agreement | None:
     total = np.where(known, of_queries, 0.0).sum(-1)
     correlation = np.divide(total, known.sum(-1), out=np.full_like(total, np.nan), where=known.any(-1))
     return Agreement(labels, correlation, len(rows))
-
-
-def _near(images: Images, rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of ``rows`` of images that differ by at most SAME."""
-    pixels = images.x0(rows).numpy().reshape(len(rows), -1)
-    squares = (pixels * pixels).sum(1)
-    limit = pixels.shape[1] * (2 * SAME) ** 2  # the range of pixels is 2
-    pairs = []
-    for start in range(0, len(rows), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        distance = squares[block, None] + squares - 2 * pixels[block] @ pixels.T
-        pairs += [(rows[start + a], rows[b]) for a, b in np.argwhere(np.triu(distance <= limit, start + 1)).tolist()]
-    return pairs

@@ -37,7 +37,7 @@ def test_other_arguments_stay(arguments):
         ("estimator.zzz=3", "estimator.zzz: no such setting; choose from estimator.balance, estimator.compression"),
         ("estimator=retrack", "estimator=retrack: no such choice; did you mean retrac?"),
         ("scale=abc", "scale=abc: no such choice; choose from digits, paper, small"),
-        ("data=abc", "data=abc: no such choice; choose from artbench2, celeba, cifar10, cifar10_16, cifar2, cifar2_16"),
+        ("data=abc", "data=abc: no such choice; choose from arrays, artbench2, celeba, cifar10, cifar10_16, cifar2"),
         ("experiment=retrac/tabel1", "experiment=retrac/tabel1: no such choice; did you mean retrac/table1 or retrac/table5?"),
         ("experiment=retrac_table1", "experiment=retrac_table1: no such choice; did you mean retrac/table1 or retrac/table5?"),
         ("optimizer=lion", "optimizer=lion: no such choice; choose from adam, adamw, sgd"),

@@ -13,7 +13,7 @@ from experiments.tasks.settings import SettingError, build, by_setting, check, c
 from tests.experiments.tasks.test_configs import composed, options
 
 HERE = "tests.experiments.tasks.test_settings"
-FOLDERS = ("folder", "artbench2", "celeba", "tiny_imagenet")
+FOLDERS = ("arrays", "artbench2", "celeba", "folder", "huggingface", "tiny_imagenet")
 
 
 @dataclass(frozen=True)

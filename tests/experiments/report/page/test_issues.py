@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.metrics.duplicates import digests, duplicates
 from experiments.report.attributions import Attributions
 from experiments.report.page import issues
 from experiments.report.page.explorer import ranked
@@ -19,9 +20,9 @@ def test_equal_and_nearly_equal_images_are_found(tmp_path):
     pixels[7] = pixels[30] = pixels[2]
     pixels[20] = np.clip(pixels[11].astype(int) + 3, 0, 255)
     train = replace(train, pixels=pixels)
-    hashes = list(issues.digests(train))
-    found = issues.duplicates(train, hashes, [])
-    assert (found.equal, found.near, found.examined) == ([[2, 7, 30]], [(11, 20)], 40)
+    hashes = list(digests(train))
+    found = duplicates(train, hashes)
+    assert (found.equal, found.near) == ([[2, 7, 30]], [(11, 20)])
     queries = replace(images(3, seed=9), pixels=np.stack([pixels[30], 255 - pixels[0], pixels[5]]))
     assert issues.equal_to_training(queries, hashes) == [(0, 2), (2, 5)]
     text = page(
@@ -30,25 +31,6 @@ def test_equal_and_nearly_equal_images_are_found(tmp_path):
     assert "3 of 40 training images have an exact copy (1 group)" in text
     assert "1 pair among 40 training images differ" in text
     assert "2 of 3 validation queries are equal to a training image" in text
-
-
-def test_near_equality_has_the_stated_limit():
-    """Claim: images are nearly equal up to a root-mean-square difference of 2 % of the range."""
-    pixels = np.zeros((3, 1, 10, 10), np.float32)
-    pixels[1], pixels[2] = 2 * 0.0199, -2 * 0.0201
-    train = replace(images(3), pixels=pixels)
-    assert issues.duplicates(train, list(issues.digests(train)), []).near == [(0, 1)]
-
-
-def test_too_many_images_to_compare_all_pairs(monkeypatch):
-    """Claim: then the first ones are compared, and their number is known."""
-    monkeypatch.setattr(issues, "_PRODUCTS", 16.0 * 5**2)
-    train = images(20)
-    pixels = train.pixels.copy()
-    pixels[19], pixels[4] = pixels[3] ^ 1, pixels[8] ^ 1
-    train = replace(train, pixels=pixels)
-    found = issues.duplicates(train, list(issues.digests(train)), [3, 19, 6, 7, 9, 4, 8])
-    assert (found.near, found.examined) == ([(3, 19)], 5)
 
 
 def test_generally_influential_images_are_found_and_chance_is_not(tmp_path):
