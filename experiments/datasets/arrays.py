@@ -20,8 +20,8 @@ from experiments.datasets.splitting import NO_LABEL, ends, first, numbered
 SHARED = ("experiments.datasets.array_files", "experiments.datasets.array_pixels", "experiments.datasets.splitting")
 
 TRAIN, VALIDATION = "train", "validation"
-_EXAMPLES, _SHOWN = 256, 0.99
-"""Figures of latents saturate where values are beyond this quantile of the magnitudes in so many training images."""
+_EXAMPLES, _SHOWN, _USUAL = 256, 0.99, (0.3, 3.0)
+"""Of so many training latents: the quantile of magnitudes beyond which figures saturate, and usual root mean squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,7 @@ class Arrays(Source):
                     problems.append(str(error))
             if problems:
                 raise DataError("; ".join(problems))
+            notes += [] if self.bounded else _scale_notes(pixels[: min(n, _EXAMPLES)])
             return list(dict.fromkeys(notes))
 
         made_of = [
@@ -153,3 +154,13 @@ class Arrays(Source):
     @staticmethod
     def _named(file: ArrayFile, rows: np.ndarray) -> np.ndarray | None:
         return None if file.names is None else np.array([file.names[row] for row in rows.tolist()], np.str_)
+
+
+def _scale_notes(latents: np.ndarray) -> list[str]:
+    """A sentence on latents that the usual noise schedules do not suit."""
+    scale = float(np.sqrt(np.square(latents, dtype=np.float64).mean()))
+    if _USUAL[0] <= scale <= _USUAL[1]:
+        return []
+    return [
+        f"the root mean square of the latents is {scale:.3g}, and noise schedules suit about 1: consider scaling them in the files"
+    ]

@@ -164,12 +164,34 @@ class _Loaded:
     content: dict[str, str]
 
 
+_BLOCK = 1024
+_ROUNDING = 1e-4
+
+
+def _check_pixels(source: Source, name: Name, images: Images) -> None:
+    """Check the values that models will see: sources of users may have others than :class:`Images` asks for."""
+    owner, kind = type(source).__name__, images.pixels.dtype
+    if kind.kind != "u" and kind != np.float32:
+        raise DataError(f"{owner}: the {name} pixels are {kind}: use unsigned integers 0..levels, or float32 in [-1, 1]")
+    low, high = (0, images.levels) if kind.kind == "u" else (-1 - _ROUNDING, 1 + _ROUNDING)
+    for start in range(0, len(images), _BLOCK):
+        block = images.pixels[start : start + _BLOCK]
+        least, most = float(block.min()), float(block.max())
+        if not np.isfinite([least, most]).all():
+            raise DataError(f"{owner}: {name} images have values that are not finite")
+        if (least < low or most > high) and (source.bounded or kind.kind == "u"):
+            allowed = "in [-1, 1] (or the source is not bounded)" if kind.kind == "f" else f"0..{images.levels}, the data's levels"
+            raise DataError(f"{owner}: {name} images have values from {least:g} to {most:g}; they must be {allowed}")
+
+
 # All nodes of a run use the same source; a sweep over data sets in one process uses a few.
 @functools.lru_cache(maxsize=4)
 def _load(source: Source) -> _Loaded:
     """Read and check a source."""
     splits = source.read()
     by_name: dict[Name, Images] = {"train": splits.train, "validation": splits.validation}
+    if not len(splits.train):
+        raise DataError(f"{type(source).__name__}: there are no training images")
     for name, images in by_name.items():
         channels, height, width = images.shape
         if (channels, height, width) != source.shape:
@@ -181,7 +203,6 @@ def _load(source: Source) -> _Loaded:
             raise DataError(
                 f"data.levels={source.levels}, but the {name} images have {images.levels}: set data.levels={images.levels}"
             )
-        if len(np.unique(images.index)) < len(images):
-            raise DataError(f"{type(source).__name__}: two {name} images have the same id")
+        _check_pixels(source, name, images)
     named = Splits(*(images.named(name) for name, images in by_name.items()))
     return _Loaded(named, {name: images.digest() for name, images in by_name.items()})

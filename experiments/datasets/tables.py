@@ -30,7 +30,8 @@ class Table(ABC):
     """``count`` rows with named columns, such as one of images. Values are plain; an image is the content of its file, or a
     mapping with "bytes" or "path".
 
-    ``columns``: the type of each column in words; ``images``: the columns of images. ``files`` and ``version`` identify the content.
+    ``columns``: the type of each column in words; ``images``: the columns of images. ``files`` and ``version`` identify what the
+    rows are.
     """
 
     count: int

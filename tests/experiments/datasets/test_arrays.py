@@ -1,5 +1,7 @@
 """``data=arrays``: images and latents in files of arrays."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -74,11 +76,12 @@ def test_floats_in_a_stated_range(tmp_path, kind, tolerance, bounds):
     assert splits.train.pixels.dtype == np.float32
 
 
-def test_latents_stay_as_they_are(tmp_path):
-    """Claim: without bounds nothing is scaled or clipped, and figures get a scale of their own."""
+def test_latents_stay_as_they_are(tmp_path, capsys):
+    """Claim: without bounds nothing is scaled or clipped, and figures get a scale of their own; an unusual scale is noted."""
     np.savez(tmp_path / "x.npz", latents=LATENTS)
     latents = source(tmp_path / "x.npz", channels=4, range="unbounded")
     np.testing.assert_array_equal(all_images(latents.load()), LATENTS)
+    assert re.search(r"root mean square of the latents is [45]\.", capsys.readouterr().err)
     assert not latents.bounded
     assert 10 < latents.display == latents.load().validation.display < np.abs(LATENTS).max()
     bounded = source(tmp_path / "x.npz", channels=4, range=[-30, 30])

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from attribution.images import Images
 from attribution.nodes import InMemory
-from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Split, downloads
+from experiments.datasets import CIFAR10, CIFARMNIST, MNIST, DataError, Digits, Source, Split, Splits, downloads
 from experiments.datasets.selection import random_order, select_listed
 from experiments.disk import DiskError
 from tests.experiments.datasets.fake_data import BATCHES, idx, write_cifar, write_mnist
@@ -409,3 +410,49 @@ def test_the_real_files():
     cifar, mnist = CIFAR10(root=os.environ["DATA_ROOT"]).load(), MNIST(root=os.environ["DATA_ROOT"]).load()
     assert (len(cifar.train), len(cifar.validation), cifar.train.label[:5].tolist()) == (50_000, 10_000, [6, 9, 9, 4, 1])
     assert (len(mnist.train), len(mnist.validation), mnist.train.label[:5].tolist()) == (60_000, 10_000, [5, 0, 4, 1, 9])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Source):
+    """A source as a user may write it: no NAME, no checks."""
+
+    pixels: np.ndarray = field(compare=False)
+    channels: int = 1
+    size: int = 2
+    flips: bool = False
+
+    def read(self) -> Splits:
+        images = Images(self.pixels, np.arange(len(self.pixels)), np.full(len(self.pixels), -1), self.levels)
+        return Splits(images, images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLatents(Own):
+    """The same, of latents."""
+
+    @property
+    def bounded(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("pixels", "settings", "message"),
+    [
+        (np.zeros((3, 1, 2, 2), np.int64), {}, r"Own: the train pixels are int64: use unsigned integers 0\.\.levels, or float32"),
+        (np.zeros((3, 1, 2, 2)), {}, "train pixels are float64"),
+        (np.full((3, 1, 2, 2), 17, np.uint8), {"levels": 16}, r"values from 17 to 17; they must be 0\.\.16"),
+        (np.full((3, 1, 2, 2), 2, np.float32), {}, r"values from 2 to 2; they must be in \[-1, 1\]"),
+        (np.full((3, 1, 2, 2), np.nan, np.float32), {}, "not finite"),
+        (np.zeros((3, 2, 2, 1), np.uint8), {}, r"data\.channels=1, data\.size=2, but the train images are 2×2×1"),
+        (np.zeros((0, 1, 2, 2), np.uint8), {}, "no training images"),
+    ],
+)
+def test_pixels_of_a_source_of_one_s_own_are_checked(pixels, settings, message):
+    """Claim: what networks would silently take for other values is refused."""
+    with pytest.raises(DataError, match=message):
+        Own(pixels=pixels, root=str(pixels.dtype) + message, **settings).load()
+
+
+def test_latents_of_one_s_own_have_no_bounds():
+    pixels = np.full((3, 1, 2, 2), 2, np.float32)
+    assert OwnLatents(pixels=pixels).load().train.x0().max() == 2
