@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+IMAGES = ROOT / "docs" / "images.md"
+ADDITIONS = (README, CONTRIBUTING, IMAGES)
+"""Pages with whole files to add."""
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("DIR", "FILE", "FINGERPRINT")
 """Capital words that the reader fills in."""

@@ -21,7 +21,7 @@ from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.tasks.composition import chosen_estimator, estimators_of, experiment_of
 from tests.experiments import documents
-from tests.experiments.documents import CONTRIBUTING, PAGES, PLACEHOLDERS, README, ROOT
+from tests.experiments.documents import ADDITIONS, PAGES, PLACEHOLDERS, README, ROOT
 
 CONF = ROOT / "conf"
 PLACEHOLDER = re.compile(rf"\b({'|'.join(PLACEHOLDERS)})\b")
@@ -37,8 +37,8 @@ def new_files(page: Path) -> set[str]:
 
 
 def needs_new_files(arguments: str) -> bool:
-    """Whether a command chooses something that README.md or CONTRIBUTING.md tell how to add."""
-    added = {Path(file) for page in (README, CONTRIBUTING) for file in new_files(page)}
+    """Whether a command chooses something that the documents tell how to add."""
+    added = {Path(file) for page in ADDITIONS for file in new_files(page)}
     inside = [path.relative_to("conf").with_suffix("") for path in added if path.suffix == ".yaml"]
     choices = {f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in inside}
     return any(word in choices for word in shlex.split(arguments))

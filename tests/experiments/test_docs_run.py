@@ -1,6 +1,9 @@
 """README.md, CONTRIBUTING.md and docs/: commands, recipes and Python blocks run as they stand, at the smallest size."""
 
+import csv
+import io
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.experiments import documents
 from tests.experiments.datasets.fake_data import write_cifar
-from tests.experiments.documents import CONTRIBUTING, PAGES, README, ROOT
+from tests.experiments.documents import ADDITIONS, IMAGES, PAGES, README, ROOT
 from tests.experiments.test_docs import run_commands
 
 TINY = [
@@ -110,11 +114,19 @@ def pictures(folder: Path) -> None:
         Image.new("L", (8, 8), level).save(folder / f"{level}.png")
 
 
+def listed_pictures(folder: Path) -> None:
+    """Twelve pictures of two classes, and a ``list.csv`` of them."""
+    lines = ["id,file,class,split"]
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (40, 30), (20 * number, 0, 9)).save(folder / f"picture {number}.jpg")
+        lines.append(f"{number},picture {number}.jpg,{number % 2},{'train' if number < 9 else 'validation'}")
+    (folder / "list.csv").write_text("\n".join(lines))
+
+
 def additions() -> list[Any]:
     """(page, heading) of what the documents tell how to add."""
-    found = dict.fromkeys(
-        (block.page, block.heading) for page in (README, CONTRIBUTING) for block in documents.blocks(page) if block.file
-    )
+    found = dict.fromkeys((block.page, block.heading) for page in ADDITIONS for block in documents.blocks(page) if block.file)
     return [pytest.param(*key, id=f"{key[0].name}: {key[1]}") for key in found]
 
 
@@ -135,9 +147,84 @@ def test_additions_work_literally(page, heading, tmp_path):
     ran = 0
     for line in [line for block in chosen if block.language == "bash" for line in documents.shell_lines(block)]:
         if line.startswith("python run.py"):
+            if "data.root=DIR" in line:
+                listed_pictures(tmp_path / "data")
+                line = line.replace("DIR", str(tmp_path / "data"))
             program(tmp_path, tiny_addition(shlex.join(shlex.split(line)[2:])), home)
             ran += 1
     assert ran
+
+
+TINY_IMAGES = [
+    "trainer.steps=6",
+    "trainer.batch_size=8",
+    "checkpoints.every=3",
+    "hardware.accelerator=cpu",
+    "execution.device=cpu",
+    "workers=1",
+    "samples.n=2",
+    "diffusion.sampler.steps=2",
+    "model.block_out_channels=[8,8,8]",
+    "model.norm_num_groups=4",
+    "model.attention_head_dim=4",
+    "estimator.draws.n=1",
+    "curvature.draws.n=1",
+    "queries.n=2",
+]
+
+
+def own_images(folder: Path, source: str, arguments: str) -> Path:
+    """Files of 300 images that a source reads, or fewer that are smaller; what a command has in place of DIR or FILE."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    if source == "folder":
+        for number in range(300):
+            width, height = rng.integers(20, 60, 2).tolist()
+            path = folder / ["cats", "dogs"][number % 2] / f"img{number}.{['jpg', 'png', 'JPEG'][number % 3]}"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        return folder
+    names = np.array([f"img{number}.jpg" for number in range(24)])
+    if source == "arrays":
+        latents = rng.standard_normal((24, 4, 32, 32)).astype(np.float32)
+        images = latents if "unbounded" in arguments else rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / "made.npz", images=images, names=names)
+        return folder / "made.npz"
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = []
+    for _ in names:
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(file := io.BytesIO(), "PNG")
+        contents.append({"bytes": file.getvalue(), "path": names[len(contents)]})
+    parquet.write_table(pyarrow.table({"image": contents}), folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def commands_on_own_images() -> list[Any]:
+    """The commands of docs/images.md that explain images with a model of one's own images."""
+    found = [
+        arguments for arguments in documents.run_commands(IMAGES) if "data.root=" in arguments and "task=attribute" in arguments
+    ]
+    return [pytest.param(arguments, id=arguments) for arguments in found if "data=mine" not in arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", commands_on_own_images())
+def test_images_of_one_s_own_are_trained_on_and_explained(arguments, tmp_path):
+    """Claim: from files of many kinds and sizes to proponents by file name, by one command."""
+    words = shlex.split(arguments)
+    source = next(word for word in words if word.startswith("data=")).partition("=")[2]
+    root = own_images(tmp_path / "made", source, arguments)
+    words = [re.sub("=(DIR|FILE)$", f"={root}", word) for word in words]
+    printed = program(tmp_path, [*words, *TINY_IMAGES, f"hydra.run.dir={tmp_path / 'out'}"])
+    assert "scores and a CSV for each query" in printed
+    with (tmp_path / "out" / "scores" / "query-0.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    pattern = r"(cats|dogs)/img\d+\.(jpg|png|JPEG)" if source == "folder" else r"img\d+\.jpg"
+    assert all(re.fullmatch(pattern, line["name"]) for line in lines)
+    assert lines[0]["query_name"] == "generated/0"
+    with (tmp_path / "out" / "scores" / "train.csv").open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == (270 if source == "folder" else 22)
+    assert lines[0]["name"] in (tmp_path / "out" / "index.html").read_text()
 
 
 def tiny_addition(arguments: str) -> list[str]:
