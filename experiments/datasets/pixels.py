@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ class Decoded(Node[DecodedPixels]):
         try:
             notes = self.fill(pixels)
         except BaseException:
-            path.unlink()  # it may be large, and other files would be other pixels
+            del pixels
+            shutil.rmtree(path.parent)  # it may be large, and repaired files are other pixels
             raise
         pixels.flush()
         return DecodedPixels(pixels, notes)
