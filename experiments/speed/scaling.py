@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -29,7 +29,6 @@ from experiments.speed.rates import Rates
 from experiments.speed.timing import synchronize
 from experiments.store.peak_memory import peak_memory
 from experiments.store.plan import plan
-from experiments.store.progress import Track
 from experiments.store.store import Store
 
 BENCHMARK, LAWS = "scaling", "scaling_laws"
@@ -90,6 +89,9 @@ class Sizes:
     draws: int
     widths: int
 
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+
 
 @dataclass(frozen=True)
 class Work:
@@ -133,11 +135,6 @@ class Measured:
 
 MEASURED = ("seconds", "memory, MB", "disk, MB")
 """The metrics to which laws are fitted."""
-
-
-def measure_all(works: Iterable[tuple[str, Sizes, Work]], total: int, threads: int, track: Track) -> list[Measured]:
-    """Measure all points, each of an estimator at some sizes."""
-    return [measure(*point, threads) for point in track(works, "scaling", total)]
 
 
 def measure(estimator: str, sizes: Sizes, work: Work, threads: int) -> Measured:
