@@ -258,3 +258,21 @@ def test_crops_of_any_proportions(tmp_path):
 def test_framings_that_do_not_exist(settings, message):
     with pytest.raises(DataError, match=message):
         Framing((3 if settings else 2, 8, 8), **settings)
+
+
+def test_a_huge_image_is_refused_and_not_decoded(tmp_path, monkeypatch):
+    """Claim: an image beyond PIL's limit is named with the others; one below it is read."""
+    PICTURE.save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 // 2)
+    assert len(read(tmp_path)) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 // 2 - 1)
+    with pytest.raises(DataError, match=r"1 of 1 images .* cannot be used: more than 94 pixels \(shrink\): x\.png"):
+        read(tmp_path)
+
+
+def test_many_files_that_cannot_be_used_are_listed(tmp_path):
+    """Claim: of one reason, a hundred names are listed, and the number of the others."""
+    for number in range(103):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"103 of 103 images .*: 0\.png, 1\.png, .*99\.png and 3 more$"):
+        read(tmp_path)
