@@ -9,10 +9,12 @@ from attribution.gradients.layer_check import find_layers
 from attribution.training import TrainingRecord
 from experiments import figures
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.models.explained import FromTraining
 from experiments.report.row import Row, Subject
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.model_quality import warn_of_poor_model
 from experiments.tasks.run_context import RunContext, run_context
+from experiments.tasks.settings import SettingError
 
 
 def train(config: DictConfig, check_layers: bool) -> None:
@@ -20,8 +22,11 @@ def train(config: DictConfig, check_layers: bool) -> None:
 
     Raises:
         FieldError: If ``check_layers`` is true and a layer has no per-example gradients. Otherwise a line says so.
+        SettingError: If the explained model is given.
     """
     with run_context(config) as run:
+        if not isinstance(run.experiment.explained, FromTraining):
+            raise SettingError("task=train trains a model here: leave out explained=, or choose task=attribute")
         check_before_training(run)
         trained = run.experiment.training
         try:
