@@ -36,7 +36,7 @@ SHARED = (
     "attribution.curvature.sums",
 )
 
-MOMENT_COPIES = 14
+MOMENT_COPIES = 8
 """The copies of a factor that its computation from one pass holds at a time, roughly: see ``moments.patch_moment``."""
 
 Sharing = Literal["expand", "reduce"]

@@ -32,7 +32,6 @@ from attribution.estimators.sharded import (
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.compression import Compression, Uncompressed
-from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients
 from attribution.gradients.resident import batches_within, resident
@@ -92,7 +91,7 @@ class KFACInfluence(ShardedEstimator):
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        gradient_shapes(trained)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, trained)
