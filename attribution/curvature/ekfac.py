@@ -30,8 +30,8 @@ from attribution.execution import FLOAT64_BYTES
 from attribution.gradients import hooks
 from attribution.gradients.layers import pieces, step
 from attribution.images import ImageSet
+from attribution.models.trained import Trained
 from attribution.nodes import Artifact, Cost, Get, Node
-from attribution.training import Recorded
 
 SHARED = ("attribution.curvature.kfac", "attribution.curvature.sums")
 
@@ -48,7 +48,7 @@ class EKFAC(KroneckerCurvature):
     NAME = "EKFAC"
     VERSION = 2
 
-    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+    def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return EKFACBasis(KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing)))
 
 

@@ -27,8 +27,8 @@ from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Inputs, Measure
 from attribution.measurements.base import per_draw
+from attribution.models.trained import Trained
 from attribution.nodes import Artifact, Cost, Get, Node, execution
-from attribution.training import Recorded
 
 SHARED = (
     "attribution.curvature.basis",
@@ -60,7 +60,7 @@ class ExactGGN:
         self.draws.refuse_lists("a curvature")
         self.draws.refuse_sides("n is the number of draws of every training image")
 
-    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
+    def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> "Node[DenseBasis]":
         """The eigenbasis of the matrix at the trained model.
 
         Raises:
@@ -136,7 +136,7 @@ class DenseShard(SumShard[Sum]):
     ARTIFACT = Sum
 
     draws: DrawScheme
-    trained: Recorded
+    trained: Trained
     train: ImageSet
     flips: bool
     rows: tuple[int, int]
@@ -201,7 +201,7 @@ class DenseGGN(Node[DenseBasis]):
     ARTIFACT = DenseBasis
 
     draws: DrawScheme
-    trained: Recorded
+    trained: Trained
     train: ImageSet
     flips: bool
     execution: Execution = execution(default=Execution())

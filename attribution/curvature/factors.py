@@ -26,8 +26,8 @@ from attribution.curvature.sums import SumShard, merged, merging_bytes
 from attribution.double_precision import double
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.gradients import hooks, layer_check
+from attribution.models.trained import Trained
 from attribution.nodes import Artifact, Cost, Get, Node
-from attribution.training import Recorded
 
 SHARED = (
     "attribution.curvature.basis",
@@ -36,7 +36,7 @@ SHARED = (
     "attribution.curvature.sums",
 )
 
-MOMENT_COPIES = 14
+MOMENT_COPIES = 8
 """The copies of a factor that its computation from one pass holds at a time, roughly: see ``moments.patch_moment``."""
 
 Sharing = Literal["expand", "reduce"]
@@ -177,7 +177,7 @@ class AllFactors(Node[Factors]):
         return merged(self.parts(get), get)
 
 
-def blocks(trained: Recorded) -> list[tuple[int, int]]:
+def blocks(trained: Trained) -> list[tuple[int, int]]:
     """The shape (out, in (+1)) of every layer that has factors."""
     return _blocks(trained.outline)
 
@@ -188,11 +188,11 @@ def _blocks(outline: nn.Module) -> list[tuple[int, int]]:
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
 
 
-def largest_factor(trained: Recorded) -> int:
+def largest_factor(trained: Trained) -> int:
     """The number of values in the largest factor."""
     return max(max(out, columns) for out, columns in blocks(trained)) ** 2
 
 
-def factor_bytes(trained: Recorded) -> float:
+def factor_bytes(trained: Trained) -> float:
     """The size of a model's factors in bytes."""
     return FLOAT64_BYTES * sum(out**2 + columns**2 for out, columns in blocks(trained))

@@ -17,8 +17,8 @@ from attribution.double_precision import double_device
 from attribution.execution import FLOAT64_BYTES, Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, execution
-from attribution.training import Recorded
 
 SHARED = ("attribution.curvature.basis", "attribution.curvature.factors")
 
@@ -43,7 +43,7 @@ class KroneckerCurvature(ABC):
         self.draws.refuse_sides("n is the number of draws of every training image")
 
     @abstractmethod
-    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+    def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> Node[Basis]:
         """The eigenbasis of the training loss's curvature at the trained model.
 
         ``flips``: mirror images at random, as training did.
@@ -53,7 +53,7 @@ class KroneckerCurvature(ABC):
             FloatingPointError: a factor that is not finite or not positive semidefinite; the message names the layer.
         """
 
-    def pseudo_gradients(self, trained: Recorded, train: ImageSet, flips: bool) -> PseudoGradients:
+    def pseudo_gradients(self, trained: Trained, train: ImageSet, flips: bool) -> PseudoGradients:
         """The pseudo-gradients whose second moments are the factors."""
         return PseudoGradients(
             trained=trained, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
@@ -67,7 +67,7 @@ class KFAC(KroneckerCurvature):
     NAME = "KFAC"
     VERSION = 1
 
-    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]:
+    def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing))
 
 
@@ -98,7 +98,7 @@ class KFACBasis(Node[Basis]):
         return KroneckerBasis(QA, QB, values)
 
 
-def decomposition_cost(trained: Recorded, given: float) -> Cost:
+def decomposition_cost(trained: Trained, given: float) -> Cost:
     """The cost of an eigenbasis, with eigenvectors in float32 and eigenvalues in float64, computed from ``given`` bytes."""
     size = sum(4 * (out**2 + columns**2) + 8 * out * columns for out, columns in blocks(trained))
     cubes = sum(out**3 + columns**3 for out, columns in blocks(trained))

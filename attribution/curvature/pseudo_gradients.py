@@ -21,8 +21,8 @@ from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import ImageSet, philox
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Inputs, Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Get, execution
-from attribution.training import Recorded
 from attribution.transfers import to_device
 
 SHARED = (
@@ -77,7 +77,7 @@ class PseudoGradients:
     NAME = "PseudoGradients"
     VERSION = 1
 
-    trained: Recorded
+    trained: Trained
     train: ImageSet
     draws: DrawScheme
     fisher: Fisher

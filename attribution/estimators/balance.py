@@ -23,8 +23,8 @@ from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
 from attribution.images.draws import Uniform
+from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, execution
-from attribution.training import Recorded
 
 SHARED = ("attribution.estimators.retrac", "attribution.gradients.norms", "attribution.images.bins")
 
@@ -85,7 +85,7 @@ class TimestepNorms(Node[NormTable]):
     TITLE = "gradient norms by timestep"
     ARTIFACT = NormTable
 
-    trained: Recorded
+    trained: Trained
     train: ImageSet
     seed: int
     execution: Execution = execution(default=Execution())

@@ -13,8 +13,8 @@ from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Get, Node, execution
-from attribution.training import Recorded
 
 
 def as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
@@ -56,7 +56,7 @@ class Estimator(ABC):
     execution: Execution = execution(default=Execution())
 
     @abstractmethod
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node that computes the scores ``[.., Q, N]``.
 
         Raises:
@@ -102,6 +102,6 @@ class Estimator(ABC):
         query, train = next((pair for pair in scheme.pairs if pair[0] == settings.get(SETTINGS["draws"])), scheme.pairs[-1])
         return query, 1 if self.RECORDED_DRAWS else train
 
-    def score(self, trained: Recorded, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
+    def score(self, trained: Trained, train: ImageSet, queries: ImageSet, get: Get) -> Scores:
         """Compute the scores."""
         return get(self.scores(trained, train, queries))

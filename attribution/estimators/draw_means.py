@@ -36,7 +36,7 @@ def prefix_means(
         sums = _sums_by_bin(per_example, measure, x0, draws.columns(slice(start, stop)), condition, scheme.bins, means)
         for total, added, result in zip(totals, sums, results, strict=True):
             for layer, gradient in added.items():
-                total[layer] = total.get(layer, 0) + gradient
+                total[layer] = total[layer] + gradient if layer in total else gradient
             if stop == scheme.prefixes[-1]:  # the totals are not needed any more
                 result.append({layer: gradient.div_(stop) for layer, gradient in total.items()})
             else:
@@ -71,5 +71,5 @@ def _sums_by_bin(
                     for layer, g in mean(inside, batch).items():
                         if layer not in total:
                             total[layer] = g.new_zeros(bins, len(draws), *g.shape[1:])
-                        total[layer][b, slice(*rows)] += batch.count * g
+                        total[layer][b, slice(*rows)].add_(g, alpha=batch.count)
     return totals

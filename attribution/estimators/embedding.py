@@ -11,8 +11,8 @@ from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES
 from attribution.images import Images, ImageSet, philox
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
-from attribution.training import Recorded
 
 SHARED = ("attribution.estimators.sharded", "attribution.images.philox")
 
@@ -46,7 +46,7 @@ class EmbeddingSimilarity(Estimator):
     embedding: Embedding
     cosine: bool
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return EmbeddingScores(self, train, queries)
 
 
@@ -80,7 +80,7 @@ class Random(Estimator):
 
     seed: int = 0
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RandomScores(self, train, queries)
 
 

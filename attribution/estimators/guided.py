@@ -31,8 +31,9 @@ from attribution.gradients.norms import GradientNorms
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme, Fixed
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
-from attribution.training import Recorded
+from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import at_least
 
 SHARED = (
@@ -86,11 +87,12 @@ class Guided(Estimator):
         shared = {field.name: getattr(self, field.name) for field in fields(ReTrac)}
         return ReTrac(**shared)
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        recorded = require_record(trained, type(self).__name__)
         self.retrac.scores(trained, train, queries)  # raises if ReTrac cannot score these
         if self.timestep is not None:
             whole(self, "timestep", least=1, most=trained.process.T)
-        return GuidedScores(replace(self, strength=ENDS), train, queries, trained)
+        return GuidedScores(replace(self, strength=ENDS), train, queries, recorded)
 
     def at_strength(self, scores: Scores, strength: float) -> Scores:
         """Return the scores ``[Q, N]`` at any λ: ``λ τ_1 + (1 - λ) τ_0``."""

@@ -19,9 +19,9 @@ from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
 from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 from attribution.projection import Identity
-from attribution.training import Recorded
 
 SHARED = ("attribution.estimators.kernel", "attribution.estimators.sharded", "attribution.features.features")
 
@@ -53,7 +53,7 @@ class HalfPrecisionTRAK(KernelEstimator):
     def scale(self, eigen: TrainingEigen, damping: float) -> float:
         return 1.0
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         super().scores(trained, train, queries)  # raises what TRAK raises
         projection = self.projection.chosen(gradient_shapes(trained))
         return HalfPrecisionScores(replace(self, projection=projection), train, queries, trained)
@@ -68,7 +68,7 @@ class HalfPrecisionScores(ShardedScores):
     TITLE = "scores in half precision"
 
     estimator: HalfPrecisionTRAK
-    trained: Recorded
+    trained: Trained
 
     def parts(self, get: Get) -> list[Node]:
         return [shard for side in self._sides() for shard in side.shards]

@@ -32,14 +32,13 @@ from attribution.estimators.sharded import (
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.compression import Compression, Uncompressed
-from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients
 from attribution.gradients.resident import batches_within, resident
 from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, key
-from attribution.training import Recorded
 from attribution.transfers import to_device
 
 SHARED = (
@@ -58,7 +57,7 @@ GRID = tuple(10.0**e for e in range(-12, 0))
 class Curvature(Protocol):
     """Anything that has an eigenbasis: ``KFAC``, ``EKFAC``, ``ExactGGN``."""
 
-    def basis(self, trained: Recorded, train: ImageSet, flips: bool = False) -> Node[Basis]: ...
+    def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> Node[Basis]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +89,9 @@ class KFACInfluence(ShardedEstimator):
         """The dampings as a tuple."""
         return as_tuple(self.damping)
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        gradient_shapes(trained)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, trained)
@@ -100,11 +99,11 @@ class KFACInfluence(ShardedEstimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}
 
-    def basis(self, trained: Recorded, train: ImageSet) -> Node[Basis]:
+    def basis(self, trained: Trained, train: ImageSet) -> Node[Basis]:
         """The eigenbasis of the curvature."""
         return self.curvature.basis(trained, train, self.flips)
 
-    def norms(self, trained: Recorded, train: ImageSet) -> TimestepNorms:
+    def norms(self, trained: Trained, train: ImageSet) -> TimestepNorms:
         """The mean gradient norms that balance timesteps."""
         return TimestepNorms(trained, train, self.draws.seed, execution=self.execution)
 
@@ -112,7 +111,7 @@ class KFACInfluence(ShardedEstimator):
         """How the gradients of ``side`` ("query" or "train") are balanced."""
         return self.balance if self.balance is not None and self.balance.side == side else None
 
-    def mean_of(self, side: Side, trained: Recorded, train: ImageSet, get: Get) -> Mean:
+    def mean_of(self, side: Side, trained: Trained, train: ImageSet, get: Get) -> Mean:
         """The mean over draws on ``side``."""
         balance = self.balance_of(side)
         if balance is None:
@@ -120,11 +119,11 @@ class KFACInfluence(ShardedEstimator):
         norms, measure = self.norms(trained, train), self.measurement if side == "query" else trained.objective
         return lambda captured, draws: captured.mean(balance.weights(measure.timesteps(draws), norms, get))
 
-    def gradient_bytes(self, side: Side, trained: Recorded) -> float:
+    def gradient_bytes(self, side: Side, trained: Trained) -> float:
         """The size of all prefixes and bins of the gradient of one image on ``side``, uncompressed."""
         return FLOAT32_BYTES * len(self.draws.side(side).prefixes) * self.draws.bins * trained.parameter_count
 
-    def rotation_products(self, side: Side, trained: Recorded) -> float:
+    def rotation_products(self, side: Side, trained: Trained) -> float:
         """The multiply-adds of the rotation of one image's gradients on ``side`` into a Kronecker-factored basis."""
         draws, shapes = self.draws.side(side), gradient_shapes(trained).values()
         return len(draws.prefixes) * draws.bins * sum(rows * columns * (rows + columns) for rows, columns in shapes)
@@ -135,7 +134,7 @@ class KFACInfluence(ShardedEstimator):
         bin_pairs = (self.draws.bins + (self.draws.bins > 1)) ** 2
         return FLOAT32_BYTES * len(self.dampings) * len(self.draws.pairs) * bin_pairs
 
-    def query_bytes(self, trained: Recorded) -> float:
+    def query_bytes(self, trained: Trained) -> float:
         """The size of the coefficients of one query."""
         size = sum(map(self.compression.size, gradient_shapes(trained).values()))
         return len(self.draws.side("query").prefixes) * self.draws.bins * size
@@ -320,7 +319,7 @@ class InfluenceScores(ShardedScores):
     TITLE = "influence scores"
 
     estimator: KFACInfluence
-    trained: Recorded
+    trained: Trained
 
     def parts(self, get: Get) -> list[Node]:
         return list(self.batches)

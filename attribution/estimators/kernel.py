@@ -23,9 +23,9 @@ from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
-from attribution.training import Recorded
 
 SHARED = ("attribution.estimators.sharded", "attribution.features.spectrum")
 
@@ -89,7 +89,7 @@ class KernelEstimator(Estimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
@@ -99,7 +99,7 @@ class KernelEstimator(Estimator):
         members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
 
-    def features(self, trained: Recorded, images: ImageSet, role: str) -> Features:
+    def features(self, trained: Trained, images: ImageSet, role: str) -> Features:
         """The features of queries (role "query") or training images (role "attribution")."""
         measure = self.query_measure if role == "query" else self.train_feature or trained.objective
         return Features.of(self, trained, images, measure, role)
@@ -127,7 +127,7 @@ class KernelScores(ShardedScores):
     TITLE = "kernel scores"
 
     estimator: KernelEstimator
-    trained: Recorded
+    trained: Trained
 
     def parts(self, get: Get) -> list[Node]:
         # Listed as parts, the inner products of several estimators and pools share their passes.

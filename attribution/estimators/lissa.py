@@ -34,8 +34,8 @@ from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, execution, key
-from attribution.training import Recorded
 from attribution.transfers import to_device
 
 SHARED = (
@@ -80,7 +80,7 @@ class LiSSA(ShardedEstimator):
             raise FieldError(self, "scale", "must be above 0")
         self.draws.refuse_lists("LiSSA")
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
@@ -184,7 +184,7 @@ class LissaScores(ShardedScores):
     TITLE = "LiSSA scores"
 
     estimator: LiSSA
-    trained: Recorded
+    trained: Trained
 
     def parts(self, get: Get) -> list[Node]:
         return with_query_blocks(self.training_blocks)

@@ -19,7 +19,7 @@ from attribution.gradients.inner_products import finite
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import Images
 from attribution.images.draws import Draws, DrawScheme
-from attribution.training import Recorded
+from attribution.models.trained import Trained
 from attribution.transfers import to_device
 
 SHARED = ("attribution.gradients.inner_products", "attribution.gradients.per_example")
@@ -50,7 +50,7 @@ class Recursion:
         """The number of passes for ``queries`` vectors."""
         return self.repeats * self.depth * self.batch_size * self.product.passes(queries)
 
-    def __call__(self, per_example: PerExampleGradients, trained: Recorded, train: Images, v: LayerGradients) -> LayerGradients:
+    def __call__(self, per_example: PerExampleGradients, trained: Trained, train: Images, v: LayerGradients) -> LayerGradients:
         """Return the mean of r_J/σ over the repeats, for all vectors ``[Q, ..]`` in ``v`` at once.
 
         Raises:
@@ -88,7 +88,7 @@ class Recursion:
             )
 
     def batches(
-        self, trained: Recorded, train: Images, repeat: int, device: torch.device
+        self, trained: Trained, train: Images, repeat: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Draws, Tensor | None]]:
         """Yield ``depth`` mini-batches (images, draws, conditions) of the N·K draws of the training set, shuffled in every round.
 

@@ -28,8 +28,8 @@ from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Artifact, Get, JointNode, Node
-from attribution.training import Recorded
 from attribution.transfers import to_device
 
 SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
@@ -81,7 +81,7 @@ class QueryBlock(JointNode[A]):
     TRANSIENT = True
 
     estimator: ShardedEstimator
-    trained: Recorded
+    trained: Trained
     queries: Node
     rows: tuple[int, int]
 
@@ -105,7 +105,7 @@ class _Products(Node[BlockProducts]):
     TRANSIENT = True
 
     estimator: ShardedEstimator
-    trained: Recorded
+    trained: Trained
     train: ImageSet
     queries: ImageSet
     rows: tuple[int, int]

@@ -17,12 +17,18 @@ from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
-from attribution.training import Recorded
+from attribution.training import require_record
 from attribution.training.checkpoints import select
 
-SHARED = ("attribution.estimators.sharded", "attribution.features.gram", "attribution.training.checkpoints")
+SHARED = (
+    "attribution.estimators.sharded",
+    "attribution.features.gram",
+    "attribution.training.checkpoints",
+    "attribution.training.record",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +51,15 @@ class GradientSimilarity(Estimator):
     def __post_init__(self):
         self.draws.refuse_lists("a feature")
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         if self.checkpoints is not None:
-            trained.check_checkpoints(self.checkpoints, self)
+            require_record(trained, type(self).__name__).check_checkpoints(self.checkpoints, self)
         self.draws.check(trained.process.T)
         return SimilarityScores(replace(self, projection=self.projection.chosen(gradient_shapes(trained))), train, queries, trained)
 
-    def features(self, trained: Recorded, images: ImageSet, role: str, step: int | None) -> Features:
+    def features(self, trained: Trained, images: ImageSet, role: str, step: int | None) -> Features:
         """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""
         return Features.of(self, trained, images, self.measurement if role == "query" else trained.objective, role, step)
 
@@ -67,7 +73,7 @@ class SimilarityScores(ShardedScores):
     TITLE = "gradient similarities"
 
     estimator: GradientSimilarity
-    trained: Recorded
+    trained: Trained
 
     def parts(self, get: Get) -> list[InnerProducts]:
         return [self._products(step) for step in self._steps(get)]

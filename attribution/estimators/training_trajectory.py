@@ -15,8 +15,9 @@ from attribution.estimators.training_trajectory_blocks import HALVES, Checkpoint
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.gradients.layer_check import find_layers
 from attribution.images import ImageSet, bins
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
-from attribution.training import Recorded
+from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import at_least, select
 
 SHARED = (
@@ -51,17 +52,13 @@ class TrajectoryEstimator(CheckpointEstimator):
         """This estimator with its draws at one checkpoint. The step is a field of the node that uses it."""
         return replace(self, checkpoints=(), draws=self.draws.at_checkpoint(step))
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        if not isinstance(trained, Recorded):
-            raise TypeError(
-                f"{type(self).__name__} replays training and needs its record, but {type(trained).__name__} has none: "
-                "train the model here, or choose an estimator that works on a final model"
-            )
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        recorded = require_record(trained, type(self).__name__)
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
-        trained.check_checkpoints(self.checkpoints, self, visited=True)
+        recorded.check_checkpoints(self.checkpoints, self, visited=True)
         self.draws.check(trained.process.T)
-        return TrajectoryScores(self, train, queries, trained)
+        return TrajectoryScores(self, train, queries, recorded)
 
 
 @dataclass(frozen=True)

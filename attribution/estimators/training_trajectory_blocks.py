@@ -27,8 +27,8 @@ from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.gradients.resident import batches_within, resident
 from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, key
-from attribution.training import Recorded
 from attribution.transfers import to_device
 
 SHARED = (
@@ -59,7 +59,7 @@ class CheckpointEstimator(ShardedEstimator):
     def train_side(self, captured: Captured) -> LayerGradients:
         """Return G(z) of each training example from the gradient at its recorded draw."""
 
-    def query_bytes(self, trained: Recorded) -> float:
+    def query_bytes(self, trained: Trained) -> float:
         """The size of the side of one query: its gradient, for every half of the draws and every bin of timesteps."""
         return FLOAT32_BYTES * min(HALVES, self.draws.count) * self.draws.bins * trained.parameter_count
 

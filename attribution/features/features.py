@@ -20,9 +20,9 @@ from attribution.gradients.per_example import Captured, PerExampleGradients, con
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
 from attribution.projection import Identity, Projection
-from attribution.training import Recorded
 from attribution.transfers import to_device
 
 SHARED = ("attribution.features.projector_cache", "attribution.gradients.network_cache")
@@ -54,7 +54,7 @@ class Features:
     NAME = "Features"
     VERSION = 1
 
-    trained: Recorded
+    trained: Trained
     images: ImageSet
     measure: Measure
     draws: DrawScheme
@@ -66,7 +66,7 @@ class Features:
 
     @classmethod
     def of(
-        cls, settings: FeatureSettings, trained: Recorded, images: ImageSet, measure: Measure, role: str, step: int | None = None
+        cls, settings: FeatureSettings, trained: Trained, images: ImageSet, measure: Measure, role: str, step: int | None = None
     ) -> Self:
         """Return the features of queries (role "query") or training images (role "attribution") under an estimator's settings.
 

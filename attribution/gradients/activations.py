@@ -13,11 +13,15 @@ SHARED = ("attribution.gradients.hooks",)
 
 
 def activation_bytes(
-    model: nn.Module, recorded_modules: Mapping[nn.Module, tuple[str, Layer]], measure: Measure, inputs: Inputs
+    model: nn.Module,
+    recorded_modules: Mapping[nn.Module, tuple[str, Layer]],
+    measure: Measure,
+    inputs: Inputs,
+    on_layer: hooks.OnLayer = lambda name, calls: None,
 ) -> float:
     """Return the bytes per input that a pass over ``inputs`` keeps until its backward pass: for autograd, and as inputs of layers.
 
-    The count follows from shapes alone, so it is the same on every machine.
+    The count follows from shapes alone, so it is the same on every machine. ``on_layer`` is that of ``hooks.run``.
     """
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *inputs) if tensor is not None}
     kept: dict[int, torch.UntypedStorage] = {}  # holding a storage keeps its number from being used again
@@ -28,9 +32,10 @@ def activation_bytes(
             kept[storage._cdata] = storage
         return tensor
 
-    def keep_inputs(_: str, calls: list[hooks.Call]) -> None:
+    def keep_inputs(name: str, calls: list[hooks.Call]) -> None:
         for call in calls:
             keep(call.input)
+        on_layer(name, calls)
 
     autocast = torch.autocast(inputs.t.device.type, enabled=False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

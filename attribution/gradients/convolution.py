@@ -35,7 +35,7 @@ class ConvLayer(Layer):
         else:
             self._padding, self._explicit_padding = [0, 0], (*horizontal, *vertical)
         unpadded = not any((*vertical, *horizontal))
-        self._pointwise = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1 and unpadded
+        self.pointwise = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1 and unpadded
 
     @property
     def block(self) -> tuple[int, int]:
@@ -47,7 +47,7 @@ class ConvLayer(Layer):
     def contract(self, a: Tensor, b: Tensor, K: int) -> Tensor:
         if not self.weight:
             return b.sum((2, 3)).unflatten(0, (-1, K)).sum(1).unsqueeze(2)
-        if self._pointwise:
+        if self.pointwise:
             return self._as_linear(a, b, K)
         a = self._padded(a)
         # Meant for small layers on a GPU, where convolutions with many groups are likely to be slow. Not timed on any GPU yet.
@@ -70,7 +70,7 @@ class ConvLayer(Layer):
         b = b.flatten(2).mT
         if not self.weight:
             return b.new_ones(*b.shape[:2], 1), b
-        patches = (a.flatten(2) if self._pointwise else self._patches(self._padded(a)).squeeze(1)).mT
+        patches = (a.flatten(2) if self.pointwise else self._patches(self._padded(a)).squeeze(1)).mT
         return F.pad(patches, (0, 1), value=1.0) if self.bias else patches, b
 
     def padded(self, a: Tensor) -> Tensor:

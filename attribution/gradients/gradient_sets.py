@@ -15,6 +15,7 @@ from attribution.images import ImageSet
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Measure
 from attribution.models.pipeline import Pipeline
+from attribution.models.trained import Trained
 from attribution.nodes import Get, execution
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
@@ -122,7 +123,7 @@ class GradientsAtDraws(GradientSet):
     NAME = "GradientsAtDraws"
     VERSION = 1
 
-    trained: Recorded
+    trained: Trained
     step: int | None
     scheme: DrawScheme
     role: str

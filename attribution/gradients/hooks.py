@@ -213,7 +213,9 @@ class _Recorder:
 @contextmanager
 def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Put the model in eval mode, with the hooks of ``recorder`` and without ``requires_grad``; restore everything on exit."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    # Several times as fast as model.parameters(), which counts in passes over few inputs.
+    parameters = (p for module in model.modules() for p in module._parameters.values())
+    trained = [p for p in parameters if p is not None and p.requires_grad]
     handles = []
     try:
         for p in trained:

@@ -9,13 +9,13 @@ from attribution.double_precision import on_device
 from attribution.execution import Execution
 from attribution.gradients.layer_check import find_layers
 from attribution.gradients.per_example import PerExampleGradients
+from attribution.models.trained import Trained
 from attribution.nodes import Get, key
-from attribution.training import Recorded
 
 SHARED = ("attribution.gradients.layer_check", "attribution.gradients.per_example")
 
 
-def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:
+def engine(trained: Trained, step: int | None, execution: Execution, get: Get) -> PerExampleGradients:
     """Return the per-example gradients of the network at checkpoint ``step``, on the device of ``execution``.
 
     ``step=None`` is the network as it is used after training. The latest network is cached for the next shard.
@@ -32,7 +32,7 @@ def engine(trained: Recorded, step: int | None, execution: Execution, get: Get) 
 _engines: dict[str, PerExampleGradients] = {}
 
 
-def gradient_shapes(trained: Recorded) -> Mapping[str, tuple[int, int]]:
+def gradient_shapes(trained: Trained) -> Mapping[str, tuple[int, int]]:
     """Return layer name → the shape ``[rows, columns]`` of its gradient, without loading any parameters."""
     return _shapes(trained.outline)
 

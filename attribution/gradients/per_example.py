@@ -107,19 +107,15 @@ class PerExampleGradients:
         p = self.parameters[0]
         x0, draws = x0.to(p.device, p.dtype), draws.to(p.device)
         condition = None if condition is None else condition.to(p.device)
-        self._fit(measure.inputs(x0, draws, condition), measure)
         # Always in full precision: the tolerance depends on the precision, and what the check detects does not.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
-            ours = Captured(self, measure, x0, draws, condition).mean()
+            captured = Captured(self, measure, x0, draws, condition)
+            if math.isfinite(self.pass_memory):
+                self.batch_size = inputs_that_fit(self.batch_size, self.pass_memory, captured.activation_bytes())
+            ours = captured.mean()
             with eval_mode(self.model):
                 layer_check.check(self.model, self.layers, ours, measure, x0, draws, condition)
         self._checked = len(draws) * draws.count
-
-    def _fit(self, inputs: Inputs, measure: Measure) -> None:
-        """Lower ``batch_size`` to the number of inputs whose activations fit into ``pass_memory``."""
-        if math.isfinite(self.pass_memory):
-            size = activation_bytes(self.model, self.recorded_modules, measure, inputs)
-            self.batch_size = inputs_that_fit(self.batch_size, self.pass_memory, size)
 
 
 def inputs_that_fit(most: int, memory: float, size: float) -> int:
@@ -158,6 +154,15 @@ class Captured:
         """Run the pass and keep its recorded calls for several means. Does nothing if one pass does not hold all inputs."""
         if len(self._parts) == 1 and self._draws.count > 1:
             self._record(self._parts[0])
+
+    def activation_bytes(self) -> float:
+        """Run the first pass, and return the bytes per input that it keeps. A single pass also keeps its recorded calls."""
+        recorded: _Calls = {}
+        owner, inputs = self._owner, self._inputs(self._parts[0])
+        size = activation_bytes(owner.model, owner.recorded_modules, self._measure, inputs, recorded.__setitem__)
+        if len(self._parts) == 1:
+            self._kept = recorded
+        return size
 
     def norms(self) -> Tensor:
         """Return ‖∇_{b,k}‖ of every draw over all layers, ``[B, K]``."""

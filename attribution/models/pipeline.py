@@ -1,16 +1,19 @@
 """Denoisers trained elsewhere: the network and the noise schedule of an unconditional pipeline of diffusers."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.measurements import Loss, Measure
-from attribution.nodes import class_identity, digest
+from attribution.models.given import Weights
+from attribution.nodes import class_identity, describe, digest
+
+SHARED = ("attribution.models.given",)
 
 _CONTENT = (".safetensors", ".bin", ".json")
 
@@ -70,7 +73,9 @@ class Pipeline:
     @cached_property
     def _parts(self) -> tuple[nn.Module, DDPM]:
         from diffusers import DiffusionPipeline, UNet2DModel
+        from diffusers.utils import logging
 
+        logging.disable_progress_bar()
         try:
             components = DiffusionPipeline.from_pretrained(self.path, local_files_only=True, low_cpu_mem_usage=False).components
         except (OSError, ValueError) as error:
@@ -87,6 +92,49 @@ class Pipeline:
                 "pipeline"
             )
         return network.eval(), DDPM(_schedule(self.path, scheduler))
+
+
+@dataclass(frozen=True)
+class PipelineNetwork:
+    """The constructor of a pipeline's network, with new weights. Its identity is the architecture."""
+
+    NAME = "PipelineNetwork"
+    VERSION = 1
+
+    path: str
+
+    def description(self) -> dict[str, Any]:
+        """The class of the network and the arguments of its constructor."""
+        return {**class_identity(type(self)), "network": describe(self._class), "config": self._config}
+
+    def __call__(self) -> nn.Module:
+        return self._class.from_config(self._config)
+
+    @property
+    def _class(self) -> Any:
+        return type(pipeline_at(self.path).network)
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        """Without diffusers' own entries, such as its version and the path."""
+        config: Any = pipeline_at(self.path).network.config
+        return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+@dataclass(frozen=True)
+class PipelineWeights(Weights):
+    """The weights of the network of the pipeline at ``path``."""
+
+    path: str
+
+    def tensors(self) -> dict[str, Tensor]:
+        return pipeline_at(self.path).network.state_dict()
+
+
+@lru_cache(maxsize=2)
+def pipeline_at(path: str) -> Pipeline:
+    """The pipeline at ``path``, which is read once."""
+    return Pipeline(path)
 
 
 def _schedule(path: str, scheduler: Any) -> NoiseSchedule:

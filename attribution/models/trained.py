@@ -90,8 +90,24 @@ class Trained(Node[T], ABC):
         """The number of trainable parameters of the network."""
         return sum(p.numel() for p in self.outline.parameters() if p.requires_grad)
 
-    def network(self, get: Get) -> nn.Module:
-        """The trained network in eval mode."""
+    def member(self, i: int) -> "Trained":
+        """Member ``i`` of an ensemble of training runs that differ in their seed; 0 is this one.
+
+        Raises:
+            ValueError: a model that cannot be trained again.
+        """
+        if i == 0:
+            return self
+        raise ValueError(f"{type(self).__name__} cannot be trained again with another seed: use one model only (models=1)")
+
+    def network(self, get: Get, step: int | None = None) -> nn.Module:
+        """The network in eval mode with the parameters after ``step`` training steps; None: with the final parameters.
+
+        Raises:
+            ValueError: a ``step`` of a model without a record of its training.
+        """
+        if step is not None:
+            raise ValueError(f"{type(self).__name__} has no record of its training: only its final parameters are known")
         return with_parameters(self.model(), get(self).final_parameters()).eval()
 
 

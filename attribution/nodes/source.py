@@ -34,7 +34,7 @@ def in_project(value: Callable[..., Any]) -> bool:
 def is_installed(value: Callable[..., Any]) -> bool:
     """Return whether a class or function comes from site-packages or the standard library."""
     name, file = _module_of(value), getattr(sys.modules.get(_module_of(value)), "__file__", None)
-    if file and _INSTALLED & set(Path(file).parts):
+    if file and _in_site_packages(file):
         return True
     # Classes that exec or make_dataclass made may claim to come from the standard library: builtins, types.
     first, *nested = getattr(value, "__qualname__", value.__name__).split(".")
@@ -111,8 +111,13 @@ def _attribute(module: str, name: str) -> Any:
             return None
 
 
+@functools.cache
+def _in_site_packages(file: str) -> bool:
+    return bool(_INSTALLED & set(Path(file).parts))
+
+
 def _installed(module: str, file: str | None) -> bool:
-    if file and _INSTALLED & set(Path(file).parts):
+    if file and _in_site_packages(file):
         return True
     if module.split(".")[0] not in sys.stdlib_module_names:
         return False

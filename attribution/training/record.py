@@ -166,16 +166,6 @@ class Recorded(Trained[TrainingRecord], ABC):
 
     ARTIFACT = TrainingRecord
 
-    def member(self, i: int) -> "Recorded":
-        """Member ``i`` of an ensemble of training runs that differ in their seed; 0 is this one.
-
-        Raises:
-            TypeError: a model that cannot be trained again.
-        """
-        if i == 0:
-            return self
-        raise TypeError(f"{type(self).__name__} cannot be trained again with another seed: use one model only (models=1)")
-
     def check_checkpoints(self, wanted: int | str | Sequence[int], owner: Any, visited: bool = False) -> None:
         """Check, before training, that it will record the checkpoints that ``owner.checkpoints`` selects.
 
@@ -187,7 +177,24 @@ class Recorded(Trained[TrainingRecord], ABC):
         """
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
-        """The network in eval mode with the parameters after ``step`` steps; None: with the final parameters."""
         if step is None:
             return super().network(get)
         return with_parameters(self.model(), get(self).parameters(step)).eval()
+
+
+class RecordError(ValueError):
+    """A model without a record of its training, for something that needs the record."""
+
+
+def require_record(trained: Trained, user: str) -> Recorded:
+    """Return ``trained`` as a model with a record of its training, which ``user`` needs.
+
+    Raises:
+        RecordError: it has none.
+    """
+    if not isinstance(trained, Recorded):
+        raise RecordError(
+            f"{user} needs the record of the model's training, but {type(trained).__name__} has none: train the model here, or "
+            "choose an estimator that works on a final model, such as K-FAC influence or TRAK"
+        )
+    return trained

@@ -213,7 +213,7 @@ class Counterfactual(QueryBenchmark):
         self._check(experiment)
         nodes = scores_of(experiment, estimators, self.queries)
         return Removals(
-            trained=experiment.trained,
+            trained=experiment.training,
             rankings=[
                 Ranking(self.queries[kind].node(experiment), estimators[name], scores) for (kind, name), scores in nodes.items()
             ],
@@ -231,7 +231,7 @@ class Counterfactual(QueryBenchmark):
         )
 
     def _mode(self, experiment: Experiment) -> Mode:
-        return self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer)
+        return self.mode.choose(experiment.training.outline, experiment.shape, experiment.trainer)
 
     def _check(self, experiment: Experiment) -> None:
         """Check early what would otherwise fail only after training."""

@@ -47,7 +47,7 @@ class GradientNormTrends(Benchmark):
             report.add(bias.convergence_rows())
             trends = [row for row in report.rows if row.metric in (EXPLAINED, DIRECTION) and row.minus is None]
             trends = [row for row in trends if row.settings["checkpoint"] in bias.steps]
-            losses = get(experiment.trained).losses
+            losses = get(experiment.recorded).losses
             report.figure("norm_trend", figures.norm_trend(trends, bias.steps, bias.curves.timestep[0, 0], bias.profiles, losses))
 
     def _study(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> NormStudy:

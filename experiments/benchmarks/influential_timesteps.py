@@ -104,7 +104,7 @@ class InfluentialTimesteps(QueryBenchmark):
         """|t_train − t_max| of the P outliers at each of S checkpoints, ``[S, P]``."""
         norms, record, ids = (
             get(self._norms(experiment, estimators)),
-            get(experiment.trained),
+            get(experiment.recorded),
             get(self._outliers(experiment)).index,
         )
         steps = select(self._checkpoints(estimators), record.steps, record.losses)
@@ -115,7 +115,7 @@ class InfluentialTimesteps(QueryBenchmark):
     def _norms(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> GradientNorms:
         """The norms of the outliers over timesteps."""
         largest = at_largest_norm(experiment, self.timesteps)
-        return largest.norms(experiment.trained, self._outliers(experiment), self._checkpoints(estimators))
+        return largest.norms(experiment.recorded, self._outliers(experiment), self._checkpoints(estimators))
 
     def _outliers(self, experiment: Experiment) -> Split:
         return Split(experiment.data, "train", tuple(self._positions(experiment).tolist()))

@@ -109,7 +109,7 @@ class NormStudy:
 
     def bias(self, get: Get) -> Bias:
         """The norms that are measured."""
-        record = get(self.experiment.trained)
+        record = get(self.experiment.recorded)
         steps = select(self.checkpoints, record.steps, record.losses)
         return Bias(
             steps=steps,
@@ -163,14 +163,14 @@ class NormStudy:
     def _at_training(self) -> GradientNorms:
         gradients = GradientsAtRecordedDraws(
             images=self.experiment.train,
-            trained=self.experiment.trained,
+            trained=self.experiment.recorded,
             checkpoints=self.checkpoints,
             execution=self.experiment.execution,
         )
         return GradientNorms(gradients)
 
     def _curves(self, images: ImageSet) -> GradientNorms:
-        return self.largest.norms(self.experiment.trained, images, self.checkpoints)
+        return self.largest.norms(self.experiment.recorded, images, self.checkpoints)
 
     @property
     def _pretrained(self) -> list[GradientNorms]:

@@ -7,6 +7,7 @@ import numpy as np
 from attribution.checks import FieldError, whole
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from experiments.benchmarks.base import QueryBenchmark
@@ -17,7 +18,6 @@ from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.subsets import Subsets, check_variation
-from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 from experiments.report.row import Levels
 
@@ -82,21 +82,21 @@ class SubsetBenchmark(QueryBenchmark):
         if self.seeds == 1:
             whole(self, "repeats", least=0, most=len(selections))
         return Truth(
-            trained=experiment.trained,
+            trained=experiment.training,
             selections=selections,
             seeds=[experiment.seed + 1 + seed for seed in range(self.seeds)],
             repeats=self.repeats if self.seeds == 1 else 0,
             steps=self.steps,
             draws=self.draws,
             role="measurement",
-            mode=self.mode.choose(experiment.trained.outline, experiment.shape, experiment.trainer),
+            mode=self.mode.choose(experiment.training.outline, experiment.shape, experiment.trainer),
             precision=self.precision,
             execution=experiment.execution,
             keep_models=self.keep_models,
         )
 
     @staticmethod
-    def under(model: TrainedModel, measured: Measured) -> Measured:
+    def under(model: Trained, measured: Measured) -> Measured:
         """The same measurement under another model, such as the explained one."""
         return replace(measured, model=model)
 

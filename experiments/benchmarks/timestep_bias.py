@@ -66,7 +66,7 @@ class TimestepBias(QueryBenchmark):
     def _retimed(self, study: NormStudy, estimators: Mapping[str, TrajectoryEstimator]) -> dict[tuple[str, str, str], Node[Scores]]:
         """Scores as if the examples had been trained at other timesteps, by kind of queries, estimator and timing."""
         timings: dict[str, Timing] = {T_MAX: study.largest, RANDOM: AtRandom(self.seed)}
-        trained, pool = study.experiment.trained, study.pool
+        trained, pool = study.experiment.recorded, study.pool
         records = {name: Retimed.of(trained, pool, study.checkpoints, timing) for name, timing in timings.items()}
         return {
             (kind, name, timing): estimator.scores(record, pool, queries.node(study.experiment))

@@ -29,11 +29,11 @@ from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, InMemory, Node, added, execution
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
-from attribution.training import Recorded
 from experiments.models.measured import Measured
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.subsets import Subsets, check_variation
@@ -92,14 +92,15 @@ class Datamodels(Estimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node of the scores.
 
         Raises:
             ValueError: ``trained`` is not a ``TrainedModel``, ``train`` is not its training set, or the subsets show nothing.
         """
         if not isinstance(trained, TrainedModel):
-            raise ValueError(f"{type(trained).__name__} cannot be trained again: give an experiments.models.trained.TrainedModel")
+            kind = type(trained).__name__
+            raise ValueError(f"{kind} cannot be trained again: choose an estimator that trains no models, or train the model here")
         if train.fingerprint != trained.data.fingerprint:
             raise ValueError("datamodels score the images that the model was trained on: give its training set")
         self.measurement.subject(queries)

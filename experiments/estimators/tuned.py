@@ -16,11 +16,11 @@ from attribution.estimators.trak import TRAK
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
 from attribution.nodes import Get, InMemory, Node, added, execution
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
-from attribution.training import Recorded
 from experiments.metrics import lds
 from experiments.models.measured import Measured
 from experiments.models.samples import Samples
@@ -78,14 +78,15 @@ class TunedTRAK(TRAK):
         (damping,) = scores.axes["damping"]
         return [({SETTINGS["damping"]: damping}, scores.at(damping=damping))]
 
-    def scores(self, trained: Recorded, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node of the scores.
 
         Raises:
             ValueError: ``trained`` is not a ``TrainedModel``, or the subsets show nothing.
         """
         if not isinstance(trained, TrainedModel):
-            raise ValueError(f"{type(trained).__name__} cannot be trained again: give an experiments.models.trained.TrainedModel")
+            kind = type(trained).__name__
+            raise ValueError(f"{kind} cannot be trained again: choose an estimator that trains no models, or train the model here")
         plain = TRAK(**{field.name: getattr(self, field.name) for field in fields(TRAK)})
         pool = replace(queries, n=self.pool) if isinstance(queries, Samples) else queries
         self.target.subject(pool)

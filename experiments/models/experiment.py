@@ -1,7 +1,8 @@
-"""The settings of a trained model and its data, and the nodes that they define."""
+"""The settings of an explained model and its data, and the nodes that they define."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -11,9 +12,12 @@ from attribution.diffusion import Process
 from attribution.diffusion.samplers import Sampler
 from attribution.execution import Execution
 from attribution.measurements import Measure
+from attribution.models.trained import Trained
+from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.recipe import Hardware, Recipe
 from experiments.datasets import Source, Split
+from experiments.models.explained import TRAINED_HERE, Explained
 from experiments.models.samples import Samples
 from experiments.models.trained import LoggerFor, TrainedModel
 
@@ -28,7 +32,7 @@ class Diffusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One trained model and its data."""
+    """One explained model and its data."""
 
     data: Source
     model: Callable[[], nn.Module]
@@ -40,6 +44,7 @@ class Experiment:
     seed: int
     hardware: Hardware
     execution: Execution
+    explained: Explained = TRAINED_HERE
     logger: LoggerFor | None = None
 
     def __post_init__(self):
@@ -53,9 +58,27 @@ class Experiment:
         """The training images."""
         return Split(self.data, "train")
 
+    @cached_property
+    def trained(self) -> Trained:
+        """The explained model.
+
+        Raises:
+            FieldError: a given model does not fit the network of the run.
+        """
+        return self.explained.of(self.training)
+
     @property
-    def trained(self) -> TrainedModel:
-        """The trained model and its record."""
+    def recorded(self) -> Recorded:
+        """The explained model with the record of its training.
+
+        Raises:
+            RecordError: it has no record.
+        """
+        return require_record(self.trained, "this benchmark")
+
+    @property
+    def training(self) -> TrainedModel:
+        """The training run that the settings describe: of the explained model if it is trained here, and of retrained models."""
         return TrainedModel(
             model=self.model,
             objective=self.objective,

@@ -30,9 +30,9 @@ def rehearse(experiment: Experiment) -> None:
 
     quiet_lightning()
 
-    experiment.trained.candidates  # noqa: B018 (raises)
+    experiment.training.candidates  # noqa: B018 (raises)
     experiment.diffusion.sampler.timesteps(experiment.diffusion.process.T)
-    check_hardware(experiment.trainer, hardware_of(experiment.trained), experiment.train.count)
+    check_hardware(experiment.trainer, hardware_of(experiment.training), experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = untrained(experiment)

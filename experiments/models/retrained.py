@@ -84,11 +84,11 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
     def temporary(self) -> bool:
         return not self.keep
 
-    def network(self, get: Get) -> nn.Module:
+    def network(self, get: Get, step: int | None = None) -> nn.Module:
         for _ in range(_TRIES):
             with suppress(FileNotFoundError):  # a run with other measurements has just deleted the model: train it again
-                return super().network(get)
-        return super().network(get)
+                return super().network(get, step)
+        return super().network(get, step)
 
     def together(self) -> tuple[str, str]:
         return self._family, self.block

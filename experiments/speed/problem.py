@@ -73,7 +73,7 @@ class Problem:
         splits = Split(experiment.data, "train"), Split(experiment.data, "validation")
         counts = min(train, splits[0].count), min(queries, splits[1].count)
         self._images = [replace(split, rows=tuple(range(n))) for split, n in zip(splits, counts, strict=True)]
-        trained = replace(experiment.trained, data=self._images[0], recipe=replace(experiment.trainer, steps=steps))
+        trained = replace(experiment.training, data=self._images[0], recipe=replace(experiment.trainer, steps=steps))
         self.trained: TrainedModel = replace(trained, flips=False)
         self.scheme, self.batch, self.execution = Uniform(draws), batch, experiment.execution
         self._store = Store(folder)

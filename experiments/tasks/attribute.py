@@ -14,7 +14,7 @@ from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import chosen_estimator
-from experiments.tasks.model_quality import warn_of_poor_model
+from experiments.tasks.model_quality import report_given_model, warn_of_poor_model
 from experiments.tasks.run_context import announce, print_notes, run_context
 from experiments.tasks.settings import SettingError, build
 
@@ -63,9 +63,10 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))
+        report_given_model(run)
         warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
-            influence = get(SelfInfluence(estimator, experiment.trained, experiment.train))
+            influence = get(SelfInfluence(estimator, experiment.recorded, experiment.train))
             path = run.folder / "self_influence.csv"
             write_self_influence(path, influence.values, train)
             print(f"self-influence of every training image: {path}")

@@ -16,6 +16,7 @@ from attribution.nodes import Node
 from experiments.metrics.duplicates import SAME, digests, duplicates
 from experiments.models.experiment import Experiment
 from experiments.models.rehearsal import rehearse
+from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
 from experiments.tasks.run_context import RunContext, print_notes
 
@@ -36,7 +37,9 @@ def check_before_training(run: RunContext, *users: Any) -> None:
         FieldError: A field has a value that would fail later.
     """
     check_experiment(run.experiment, run.store, *users)
-    recipe = run.experiment.trained.recipe
+    if not isinstance(run.experiment.trained, TrainedModel):
+        return
+    recipe = run.experiment.training.recipe
     if recipe.ema_first_weight > _FIRST_WEIGHT:
         message = (
             f"trainer.ema={recipe.ema} over trainer.steps={recipe.steps} keeps {recipe.ema_first_weight:.0%} of the weights of the "

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.nodes import Node
+from attribution.training import RecordError
 from experiments.benchmarks.base import Benchmark
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
@@ -64,7 +65,7 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
         SettingError: If a setting is invalid.
         FieldError: If ``execution.device`` is not available.
     """
-    names = ("data", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
+    names = ("explained", "data", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
     parts = {name: build(config, name) for name in names}
     parts["execution"].torch_device()  # a missing device must not be found only after training
     diffusion = build(config, "diffusion")
@@ -120,6 +121,8 @@ def named(config: DictConfig, error: Exception) -> Exception:
             of_compared = by_setting(_composed_with(name), found)
             if isinstance(of_compared, SettingError):
                 return SettingError(f"benchmark.compare=[{name}]: {of_compared}")
+    if isinstance(found, RecordError):
+        return SettingError(f"explained={HydraConfig.get().runtime.choices['explained']}: {found}")
     return found
 
 

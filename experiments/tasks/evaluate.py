@@ -5,15 +5,16 @@ from contextlib import nullcontext
 from omegaconf import DictConfig
 
 from attribution.estimators.training_trajectory import TrajectoryEstimator
+from attribution.training import Recorded
 from attribution.training.checkpoints import select
 from experiments.benchmarks.selection import Selective
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.choices import notes_on_sweep
 from experiments.tasks.composition import evaluation_of
-from experiments.tasks.model_quality import warn_of_poor_model
+from experiments.tasks.model_quality import report_given_model, warn_of_poor_model
 from experiments.tasks.run_context import announce, print_notes, run_context
 from experiments.tasks.search import is_search
-from experiments.tasks.train import show_training
+from experiments.tasks.train import show_samples, show_training
 from experiments.tasks.workers import workers
 
 
@@ -36,9 +37,13 @@ def evaluate(config: DictConfig) -> float | None:
         if is_search() and isinstance(benchmark, Selective):
             selection = benchmark.selection(run.experiment, evaluation.estimators, run.store)
             run.report.add(selection.rows)
-        record = run.store(run.experiment.trained)
-        chosen = next(iter(evaluation.estimators.values()))
-        used = select(chosen.checkpoints, record.steps, record.losses, chosen) if isinstance(chosen, TrajectoryEstimator) else ()
-        show_training(run, record, used)
+        if isinstance(run.experiment.trained, Recorded):
+            record = run.store(run.experiment.recorded)
+            chosen = next(iter(evaluation.estimators.values()))
+            replayed = isinstance(chosen, TrajectoryEstimator)
+            used = select(chosen.checkpoints, record.steps, record.losses, chosen) if replayed else ()
+            show_training(run, record, used)
+        show_samples(run)
+        report_given_model(run)
         warn_of_poor_model(run)
     return None if selection is None else selection.value

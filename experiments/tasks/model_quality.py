@@ -1,12 +1,40 @@
-"""A warning beside the results if the explained model has not learned its data."""
+"""The quality of the explained model, beside the results: losses of a given one, and a warning if it has not learned its data."""
 
 import numpy as np
 
+from attribution.models.given import GivenModel, UntrainedModel
+from experiments.datasets import Split
+from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.quality import Fit, roughness
+from experiments.report.row import Row, Subject
 from experiments.tasks.run_context import RunContext
 
 _ROUGHEST = 0.995
 """The quantile of the training images' roughness above which the mean of the samples' is called noise."""
+
+
+def report_given_model(run: RunContext) -> None:
+    """Report the loss of a given model on its training and held-out images, beside that of an untrained network.
+
+    A model that is trained here has its training curve instead.
+    """
+    experiment, execution = run.experiment, run.experiment.execution
+    trained = experiment.trained
+    if not isinstance(trained, GivenModel) or not run.store.has(trained):
+        return
+    untrained = UntrainedModel(model=trained.model, objective=trained.objective)
+    held_out = Split(experiment.data, "validation")
+    losses = {"given model, training images": Fit.of(experiment)}
+    if held_out.count:
+        losses["given model, held-out images"] = Fit(trained=trained, data=held_out, execution=execution)
+    losses["untrained network, training images"] = Fit(trained=untrained, data=experiment.train, execution=execution)
+    for name, node in losses.items():
+        estimate = Bootstrap(seed=experiment.seed).mean(run.store(node).model, ["images"]).estimate()
+        run.report.add([Row(benchmark="explained", metric="loss", subject=Subject(name), estimate=estimate)])
+    run.report.warn(
+        "the model was trained elsewhere: scores and curvature are relative to the images that are given here, and retraining uses "
+        "the recipe of this run"
+    )
 
 
 def warn_of_poor_model(run: RunContext) -> None:

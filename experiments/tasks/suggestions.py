@@ -39,6 +39,8 @@ def composition_error(error: HydraException | OmegaConfBaseException) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, InterpolationResolutionError):
         reason = str(cause.msg).splitlines()[0]
+        if missing := re.search(r"Missing mandatory value: ([\w.]+)", reason):
+            return f"{missing[1]} is missing: give {missing[1]}=VALUE on the command line"
         return f"{cause.full_key}: {reason}; give {cause.full_key} a value of its own"
     if isinstance(cause, GrammarParseError) and isinstance(error, OmegaConfBaseException):
         return f"{' '.join(str(cause).split())}: quote values that contain $"

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,7 +22,12 @@ from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.tasks.composition import chosen_estimator, estimators_of, experiment_of
 from tests.experiments import documents
+<<<<<<< HEAD
 from tests.experiments.documents import ADDITIONS, PAGES, PLACEHOLDERS, README, ROOT
+=======
+from tests.experiments.documents import CONTRIBUTING, PAGES, PLACEHOLDERS, README, ROOT
+from tests.worlds import UNET
+>>>>>>> main
 
 CONF = ROOT / "conf"
 PLACEHOLDER = re.compile(rf"\b({'|'.join(PLACEHOLDERS)})\b")
@@ -56,9 +62,18 @@ def marked() -> list[Any]:
     return [pytest.param(text, id=text or "(none)", marks=() if text in fast else pytest.mark.slow) for text in run_commands()]
 
 
-def jobs(arguments: str) -> list[list[str]]:
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder with a pipeline of diffusers, which also stands for a file with weights where no weights are read."""
+    path = tmp_path_factory.mktemp("pipeline")
+    diffusers.DDPMPipeline(UNET(), diffusers.DDPMScheduler()).save_pretrained(path)
+    return path
+
+
+def jobs(arguments: str, given: Path) -> list[list[str]]:
     """The overrides of the job, or of the first and the last job of a sweep."""
-    words = [word.replace("DIR", "/data") for word in shlex.split(arguments)]
+    words = [re.sub(r"^explained.path=(DIR|FILE)$", f"explained.path={given}", word) for word in shlex.split(arguments)]
+    words = [word.replace("DIR", "/data") for word in words]
     if "-m" not in words:
         return [words]
     words.remove("-m")
@@ -77,13 +92,13 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("arguments", marked())
-def test_commands_compose(arguments):
+def test_commands_compose(arguments, given):
     """Claim: each composes, what it compares exists, and its benchmark knows what it would compute."""
     if "hydra/launcher=" in arguments:
         pytest.importorskip(f"hydra_plugins.hydra_{'joblib' if 'local' in arguments else 'submitit'}_launcher")
     if "hydra/sweeper=" in arguments:
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    for overrides in jobs(arguments):
+    for overrides in jobs(arguments, given):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*overrides, "execution.device=cpu"], return_hydra_config=True)
             compared = list(config.benchmark.compare)

@@ -35,7 +35,7 @@ def layer_and_sides(name: str, n: int, height: int, width: int) -> tuple[ConvLay
 @pytest.mark.parametrize("size", [3, 4, 7])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_moments_are_those_of_positions(name, size):
-    """Claim: moments and sums by correlation are those of the unfolded patches, also if every position touches the border."""
+    """Claim: moments and sums are those of the unfolded patches, also if every position touches the border."""
     layer, a, b = layer_and_sides(name, 5, size, size - 1 if name == "large kernel" else size + 1)
     patches, rows = layer.positions(a, b)
     A, B, count = moments.second_moments(layer, a, b)
@@ -46,14 +46,35 @@ def test_moments_are_those_of_positions(name, size):
     torch.testing.assert_close((a_sum, b_sum, R), (patches.sum(1), rows.sum(1), patches.shape[1]))
 
 
+@pytest.mark.parametrize(("size", "by_products"), [((2, 5), False), ((3, 2), False), ((3, 3), True), ((4, 6), True)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_moment_is_the_sum_over_patches(size, by_products, bias, monkeypatch):
+    """Claim: in float32, A is Σ a aᵀ in float64 to 1e-6 of its largest entry, where a is cut out of the padded input pixel by
+    pixel: for sizes at which patches are written out, and for the smallest at which products of pixels replace them."""
+    generator, calls, products = torch.Generator().manual_seed(0), [], moments.patch_moment
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=bias)
+    a = torch.randn(6, 3, *size, generator=generator)
+    monkeypatch.setattr(moments, "patch_moment", lambda *given: calls.append(1) or products(*given))
+    found, _, count = moments.second_moments(ConvLayer("conv", conv), a, torch.randn(6, 4, *size, generator=generator))
+    expected, padded = torch.zeros(27 + bias, 27 + bias, dtype=torch.float64), nn.functional.pad(a.double(), (1, 1, 1, 1))
+    for image in padded:
+        for y in range(size[0]):
+            for x in range(size[1]):
+                patch = image[:, y : y + 3, x : x + 3].flatten()
+                patch = torch.cat([patch, patch.new_ones(1)]) if bias else patch
+                expected += torch.outer(patch, patch)
+    assert bool(calls) == by_products
+    assert count == 6 * size[0] * size[1]
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert torch.equal(found, found.T) or not by_products
+
+
 @pytest.mark.parametrize("step", [1, 200, 10**9])
-@pytest.mark.parametrize("name", ["padded", "strided"])
-def test_pieces_change_no_moment(name, step, monkeypatch):
-    """Claim: the size of pieces changes nothing beyond rounding."""
-    layer, a, b = layer_and_sides(name, 40, 9, 9)
+def test_pieces_change_no_moment(step, monkeypatch):
+    """Claim: the size of the pieces in which patches are written out changes nothing beyond rounding."""
+    layer, a, b = layer_and_sides("strided", 40, 9, 9)
     patches, _ = layer.positions(a, b)
     monkeypatch.setattr(moments, "step", lambda _: step)
-    monkeypatch.setattr(moments, "CHAIN", step)
     A, _, _ = moments.second_moments(layer, a, b)
     torch.testing.assert_close(A, patches.flatten(0, 1).T @ patches.flatten(0, 1), rtol=1e-10, atol=1e-10)
 

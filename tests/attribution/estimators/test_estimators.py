@@ -299,7 +299,7 @@ def test_positive_scores_mean_that_training_helped(get):
 
 def test_a_model_without_a_record_is_refused(get):
     """Claim: an impossible combination is an error that says what to do."""
-    with pytest.raises(TypeError, match="needs its record"):
+    with pytest.raises(ValueError, match="needs the record"):
         estimator(ReTrac).scores(RECORD.data, RECORD.data, QUERIES)
     with pytest.raises(ValueError, match=r"ReTrac\.checkpoints=\[1\]: from step 3 \(one epoch\) on training has visited"):
         estimator(ReTrac, checkpoints=[1]).score(RECORD, RECORD.data, QUERIES, get)

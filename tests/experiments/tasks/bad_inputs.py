@@ -140,7 +140,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     for choice in ("unet_digits", "unet_small"):
         yield "model", (*_RUN, *_DIGITS, *_EVERY, f"model={choice}", "task=train")
     for group in ("diffusion", "optimizer", "trainer"):
-        for choice in options(group):
+        for choice in set(options(group)) - {"pipeline"}:
             yield group, (f"{group}={choice}", *SMALL, "task=train")
     for choice in options("checkpoints"):
         small = {

@@ -17,6 +17,7 @@ _SMALL_LDS = (
     "benchmark.queries.validation.n=4",
     "benchmark.queries.generated.n=4",
 )
+_GIVEN = ("data.n_train=24", "data.n_validation=12", "hardware.accelerator=cpu", "execution.device=cpu", "task=attribute")
 _TRAJECTORY = (*SCORES, "estimator=tracin", "estimator.draws.n=2", "estimator.checkpoints=2")
 
 
@@ -280,6 +281,10 @@ def _values() -> Iterator[BadInput]:
         ("data.channels=3", TRAIN, ("data.channels",)),
         ("benchmark.compare=trak", SMALL, ("benchmark.compare",)),
         ("benchmark.compare=[trakk]", SMALL, ("benchmark.compare", "estimator")),
+        ("explained=pipeline", _GIVEN, ("explained.path",)),
+        ("explained=checkpoint", SCORES, ("explained.path",)),
+        ("explained.path=nowhere", (*_GIVEN, "explained=pipeline"), ("explained.path=nowhere",)),
+        ("explained.path=nowhere", (*SCORES, "explained=checkpoint"), ("explained.path=nowhere",)),
         ("benchmark.compare=[3]", SMALL, ("benchmark.compare",)),
         ("benchmark.compare=[tracin]", _SMALL_LDS, ("benchmark.compare=[tracin]",)),
         ("benchmark.subsets.count=1", _SMALL_LDS, ("benchmark.subsets",)),

@@ -242,7 +242,12 @@ def test_every_draw_scheme_is_an_estimator_s(draws):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("unet_64", "unet_128") else ()) for name in options("model")]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("unet_64", "unet_128") else ())
+        for name in options("model")
+        if name != "pipeline"  # tests/experiments/models/test_explained.py
+    ],
 )
 def test_every_model_makes_a_training_step(name):
     """Claim: each network takes its data's images and gives every parameter a gradient."""
@@ -255,7 +260,10 @@ def test_every_model_makes_a_training_step(name):
     assert all(p.grad is not None for p in network.parameters())
 
 
-@pytest.mark.parametrize("choice", [f"{group}={name}" for group in ("optimizer", "diffusion") for name in options(group)])
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={name}" for group in ("optimizer", "diffusion") for name in options(group) if name != "pipeline"],
+)
 def test_every_optimizer_and_diffusion_trains(choice):
     """Claim: each trains for a few steps and records them."""
     config = composed(*TINY, choice)

@@ -202,4 +202,5 @@ def test_shipped_values_have_their_types(group):
     """Claim: no shipped choice has a value that its class's annotations refuse."""
     for choice in options(group):
         needed = ["data.root=images", "data.size=8"] if group == "data" and choice in FOLDERS else []
+        needed += ["+explained.path=folder"] if choice == "pipeline" else []
         check(composed(f"{group}={choice}", *needed)[group])

@@ -1,0 +1,116 @@
+"""Weights in a file: a state dict, or a checkpoint of Lightning or another program that has one."""
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from attribution.models.given import Weights
+
+SHARED = ("attribution.models.given",)
+
+_SHOWN = 3
+"""How many names a message shows."""
+
+
+@dataclass(frozen=True)
+class WeightsFile(Weights):
+    """The weights in the file at ``path``, half precision as float32.
+
+    The names of tensors in nested dicts are joined by dots, as ``state_dict.conv.weight``. Those that begin with ``prefix`` count,
+    without it.
+    """
+
+    path: str
+    prefix: str = ""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As ``Weights.tensors``.
+
+        Raises:
+            ValueError: there is no such file, or it has no tensors.
+        """
+        start = len(self.prefix)
+        return {name[start:]: tensor for name, tensor in _read(self.path).items() if name.startswith(self.prefix)}
+
+    def of_network(self, network: nn.Module) -> Self:
+        """These weights under the one prefix with which they are those of ``network``, which may be on the meta device.
+
+        A ``prefix`` that is given is only completed: ``ema`` finds ``ema.module.``.
+
+        Raises:
+            ValueError: there is no such prefix or several, or a tensor has another shape.
+        """
+        wanted, found = {name: tensor.shape for name, tensor in network.state_dict().items()}, _read(self.path)
+        if self.prefix:
+            found = {name: tensor for name, tensor in found.items() if name.startswith(self.prefix)}
+        prefixes = [prefix for prefix in _prefixes(found, next(iter(wanted))) if all(prefix + name in found for name in wanted)]
+        if not prefixes:
+            raise ValueError(f"has no weights of {type(network).__name__}: {_difference(wanted, found)}")
+        if len(prefixes) > 1:
+            raise ValueError(f"has weights of the network under several prefixes: set prefix to one of {', '.join(prefixes)}")
+        (prefix,) = prefixes
+        for name, shape in wanted.items():
+            if found[prefix + name].shape != shape:
+                there, here = (list(shape) for shape in (found[prefix + name].shape, shape))
+                raise ValueError(
+                    f"has {prefix}{name} of the shape {there}, but the network has {here}: choose the network it is of"
+                )
+        return replace(self, prefix=prefix)
+
+
+def _prefixes(found: Mapping[str, Tensor], name: str) -> list[str]:
+    """What precedes ``name`` in the names of tensors, up to a dot."""
+    return [one.removesuffix(name) for one in found if one == name or one.endswith(f".{name}")]
+
+
+def _difference(wanted: Mapping[str, Any], found: Mapping[str, Tensor]) -> str:
+    """Names that the network has and the file lacks, or else the other way around, in words."""
+    closest = min(_prefixes(found, next(iter(wanted))) or [""], key=lambda p: sum(p + name not in found for name in wanted))
+    lacking = [name for name in wanted if closest + name not in found]
+    there = _some(list(found))
+    return f"{_some(lacking)} of {len(wanted)} tensors are not in the file, which has {there}; choose the network it is of"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}" if names else "none"
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    """All tensors of a file by name."""
+    if not Path(path).is_file():
+        raise ValueError("is not a file: give a .safetensors, .pt, .pth, .bin or .ckpt file with the weights")
+    return _read_once(path, Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read_once(path: str, _changed: int) -> dict[str, Tensor]:
+    try:
+        content = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"cannot be read as weights only ({type(error).__name__}): write them with torch.save(network.state_dict(), PATH), or "
+            "as safetensors"
+        ) from error
+    tensors = dict(_flat(content, ""))
+    if not tensors:
+        raise ValueError("has no tensors: write the weights with torch.save(network.state_dict(), PATH) or as safetensors")
+    return tensors
+
+
+def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dicts, with their joined names; half precision as float32."""
+    if isinstance(content, Tensor):
+        half = content.dtype in (torch.float16, torch.bfloat16)
+        yield prefix, content.detach().float() if half else content.detach()
+    elif isinstance(content, Mapping):
+        for name, part in content.items():
+            yield from _flat(part, f"{prefix}.{name}" if prefix else str(name))

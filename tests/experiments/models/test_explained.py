@@ -1,0 +1,134 @@
+"""Models that were trained elsewhere (``explained=pipeline`` and ``explained=checkpoint``)."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from attribution.models.given import GivenModel
+from attribution.models.trained import FinalParameters, Trained
+from attribution.nodes import InMemory
+from attribution.training import RecordError
+from experiments.models.experiment import Experiment
+from experiments.models.rehearsal import rehearse
+from experiments.models.trained import TrainedModel
+from experiments.tasks.composition import experiment_of, named
+from experiments.tasks.settings import build
+from tests.experiments.tasks.compositions import composed
+from tests.worlds import UNET
+
+NETWORK: Any = functools.partial(UNET, dropout=0.0)
+SMALL = ("data.n_train=6", "data.n_validation=4", "queries.n=2", "execution.device=cpu", "hardware.accelerator=cpu")
+SIZES = ("estimator.draws.n=2", "curvature.draws.n=2")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A folder with a DDPM pipeline."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("pipeline")
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, beta_schedule="squaredcos_cap_v2")
+    diffusers.DDPMPipeline(NETWORK(), scheduler).save_pretrained(path)
+    return path
+
+
+def scores(experiment: Experiment, config: Any) -> np.ndarray:
+    queries = build(config, "queries").node(experiment)
+    return build(config, "estimator").score(experiment.trained, experiment.train, queries, InMemory()).values
+
+
+@pytest.mark.parametrize("estimator", ["kfac", "trak", "grad_cos"])
+def test_the_scores_of_a_pipeline_are_those_of_its_network(pipeline, estimator):
+    """Claim: network, weights and process are the pipeline's: scores equal those of a training result with these parameters."""
+    config = composed("explained=pipeline", f"explained.path={pipeline}", *SMALL, *SIZES, f"estimator={estimator}")
+    experiment = experiment_of(config)
+    assert experiment.trained.process.T == 50
+    found = scores(experiment, config)
+
+    class Loaded(Trained):
+        NAME = "Loaded"
+
+        def network(self, get, step=None):
+            return diffusers.UNet2DModel.from_pretrained(pipeline / "unet").eval()
+
+        def compute(self, get):
+            return FinalParameters(pipeline / "unet")  # whose folder identifies it
+
+    loaded = Loaded(model=NETWORK, objective=experiment.objective)
+    queries = build(config, "queries").node(experiment)
+    expected = build(config, "estimator").score(loaded, experiment.train, queries, InMemory()).values
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_identity_of_a_pipeline_is_its_content(pipeline, tmp_path):
+    """Claim: a copy elsewhere is the same model; another weight or another schedule makes another one."""
+
+    def fingerprint(path: Path) -> str:
+        return experiment_of(composed("explained=pipeline", f"explained.path={path}", *SMALL)).trained.fingerprint
+
+    network = diffusers.UNet2DModel.from_pretrained(pipeline / "unet")
+    for name, betas, change in (("copy", "squaredcos_cap_v2", 0), ("weights", "squaredcos_cap_v2", 1), ("betas", "linear", 0)):
+        scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, beta_schedule=betas)
+        with torch.no_grad():
+            network.conv_out.bias += change
+        diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            network.conv_out.bias -= change
+    assert fingerprint(pipeline) == fingerprint(tmp_path / "copy")
+    assert len({fingerprint(path) for path in (pipeline, tmp_path / "weights", tmp_path / "betas")}) == 3
+
+
+def test_a_checkpoint_of_a_model_trained_here(tmp_path):
+    """Claim: the parameters of a recorded training, given as a file, have the scores of the recorded model."""
+    small = (*SMALL, *SIZES, "trainer.steps=4", "trainer.batch_size=3", "checkpoints.every=2", "model.block_out_channels=[8,8]")
+    config, get = composed(*small), InMemory()
+    experiment = experiment_of(config)
+    record = get(experiment.trained)
+    torch.save({"state_dict": {f"net.{k}": v for k, v in record.final_parameters().items()}}, tmp_path / "model.ckpt")
+    given = composed(*small, "explained=checkpoint", f"explained.path={tmp_path / 'model.ckpt'}")
+    explained = experiment_of(given)
+    assert isinstance(explained.trained, GivenModel)
+    np.testing.assert_array_equal(scores(explained, given), scores(experiment, config))
+
+
+def test_retraining_uses_the_recipe_of_the_run(pipeline):
+    """Claim: retrained models have the pipeline's network and process, and the recipe, optimizer and data of the run."""
+    config = composed("explained=pipeline", f"explained.path={pipeline}", *SMALL, "trainer.steps=7")
+    experiment = experiment_of(config)
+    rehearse(experiment)
+    training = experiment.training
+    assert isinstance(training, TrainedModel)
+    assert training.recipe.steps == 7
+    assert training.process == experiment.trained.process
+    assert training.model().conv_in.weight.shape == (8, 1, 3, 3)
+
+
+def test_what_needs_a_record_is_refused(pipeline):
+    """Claim: estimators that replay training, and benchmarks of the record, refuse a given model before anything is computed."""
+    config = composed("explained=pipeline", f"explained.path={pipeline}", *SMALL, "estimator=tracin")
+    experiment = experiment_of(config)
+    with pytest.raises(RecordError, match="TracIn needs the record"):
+        scores(experiment, config)
+    with pytest.raises(RecordError, match="this benchmark needs the record"):
+        _ = experiment.recorded
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("explained=pipeline", "explained.path=nowhere"), "explained.path=nowhere: the pipeline nowhere does not exist"),
+        (("explained=checkpoint", "explained.path=nowhere.pt"), "explained.path=nowhere.pt: is not a file"),
+        (("explained=pipeline", "explained.path=PIPELINE", "diffusion=ddpm"), "the pipeline has its own network and process"),
+        (("explained=pipeline", "explained.path=PIPELINE", "model=unet_digits"), "the pipeline has its own network and process"),
+    ],
+)
+def test_wrong_settings(pipeline, settings, message):
+    """Claim: a missing path, and a network or a process beside the pipeline's own, are refused by the setting's name."""
+    config = composed(*(setting.replace("PIPELINE", str(pipeline)) for setting in settings), *SMALL)
+    with pytest.raises(ValueError, match=r"pipeline|file") as refused:
+        _ = experiment_of(config).trained
+    assert message in str(named(config, refused.value))
