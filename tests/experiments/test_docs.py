@@ -22,12 +22,8 @@ from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.tasks.composition import chosen_estimator, estimators_of, experiment_of
 from tests.experiments import documents
-<<<<<<< HEAD
 from tests.experiments.documents import ADDITIONS, PAGES, PLACEHOLDERS, README, ROOT
-=======
-from tests.experiments.documents import CONTRIBUTING, PAGES, PLACEHOLDERS, README, ROOT
 from tests.worlds import UNET
->>>>>>> main
 
 CONF = ROOT / "conf"
 PLACEHOLDER = re.compile(rf"\b({'|'.join(PLACEHOLDERS)})\b")
