@@ -32,6 +32,13 @@ UNET = functools.partial(
 SCHEDULE = NoiseSchedule(T=100, beta_end=0.1)
 PROCESS = DDPM(SCHEDULE)
 OBJECTIVE = Loss(PROCESS)
+PROCESSES = {
+    "epsilon": PROCESS,
+    "epsilon, min_snr": DDPM(SCHEDULE, weighting="min_snr"),
+    "v, zero terminal SNR": DDPM(replace(SCHEDULE, rescale_zero_terminal_snr=True), "v", "min_snr"),
+    "sample": DDPM(SCHEDULE, "sample"),
+}
+"""Processes that differ in target, weight and schedule, with the same timesteps."""
 
 
 @dataclass(frozen=True)
