@@ -1,8 +1,7 @@
-"""Samplers: from noise to images, x_T → x_0, by the transitions p(x_s | x_t) of DDPM and DDIM.
+"""Samplers: from noise to images, and those of a DDPM, x_T → x_0, by the transitions p(x_s | x_t) of DDPM and DDIM.
 
-A sampler states its timesteps and the mean and standard deviation of a transition; ``sample`` does the rest. All noise is a
-function of (seed of the image, step), so that an image depends on its seed and not on the batch in which it is made. The
-coefficients are taken from the schedule in float64.
+All noise is a function of (seed of the image, step), so that an image depends on its seed and not on the batch in which it is made.
+The coefficients of transitions are taken from the schedule in float64.
 
 Shapes: B images of C×H×W; S steps. Timesteps are 1..T; s = 0 is the image.
 """
@@ -33,7 +32,7 @@ class Trajectory:
     """All states of a sampling run: ``states [B, S + 1, C, H, W]`` from noise to image; step j goes from ``states[:, j]``, at
     ``timesteps[j]``, to ``states[:, j + 1]``.
 
-    ``timesteps`` is int64 ``[S]``, descending, on the CPU.
+    ``timesteps`` ``[S]`` are the noise levels of ``Sampler.levels``, descending, on the CPU.
     """
 
     states: Tensor
@@ -47,19 +46,21 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """``clip``: keep each step's estimate of the image in [-1, 1], the range of the data."""
+    """From noise to images. A subclass says which processes it samples from."""
 
     VERSION: ClassVar[int] = 1
 
-    clip: bool = True
+    @abstractmethod
+    def levels(self, process: Process) -> Sequence[float]:
+        """The S noise levels at which the network is called, descending.
+
+        Raises:
+            ValueError: a process that the sampler is not for, or more steps than it has timesteps.
+        """
 
     @abstractmethod
-    def timesteps(self, T: int) -> list[int]:
-        """The timesteps that the sampler visits, descending."""
-
-    @abstractmethod
-    def transition(self, process: DDPM, x_t: Tensor, output: Tensor, t: int, s: int) -> tuple[Tensor, float]:
-        """Mean ``[B, C, H, W]`` and standard deviation of p(x_s | x_t), s < t, given the network's ``output`` at x_t."""
+    def states(self, denoise: Denoiser, process: Process, noise: Tensor, seeds: Tensor) -> Iterator[Tensor]:
+        """The S + 1 states from standard normal ``noise [B, C, H, W]``, which is a function of the ``seeds [B]``, to the images."""
 
     @overload
     def sample(
@@ -99,29 +100,56 @@ class Sampler(ABC):
         ``progress`` is called with (steps done, steps in total) after every step.
 
         Raises:
-            ValueError: a process that is not a DDPM, or more steps than timesteps.
+            ValueError: a process that the sampler is not for, or more steps than timesteps.
             FloatingPointError: a sample is not finite.
         """
-        ddpm = as_ddpm(process, type(self).__name__)
-        timesteps = self.timesteps(ddpm.T)
+        levels = self.levels(process)
         with _evaluating(model) as denoise:
-            x = _noise(seeds, 0, shape)
-            states = [x]
-            for done, (t, s) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True), start=1):
-                t_B = torch.full_like(seeds, t)
-                output = denoise(ddpm.network_input(x, t_B), ddpm.network_time(t_B))
-                x, std = self.transition(ddpm, x, output, t, s)
-                if std > 0:
-                    x = x + std * _noise(seeds, t, shape)
+            made = self.states(denoise, process, noise_of(seeds, 0, shape), seeds)
+            states = [x := next(made)]
+            for done, x in enumerate(made, start=1):
                 if trajectory:
                     states.append(x)
                 if progress is not None:
-                    progress(done, len(timesteps))
+                    progress(done, len(levels))
         if not x.isfinite().all():
             raise FloatingPointError(
                 "sampling gave values that are not finite: the model's training diverged; lower its learning rate"
             )
-        return Trajectory(torch.stack(states, dim=1), torch.tensor(timesteps)) if trajectory else x
+        return Trajectory(torch.stack(states, dim=1), torch.tensor(levels)) if trajectory else x
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransitionSampler(Sampler):
+    """A sampler of a DDPM by normal transitions p(x_s | x_t) between some of its timesteps.
+
+    ``clip``: keep each step's estimate of the image in [-1, 1], the range of the data.
+    """
+
+    clip: bool = True
+
+    @abstractmethod
+    def timesteps(self, T: int) -> list[int]:
+        """The timesteps that the sampler visits, descending."""
+
+    @abstractmethod
+    def transition(self, process: DDPM, x_t: Tensor, output: Tensor, t: int, s: int) -> tuple[Tensor, float]:
+        """Mean ``[B, C, H, W]`` and standard deviation of p(x_s | x_t), s < t, given the network's ``output`` at x_t."""
+
+    def levels(self, process: Process) -> Sequence[float]:
+        return self.timesteps(as_ddpm(process, type(self).__name__).T)
+
+    def states(self, denoise: Denoiser, process: Process, noise: Tensor, seeds: Tensor) -> Iterator[Tensor]:
+        ddpm, x = as_ddpm(process, type(self).__name__), noise
+        timesteps = self.timesteps(ddpm.T)
+        yield x
+        for t, s in zip(timesteps, [*timesteps[1:], 0], strict=True):
+            t_B = torch.full_like(seeds, t)
+            output = denoise(ddpm.network_input(x, t_B), ddpm.network_time(t_B))
+            x, std = self.transition(ddpm, x, output, t, s)
+            if std > 0:
+                x = x + std * noise_of(seeds, t, noise.shape[1:])
+            yield x
 
     def predicted_image(self, process: DDPM, x_t: Tensor, output: Tensor, t: Tensor) -> Tensor:
         """The image that ``output`` predicts at x_t, clipped if ``clip``."""
@@ -130,7 +158,7 @@ class Sampler(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPMSampler(Sampler):
+class DDPMSampler(TransitionSampler):
     """Ancestral sampling through all T steps with the small variance (Ho et al. 2020, eq. 6 and 7, algorithm 2)."""
 
     NAME = "DDPMSampler"
@@ -149,7 +177,7 @@ class DDPMSampler(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIMSampler(Sampler):
+class DDIMSampler(TransitionSampler):
     """DDIM (Song et al. 2021) at ``steps`` timesteps, ``leading`` ``1 + ⌊jT/steps⌋`` or ``trailing`` ``T - jT/steps``, rounded.
 
     Only trailing timesteps begin at T, where there is nothing but noise under a schedule with zero terminal SNR (Lin et al. 2024,
@@ -190,8 +218,8 @@ def _times(x_t: Tensor, t: int) -> Tensor:
     return torch.full((len(x_t),), t, device=x_t.device)
 
 
-def _noise(seeds: Tensor, step: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal ``[B, C, H, W]``: step 0 gives x_T, step t the noise of the transition from t."""
+def noise_of(seeds: Tensor, step: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal ``[B, C, H, W]``: step 0 gives the first state, step t the noise of the transition from t."""
     size = torch.Size(shape)
     zero = torch.zeros_like(seeds)
     counter = (seeds & _MASK, (seeds >> 32) & _MASK, zero + step, zero)

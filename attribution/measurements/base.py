@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from attribution.diffusion import DDPM, Denoiser, NoiseSchedule, Process, as_ddpm
+from attribution.checks import FieldError
+from attribution.diffusion import DDPM, Denoiser, NoiseSchedule, Process
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
@@ -107,7 +108,10 @@ class DDPMMeasure(Measure):
     @property
     def ddpm(self) -> DDPM:
         """The process."""
-        return as_ddpm(self.process, type(self).__name__)
+        if not isinstance(self.process, DDPM):
+            message = "is defined by the noise schedule of a DDPM: train a DDPM, or choose another measurement"
+            raise FieldError(self, "process", f"{type(self).__name__} {message}", type(self.process).__name__)
+        return self.process
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -36,7 +36,7 @@ class JourneyLoss(TrajectoryMeasure):
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         with torch.no_grad():
             output = self.output(denoise, x0, t, condition).to(x0.dtype)
-            estimate = self.sampler.predicted_image(self.ddpm, x0, output, t)
+            estimate = self.transitions.predicted_image(self.ddpm, x0, output, t)
             weights = lookup(self._shares, t, x0.dtype)
         return weights * Loss(self.process)(denoise, estimate, t, noise, condition)
 

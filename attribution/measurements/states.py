@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.diffusion.samplers import Sampler
+from attribution.checks import FieldError
+from attribution.diffusion.samplers import Sampler, TransitionSampler
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
@@ -27,6 +28,19 @@ class TrajectoryMeasure(DDPMMeasure):
     """
 
     sampler: Sampler
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.sampler, TransitionSampler):
+            raise FieldError(
+                self, "sampler", "has no transitions between timesteps: sample by DDPM or DDIM", type(self.sampler).__name__
+            )
+
+    @property
+    def transitions(self) -> TransitionSampler:
+        """The sampler."""
+        assert isinstance(self.sampler, TransitionSampler)
+        return self.sampler
 
     def subject(self, images: ImageSet) -> Node[Any]:
         if images.trajectories is None:
@@ -68,7 +82,7 @@ class TrajectoryMeasure(DDPMMeasure):
 
     @cached_property
     def _timesteps(self) -> list[int]:
-        return self.sampler.timesteps(self.schedule.T)
+        return self.transitions.timesteps(self.schedule.T)
 
     @cached_property
     def _first(self) -> list[int]:

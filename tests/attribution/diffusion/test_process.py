@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.diffusion import DDPM, NoiseSchedule, Process, denoiser
+from attribution.diffusion import DDPM, EDM, NoiseSchedule, Process, RectifiedFlow, denoiser
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Even, Uniform
-from attribution.measurements import Elbo, ElboWeighted, Inputs, Loss, SquareNorm, TrajectoryLikelihood
+from attribution.measurements import Elbo, ElboWeighted, Inputs, JourneyLoss, Loss, SquareNorm, TrajectoryLikelihood
 from attribution.nodes import describe
 from attribution.retraining.stacked_forward import stacked_losses
 from tests.references import as_parameters
@@ -105,13 +105,16 @@ def test_the_loss_is_that_of_any_process():
         lambda p: ElboWeighted(p),
         lambda p: Elbo(p, 255),
         lambda p: TrajectoryLikelihood(p, DDPMSampler()),
+        lambda p: JourneyLoss(p, DDPMSampler()),
         lambda p: DDIMSampler().sample(lambda x, t, condition=None: x, p, (1, 2, 2), torch.arange(1)),
     ],
 )
-def test_what_needs_a_ddpm_says_so(use):
+@pytest.mark.parametrize("process", [Doubling(), EDM(), RectifiedFlow()], ids=lambda process: type(process).__name__)
+def test_what_needs_a_ddpm_says_so(use, process):
     """Claim: measures and samplers that are defined by a noise schedule refuse another process in one sentence."""
-    with pytest.raises(ValueError, match=r"needs a DDPM process .* not Doubling"):
-        use(Doubling())
+    name = type(process).__name__
+    with pytest.raises(ValueError, match=rf"\.process={name}: .* of a DDPM: train a DDPM|needs a DDPM process .* not {name}"):
+        use(process)
 
 
 class Conditional(nn.Module):

@@ -62,7 +62,7 @@ def _spelling() -> Iterator[BadInput]:
         "compression": ("int5",),
         "feature": ("l3",),
         "projection": ("normal",),
-        "diffusion": ("edm",),
+        "diffusion": ("edn",),
         "objective": ("l2",),
         "tracker": ("mlflow",),
         "experiment": ("retrac/tabel1", "digits_10"),
