@@ -29,8 +29,8 @@ def task(config: DictConfig) -> float | None:
     A job of a sweep that fails does not end the others, and returns None.
     """
     # not before: --help needs none of it
-    from experiments.tasks.composition import leave_out_draws
-    from experiments.tasks.settings import build, by_setting, check_run
+    from experiments.tasks.composition import leave_out_draws, named
+    from experiments.tasks.settings import build, check_run
 
     try:
         leave_out_draws(config)
@@ -38,11 +38,11 @@ def task(config: DictConfig) -> float | None:
         with interruption.interruptible():
             return build(config, "task")(config)
     except Exception as error:
-        named = by_setting(config, error)
+        cause = named(config, error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            record_failure(named)
+            record_failure(cause)
         elif isinstance(error, EXPECTED):
-            exit_with(named)
+            exit_with(cause)
         else:
             raise
     return None

@@ -17,6 +17,7 @@ from experiments.figures.norm_trend import norm_trend
 from experiments.figures.norms import Curve, Scatter, algorithm_1, norm_curves, norms_by_timestep
 from experiments.figures.rank_rises import rank_rises
 from experiments.figures.regenerated import regenerated
+from experiments.figures.scaling import scaling
 from experiments.figures.scatter_matrix import scatter_matrix
 from experiments.figures.side_by_side import side_by_side
 from experiments.figures.sparse_timesteps import sparse_timesteps
@@ -53,6 +54,7 @@ __all__ = [
     "ranked",
     "ranks_of_chosen",
     "regenerated",
+    "scaling",
     "scatter_matrix",
     "side_by_side",
     "sparse_timesteps",

@@ -10,6 +10,7 @@ from hydra.errors import MissingConfigException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.nodes import Node
 from experiments.benchmarks.base import Benchmark
@@ -19,7 +20,7 @@ from experiments.models.trained import LoggerFor
 from experiments.report.published import Published
 from experiments.tasks.choices import overrides_of_run
 from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
-from experiments.tasks.settings import SettingError, build
+from experiments.tasks.settings import SettingError, build, by_setting
 from experiments.tasks.suggestions import nearest
 
 NOT_SETTINGS = ("task", "store", "report", "tracker", "hydra", "execution", "hardware", "threads", "workers")
@@ -109,6 +110,17 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
         if name != chosen:
             equal_draws(config, compared, name)
     return {name: build(composed, "estimator") for name, composed in configs.items()}
+
+
+def named(config: DictConfig, error: Exception) -> Exception:
+    """Return the error with the setting that it is about (``by_setting``), which may be that of a compared estimator."""
+    found = by_setting(config, error)
+    if isinstance(found, FieldError):
+        for name in OmegaConf.select(config, "benchmark.compare") or ():
+            of_compared = by_setting(_composed_with(name), found)
+            if isinstance(of_compared, SettingError):
+                return SettingError(f"benchmark.compare=[{name}]: {of_compared}")
+    return found
 
 
 def leave_out_draws(config: DictConfig) -> None:

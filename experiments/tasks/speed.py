@@ -13,10 +13,12 @@ from experiments.speed.features import feature_speed
 from experiments.speed.gpu import DeviceSuite
 from experiments.speed.gradients import draws_speed, gradient_speed
 from experiments.speed.retraining import retraining_speed
+from experiments.speed.scaling import ScalingSuite
 from experiments.speed.scoring import scoring_speed
 from experiments.speed.whole_methods import MethodSizes, method_speed
 from experiments.tasks.choices import config_file
 from experiments.tasks.run_context import RunContext, run_context
+from experiments.tasks.scaling import measure_scaling
 from experiments.tasks.settings import SettingError, build
 
 PARTS = {"curvature": curvature_speed, "scoring": scoring_speed, "features": feature_speed}
@@ -26,7 +28,7 @@ CHOICES = ("gradients", *PARTS, "methods", "retraining")
 
 def speed(
     config: DictConfig,
-    suite: Literal["ratios", "gpu"],
+    suite: Literal["ratios", "gpu", "scaling"],
     parts: Sequence[str],
     examples: int,
     repeats: int,
@@ -35,13 +37,15 @@ def speed(
     steps: int,
     methods: MethodSizes,
     gpu: DeviceSuite,
+    scaling: ScalingSuite,
 ) -> None:
     """Compare this program with plain passes of the same network, other libraries, and retraining by Lightning's fit.
 
     ``suite="gpu"`` measures times and memory on ``execution.device`` instead, as ``gpu`` says, for a network of its own.
+    ``suite="scaling"`` measures how attribution grows with its sizes, as ``scaling`` says.
 
     Raises:
-        SettingError: If a number is below 1, ``draws`` is empty, or a part or a choice of ``gpu`` is unknown.
+        SettingError: If a number is below 1, ``draws`` is empty, or a part, a choice of ``gpu`` or an estimator is unknown.
     """
     numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
     for name, values in numbers.items():
@@ -50,8 +54,13 @@ def speed(
     for group, choice in (("model", gpu.model), ("data", gpu.data)):
         if config_file(f"{group}/{choice}.yaml") is None:
             raise SettingError(f"task.gpu.{group}={choice}: there is no {group}={choice}; see the files in conf/{group}")
+    if unknown := [name for name in scaling.estimators if config_file(f"estimator/{name}.yaml") is None]:
+        raise SettingError(f"task.scaling.estimators=[{unknown[0]}]: there is no such estimator; see the files in conf/estimator")
     if suite == "gpu":
         _on_device(config, gpu)
+        return
+    if suite == "scaling":
+        measure_scaling(config, scaling)
         return
     if unknown := [part for part in parts if part not in CHOICES]:
         raise SettingError(f"task.parts={','.join(parts)}: {unknown[0]} is not a part; choose from {', '.join(CHOICES)}")

@@ -281,6 +281,7 @@ def _values() -> Iterator[BadInput]:
         ("benchmark.compare=trak", SMALL, ("benchmark.compare",)),
         ("benchmark.compare=[trakk]", SMALL, ("benchmark.compare", "estimator")),
         ("benchmark.compare=[3]", SMALL, ("benchmark.compare",)),
+        ("benchmark.compare=[tracin]", _SMALL_LDS, ("benchmark.compare=[tracin]",)),
         ("benchmark.subsets.count=1", _SMALL_LDS, ("benchmark.subsets",)),
         ("benchmark.subsets.fraction=1.5", _SMALL_LDS, ("benchmark.subsets",)),
         ("benchmark.subsets.fraction=0.001", _SMALL_LDS, ("benchmark.subsets",)),

@@ -73,14 +73,13 @@ def test_wrong_overrides_of_tests_are_refused_as_by_hydra(wrong):
     assert str(found.value) == str(expected.value)
 
 
-def test_no_shipped_config_sets_the_mode():
-    """Claim: only the command line sets ``hydra.mode``, so that tests need not compose a config to learn it."""
-    files = [OmegaConf.load(path) for path in CONF.rglob("*.yaml")]
-    assert not [file for file in files if OmegaConf.select(file, "hydra.mode") is not None]
-
-
 def test_every_folder_is_a_group_of_the_config():
-    """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it."""
+    """Claim: no config folder is dead: each is chosen by config.yaml or by a group inside it.
+
+    And only the command line sets ``hydra.mode``, so that tests need not compose a config to learn it.
+    """
+    contents = [OmegaConf.load(path) for path in CONF.rglob("*.yaml")]
+    assert not [content for content in contents if OmegaConf.select(content, "hydra.mode") is not None]
     files = [path.relative_to(CONF) for path in CONF.rglob("*/*.yaml")]
     groups = {file.parts[0] for file in files} - {"hydra"}
     chosen = {
@@ -91,8 +90,8 @@ def test_every_folder_is_a_group_of_the_config():
     }
     inside = {
         key.split("@")[0].strip("/")
-        for path in CONF.rglob("*/*.yaml")
-        for entry in OmegaConf.select(OmegaConf.load(path), "defaults") or ()
+        for content in contents
+        for entry in OmegaConf.select(content, "defaults") or ()
         if not isinstance(entry, str)
         for key in entry
         if key.startswith("/")
@@ -242,7 +241,9 @@ def test_every_draw_scheme_is_an_estimator_s(draws):
     assert scheme.draw("query", torch.arange(2), 1000).timestep.shape == (2, scheme.count)
 
 
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("unet_64", "unet_128") else ()) for name in options("model")]
+)
 def test_every_model_makes_a_training_step(name):
     """Claim: each network takes its data's images and gives every parameter a gradient."""
     data = {"unet_digits": "digits", "unet_64": "artbench2", "unet_128": "celeba"}.get(name, "cifar10")
@@ -254,11 +255,10 @@ def test_every_model_makes_a_training_step(name):
     assert all(p.grad is not None for p in network.parameters())
 
 
-@pytest.mark.parametrize("optimizer", options("optimizer"))
-@pytest.mark.parametrize("diffusion", options("diffusion"))
-def test_every_optimizer_and_diffusion_trains(optimizer, diffusion):
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in ("optimizer", "diffusion") for name in options(group)])
+def test_every_optimizer_and_diffusion_trains(choice):
     """Claim: each trains for a few steps and records them."""
-    config = composed(*TINY, f"optimizer={optimizer}", f"diffusion={diffusion}")
+    config = composed(*TINY, choice)
     get = InMemory()
     assert get(experiment_of(config).trained).steps == [3, 6]
 

@@ -1,0 +1,253 @@
+"""How time, memory and disk of attribution grow with N, Q, K and P (``task=speed task.suite=scaling``, docs/speed.md).
+
+Each point is attribution from a trained model to stored scores, in a process of its own with an empty store. One size at a time
+grows from its smallest value.
+"""
+
+import itertools
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attribution.checks import FieldError
+from attribution.device_memory import process_bytes
+from attribution.nodes import Node
+from experiments.metrics.estimate import Estimate
+from experiments.metrics.scaling import affine, exponent
+from experiments.report.row import Row, Subject
+from experiments.speed.rates import Rates
+from experiments.speed.timing import synchronize
+from experiments.store.peak_memory import peak_memory
+from experiments.store.plan import plan
+from experiments.store.store import Store
+
+BENCHMARK, LAWS = "scaling", "scaling_laws"
+AXES = {"images": "training images N", "queries": "queries Q", "draws": "draws K", "parameters": "parameters P"}
+"""The sizes, and their names in figures."""
+PAPER = {"images": 5000.0, "queries": 400.0, "draws": 250.0, "parameters": 36e6}
+"""The sizes of K-FAC influence's CIFAR-2 experiments (Mlodozeniec et al. 2025), to which fits are extended."""
+_LOOK = 0.02
+"""Seconds between two looks at the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSuite:
+    """The estimators and sizes of ``task.suite=scaling``.
+
+    ``images``: N; ``queries``: Q; ``draws``: K, of every image on both sides and for the curvature; ``widths``: factors of the
+    channels of the network, which decide P. Each list ascends. Its first value holds while other sizes grow.
+    """
+
+    estimators: Sequence[str]
+    images: Sequence[int]
+    queries: Sequence[int]
+    draws: Sequence[int]
+    widths: Sequence[int]
+
+    def __post_init__(self):
+        if isinstance(self.estimators, str) or not self.estimators:
+            raise FieldError(self, "estimators", "must be a list of estimators, as [kfac,trak]")
+        for field in fields(self)[1:]:
+            values = getattr(self, field.name)
+            if (
+                not isinstance(values, Sequence)
+                or not values
+                or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values)
+            ):
+                raise FieldError(self, field.name, "must be a list of whole numbers of at least 1")
+            if list(values) != sorted(set(values)):
+                raise FieldError(self, field.name, "must ascend")
+
+    def sizes(self) -> Iterator["Sizes"]:
+        """The sizes of all points: the smallest of each, then each in turn larger."""
+        smallest = {name: values[0] for name, values in self._lists().items()}
+        yield Sizes(**smallest)
+        for name, values in self._lists().items():
+            for value in values[1:]:
+                yield Sizes(**{**smallest, name: value})
+
+    def _lists(self) -> dict[str, Sequence[int]]:
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of one point."""
+
+    images: int
+    queries: int
+    draws: int
+    widths: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The attribution of one point: computing ``scores`` of ``network``, once the ``parents`` exist.
+
+    ``rates`` measures the constants of a plan, given a folder for files.
+    """
+
+    network: nn.Module
+    rates: Callable[[Path], Rates]
+    parents: Sequence[Node]
+    scores: Node
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one point took, and what the plan says. ``seconds`` are of the CPU, or of the clock on a GPU; the rest are bytes."""
+
+    estimator: str
+    sizes: Mapping[str, int]
+    passes: float
+    seconds: float
+    memory: float
+    disk: float
+    planned_seconds: float
+    planned_memory: float
+    planned_disk: float
+
+    def values(self) -> dict[str, float]:
+        """The numbers of a row each."""
+        return {
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "planned seconds": self.planned_seconds,
+            "memory, MB": self.memory / 1e6,
+            "planned memory, MB": self.planned_memory / 1e6,
+            "disk, MB": self.disk / 1e6,
+            "planned disk, MB": self.planned_disk / 1e6,
+        }
+
+
+MEASURED = ("seconds", "memory, MB", "disk, MB")
+"""The metrics to which laws are fitted."""
+
+
+def measure(estimator: str, sizes: Sizes, work: Work, threads: int) -> Measured:
+    """Measure one point. The plan's times are for rates that are measured just before."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        for parent in work.parents:
+            store(parent)
+        rates = work.rates(store.root)
+        *_, total = plan([work.scores], store, rates)
+        before = _bytes_on_disk(store.root)
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        with pool:
+            running, disk = pool.submit(_attribute, store.root, work.parents, work.scores, threads), before
+            while not running.done():
+                disk = max(disk, _bytes_on_disk(store.root))
+                time.sleep(_LOOK)
+            seconds, memory = running.result()
+        parameters = sum(p.numel() for p in work.network.parameters())
+        known = {"images": sizes.images, "queries": sizes.queries, "draws": sizes.draws, "parameters": parameters}
+        return Measured(
+            estimator=estimator,
+            sizes=known,
+            passes=total["passes"],
+            seconds=seconds,
+            memory=memory,
+            disk=max(disk, _bytes_on_disk(store.root)) - before,
+            planned_seconds=total["seconds"],
+            planned_memory=total["memory"] - rates.process,
+            planned_disk=total["disk"],
+        )
+
+
+def _attribute(root: Path, parents: Sequence[Node], scores: Node, threads: int) -> tuple[float, float]:
+    """Compute the scores in this process; return the seconds, and the bytes that it took more than before."""
+    torch.set_num_threads(threads)
+    store = Store(root)
+    for parent in parents:
+        store(parent)
+    cuda = torch.cuda.is_available()
+    clock = time.perf_counter if cuda else time.process_time
+    before, start = process_bytes() or 0.0, clock()
+    with peak_memory() as peak:
+        store(scores)
+    synchronize()
+    return clock() - start, (peak.device or 0.0) if cuda else (peak.host or before) - before
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """The bytes of all files in a folder, some of which may be deleted meanwhile."""
+    total = 0
+    for path, _, names in os.walk(folder):  # leaves out folders that are deleted
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.path.getsize(os.path.join(path, name))
+    return total
+
+
+def rows(points: Sequence[Measured]) -> list[Row]:
+    """The measured numbers of all points, then the fitted laws of each estimator."""
+    found = [
+        _row(BENCHMARK, metric, Subject(point.estimator, dict(point.sizes)), Estimate(value))
+        for point in points
+        for metric, value in point.values().items()
+    ]
+    return found + [row for law in laws(points) for row in law.rows()]
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a ``metric`` of an estimator grows with one size: the points, sizes ascending, at which the other sizes are smallest."""
+
+    estimator: str
+    metric: str
+    axis: str
+    sizes: Sequence[float]
+    values: Sequence[float]
+
+    def at(self, size: float) -> float:
+        """The value of the fit ``a + b · size``."""
+        a, b = affine(self.sizes, self.values)
+        return a + b * size
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of the fit at a measured size."""
+        return max(abs(self.at(size) / value - 1) for size, value in zip(self.sizes, self.values, strict=True))
+
+    def rows(self) -> list[Row]:
+        """The exponent, the fit's largest error, and its value at the paper's size, which is extrapolated."""
+        subject = Subject(self.estimator, {"quantity": self.metric, "growing": self.axis})
+        shown = {
+            "exponent": exponent(self.sizes, self.values),
+            "error of a + b·size": Estimate(self.error),
+            "extrapolated to the paper's size": Estimate(self.at(PAPER[self.axis])),
+        }
+        about = {"size": PAPER[self.axis], "largest_measured": max(self.sizes)}
+        return [_row(LAWS, metric, subject, estimate, about) for metric, estimate in shown.items()]
+
+
+def laws(points: Sequence[Measured]) -> list[Law]:
+    """The laws of all estimators, metrics and sizes of which there are three values or more."""
+    found = []
+    for name in dict.fromkeys(point.estimator for point in points):
+        of_one = [point for point in points if point.estimator == name]
+        smallest = {axis: min(point.sizes[axis] for point in of_one) for axis in AXES}
+        for metric, axis in itertools.product(MEASURED, AXES):
+            alone = [p for p in of_one if all(p.sizes[other] == smallest[other] for other in AXES if other != axis)]
+            sizes, values = zip(*sorted((p.sizes[axis], p.values()[metric]) for p in alone), strict=True)
+            if len(sizes) > 2 and min(values) > 0:
+                found.append(Law(name, metric, axis, sizes, values))
+    return found
+
+
+def _row(benchmark: str, metric: str, subject: Subject, estimate: Estimate, about: Mapping[str, Any] | None = None) -> Row:
+    return Row(benchmark=benchmark, metric=metric, subject=subject, estimate=estimate, about=about or {})
