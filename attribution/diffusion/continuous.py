@@ -21,7 +21,7 @@ from attribution.checks import FieldError, number, whole
 from attribution.diffusion.process import Process
 from attribution.diffusion.schedule import lookup
 
-SHARED = ("attribution.diffusion.schedule",)
+SHARED = ("attribution.diffusion.process", "attribution.diffusion.schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
