@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.figures.style import COLORS, DPI, MARKERS, legend, plain_frame
 
@@ -28,6 +29,11 @@ class Law(Protocol):
     @property
     def values(self) -> Sequence[float]: ...
 
+    @property
+    def extrapolates(self) -> bool:
+        """Whether the fit is good enough to draw."""
+        ...
+
     def at(self, size: float) -> float:
         """The value of the fit at a size."""
         ...
@@ -36,7 +42,7 @@ class Law(Protocol):
 def scaling(laws: Sequence[Law], axes: Mapping[str, str], target: Mapping[str, float]) -> Figure:
     """Measured values against sizes with logarithmic axes: a row of panels for each metric, and a column for each size that grows.
 
-    ``axes`` names the sizes. Lines are the fits: solid where sizes were measured, and dotted up to the ``target`` size, where an
+    ``axes`` names the sizes. Good fits are lines: solid where sizes were measured, and dotted up to the ``target`` size, where an
     open marker is extrapolated.
     """
     axes = {axis: name for axis, name in axes.items() if axis in {law.axis for law in laws}}
@@ -52,6 +58,8 @@ def scaling(laws: Sequence[Law], axes: Mapping[str, str], target: Mapping[str, f
         for panel in row:
             panel.set_xscale("log")
             panel.set_yscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_minor_formatter(NullFormatter())
             plain_frame(panel)
     for panel, name in zip(grid[-1], axes.values(), strict=True):
         panel.set_xlabel(name, fontsize=10)
@@ -63,6 +71,8 @@ def _draw(axes: Axes, law: Law, target: float, rank: int) -> None:
     color, marker = COLORS[rank % len(COLORS)], MARKERS[rank % len(MARKERS)]
     first, last = min(law.sizes), max(law.sizes)
     axes.plot(law.sizes, law.values, marker, color=color, markersize=5, label=law.estimator)
+    if not law.extrapolates:
+        return
     axes.plot(*_line(law, first, last), color=color, linewidth=1.4)
     if target > last:
         axes.plot(*_line(law, last, target), ":", color=color, linewidth=1.4)

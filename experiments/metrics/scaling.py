@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy import optimize, stats
@@ -26,15 +28,44 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> Estimate:
     return Estimate(slope, low, high, LEVEL, "confidence, over sizes")
 
 
-def affine(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """The numbers a, b >= 0 for which ``a + b · size`` has the smallest sum of squared relative errors.
+GOOD = 0.15
+"""The largest error of a law that is extrapolated."""
 
-    Raises:
-        ValueError: a value is not above 0.
-    """
-    x, y = np.asarray(sizes, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if not (y > 0).all():
-        raise ValueError("relative errors need values above 0")
-    scale = x.max()  # both columns of similar size
-    (a, b), _ = optimize.nnls(np.stack([1 / y, x / scale / y], axis=1), np.ones_like(y))
-    return float(a), float(b / scale)
+
+@dataclass(frozen=True)
+class Growth:
+    """The law ``a + b · size^power``. ``error`` is its largest relative error at the sizes that it was fitted to."""
+
+    a: float
+    b: float
+    power: float
+    error: float
+
+    @classmethod
+    def of(cls, sizes: Sequence[float], values: Sequence[float], powers: Sequence[float] = (1.0, 1.5, 2.0)) -> Self:
+        """The law with the a, b >= 0 that have the smallest sum of squared relative errors.
+
+        Its power is the first of ``powers`` with an error of at most ``GOOD``, or else that with the smallest error.
+
+        Raises:
+            ValueError: a value is not above 0.
+        """
+        x, y = np.asarray(sizes, dtype=np.float64), np.asarray(values, dtype=np.float64)
+        if not (y > 0).all():
+            raise ValueError("relative errors need values above 0")
+        found: list[Self] = []
+        for power in powers:
+            terms = (x / x.max()) ** power  # both columns of similar size
+            (a, b), _ = optimize.nnls(np.stack([1 / y, terms / y], axis=1), np.ones_like(y))
+            error = np.abs((a + b * terms) / y - 1).max()
+            found.append(cls(float(a), float(b / x.max() ** power), power, float(error)))
+        return next((law for law in found if law.good), min(found, key=lambda law: law.error))
+
+    @property
+    def good(self) -> bool:
+        """Whether the error allows going beyond the sizes that the law was fitted to."""
+        return self.error <= GOOD
+
+    def at(self, size: float) -> float:
+        """The value at a size."""
+        return self.a + self.b * size**self.power

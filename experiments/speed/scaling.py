@@ -5,6 +5,7 @@ grows from its smallest value.
 """
 
 import itertools
+import math
 import multiprocessing
 import os
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from attribution.checks import FieldError
 from attribution.device_memory import process_bytes
 from attribution.nodes import Node
 from experiments.metrics.estimate import Estimate
-from experiments.metrics.scaling import affine, exponent
+from experiments.metrics.scaling import Growth, exponent
 from experiments.report.row import Row, Subject
 from experiments.speed.rates import Rates
 from experiments.speed.timing import synchronize
@@ -32,9 +34,9 @@ from experiments.store.plan import plan
 from experiments.store.store import Store
 
 BENCHMARK, LAWS = "scaling", "scaling_laws"
-AXES = {"images": "training images N", "queries": "queries Q", "draws": "draws K", "parameters": "parameters P"}
+AXES = {"N": "training images N", "Q": "queries Q", "K": "draws K", "P": "parameters P"}
 """The sizes, and their names in figures."""
-PAPER = {"images": 5000.0, "queries": 400.0, "draws": 250.0, "parameters": 36e6}
+PAPER = {"N": 5000.0, "Q": 400.0, "K": 250.0, "P": 36e6}
 """The sizes of K-FAC influence's CIFAR-2 experiments (Mlodozeniec et al. 2025), to which fits are extended."""
 _LOOK = 0.02
 """Seconds between two looks at the disk."""
@@ -108,7 +110,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one point took, and what the plan says. ``seconds`` are of the CPU, or of the clock on a GPU; the rest are bytes."""
+    """What one point took, and the memory and disk of the plan. ``seconds`` are of the CPU, or of the clock on a GPU."""
 
     estimator: str
     sizes: Mapping[str, int]
@@ -116,7 +118,6 @@ class Measured:
     seconds: float
     memory: float
     disk: float
-    planned_seconds: float
     planned_memory: float
     planned_disk: float
 
@@ -125,7 +126,6 @@ class Measured:
         return {
             "passes": self.passes,
             "seconds": self.seconds,
-            "planned seconds": self.planned_seconds,
             "memory, MB": self.memory / 1e6,
             "planned memory, MB": self.planned_memory / 1e6,
             "disk, MB": self.disk / 1e6,
@@ -138,7 +138,7 @@ MEASURED = ("seconds", "memory, MB", "disk, MB")
 
 
 def measure(estimator: str, sizes: Sizes, work: Work, threads: int) -> Measured:
-    """Measure one point. The plan's times are for rates that are measured just before."""
+    """Measure one point."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         for parent in work.parents:
@@ -154,7 +154,7 @@ def measure(estimator: str, sizes: Sizes, work: Work, threads: int) -> Measured:
                 time.sleep(_LOOK)
             seconds, memory = running.result()
         parameters = sum(p.numel() for p in work.network.parameters())
-        known = {"images": sizes.images, "queries": sizes.queries, "draws": sizes.draws, "parameters": parameters}
+        known = {"N": sizes.images, "Q": sizes.queries, "K": sizes.draws, "P": parameters}
         return Measured(
             estimator=estimator,
             sizes=known,
@@ -162,7 +162,6 @@ def measure(estimator: str, sizes: Sizes, work: Work, threads: int) -> Measured:
             seconds=seconds,
             memory=memory,
             disk=max(disk, _bytes_on_disk(store.root)) - before,
-            planned_seconds=total["seconds"],
             planned_memory=total["memory"] - rates.process,
             planned_disk=total["disk"],
         )
@@ -213,23 +212,29 @@ class Law:
     sizes: Sequence[float]
     values: Sequence[float]
 
-    def at(self, size: float) -> float:
-        """The value of the fit ``a + b · size``."""
-        a, b = affine(self.sizes, self.values)
-        return a + b * size
+    @cached_property
+    def growth(self) -> Growth:
+        """The fitted law."""
+        return Growth.of(self.sizes, self.values)
 
     @property
-    def error(self) -> float:
-        """The largest relative error of the fit at a measured size."""
-        return max(abs(self.at(size) / value - 1) for size, value in zip(self.sizes, self.values, strict=True))
+    def extrapolates(self) -> bool:
+        """Whether the fit is good enough to go beyond the measured sizes."""
+        return self.growth.good
+
+    def at(self, size: float) -> float:
+        """The value of the fit at a size."""
+        return self.growth.at(size)
 
     def rows(self) -> list[Row]:
-        """The exponent, the fit's largest error, and its value at the paper's size, which is extrapolated."""
+        """The exponent of a power law, and the fit ``a + b · size^p`` with its error and its value at the paper's size."""
         subject = Subject(self.estimator, {"quantity": self.metric, "growing": self.axis})
+        beyond = self.at(PAPER[self.axis]) if self.extrapolates else math.nan
         shown = {
             "exponent": exponent(self.sizes, self.values),
-            "error of a + b·size": Estimate(self.error),
-            "extrapolated to the paper's size": Estimate(self.at(PAPER[self.axis])),
+            "p of a + b·size^p": Estimate(self.growth.power),
+            "its largest error": Estimate(self.growth.error),
+            "extrapolated to the paper's size": Estimate(beyond),
         }
         about = {"size": PAPER[self.axis], "largest_measured": max(self.sizes)}
         return [_row(LAWS, metric, subject, estimate, about) for metric, estimate in shown.items()]

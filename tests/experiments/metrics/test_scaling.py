@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.metrics.scaling import affine, exponent
+from experiments.metrics.scaling import Growth, exponent
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
@@ -33,18 +33,28 @@ def test_exponent_is_unknown():
     assert not two.has_interval
 
 
-def test_affine_fit():
-    """Claim: it finds a and b exactly, minimizes the relative errors otherwise, and neither number is below 0."""
-    sizes = [10, 100, 100_000]
-    assert affine(sizes, [5 + 0.25 * size for size in sizes]) == pytest.approx((5, 0.25))
-    assert affine(sizes, [size - 5 for size in sizes])[0] == 0
-    assert affine([1, 2, 3], [6.0, 6.0, 6.0]) == pytest.approx((6, 0))
-    values = [1.0, 2.5, 2.7]
-    a, b = affine([1, 2, 3], values)
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_growth_is_found(power):
+    """Claim: a, b and the power of exact values are found, and values at other sizes follow from them."""
+    sizes = [10, 100, 1000, 20_000]
+    found = Growth.of(sizes, [5 + 0.25 * size**power for size in sizes])
+    assert (found.a, found.b, found.power) == pytest.approx((5, 0.25, power))
+    assert found.error < 1e-9
+    assert found.at(1e5) == pytest.approx(5 + 0.25 * 1e5**power)
+
+
+def test_growth_minimizes_relative_errors():
+    """Claim: no other a, b >= 0 has a smaller sum of squared relative errors; neither number is below 0."""
+    sizes, values = [1, 2, 3], [1.0, 2.5, 2.7]
+    found = Growth.of(sizes, values, [1.0])
 
     def errors(a: float, b: float) -> float:
-        return sum(((a + b * size) / value - 1) ** 2 for size, value in zip([1, 2, 3], values, strict=True))
+        return sum(((a + b * size) / value - 1) ** 2 for size, value in zip(sizes, values, strict=True))
 
-    assert all(errors(a, b) <= errors(a + da, b + db) for da in (-0.01, 0, 0.01) for db in (-0.01, 0, 0.01))
+    nearby = [(found.a + da, found.b + db) for da in (-0.01, 0, 0.01) for db in (-0.01, 0, 0.01)]
+    assert all(errors(found.a, found.b) <= errors(a, b) for a, b in nearby)
+    assert found.error == pytest.approx(max(abs(found.at(s) / v - 1) for s, v in zip(sizes, values, strict=True)))
+    assert Growth.of([10, 100, 1000], [5, 95, 995], [1.0]).a == 0
+    assert Growth.of(sizes, [6.0, 6.0, 6.0], [1.0]).b == pytest.approx(0)
     with pytest.raises(ValueError, match="above 0"):
-        affine([1, 2], [0.0, 1.0])
+        Growth.of([1, 2], [0.0, 1.0])
