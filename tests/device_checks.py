@@ -25,7 +25,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from safetensors.torch import load_file
 
 from attribution.curvature import EKFAC, KFAC, ExactGGN
-from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
+from attribution.diffusion.euler_samplers import EDMEulerSampler, FlowMatchEulerSampler
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.estimators import Estimator, Guided, LiSSA, ReTrac, SelfInfluence, TracIn
 from attribution.estimators.balance import Balance
@@ -247,6 +248,26 @@ def _influence(**settings: Any) -> None:
 @check
 def kfac() -> None:
     _influence()
+
+
+@check
+def processes() -> None:
+    zero = NoiseSchedule(T=12, beta_end=0.3, rescale_zero_terminal_snr=True)
+    for process, sampler in (
+        (DDPM(zero, "v", "min_snr"), DDIMSampler(steps=5, timestep_spacing="trailing")),
+        (RectifiedFlow(T=12), FlowMatchEulerSampler(steps=3)),
+        (EDM(T=12), EDMEulerSampler(steps=3)),
+    ):
+        model, of = replace(MODEL, objective=Loss(process)), {"images": QUERIES, "measure": Loss(process), "draws": Even(4)}
+        equal(
+            lambda execution, model=model, sampler=sampler: Samples(
+                trained=model, sampler=sampler, shape=(1, 8, 8), n=2, seed=0, execution=execution
+            ),
+            model,
+        )
+        equal(lambda execution, model=model, of=of: Measured(model=model, execution=execution, **of), model)
+        curvature = functools.partial(KFAC, draws=DRAWS)
+        scores(KFACInfluence, model, measurement=Loss(process), curvature=curvature, damping=1e-4)
 
 
 @check

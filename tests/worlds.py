@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import torch
 
-from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
 from attribution.images import Images, ImageSet
 from attribution.measurements import Loss
 from attribution.nodes import Get, digest
@@ -32,6 +32,15 @@ UNET = functools.partial(
 SCHEDULE = NoiseSchedule(T=100, beta_end=0.1)
 PROCESS = DDPM(SCHEDULE)
 OBJECTIVE = Loss(PROCESS)
+PROCESSES = {
+    "epsilon": PROCESS,
+    "epsilon, min_snr": DDPM(SCHEDULE, weighting="min_snr"),
+    "v, zero terminal SNR": DDPM(replace(SCHEDULE, rescale_zero_terminal_snr=True), "v", "min_snr"),
+    "sample": DDPM(SCHEDULE, "sample"),
+    "rectified flow": RectifiedFlow(T=100),
+    "EDM": EDM(T=100),
+}
+"""Processes that differ in target, weight and input, with the same timesteps."""
 
 
 @dataclass(frozen=True)

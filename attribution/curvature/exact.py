@@ -177,7 +177,7 @@ class OutputPixels(OutputProbe):
     def inputs(self, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Inputs:
         inputs = Measure.inputs(self, x0, draws, condition)
         v = torch.zeros_like(inputs.noise)
-        v.flatten(1)[:, self.pixel] = self.process.weight(inputs.t).sqrt().to(v.dtype)
+        v.flatten(1)[:, self.pixel] = self.process.weight(inputs.t, v.dtype).sqrt()
         return inputs._replace(noise=torch.cat([inputs.noise, v], dim=1))
 
     def gram(self, per_example: PerExampleGradients, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Tensor:

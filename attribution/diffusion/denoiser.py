@@ -1,6 +1,7 @@
 """The convention by which networks are called.
 
-Timesteps are 1..T everywhere in this package; networks and diffusers' schedulers, which count from 0, get t - 1.
+Noise levels are 1..T everywhere in this package. A network gets them in the form of its process (``Process.network_time``): t - 1
+for a DDPM, because networks of diffusers count from 0.
 """
 
 import inspect
@@ -13,16 +14,17 @@ from torch.func import functional_call
 
 
 class Denoiser(Protocol):
-    """``f_θ(x_t [B, C, H, W], t [B], condition [B, ...] | None) -> [B, C, H, W]``, t in 1..T: the network's output.
+    """``f_θ(x [B, C, H, W], time [B], condition [B, ...] | None) -> [B, C, H, W]``: the network's output.
 
-    ``condition`` is an extra network input for each example: a class, an embedding.
+    ``x`` and ``time`` are ``network_input`` and ``network_time`` of the process. ``condition`` is an extra network input for each
+    example: a class, an embedding.
     """
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor: ...
+    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None = None, /) -> Tensor: ...
 
 
 def denoiser(network: nn.Module, state: Mapping[str, Tensor] | None = None) -> Denoiser:
-    """``f_θ`` from a network called as ``network(x_t, t - 1)``, or ``network(x_t, t - 1, condition)`` where there is a condition.
+    """``f_θ`` from a network called as ``network(x, time)``, or ``network(x, time, condition)`` where there is a condition.
 
     The network returns a tensor or, as diffusers' do, an object with a tensor ``sample``. ``state`` holds parameters and buffers to
     use instead of the network's.
@@ -31,8 +33,8 @@ def denoiser(network: nn.Module, state: Mapping[str, Tensor] | None = None) -> D
         ValueError: a condition for a network that takes none; or an output that is no tensor.
     """
 
-    def denoise(x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor:
-        inputs = (x_t, t - 1)
+    def denoise(x: Tensor, time: Tensor, condition: Tensor | None = None, /) -> Tensor:
+        inputs = (x, time)
         if condition is not None:
             _check_takes_condition(network)
             inputs = (*inputs, condition)
@@ -50,11 +52,11 @@ def denoiser(network: nn.Module, state: Mapping[str, Tensor] | None = None) -> D
 
 def _check_takes_condition(network: nn.Module) -> None:
     try:
-        inspect.signature(network.forward).bind("x_t", "t", "condition")
+        inspect.signature(network.forward).bind("x", "time", "condition")
     except TypeError as error:
         raise ValueError(
             f"the images have a condition, but {type(network).__name__}.forward takes none: use images without a condition, or a "
-            "network that is called as network(x_t, t, condition)"
+            "network that is called as network(x, time, condition)"
         ) from error
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from attribution.diffusion import Denoiser, NoiseSchedule, Process, noise_schedule
+from attribution.checks import FieldError
+from attribution.diffusion import DDPM, Denoiser, NoiseSchedule, Process
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
@@ -86,15 +87,11 @@ class Measure(ABC):
         Raises:
             ValueError: an output of another shape, which would be broadcast.
         """
-        output = denoise(self.process.network_input(x_t, t), t, condition)
+        output = denoise(self.process.network_input(x_t, t), self.process.network_time(t), condition)
         if output.shape != x_t.shape:
             shapes = [tuple(tensor.shape[1:]) for tensor in (output, x_t)]
             raise ValueError(f"the network returns {shapes[0]} for an image of {shapes[1]}: return the shape of the image")
         return output
-
-    def epsilon(self, denoise: Denoiser, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """The noise that the network predicts at ``x_t``."""
-        return self.process.epsilon(self.output(denoise, x_t, t, condition), x_t, t)
 
 
 @dataclass(frozen=True)
@@ -106,12 +103,20 @@ class DDPMMeasure(Measure):
     """
 
     def __post_init__(self):
-        noise_schedule(self.process, type(self).__name__)
+        self.ddpm  # noqa: B018 (raises)
+
+    @property
+    def ddpm(self) -> DDPM:
+        """The process."""
+        if not isinstance(self.process, DDPM):
+            message = "is defined by the noise schedule of a DDPM: train a DDPM, or choose another measurement"
+            raise FieldError(self, "process", f"{type(self).__name__} {message}", type(self.process).__name__)
+        return self.process
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule of the process."""
-        return noise_schedule(self.process, type(self).__name__)
+        return self.ddpm.schedule
 
 
 def per_draw(condition: Tensor | None, draws: Draws) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attribution.checks import FieldError
-from attribution.diffusion import Denoiser, NoiseSchedule
+from attribution.diffusion import DDPM, Denoiser, NoiseSchedule
 from attribution.diffusion.schedule import lookup
 from attribution.images.proposals import Proposal
 from attribution.measurements.base import DDPMMeasure
@@ -38,17 +38,24 @@ def small_variances(schedule: NoiseSchedule) -> np.ndarray:
     return variances
 
 
-def loss_weights(schedule: NoiseSchedule, variances: np.ndarray) -> np.ndarray:
-    """The bound's weights of ‖ε - ε_θ‖², ``β_t² / (2 σ_t² α_t (1-ᾱ_t))`` for σ_t² ``[T]`` (eq. 12), float64 ``[T]``."""
-    return schedule.betas**2 / (2 * variances * (1 - schedule.betas) * (1 - schedule.alpha_bars[1:]))
+def loss_weights(process: DDPM, variances: np.ndarray) -> np.ndarray:
+    """The bound's weights of ‖target - output‖² for the variances σ_t² ``[T]`` of p_θ(x_{t-1} | x_t), float64 ``[T]``.
+
+    The means of q and p_θ differ by ``√ᾱ_{t-1} β_t / (1-ᾱ_t)`` times the error of the image (eq. 7), which ``image_error`` turns
+    into the error of the output. The weight is the square of both over 2 σ_t²: ``β_t² / (2 σ_t² α_t (1-ᾱ_t))`` for a prediction of
+    the noise (eq. 12), ``ᾱ_{t-1} β_t² / (2 σ_t² (1-ᾱ_t))`` for v, and ``ᾱ_{t-1} β_t² / (2 σ_t² (1-ᾱ_t)²)`` for the image.
+    """
+    betas, (before, bars) = process.schedule.betas, (process.schedule.alpha_bars[:-1], process.schedule.alpha_bars[1:])
+    divisor = {"epsilon": 1 - betas, "v": 1 / before, "sample": (1 - bars) / before}[process.prediction]
+    return betas**2 / (2 * variances * divisor * (1 - bars))
 
 
 @dataclass(frozen=True)
 class ElboWeighted(DDPMMeasure):
-    """``T · w_t · ‖ε - ε_θ(x_t, t)‖²``, ``w_t = β_t / (2 α_t (1-ᾱ_t))``: the loss with the weights of the bound.
+    """``T · w_t · ‖target - output‖²`` with the weights w_t of the bound: ``β_t / (2 α_t (1-ᾱ_t))`` for a prediction of the noise.
 
-    These are the weights for the variance σ_t² = β_t. The term of t = 1 is a squared error too, without the discretized decoder;
-    constants are left out. The squared norm is a sum over pixels.
+    These are the weights for the variance σ_t² = β_t (``loss_weights``). The term of t = 1 is a squared error too, without the
+    discretized decoder; constants are left out. The squared norm is a sum over pixels.
     """
 
     NAME = "ElboWeighted"
@@ -59,12 +66,12 @@ class ElboWeighted(DDPMMeasure):
         return Proposal.weighted(self._weights[1:], first_apart=True)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        predicted = self.epsilon(denoise, self.process.add_noise(x0, t, noise), t, condition)
-        return lookup(self._weights, t, x0.dtype) * (noise - predicted).square().flatten(1).sum(1)
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
+        return lookup(self._weights, t, x0.dtype) * (self.process.target(x0, t, noise) - output).square().flatten(1).sum(1)
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        return np.append(0, self.schedule.T * loss_weights(self.schedule, self.schedule.betas))
+        return np.append(0, self.schedule.T * loss_weights(self.ddpm, self.schedule.betas))
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,9 @@ class Elbo(DDPMMeasure):
     """The negative ELBO (eq. 5), an upper bound on -log P_θ(x_0) of an image of ``levels`` + 1 values per pixel.
 
     At t >= 2 ``T · KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))`` with the small variance on both sides, which is
-    ``T · β_t / (2 α_t (1-ᾱ_{t-1})) · ‖ε - ε_θ(x_t, t)‖²``; at t = 1 ``-T · log P_θ(x_0 | x_1)`` by the discretized decoder (eq. 13)
-    with σ_1² := σ_2². Every draw includes the prior ``KL(q(x_T | x_0) ‖ N(0, I))``, which does not depend on θ.
+    ``T · β_t / (2 α_t (1-ᾱ_{t-1})) · ‖ε - ε_θ(x_t, t)‖²`` for a prediction of the noise (``loss_weights``); at t = 1
+    ``-T · log P_θ(x_0 | x_1)`` by the discretized decoder (eq. 13) with σ_1² := σ_2². Every draw includes the prior
+    ``KL(q(x_T | x_0) ‖ N(0, I))``, which does not depend on θ.
 
     The bound is defined for discrete images. Any other image (a generated one) is measured as it would be saved: every pixel is
     rounded to its nearest value, in all terms.
@@ -102,10 +110,11 @@ class Elbo(DDPMMeasure):
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         level = nearest_level(x0, self.levels)
         x0 = value(level, self.levels)
-        error = noise - self.epsilon(denoise, self.process.add_noise(x0, t, noise), t, condition)
+        output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
+        error = self.process.target(x0, t, noise) - output
         divergence = lookup(self._weights, t, x0.dtype) * error.square().flatten(1).sum(1)
-        # The mean of p_θ(x_0 | x_1) is the predicted image; it differs from x_0 by this multiple of the error (eq. 11 at t = 1).
-        deviation = math.sqrt(1 / float(self.schedule.alpha_bars[1]) - 1) * error
+        # The mean of p_θ(x_0 | x_1) is the predicted image (eq. 11 at t = 1).
+        deviation = float(self.ddpm.image_error[1]) * error
         reconstruction = -log_probability(level, deviation, math.sqrt(self._variances[0]), self.levels).flatten(1).sum(1)
         return self.schedule.T * torch.where(t == 1, reconstruction, divergence) + self._prior(x0)
 
@@ -120,4 +129,4 @@ class Elbo(DDPMMeasure):
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        return np.append(0, loss_weights(self.schedule, self._variances))
+        return np.append(0, loss_weights(self.ddpm, self._variances))

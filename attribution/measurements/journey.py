@@ -1,11 +1,14 @@
 """The query feature of Journey-TRAK (Georgiev et al. 2023, "The Journey, Not the Destination")."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attribution.diffusion import Denoiser
+from attribution.diffusion.schedule import lookup
 from attribution.images.draws import Draws
 from attribution.measurements.base import Inputs, per_draw
 from attribution.measurements.loss import Loss
@@ -32,10 +35,14 @@ class JourneyLoss(TrajectoryMeasure):
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            epsilon, estimate = self.epsilon(denoise, x0, t, condition).to(x0.dtype), torch.empty_like(x0)
-            weights = torch.empty_like(t, dtype=x0.dtype)
-            for timestep in t.unique().tolist():
-                at_t = t == timestep
-                estimate[at_t] = self.sampler.predicted_image(self.schedule, x0[at_t], epsilon[at_t], timestep)
-                weights[at_t] = self._weights[self._timesteps.index(timestep)] / len(self._timesteps)
+            output = self.output(denoise, x0, t, condition).to(x0.dtype)
+            estimate = self.transitions.predicted_image(self.ddpm, x0, output, t)
+            weights = lookup(self._shares, t, x0.dtype)
         return weights * Loss(self.process)(denoise, estimate, t, noise, condition)
+
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        """``T / (S n_t)`` at the timesteps of the sampler, where n_t timesteps select one when drawn, as float64 ``[T + 1]``."""
+        shares = np.zeros(self.schedule.T + 1)
+        shares[self._timesteps] = np.array(self._weights) / len(self._timesteps)
+        return shares

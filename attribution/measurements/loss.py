@@ -30,7 +30,7 @@ class Loss(Measure):
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
         error = (self.process.target(x0, t, noise) - output).square().flatten(1).mean(1)
-        return self.process.weight(t).to(error.dtype) * error
+        return self.process.weight(t, error.dtype) * error
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class TrajectoryLikelihood(TrajectoryMeasure):
     VERSION = 1
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self._stds) == 0:
             raise FieldError(self, "sampler", _DETERMINISTIC)
 
@@ -53,12 +54,12 @@ class TrajectoryLikelihood(TrajectoryMeasure):
         if x0.dim() != 5:
             raise ValueError(f"{type(self).__name__} got {list(x0.shape)}: call it with what its inputs() returns, not with images")
         before, after = x0.unbind(1)
-        epsilon = self.epsilon(denoise, before, t, condition).to(x0.dtype)
+        output = self.output(denoise, before, t, condition).to(x0.dtype)
         order, costs = [], []
         for timestep in t.unique().tolist():
             rows = (t == timestep).nonzero().flatten()
             step = self._timesteps.index(timestep)
-            mean, _ = self.sampler.transition(self.schedule, before[rows], epsilon[rows], timestep, self._following[step])
+            mean, _ = self.transitions.transition(self.ddpm, before[rows], output[rows], timestep, self._following[step])
             std = self._stds[step]
             nats = ((after[rows] - mean) / std).square() / 2 + math.log(std * math.sqrt(2 * math.pi))
             order.append(rows)
@@ -72,5 +73,5 @@ class TrajectoryLikelihood(TrajectoryMeasure):
     @cached_property
     def _stds(self) -> list[float]:
         empty, steps = torch.zeros(0), zip(self._timesteps, self._following, strict=True)
-        stds = [self.sampler.transition(self.schedule, empty, empty, t, s)[1] for t, s in steps]
+        stds = [self.transitions.transition(self.ddpm, empty, empty, t, s)[1] for t, s in steps]
         return [*stds[:-1], stds[-1] or max(stds[-2:])]

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.diffusion.samplers import Sampler
+from attribution.checks import FieldError
+from attribution.diffusion.samplers import Sampler, TransitionSampler
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
@@ -23,10 +24,23 @@ class TrajectoryMeasure(DDPMMeasure):
     """A cost of each step of trajectories ``[B, S + 1, C, H, W]`` (``images.Trajectories``) that ``sampler`` produced.
 
     A draw selects the step that begins at the sampler's largest timestep not above the drawn one (with ``DDPMSampler``, the drawn
-    timestep itself).
+    timestep itself), or at the smallest one not below it if the sampler's timesteps are trailing.
     """
 
     sampler: Sampler
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.sampler, TransitionSampler):
+            raise FieldError(
+                self, "sampler", "has no transitions between timesteps: sample by DDPM or DDIM", type(self.sampler).__name__
+            )
+
+    @property
+    def transitions(self) -> TransitionSampler:
+        """The sampler."""
+        assert isinstance(self.sampler, TransitionSampler)
+        return self.sampler
 
     def subject(self, images: ImageSet) -> Node[Any]:
         if images.trajectories is None:
@@ -63,15 +77,21 @@ class TrajectoryMeasure(DDPMMeasure):
         return torch.tensor(self._timesteps, device=draws.timestep.device)[self._step(draws)]
 
     def _step(self, draws: Draws) -> Tensor:
-        ascending = torch.tensor(self._timesteps[::-1], device=draws.timestep.device)
-        return len(ascending) - torch.searchsorted(ascending, draws.timestep.contiguous(), right=True)
+        first = torch.tensor(self._first, device=draws.timestep.device)
+        return len(first) - torch.searchsorted(first, draws.timestep.contiguous(), right=True)
 
     @cached_property
     def _timesteps(self) -> list[int]:
-        return self.sampler.timesteps(self.schedule.T)
+        return self.transitions.timesteps(self.schedule.T)
+
+    @cached_property
+    def _first(self) -> list[int]:
+        """The smallest drawn timestep that selects each step, ascending: for the last step first."""
+        *below, _ = ascending = self._timesteps[::-1]
+        return ascending if ascending[0] == 1 else [1, *(t + 1 for t in below)]
 
     @cached_property
     def _weights(self) -> list[float]:
         """T / n_t for each step, where n_t timesteps select it when drawn. Their mean over uniform draws is S."""
-        above = [self.schedule.T + 1, *self._timesteps[:-1]]
-        return (self.schedule.T / (np.array(above) - self._timesteps)).tolist()
+        counts = np.diff([*self._first, self.schedule.T + 1])
+        return (self.schedule.T / counts[::-1]).tolist()

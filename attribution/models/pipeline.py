@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from attribution.nodes import class_identity, describe, digest
 
 SHARED = ("attribution.models.given",)
 
+_PREDICTIONS: dict[str, Literal["epsilon", "v", "sample"]] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+"""``prediction`` of a DDPM by the name that diffusers has for it."""
 _CONTENT = (".safetensors", ".bin", ".json")
 
 
@@ -36,7 +38,7 @@ class Pipeline:
 
     @property
     def network(self) -> nn.Module:
-        """The U-Net in eval mode, called as ``network(x_t, t - 1)``. Raises ValueError, as ``process`` does."""
+        """The U-Net in eval mode, called as ``network(x_t, t - 1)``, t in 1..T. Raises ValueError, as ``process`` does."""
         return self._parts[0]
 
     @property
@@ -44,7 +46,7 @@ class Pipeline:
         """The forward process of the pipeline.
 
         Raises:
-            ValueError: no pipeline at ``path``, or one that does not predict the noise of images under a linear or cosine schedule.
+            ValueError: no pipeline at ``path``, or one that is not an unconditional DDPM of images.
         """
         return self._parts[1]
 
@@ -88,10 +90,10 @@ class Pipeline:
         other = not isinstance(network, UNet2DModel) or config.out_channels != config.in_channels
         if network is None or other or network.class_embedding is not None or not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
-                f"the pipeline {self.path} has no UNet2DModel that predicts noise without a class label: choose a DDPM or DDIM "
+                f"the pipeline {self.path} has no UNet2DModel that denoises images without a class label: choose a DDPM or DDIM "
                 "pipeline"
             )
-        return network.eval(), DDPM(_schedule(self.path, scheduler))
+        return network.eval(), _process(self.path, scheduler)
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,19 @@ def pipeline_at(path: str) -> Pipeline:
     return Pipeline(path)
 
 
-def _schedule(path: str, scheduler: Any) -> NoiseSchedule:
+def _process(path: str, scheduler: Any) -> DDPM:
+    name = scheduler.config.get("prediction_type", "epsilon")
+    if name not in _PREDICTIONS:
+        raise ValueError(f"the pipeline {path} predicts {name}: choose one that predicts {', '.join(_PREDICTIONS)}")
+    return DDPM(_schedule(scheduler), _PREDICTIONS[name])
+
+
+def _schedule(scheduler: Any) -> NoiseSchedule:
     """The schedule with the ᾱ_t of ``scheduler``. The values are compared; the schedule's name in the configuration is not used."""
-    config = scheduler.config
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(f"the pipeline {path} predicts {config.prediction_type}: choose one that predicts the noise (epsilon)")
-    alpha_bars = scheduler.alphas_cumprod.double().numpy()
+    config, alpha_bars = scheduler.config, scheduler.alphas_cumprod.double().numpy()
     T = len(alpha_bars)
-    for schedule in (NoiseSchedule(T, "linear", config.beta_start, config.beta_end), NoiseSchedule(T, "cosine")):
+    for kind in ("linear", "cosine", "scaled_linear", "sigmoid"):
+        schedule = NoiseSchedule(T, kind, config.beta_start, config.beta_end)
         if np.allclose(schedule.alpha_bars[1:], alpha_bars, rtol=1e-3, atol=1e-7):
             return schedule
-    raise ValueError(f"the pipeline {path} has {config.beta_schedule} betas: choose one with a linear or cosine schedule")
+    return NoiseSchedule(T, trained_betas=scheduler.betas.double().tolist())

@@ -9,7 +9,7 @@ from torch import nn
 
 from attribution.checks import FieldError
 from attribution.diffusion import Process
-from attribution.diffusion.samplers import Sampler
+from attribution.diffusion.samplers import Sampler, TransitionSampler
 from attribution.execution import Execution
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
@@ -49,9 +49,10 @@ class Experiment:
 
     def __post_init__(self):
         """Raises FieldError: the sampler clips values that have no bounds."""
-        if not self.data.bounded and self.diffusion.sampler.clip:
+        sampler = self.diffusion.sampler
+        if not self.data.bounded and isinstance(sampler, TransitionSampler) and sampler.clip:
             message = "must be false: the values of the data have no bounds (latents), and the sampler would clip them to [-1, 1]"
-            raise FieldError(self.diffusion.sampler, "clip", message)
+            raise FieldError(sampler, "clip", message)
 
     @property
     def train(self) -> Split:

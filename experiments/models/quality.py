@@ -73,10 +73,10 @@ class Fit(Node[FitLosses]):
             condition = None if batch.condition is None else batch.condition.to(device)
             x_t, target = process.add_noise(x0, t, noise), process.target(x0, t, noise)
             with torch.inference_mode():
-                output = denoiser(network)(process.network_input(x_t, t), t, condition)
+                output = denoiser(network)(process.network_input(x_t, t), process.network_time(t), condition)
             pair = (output, pixelwise_prediction(process, mean, variance, x_t, t))
             squares = torch.stack([(prediction - target).square().flatten(1).mean(1) for prediction in pair])
-            errors.append((squares * process.weight(t).to(squares)).cpu())
+            errors.append((squares * process.weight(t, squares.dtype)).cpu())
         model, pixelwise = torch.cat(errors, 1).view(2, len(rows), -1).mean(2).numpy()
         return FitLosses(model, pixelwise)
 

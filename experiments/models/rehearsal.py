@@ -24,14 +24,14 @@ def rehearse(experiment: Experiment) -> None:
     Raises:
         FieldError: The network cannot be constructed, fails on the images, returns another shape or type, mixes the images of a
             batch or is random in eval mode; the optimizer, the schedule of learning rates, the checkpoints or the hardware do not
-            work. The field is one of ``experiment``, or of an object that it holds.
+            work, or the sampler is for another process. The field is one of ``experiment``, or of an object that it holds.
     """
     from attribution.training.trainer import check_hardware  # Lightning, which takes seconds to import
 
     quiet_lightning()
 
     experiment.training.candidates  # noqa: B018 (raises)
-    experiment.diffusion.sampler.timesteps(experiment.diffusion.process.T)
+    _check_sampler(experiment)
     check_hardware(experiment.trainer, hardware_of(experiment.training), experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -43,6 +43,15 @@ def rehearse(experiment: Experiment) -> None:
         inputs = _inputs(experiment, dtype)
         _check_eval(experiment, network, inputs)
         _step(experiment, network, inputs)
+
+
+def _check_sampler(experiment: Experiment) -> None:
+    try:
+        experiment.diffusion.sampler.levels(experiment.diffusion.process)
+    except FieldError:
+        raise
+    except ValueError as error:
+        raise FieldError(experiment, "diffusion", f"{error}: choose both by one diffusion=") from error
 
 
 def _inputs(experiment: Experiment, dtype: torch.dtype) -> Inputs:

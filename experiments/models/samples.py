@@ -39,7 +39,7 @@ class SampleShard(ImageSet):
         return self.rows[1] - self.rows[0]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.timesteps(self.trained.process.T))
+        steps = len(self.sampler.levels(self.trained.process))
         return Cost(
             passes=self.count * steps / 3, inputs=FORWARD_ACTIVATIONS * self.count
         )  # a forward pass is about a third of forward and backward
@@ -95,7 +95,7 @@ class Samples(ImageSet):
         ]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.timesteps(self.trained.process.T))
+        steps = len(self.sampler.levels(self.trained.process))
         at_once, size = FORWARD_ACTIVATIONS * min(self.n, self.execution.shard), FLOAT32_BYTES * self.n * math.prod(self.shape)
         return Cost(passes=self.n * steps / 3, inputs=at_once, disk=size)
 
@@ -117,7 +117,7 @@ class SampleTrajectories(Node[Trajectories]):
     samples: Samples
 
     def cost(self) -> Cost:
-        steps, values = len(self.samples.sampler.timesteps(self.samples.trained.process.T)), math.prod(self.samples.shape)
+        steps, values = len(self.samples.sampler.levels(self.samples.trained.process)), math.prod(self.samples.shape)
         at_once = FORWARD_ACTIVATIONS * min(self.samples.n, self.samples.execution.batch_size)
         return Cost(passes=self.samples.n * steps / 3, inputs=at_once, disk=FLOAT32_BYTES * self.samples.n * (steps + 1) * values)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attribution.diffusion import denoiser
-from experiments.speed.peers import Flat, MeanLoss, functional, installed, kronecker_parameters
+from experiments.speed.peers import Flat, MeanLoss, functional, installed, kronecker_parameters, network_batch
 from experiments.speed.problem import DAMPING, Method, Problem, Side
 
 
@@ -83,7 +83,7 @@ def curvlinops_scores(problem: Problem) -> Method | None:
         data = []
         for rows in side.batches():
             x, t, noise, _ = side.inputs(problem.objective, rows)
-            data.append(({"x_t": process.add_noise(x, t, noise), "t": t}, noise.flatten(1)))
+            data.append(network_batch(process, x, t, noise))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             curvature = curvlinops.KFACLinearOperator(
@@ -96,7 +96,7 @@ def curvlinops_scores(problem: Problem) -> Method | None:
                 separate_weight_and_bias=False,
                 check_deterministic=False,
                 num_data=len(side) * problem.draws,
-                batch_size_fn=lambda batch: len(batch["t"]),
+                batch_size_fn=lambda batch: len(batch["time"]),
             )
             inverse = curvlinops.KFACInverseLinearOperator(curvature, damping=DAMPING, use_exact_damping=True)
             queries = torch.cat(list(_vmapped(network, parameters, problem, problem.queries)))

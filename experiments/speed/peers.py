@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attribution.diffusion import denoiser
+from attribution.diffusion import Process, denoiser
 from attribution.execution import FLOAT32_BYTES
 from attribution.images.draws import Draws
 from attribution.measurements import Measure
@@ -37,7 +37,7 @@ def curvlinops_factors(model: nn.Module, objective: Measure, x0: Tensor, draws: 
 
     def run() -> None:
         x, t, noise, _ = objective.inputs(x0, draws)
-        data = [({"x_t": objective.process.add_noise(x, t, noise), "t": t}, noise.flatten(1))]
+        data = [network_batch(objective.process, x, t, noise)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             operator(
@@ -50,7 +50,7 @@ def curvlinops_factors(model: nn.Module, objective: Measure, x0: Tensor, draws: 
                 separate_weight_and_bias=False,
                 check_deterministic=False,
                 num_data=len(x),
-                batch_size_fn=lambda batch: len(batch["t"]),
+                batch_size_fn=lambda batch: len(batch["time"]),
             ).compute_kronecker_factors()
 
     return run
@@ -193,4 +193,10 @@ class Flat(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return denoiser(self.model)(batch["x_t"], batch["t"]).flatten(1)
+        return denoiser(self.model)(batch["x"], batch["time"]).flatten(1)
+
+
+def network_batch(process: Process, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the argument of ``Flat`` for the images at noise levels ``t [B]``, and its target ``[B, C·H·W]``."""
+    x = process.network_input(process.add_noise(x0, t, noise), t)
+    return {"x": x, "time": process.network_time(t)}, process.target(x0, t, noise).flatten(1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from omegaconf import DictConfig
 
-from attribution.diffusion import NoiseSchedule, noise_schedule
+from attribution.diffusion import DDPM, as_ddpm
 from experiments import figures
 from experiments.figures.loss_weights import weights_by_timestep
 from experiments.metrics.estimate import Estimate
@@ -19,18 +19,18 @@ _LAST = (10, 100)
 def loss_weights(config: DictConfig) -> None:
     """Draw the weight of each timestep, and report the share of the total weight in ranges of timesteps. Trains nothing."""
     with run_context(config) as run:
-        schedule = noise_schedule(run.experiment.diffusion.process, "task=loss_weights")
-        run.report.add(weight_shares(schedule))
-        run.report.figure("loss_weights", figures.loss_weights(schedule))
+        process = as_ddpm(run.experiment.diffusion.process, "task=loss_weights")
+        run.report.add(weight_shares(process))
+        run.report.figure("loss_weights", figures.loss_weights(process))
 
 
-def weight_shares(schedule: NoiseSchedule) -> Iterator[Row]:
+def weight_shares(process: DDPM) -> Iterator[Row]:
     """For each measurement and range of timesteps [first, last], the share of Σ_t w_t in the range.
 
-    The weights are those of the squared error; ``elbo`` has none at t = 1.
+    The weights are those of the squared error of the network's output; ``elbo`` has none at t = 1.
     """
-    ends = [*(last for last in _LAST if last < schedule.T), schedule.T]
-    for name, weights in weights_by_timestep(schedule).items():
+    ends = [*(last for last in _LAST if last < process.T), process.T]
+    for name, weights in weights_by_timestep(process).items():
         for first, last in zip([1, *(end + 1 for end in ends)], ends, strict=False):
             share = float(np.nansum(weights[first - 1 : last]) / np.nansum(weights))
             yield Row(

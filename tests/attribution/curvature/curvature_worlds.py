@@ -131,9 +131,9 @@ class Given(Recorded):
         return {name: p.clone() for name, p in self.model().state_dict().items()}
 
 
-def given(builder: Callable[[], nn.Module]) -> Given:
+def given(builder: Callable[[], nn.Module], objective: Measure = OBJECTIVE) -> Given:
     """The randomized network as a record."""
-    return Given(functools.partial(randomized, builder), OBJECTIVE)
+    return Given(functools.partial(randomized, builder), objective)
 
 
 def inputs(measure: Measure, train: ImageSet, draws: Draws, get: Get) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from attribution.curvature import EKFAC, KFAC, ExactGGN, KroneckerBasis
 from attribution.curvature.basis import eigh
 from attribution.curvature.factors import AllFactors, Factors, FactorSums
 from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_modules
+from attribution.diffusion import Process
 from attribution.execution import Execution
 from attribution.gradients import hooks
 from attribution.gradients.per_example import PerExampleGradients, per_example_gradients
@@ -16,18 +17,18 @@ from attribution.measurements import Loss
 from attribution.nodes import InMemory
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import blobs, curvature, draws_of, given, randomized
-from tests.worlds import PROCESS
+from tests.worlds import PROCESS, PROCESSES
 
 
-def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
-    """Factors with the exact expectation over v: v = √(2/d) e_j for every output j, B summed over j and A averaged."""
-    sums, probe = FactorSums("expand"), OutputProbe(PROCESS)
+def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws, process: Process = PROCESS) -> Factors:
+    """Factors with the exact expectation over v: v = √(2 w_t/d) e_j for every output j, B summed over j and A averaged."""
+    sums, probe = FactorSums("expand"), OutputProbe(process)
     modules = kronecker_modules(PerExampleGradients(model))
     inputs = probe.inputs(x0, draws)
     epsilon = inputs.noise.chunk(2, dim=1)[0]
     for j in range(x0[0].numel()):
         v = torch.zeros_like(epsilon)
-        v.flatten(1)[:, j] = (2 / x0[0].numel()) ** 0.5
+        v.flatten(1)[:, j] = (2 / x0[0].numel() * process.weight(inputs.t, v.dtype)) ** 0.5
         inputs = inputs._replace(noise=torch.cat([epsilon, v], 1))
         hooks.run(model, modules, probe, inputs, sums.add, torch.autocast("cpu", enabled=False))
     factors = sums.factors()
@@ -35,28 +36,31 @@ def enumerated(model: nn.Module, x0: torch.Tensor, draws: Draws) -> Factors:
     return Factors(factors.A, {name: B * d for name, B in factors.B.items()}, factors.counts)
 
 
-def ggn_block(model: nn.Module, layer: str, x0: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """1/(NK) Σ Jᵀ (2/d) J for the joint block [W | b] of a Linear layer, J by one backward pass for each output."""
+def ggn_block(model: nn.Module, layer: str, x0: torch.Tensor, draws: Draws, process: Process = PROCESS) -> torch.Tensor:
+    """1/(NK) Σ Jᵀ (2 w_t/d) J for the joint block [W | b] of a Linear layer, J by one backward pass for each output."""
     module, d = model.get_submodule(layer), x0[0].numel()
-    x, t, noise, _ = Loss(PROCESS).inputs(x0, draws)
+    x, t, noise, _ = Loss(process).inputs(x0, draws)
+    weight_of_t = process.weight(t, x.dtype)
     total = 0
     for i in range(len(t)):
-        output = model(PROCESS.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1]), t[i : i + 1] - 1).flatten()
+        x_t = process.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1])
+        output = model(process.network_input(x_t, t[i : i + 1]), process.network_time(t[i : i + 1])).flatten()
         rows = []
         for value in output:
             weight, bias = torch.autograd.grad(value, [module.weight, module.bias], retain_graph=True)
             rows.append(torch.cat([weight, bias[:, None]], 1).flatten())
-        total = total + (2 / d) * torch.stack(rows).T @ torch.stack(rows)
+        total = total + (2 / d) * weight_of_t[i] * torch.stack(rows).T @ torch.stack(rows)
     return total / len(t)
 
 
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("layer", ["first", "second"])
-def test_kfac_is_the_exact_block_of_one_input(layer):
+def test_kfac_is_the_exact_block_of_one_input(layer, process):
     """Claim (docs/methods.md): for one (example, draw), without weight sharing and with v enumerated, B ⊗ A is the GGN's block."""
     model, get, train = randomized(worlds.perceptron), InMemory(), blobs("perceptron", 1)
     x0, draws = get(train).x0().double(), draws_of(train, get, Uniform(1, seed=2))
-    A, B = enumerated(model, x0, draws).means(layer)
-    torch.testing.assert_close(torch.kron(B, A), ggn_block(model, layer, x0, draws), rtol=1e-9, atol=1e-12)
+    A, B = enumerated(model, x0, draws, process).means(layer)
+    torch.testing.assert_close(torch.kron(B, A), ggn_block(model, layer, x0, draws, process), rtol=1e-9, atol=1e-12)
 
 
 def test_kfac_is_not_exact_for_several_inputs():

@@ -8,25 +8,28 @@ from attribution.curvature.pseudo_gradients import OutputProbe, kronecker_module
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Uniform
 from tests.attribution.curvature import curvature_worlds as worlds
-from tests.worlds import PROCESS
+from tests.worlds import PROCESS, PROCESSES
 
 
-def test_probe_is_white_and_of_variance_two_over_d():
-    """Claim: v ~ N(0, (2/d) I), independent of ε, of other draws and samples: moments within five standard errors."""
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_probe_is_white_and_of_variance_two_over_d(process):
+    """Claim: v ~ N(0, (2 w_t/d) I), independent of ε, of other draws and samples: moments within five standard errors."""
     n, d = 20_000, 16
-    probe = OutputProbe(PROCESS)
-    draws = Uniform(n).draw("curvature", torch.arange(1), PROCESS.T)
-    _, _, noise, _ = probe.inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
-    epsilon, v = noise.flatten(2)[:, 0], noise.flatten(2)[:, 1] * (d / 2) ** 0.5
+    draws = Uniform(n).draw("curvature", torch.arange(1), process.T)
+    kept = process.weight(draws.timestep[0]) > 0  # at zero terminal SNR v is 0
+    n, draws = int(kept.sum()), draws.columns(kept)
+    std = (2 / d * process.weight(draws.timestep[0], torch.float64)).sqrt()[:, None]
+    _, _, noise, _ = OutputProbe(process).inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
+    epsilon, v = noise.flatten(2)[:, 0], noise.flatten(2)[:, 1] / std
     assert torch.equal(epsilon, draws.noise((1, 4, 4), torch.float64)[0].flatten(1))
     bound = 5 / n**0.5
     assert v.mean(0).abs().max() < bound
     assert (v.T @ v / n - torch.eye(d)).abs().max() < 2**0.5 * bound
     assert (epsilon.T @ v / n).abs().max() < bound
     assert (v[1:].T @ v[:-1] / n).abs().max() < bound
-    _, _, other, _ = OutputProbe(PROCESS, sample=1).inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
+    _, _, other, _ = OutputProbe(process, sample=1).inputs(torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws)
     assert torch.equal(other.flatten(2)[:, 0], epsilon)
-    w = other.flatten(2)[:, 1] * (d / 2) ** 0.5
+    w = other.flatten(2)[:, 1] / std
     assert (w.T @ w / n - torch.eye(d)).abs().max() < 2**0.5 * bound
     assert (w.T @ v / n).abs().max() < bound
 

@@ -9,13 +9,14 @@ from torch import nn
 from attribution.diffusion import DDPM, NoiseSchedule, denoiser
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler, Trajectory
 from attribution.images import philox
+from attribution.measurements import Loss
 
 LINEAR = NoiseSchedule()
 SHAPE = (1, 4, 4)
 
 
 def bent(x_t, t):
-    """A nonlinear denoiser that depends on t, acts on each pixel separately, and makes clipping matter."""
+    """A nonlinear denoiser that depends on time, acts on each pixel separately, and makes clipping matter."""
     return torch.tanh(1.5 * x_t + 0.3) * (0.4 + 0.6 * t[:, None, None, None] / 1000)
 
 
@@ -51,13 +52,14 @@ def test_impossible_schedules_are_errors(settings):
 
 
 def test_networks_count_timesteps_from_0():
-    """Claim: ``denoiser`` calls the network with t - 1 and accepts tensors and diffusers' outputs."""
+    """Claim: measures call the network with t - 1, and ``denoiser`` accepts tensors and diffusers' outputs."""
 
     class Clock(nn.Module):
         def forward(self, x, t):
             return x * 0 + t[:, None, None, None]
 
-    assert denoiser(Clock())(torch.zeros(2, 1, 1, 1), torch.tensor([1, 1000])).flatten().tolist() == [0, 999]
+    x, t = torch.zeros(2, 1, 1, 1), torch.tensor([1, 1000])
+    assert Loss(DDPM(LINEAR)).output(denoiser(Clock()), x, t, None).flatten().tolist() == [0, 999]
     net = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8,), down_block_types=("DownBlock2D",),
                                 up_block_types=("UpBlock2D",), norm_num_groups=4, layers_per_block=1)  # fmt: skip
     assert denoiser(net)(torch.zeros(1, 1, 8, 8), torch.tensor([1])).shape == (1, 1, 8, 8)
@@ -67,7 +69,7 @@ def test_networks_count_timesteps_from_0():
 def test_ddpm_transition_is_the_posterior(t):
     """Claim: p(x_{t-1} | x_t) is, by Bayes' rule, the product of q(x_{t-1} | x_0) and q(x_t | x_{t-1}) at the predicted image."""
     x_t, epsilon = (philox.normal(torch.tensor([k]), 16).view(1, *SHAPE).double() for k in (1, 2))
-    mean, std = DDPMSampler(clip=True).transition(LINEAR, x_t, epsilon, t, t - 1)
+    mean, std = DDPMSampler(clip=True).transition(DDPM(LINEAR), x_t, epsilon, t, t - 1)
     beta, bar, bar_before = LINEAR.betas[t - 1], np.prod(1 - LINEAR.betas[:t]), np.prod(1 - LINEAR.betas[: t - 1])
     x0 = ((x_t - np.sqrt(1 - bar) * epsilon) / np.sqrt(bar)).clamp(-1, 1)
     if t == 1:
@@ -89,7 +91,7 @@ def test_deterministic_ddim_solves_its_ode():
         s = (*trajectory.timesteps.tolist(), 0)[j + 1]
         bar_t, bar_s = (np.prod(1 - LINEAR.betas[:u]) for u in (t, s))
         x_t, x_s = trajectory.states[:, j].double(), trajectory.states[:, j + 1].double()
-        change = bent(x_t, torch.full((3,), t)) * (np.sqrt(1 / bar_s - 1) - np.sqrt(1 / bar_t - 1))
+        change = bent(x_t, torch.full((3,), t - 1)) * (np.sqrt(1 / bar_s - 1) - np.sqrt(1 / bar_t - 1))
         torch.testing.assert_close(x_s / np.sqrt(bar_s), x_t / np.sqrt(bar_t) + change, rtol=1e-5, atol=1e-5)
 
 
@@ -108,12 +110,12 @@ def test_timesteps_fall_to_1(sampler, T):
 class NoiseOf:
     """The noise of our samplers by timestep, for diffusers' schedulers, which take the noise of a whole batch."""
 
-    def __init__(self, trajectory: Trajectory, sampler, schedule, denoise):
+    def __init__(self, trajectory: Trajectory, sampler, process, denoise):
         self.noise = {}
         states, timesteps = trajectory.states, trajectory.timesteps.tolist()
         for j, (t, s) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
             x = states[:, j]
-            mean, std = sampler.transition(schedule, x, denoise(x, torch.full((len(x),), t)), t, s)
+            mean, std = sampler.transition(process, x, denoise(x, torch.full((len(x),), t - 1)), t, s)
             self.noise[t] = (states[:, j + 1] - mean) / std if std > 0 else torch.zeros_like(x)
 
 
@@ -124,13 +126,13 @@ def test_ddim_agrees_with_diffusers(eta, kind, clip):
     """Claim: with the same noise, diffusers' DDIMScheduler, which computes in float32, gives the same images."""
     schedule, sampler = NoiseSchedule(kind=kind), DDIMSampler(steps=20, eta=eta, clip=clip)
     ours = sampler.sample(bent, DDPM(schedule), SHAPE, seeds(5), trajectory=True)
-    noise = NoiseOf(ours, sampler, schedule, bent).noise
+    noise = NoiseOf(ours, sampler, DDPM(schedule), bent).noise
     theirs = diffusers.DDIMScheduler(trained_betas=schedule.betas.astype(np.float32), clip_sample=clip)
     theirs.set_timesteps(20)
     assert (theirs.timesteps + 1).tolist() == ours.timesteps.tolist()
     x = ours.states[:, 0]
     for t in theirs.timesteps.tolist():
-        epsilon = bent(x, torch.full((5,), t + 1))
+        epsilon = bent(x, torch.full((5,), t))
         x = theirs.step(epsilon, t, x, eta=eta, variance_noise=noise[t + 1]).prev_sample
     torch.testing.assert_close(x, ours.images, rtol=2e-3, atol=2e-3)
 
@@ -138,14 +140,14 @@ def test_ddim_agrees_with_diffusers(eta, kind, clip):
 def test_ddpm_agrees_with_diffusers(monkeypatch):
     """Claim: with the same noise, diffusers' DDPMScheduler, which computes in float32, gives the same images."""
     ours = DDPMSampler().sample(bent, DDPM(LINEAR), SHAPE, seeds(5), trajectory=True)
-    noise = NoiseOf(ours, DDPMSampler(), LINEAR, bent).noise
+    noise = NoiseOf(ours, DDPMSampler(), DDPM(LINEAR), bent).noise
     theirs = diffusers.DDPMScheduler(trained_betas=LINEAR.betas.astype(np.float32))
     x = ours.states[:, 0]
     for t in theirs.timesteps.tolist():
         monkeypatch.setattr(
             "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, step_noise=noise[t + 1], **__: step_noise
         )
-        x = theirs.step(bent(x, torch.full((5,), t + 1)), t, x).prev_sample
+        x = theirs.step(bent(x, torch.full((5,), t)), t, x).prev_sample
     torch.testing.assert_close(x, ours.images, rtol=2e-3, atol=2e-3)
 
 
@@ -162,7 +164,7 @@ def test_exact_denoiser_gives_samples_with_the_variance_of_the_data(sampler):
     s2 = 0.25
 
     def exact(x_t, t):
-        bar = float(LINEAR.alpha_bars[t[0]])
+        bar = float(LINEAR.alpha_bars[t[0] + 1])
         return np.sqrt(1 - bar) / (bar * s2 + 1 - bar) * x_t
 
     samples = sampler.sample(exact, DDPM(LINEAR), (1, 32, 32), seeds(16)).double()
@@ -190,7 +192,7 @@ def test_noise_is_standard_normal_and_new_in_every_step():
 
     schedule, sampler = NoiseSchedule(T=6), DDPMSampler(clip=False)
     trajectory = sampler.sample(nothing, DDPM(schedule), (1, 40, 40), seeds(4), trajectory=True)
-    noise = NoiseOf(trajectory, sampler, schedule, nothing).noise
+    noise = NoiseOf(trajectory, sampler, DDPM(schedule), nothing).noise
     series = torch.stack([trajectory.states[:, 0], *(noise[t] for t in range(2, 7))]).flatten(2).flatten(0, 1)
     # 24 series of 1,600 numbers: correlations are 0 ± 1/40.
     torch.testing.assert_close(torch.corrcoef(series), torch.eye(24), rtol=0, atol=0.12)

@@ -1,5 +1,6 @@
 """Forward processes, the calling convention of networks, and conditions, in float64 against formulas and autograd."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.diffusion import DDPM, NoiseSchedule, Process, denoiser
+from attribution.diffusion import DDPM, EDM, NoiseSchedule, Process, RectifiedFlow, denoiser
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images.draws import Draws, Even, Uniform
-from attribution.measurements import Elbo, ElboWeighted, Inputs, Loss, SquareNorm, TrajectoryLikelihood
+from attribution.measurements import Elbo, ElboWeighted, Inputs, JourneyLoss, Loss, SquareNorm, TrajectoryLikelihood
 from attribution.nodes import describe
 from attribution.retraining.stacked_forward import stacked_losses
 from tests.references import as_parameters
@@ -44,7 +45,7 @@ def test_the_target_as_output_predicts_the_noise_and_the_image():
     torch.testing.assert_close(PROCESS.epsilon(output, x_t, t), noise, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(PROCESS.x0(output, x_t, t), x0, rtol=1e-10, atol=1e-10)
     for b in (0, 19):
-        image = DDPMSampler(clip=False).predicted_image(SCHEDULE, x_t[b : b + 1], output[b : b + 1], int(t[b]))
+        image = DDPMSampler(clip=False).predicted_image(PROCESS, x_t[b : b + 1], output[b : b + 1], t[b : b + 1])
         torch.testing.assert_close(PROCESS.x0(output, x_t, t)[b : b + 1], image, rtol=1e-12, atol=1e-12)
 
 
@@ -53,13 +54,13 @@ def test_fields_at_their_defaults_are_not_in_the_description():
     assert describe(PROCESS).keys() == {"class", "version", "schedule"}
     assert describe(DDPM(SCHEDULE, prediction="epsilon", weighting="constant")) == describe(PROCESS)
     for setting in ("prediction", "weighting"):
-        with pytest.raises(ValueError, match=rf"DDPM\.{setting}=wrong: not available"):
+        with pytest.raises(ValueError, match=rf"DDPM\.{setting}=wrong: choose one of"):
             DDPM(SCHEDULE, **{setting: "wrong"})  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
 class Doubling(Process):
-    """Another process: x_t = x_0 + t ε; the network sees x_t / t, predicts -ε, and is trained with weight 1/t."""
+    """Another process: x_t = x_0 + t ε; the network sees x_t / t and log t, predicts -ε, and is trained with weight 1/t."""
 
     NAME = "tests.Doubling"
 
@@ -73,11 +74,14 @@ class Doubling(Process):
     def target(self, x0, t, noise):
         return -noise
 
-    def weight(self, t):
-        return 1 / t.double()
+    def weight(self, t, dtype=torch.float32):
+        return 1 / t.to(dtype)
 
     def network_input(self, x_t, t):
         return x_t / t[:, None, None, None]
+
+    def network_time(self, t):
+        return t.double().log()
 
     def epsilon(self, output, x_t, t):
         return -output
@@ -87,11 +91,11 @@ class Doubling(Process):
 
 
 def test_the_loss_is_that_of_any_process():
-    """Claim: ``Loss`` is weight(t) times the mean square of target minus output, at the network's input."""
+    """Claim: ``Loss`` is weight(t) times the mean square of target minus output, at the network's input and time."""
     x0, noise, t = arrays(3, 1), arrays(3, 2), torch.tensor([1, 4, 20])
-    loss = Loss(Doubling())(lambda x, t, condition=None: torch.sin(x), x0, t, noise)
+    loss = Loss(Doubling())(lambda x, time, condition=None: torch.sin(x) + time[:, None, None, None], x0, t, noise)
     for b, time in enumerate(t.tolist()):
-        expected = ((-noise[b] - torch.sin((x0[b] + time * noise[b]) / time)) ** 2).mean() / time
+        expected = ((-noise[b] - torch.sin((x0[b] + time * noise[b]) / time) - math.log(time)) ** 2).mean() / time
         assert loss[b].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -101,13 +105,16 @@ def test_the_loss_is_that_of_any_process():
         lambda p: ElboWeighted(p),
         lambda p: Elbo(p, 255),
         lambda p: TrajectoryLikelihood(p, DDPMSampler()),
+        lambda p: JourneyLoss(p, DDPMSampler()),
         lambda p: DDIMSampler().sample(lambda x, t, condition=None: x, p, (1, 2, 2), torch.arange(1)),
     ],
 )
-def test_what_needs_a_ddpm_says_so(use):
+@pytest.mark.parametrize("process", [Doubling(), EDM(), RectifiedFlow()], ids=lambda process: type(process).__name__)
+def test_what_needs_a_ddpm_says_so(use, process):
     """Claim: measures and samplers that are defined by a noise schedule refuse another process in one sentence."""
-    with pytest.raises(ValueError, match=r"needs a DDPM process .* not Doubling"):
-        use(Doubling())
+    name = type(process).__name__
+    with pytest.raises(ValueError, match=rf"\.process={name}: .* of a DDPM: train a DDPM|needs a DDPM process .* not {name}"):
+        use(process)
 
 
 class Conditional(nn.Module):
@@ -135,7 +142,7 @@ def test_per_example_gradients_with_a_condition_are_autograds(measure, batch_siz
         one = draws.rows(slice(b, b + 1))
         noise = one.noise((1, 2, 3), torch.float64)[0]
         inputs = x0[b].expand(4, -1, -1, -1), one.timestep[0], noise, condition[b].expand(4, -1)
-        cost = measure(lambda x, t, c=None: model(x, t - 1, c), *inputs).mean()
+        cost = measure(lambda x, t, c=None: model(x, t, c), *inputs).mean()
         for (name, p), expected in zip(model.named_parameters(), torch.autograd.grad(cost, list(model.parameters())), strict=True):
             assert p.requires_grad
             torch.testing.assert_close(found[name][b], expected, rtol=1e-9, atol=1e-11)

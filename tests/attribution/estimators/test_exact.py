@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attribution.curvature import DenseBasis, ExactGGN
 from attribution.curvature.exact import flat
-from attribution.diffusion import denoiser
+from attribution.diffusion import Process, denoiser
 from attribution.execution import Execution
 from attribution.gradients.per_example import per_example_gradients
 from attribution.images import ImageSet
@@ -24,31 +24,34 @@ from experiments.models.subsets import RandomSubsets
 from tests.attribution.curvature import curvature_worlds as worlds
 from tests.attribution.curvature.curvature_worlds import given, randomized
 from tests.references import as_parameters
-from tests.worlds import OBJECTIVE, PROCESS, Blobs
+from tests.worlds import PROCESS, PROCESSES, Blobs
 
 DRAWS = Uniform(4, seed=6)
 EXACT = ExactGGN(draws=DRAWS, execution=Execution(device="cpu"))
 LOSS = Loss(PROCESS)
 
 
-def test_matrix_is_the_mean_of_jacobian_products():
-    """Claim: H is 1/(NK) Σ Jᵀ (2/d) J with J by ``torch.autograd.functional``, all parameters, norms included, flips as drawn."""
-    get, record, train = InMemory(), given(worlds.convolutions), Blobs(n=2)
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_matrix_is_the_mean_of_jacobian_products(process):
+    """Claim: H is 1/(NK) Σ Jᵀ (2 w_t/d) J with J by ``torch.autograd.functional``, all parameters, norms too, flips as drawn."""
+    get, record, train = InMemory(), given(worlds.convolutions, Loss(process)), Blobs(n=2)
     basis = get(EXACT.basis(record, train, flips=True))
     model, x0 = record.network(get), get(train).x0().double()
-    x, t, noise, _ = LOSS.inputs(x0, DRAWS.draw("curvature", get(train).ids(), PROCESS.T, flips=True))
+    x, t, noise, _ = LOSS.inputs(x0, DRAWS.draw("curvature", get(train).ids(), process.T, flips=True))
+    weight = process.weight(t, torch.float64)
     parameters = dict(model.named_parameters())
 
     def output(i: int, *values: Tensor) -> Tensor:
         given = dict(zip(parameters, values, strict=True))
-        x_t = PROCESS.add_noise(x[i : i + 1], t[i : i + 1], noise[i : i + 1])
-        return torch.func.functional_call(model, given, (x_t, t[i : i + 1] - 1)).flatten()
+        at_t = t[i : i + 1]
+        x_t = process.add_noise(x[i : i + 1], at_t, noise[i : i + 1])
+        return torch.func.functional_call(model, given, (process.network_input(x_t, at_t), process.network_time(at_t))).flatten()
 
     total = 0
     for i in range(len(t)):
         jacobians = torch.autograd.functional.jacobian(functools.partial(output, i), tuple(parameters.values()))
         J = torch.cat([j.flatten(1) for j in jacobians], 1)
-        total = total + (2 / 64) * J.T @ J
+        total = total + (2 / 64) * weight[i] * J.T @ J
     order = flat_order(model, x0, DRAWS.draw("curvature", get(train).ids(), PROCESS.T))
     expected = (total / len(t))[order][:, order]
     torch.testing.assert_close(basis.matrix(), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
@@ -114,68 +117,76 @@ class LeastSquares(Recorded):
 
     def compute(self, get: Get) -> TrainingRecord:
         folder = get.workspace(self)
-        X, epsilon = regression(self.data, get)
-        theta = torch.linalg.lstsq(X.flatten(0, 1), epsilon.flatten(0, 1)).solution.T  # [16, 17]
+        X, target, weight = (part.flatten(0, 1) for part in regression(self.data, self.process, get))
+        theta = torch.linalg.lstsq(weight.sqrt() * X, weight.sqrt() * target).solution.T  # [16, 17]
         parameters = {"only.weight": theta[:, :-1].contiguous(), "only.bias": theta[:, -1].contiguous()}
         save_file(parameters, folder / "average.safetensors")
         return TrainingRecord(folder)
 
 
-def regression(images: ImageSet, get: Get) -> tuple[Tensor, Tensor]:
-    """Inputs with a 1 appended ``[N, K, 17]`` and targets ``[N, K, 16]`` of the linear denoiser at the examples' draws."""
-    draws = DRAWS.draw("curvature", get(images).ids(), PROCESS.T, flips=True)
+def regression(images: ImageSet, process: Process, get: Get) -> tuple[Tensor, Tensor, Tensor]:
+    """What the linear denoiser is fitted to at the examples' draws.
+
+    Inputs with a 1 appended ``[N, K, 17]``, targets ``[N, K, 16]`` and the weights of the timesteps ``[N, K, 1]``.
+    """
+    draws = DRAWS.draw("curvature", get(images).ids(), process.T, flips=True)
     x, t, noise, _ = LOSS.inputs(get(images).x0().double(), draws)
-    x_t = PROCESS.add_noise(x, t, noise).flatten(1)
-    X = torch.cat([x_t, torch.ones(len(x_t), 1, dtype=x_t.dtype)], 1)
-    return X.unflatten(0, (-1, DRAWS.count)), noise.flatten(1).unflatten(0, (-1, DRAWS.count))
+    seen = process.network_input(process.add_noise(x, t, noise), t).flatten(1)
+    X = torch.cat([seen, torch.ones(len(seen), 1, dtype=seen.dtype)], 1)
+    parts = X, process.target(x, t, noise).flatten(1), process.weight(t, X.dtype)[:, None]
+    X, target, weight = (part.unflatten(0, (-1, DRAWS.count)) for part in parts)
+    return X, target, weight
 
 
-def retrained(X: Tensor, epsilon: Tensor, weights: Tensor, damping: float, theta: Tensor) -> Tensor:
+def retrained(X: Tensor, target: Tensor, weight: Tensor, weights: Tensor, damping: float, theta: Tensor) -> Tensor:
     """The minimizer ``[16, 17]`` of 1/N Σ_n w_n ℓ_n + λ/2 ‖θ - θ*‖², ℓ_n the mean over draws and pixels: a ridge regression."""
-    N, K, d = epsilon.shape
-    w = (weights / (N * K))[:, None, None] * (2 / d)
+    N, K, d = target.shape
+    w = (weights / (N * K))[:, None, None] * (2 / d) * weight
     H = torch.einsum("nki,nkj->ij", w * X, X) + damping * torch.eye(X.shape[2], dtype=X.dtype)
-    return torch.linalg.solve(H, torch.einsum("nki,nko->io", w * X, epsilon) + damping * theta.T).T
+    return torch.linalg.solve(H, torch.einsum("nki,nko->io", w * X, target) + damping * theta.T).T
 
 
 class LinearWorld:
     """A linear denoiser at its optimum: exact influence ``tau [Q, N]`` and the queries' costs after exact retraining."""
 
-    def __init__(self, damping: float, n: int = 14):
+    def __init__(self, damping: float, n: int = 14, process: Process = PROCESS):
         get, self.train, queries = InMemory(), Blobs(n=n, size=4), Blobs(n=3, size=4, first=500)
-        self.damping, record = damping, LeastSquares(functools.partial(randomized, worlds.linear), OBJECTIVE, self.train)
+        self.damping, self.loss = damping, Loss(process)
+        record = LeastSquares(functools.partial(randomized, worlds.linear), self.loss, self.train)
         self.model = record.network(get)
         self.theta = torch.cat([self.model.only.weight, self.model.only.bias[:, None]], 1).detach()
-        self.X, self.epsilon = regression(self.train, get)
+        self.regression = regression(self.train, process, get)
         self.query_draws = DRAWS.draw("query", get(queries).ids(), PROCESS.T)
         self.queries = get(queries).x0().double()
         basis = get(EXACT.basis(record, self.train, flips=True))
         train_draws = DRAWS.draw("curvature", get(self.train).ids(), PROCESS.T, flips=True)
-        train_side = flat(per_example_gradients(LOSS, self.model, get(self.train).x0().double(), train_draws))
-        query_side = flat(per_example_gradients(LOSS, self.model, self.queries, self.query_draws))
+        train_side = flat(per_example_gradients(self.loss, self.model, get(self.train).x0().double(), train_draws))
+        query_side = flat(per_example_gradients(self.loss, self.model, self.queries, self.query_draws))
         self.tau = query_side @ basis.solve(train_side, damping).T
 
     def costs(self, weights: Tensor) -> Tensor:
         """The queries' mean losses ``[Q]`` after retraining with a weight for every example."""
-        parameters = retrained(self.X, self.epsilon, weights, self.damping, self.theta)
+        parameters = retrained(*self.regression, weights, self.damping, self.theta)
         self.model.only.weight.data, self.model.only.bias.data = parameters[:, :-1], parameters[:, -1]
-        x, t, noise, _ = LOSS.inputs(self.queries, self.query_draws)
-        return LOSS(denoiser(self.model), x, t, noise).detach().unflatten(0, (len(self.queries), -1)).mean(1)
+        inputs = self.loss.inputs(self.queries, self.query_draws)
+        return self.loss(denoiser(self.model), *inputs).detach().unflatten(0, (len(self.queries), -1)).mean(1)
 
 
-@pytest.mark.parametrize("damping", [1e-3, 0.3])
-def test_influence_is_the_derivative_of_retraining(damping):
+@pytest.mark.parametrize(
+    ("damping", "process"), [(1e-3, PROCESS), *((0.3, process) for process in PROCESSES.values())], ids=["small", *PROCESSES]
+)
+def test_influence_is_the_derivative_of_retraining(damping, process):
     """Claim: for a linear denoiser ``-τ/N`` is the derivative of the query's cost by a training example's weight.
 
     The same finite draws and λ/2 ‖θ - θ*‖² in the retrained objective; the derivative by central differences; sign and scale.
     """
-    world, step, truth = LinearWorld(damping), 1e-4, torch.zeros(3, 14, dtype=torch.float64)
+    world, step, truth = LinearWorld(damping, process=process), 1e-4, torch.zeros(3, 14, dtype=torch.float64)
     for i in range(14):
         up, down = torch.ones(14).double(), torch.ones(14).double()
         up[i] += step
         down[i] -= step
         truth[:, i] = (world.costs(up) - world.costs(down)) / (2 * step)
-    assert torch.allclose(retrained(world.X, world.epsilon, torch.ones(14).double(), damping, world.theta), world.theta)
+    assert torch.allclose(retrained(*world.regression, torch.ones(14).double(), damping, world.theta), world.theta)
     torch.testing.assert_close(-world.tau / 14, truth, rtol=1e-6, atol=1e-8 * float(truth.abs().max()))
     assert (world.tau > 0).any()
     assert (world.tau < 0).any()

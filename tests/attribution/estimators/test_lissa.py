@@ -60,7 +60,7 @@ def hessian(model: torch.nn.Module, x0: Tensor, draws: Draws) -> Tensor:
     def mean(theta: Tensor) -> Tensor:
         split = zip(parameters.items(), theta.split(sizes), strict=True)
         values = {name: part.view_as(p) for (name, p), part in split}
-        return LOSS(lambda x, t, _: torch.func.functional_call(model, values, (x, t - 1)), *rows).mean()
+        return LOSS(lambda x, t, _: torch.func.functional_call(model, values, (x, t)), *rows).mean()
 
     start = torch.cat([p.detach().flatten() for p in parameters.values()])
     order = flat_order(model, x0, draws)

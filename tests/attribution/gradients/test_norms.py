@@ -203,12 +203,29 @@ def test_a_pipeline_is_its_content(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "said"), [({"beta_schedule": "sigmoid"}, "sigmoid"), ({"prediction_type": "v_prediction"}, "v_prediction")]
+    ("scheduler", "kind", "prediction"),
+    [
+        ({"beta_schedule": "sigmoid"}, "sigmoid", "epsilon"),
+        ({"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}, "scaled_linear", "v"),
+        ({"trained_betas": [0.1, 0.02, 0.3], "prediction_type": "sample"}, None, "sample"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, None, "v"),
+    ],
 )
-def test_pipelines_that_are_no_use_are_refused(tmp_path, scheduler, said):
-    """Claim: an unknown schedule and another prediction type raise errors that name them."""
-    diffusers.DDPMPipeline(UNET(), diffusers.DDPMScheduler(**scheduler)).save_pretrained(tmp_path / "a")
-    with pytest.raises(ValueError, match=said):
+def test_the_process_of_a_pipeline(tmp_path, scheduler, kind, prediction):
+    """Claim: it has the prediction and the ᾱ_t of the scheduler, by the name of a schedule or as given variances."""
+    theirs = diffusers.DDPMScheduler(**scheduler)
+    diffusers.DDPMPipeline(UNET(), theirs).save_pretrained(tmp_path / "a")
+    process = Pipeline(str(tmp_path / "a")).process
+    assert process.prediction == prediction
+    np.testing.assert_allclose(process.schedule.alpha_bars[1:], theirs.alphas_cumprod.numpy(), rtol=1e-3, atol=1e-6)
+    assert (process.schedule.kind == kind) if kind else (process.schedule.trained_betas is not None)
+
+
+def test_pipelines_that_are_no_use_are_refused(tmp_path):
+    """Claim: no pipeline, and a prediction of the noise under zero terminal SNR, are errors in a sentence."""
+    scheduler = diffusers.DDPMScheduler(rescale_betas_zero_snr=True)
+    diffusers.DDPMPipeline(UNET(), scheduler).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"DDPM\.prediction=epsilon: x_T is pure noise.* choose v or sample"):
         _ = Pipeline(str(tmp_path / "a")).process
     with pytest.raises(ValueError, match=r"^the pipeline .*nowhere"):
         _ = Pipeline(str(tmp_path / "nowhere")).process

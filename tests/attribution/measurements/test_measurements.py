@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -26,7 +27,7 @@ LEVELS = 16
 
 
 def bent(x_t, t, condition=None):
-    """A nonlinear denoiser that depends on t and predicts badly."""
+    """A nonlinear denoiser that depends on time and predicts badly."""
     return torch.tanh(1.5 * x_t + 0.3) * (0.4 + 0.6 * t.to(x_t)[:, None, None, None] / 1000)
 
 
@@ -53,12 +54,14 @@ def gaussian_kl(mean0: float, variance0: float, mean1: float, variance1: float) 
     return math.log(variance1 / variance0) / 2 + (variance0 + (mean0 - mean1) ** 2) / (2 * variance1) - 0.5
 
 
-def slow_bound(schedule: NoiseSchedule, x0: np.ndarray, noise: np.ndarray, levels: int, denoise=bent) -> tuple[float, list[float]]:
+def slow_bound(
+    schedule: NoiseSchedule, x0: np.ndarray, noise: np.ndarray, levels: int, denoise=bent, prediction: str = "epsilon"
+) -> tuple[float, list[float]]:
     """Eq. 5 of Ho et al. at one noise: L_T and [L_0, .., L_{T-1}], computed pixel by pixel from the distributions."""
     beta = schedule.betas
     alpha_bar = [math.prod(1 - b for b in beta[:t]) for t in range(schedule.T + 1)]
 
-    def posterior(x_t: float, pixel: float, t: int) -> tuple[float, float]:
+    def posterior(x_t: Any, pixel: Any, t: int) -> tuple[Any, float]:
         # q(x_{t-1} | x_t, x_0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x_0): precisions add up.
         b, a = beta[t - 1], alpha_bar[t - 1]
         precision = (1 - b) / b + 1 / (1 - a)
@@ -68,8 +71,12 @@ def slow_bound(schedule: NoiseSchedule, x0: np.ndarray, noise: np.ndarray, level
     terms = []
     for t in range(1, schedule.T + 1):
         x_t = math.sqrt(alpha_bar[t]) * x0 + math.sqrt(1 - alpha_bar[t]) * noise
-        epsilon = denoise(torch.from_numpy(x_t)[None], torch.tensor([t]))[0].numpy()
-        mean = (x_t - beta[t - 1] / math.sqrt(1 - alpha_bar[t]) * epsilon) / math.sqrt(1 - beta[t - 1])  # eq. 11
+        output = denoise(torch.from_numpy(x_t)[None], torch.tensor([t - 1]))[0].numpy()
+        if prediction == "epsilon":
+            mean = (x_t - beta[t - 1] / math.sqrt(1 - alpha_bar[t]) * output) / math.sqrt(1 - beta[t - 1])  # eq. 11
+        else:  # the mean of the posterior at the predicted image
+            image = output if prediction == "sample" else math.sqrt(alpha_bar[t]) * x_t - math.sqrt(1 - alpha_bar[t]) * output
+            mean = image if t == 1 else posterior(x_t, image, t)[0]
         term = 0.0
         for pixel, x, m in zip(x0.flatten(), x_t.flatten(), mean.flatten(), strict=True):
             if t == 1:  # eq. 13
@@ -89,7 +96,7 @@ def test_loss_is_the_mean_square_error():
     x0, noise, t = images(3), noises(3), torch.tensor([1, 5, 12])
     for b in range(3):
         bar = math.prod(1 - beta for beta in SHORT.betas[: t[b]])
-        output = bent(math.sqrt(bar) * x0[b : b + 1] + math.sqrt(1 - bar) * noise[b : b + 1], t[b : b + 1])[0]
+        output = bent(math.sqrt(bar) * x0[b : b + 1] + math.sqrt(1 - bar) * noise[b : b + 1], t[b : b + 1] - 1)[0]
         expected = {Loss: np.mean((noise[b] - output).numpy() ** 2), SquareNorm: np.mean(output.numpy() ** 2)}
         for measure, value in expected.items():
             assert measure(DDPM(SHORT))(bent, x0, t, noise)[b].item() == pytest.approx(value, rel=1e-12)
@@ -110,6 +117,27 @@ def test_elbo_is_the_bound_written_out(schedule, levels):
     assert costs.mean() == pytest.approx(prior + sum(terms), rel=1e-9)
 
 
+@pytest.mark.parametrize("prediction", ["v", "sample"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_elbo_of_other_predictions_is_the_bound_written_out(zero, prediction):
+    """Claim: the same for networks that predict v or x_0, from the predicted image, also where x_T is pure noise.
+
+    The loss with the bound's weights is the part of the KL terms with σ_t² = β_t that depends on the network.
+    """
+    schedule = NoiseSchedule(T=12, beta_start=0.01, beta_end=0.4, rescale_zero_terminal_snr=zero)
+    process, x0, noise = DDPM(schedule, prediction), images(1, 16)[0], noises(1)[0]
+
+    def decent(x, time, condition=None):
+        target = process.target(x0.expand_as(x), time + 1, noise.expand_as(x))
+        return target + 0.05 * bent(x, time)
+
+    prior, terms = slow_bound(schedule, x0.numpy(), noise.numpy(), 16, decent, prediction)
+    np.testing.assert_allclose(every_t(Elbo(process, 16), x0, noise, decent), 12 * np.array(terms) + prior, rtol=1e-9)
+    small, large = elbo.small_variances(schedule), schedule.betas
+    weighted = every_t(ElboWeighted(process), x0, noise, decent)
+    np.testing.assert_allclose(weighted[1:] / 12, np.array(terms[1:]) * small[1:] / large[1:], rtol=1e-9)
+
+
 def test_elbo_bounds_the_probability_of_the_image():
     """Claim: for one pixel and two steps, -log P(x_0), by quadrature, is at most the expected cost and close to it."""
     schedule, levels = NoiseSchedule(T=2, beta_start=0.3, beta_end=0.9), 3
@@ -118,14 +146,14 @@ def test_elbo_bounds_the_probability_of_the_image():
 
     def denoise(x_t, t, condition=None):
         """The optimal denoiser: it uses the posterior mean of x_0, where all values are equally likely."""
-        bar = torch.from_numpy(bars)[t][:, None, None, None]
+        bar = torch.from_numpy(bars)[t + 1][:, None, None, None]
         posterior = torch.softmax(-((x_t - bar.sqrt() * values) ** 2) / (2 * (1 - bar)), dim=-1)
         return (x_t - bar.sqrt() * (posterior * values).sum(-1, keepdim=True)) / (1 - bar).sqrt()
 
     grid = np.linspace(-9, 9, 1201)
     mean = {}
     for t in (1, 2):
-        epsilon = denoise(torch.from_numpy(grid)[:, None, None, None], torch.full((1201,), t)).flatten().numpy()
+        epsilon = denoise(torch.from_numpy(grid)[:, None, None, None], torch.full((1201,), t - 1)).flatten().numpy()
         mean[t] = (grid - schedule.betas[t - 1] / math.sqrt(1 - bars[t]) * epsilon) / math.sqrt(1 - schedule.betas[t - 1])
     density_1 = integrate.trapezoid(stats.norm.pdf(grid[:, None], mean[2], sigma) * stats.norm.pdf(grid), grid, axis=1)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -150,12 +178,13 @@ def test_weights_are_the_formulas_and_diffusers_variances(kind):
     other = diffusers.DDPMScheduler(beta_schedule=name, variance_type="fixed_small", clip_sample=False)
     beta, bar = schedule.betas, schedule.alpha_bars
     small, large = elbo.small_variances(schedule), schedule.betas
+    of_small, of_large = (elbo.loss_weights(DDPM(schedule), variances) for variances in (small, large))
     for t in (2, 3, 40, 999, 1000):
         assert small[t - 1] == pytest.approx(other._get_variance(t - 1).item(), rel=2e-3)  # float32's 1 - ᾱ
         assert large[t - 1] == pytest.approx(other._get_variance(t - 1, variance_type="fixed_large").item(), rel=1e-3)
         alpha = 1 - beta[t - 1]
-        assert elbo.loss_weights(schedule, small)[t - 1] == pytest.approx(beta[t - 1] / (2 * alpha * (1 - bar[t - 1])), rel=1e-9)
-        assert elbo.loss_weights(schedule, large)[t - 1] == pytest.approx(beta[t - 1] / (2 * alpha * (1 - bar[t])), rel=1e-9)
+        assert of_small[t - 1] == pytest.approx(beta[t - 1] / (2 * alpha * (1 - bar[t - 1])), rel=1e-9)
+        assert of_large[t - 1] == pytest.approx(beta[t - 1] / (2 * alpha * (1 - bar[t])), rel=1e-9)
     assert small[0] == small[1]
 
 
@@ -170,7 +199,7 @@ def test_elbo_weighted_is_the_bound_of_the_large_variance():
     bar, beta = SHORT.alpha_bars, SHORT.betas[t - 1]
     x_t = DDPM(SHORT).add_noise(x0[None], torch.tensor([t]), noise[None])
     means = []
-    for epsilon in (noise[None], bent(x_t, torch.tensor([t]))):  # eq. 11 with the true noise is the mean of the posterior
+    for epsilon in (noise[None], bent(x_t, torch.tensor([t - 1]))):  # eq. 11 with the true noise is the mean of the posterior
         means.append((x_t - beta / math.sqrt(1 - bar[t]) * epsilon) / math.sqrt(1 - beta))
     divergences = [gaussian_kl(a, beta, b, beta) for a, b in zip(*(m.flatten().tolist() for m in means), strict=True)]
     assert costs[t - 1] / 12 == pytest.approx(sum(divergences), rel=1e-9)
@@ -180,7 +209,7 @@ def test_the_best_denoiser_of_gaussian_data_is_known():
     """Claim: for x_0 ~ N(0, I) it is √(1-ᾱ_t) x_t with E‖ε - ε_θ‖² = d·ᾱ_t, so the smallest weighted loss is Σ w_t d ᾱ_t."""
 
     def best(x_t, t, factor=1.0):
-        return factor * (1 - torch.from_numpy(SHORT.alpha_bars)[t]).sqrt()[:, None, None, None] * x_t
+        return factor * (1 - torch.from_numpy(SHORT.alpha_bars)[t + 1]).sqrt()[:, None, None, None] * x_t
 
     n = 8000
     x0, noise, t = noises(n, 1), noises(n, 2), 1 + torch.arange(n) % 12
@@ -298,7 +327,7 @@ def test_loss_at_t_serves_its_timesteps_in_order_and_evenly():
     draws = Even(n=21).draw("query", torch.arange(1), 100)
     zero = torch.zeros(21, 1, 1, 1)
     LossAtT(DDPM(schedule), [5, 90, 30])(listen, zero, draws.timestep[0], zero)
-    assert met == [5] * 7 + [90] * 7 + [30] * 7
+    assert met == [4] * 7 + [89] * 7 + [29] * 7
     x0, noise, t = images(4), noises(4), torch.tensor([1, 40, 99, 100])
     assert torch.equal(LossAtT(DDPM(schedule), 40)(bent, x0, t, noise), Loss(DDPM(schedule))(bent, x0, torch.full((4,), 40), noise))
     assert LossAtT(DDPM(schedule), 40) == LossAtT(DDPM(schedule), [40])
@@ -325,7 +354,7 @@ def test_per_example_gradients_are_those_of_the_mean_cost(measure):
     x0 = decoder.value(torch.randint(0, 17, (2, 1, 8, 8)).float(), 16)
     draws = Even(n=4).draw("query", torch.arange(2), PROCESS.T)
     gradients = per_example_gradients(measure, model, x0, draws)
-    cost = measure(lambda x, t, _: model(x, t - 1).sample, *measure.inputs(x0, draws)).view(2, 4).mean(1)
+    cost = measure(lambda x, t, _: model(x, t).sample, *measure.inputs(x0, draws)).view(2, 4).mean(1)
     assert torch.isfinite(cost / (64 * math.log(2))).all()  # bits per dimension
     weight = model.conv_in.weight
     for b in range(2):
@@ -351,7 +380,7 @@ def test_every_config_measures(name):
 def test_figure_of_weights_shows_those_of_the_measures():
     """Claim: it shows loss, elbo and elbo_weighted on a log axis; each curve is cost over loss of the measure, up to its mean."""
     schedule = NoiseSchedule(T=50)
-    (axes,) = figures.loss_weights(schedule).axes
+    (axes,) = figures.loss_weights(DDPM(schedule)).axes
     assert axes.get_yscale() == "log"
     curves = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.get_lines()}
     x0, noise = images(1)[0], noises(1)[0]

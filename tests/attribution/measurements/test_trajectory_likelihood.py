@@ -13,7 +13,7 @@ from attribution.gradients.per_example import per_example_gradients
 from attribution.images.draws import Draws, Even, Uniform
 from attribution.measurements import TrajectoryLikelihood
 from tests.attribution.measurements.test_measurements import SHAPE, SHORT, bent, images, noises
-from tests.worlds import PROCESS, SCHEDULE, UNET
+from tests.worlds import PROCESS, UNET
 
 
 def density_of(sampler, schedule: NoiseSchedule, states: torch.Tensor, timesteps: list[int], denoise=bent) -> list[float]:
@@ -23,7 +23,7 @@ def density_of(sampler, schedule: NoiseSchedule, states: torch.Tensor, timesteps
     for step, (t, s) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
         a, b = schedule.alpha_bars[t], schedule.alpha_bars[s]
         x_t = states[step].numpy()
-        epsilon = denoise(states[step][None], torch.tensor([t]))[0].numpy()
+        epsilon = denoise(states[step][None], torch.tensor([t - 1]))[0].numpy()
         sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
         image = (x_t - math.sqrt(1 - a) * epsilon) / math.sqrt(a)
         if sampler.clip:
@@ -42,12 +42,16 @@ SAMPLERS = [
     DDIMSampler(steps=12, eta=1.0),
     DDIMSampler(steps=5, eta=0.4),
     DDIMSampler(steps=2, eta=0.7, clip=False),
+    DDIMSampler(steps=5, eta=0.4, timestep_spacing="trailing"),
 ]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_trajectory_is_the_density_of_every_step(sampler):
-    """Claim: the mean over t = 1..T is the sum over all steps, for any S; t selects the step from the largest t' <= t."""
+    """Claim: the mean over t = 1..T is the sum over all steps, for any S; t selects the step from the largest t' <= t.
+
+    For trailing timesteps it is the step from the smallest t' >= t.
+    """
     trajectory = sampler.sample(bent, DDPM(SHORT), SHAPE, torch.tensor([3, 4]), trajectory=True)
     states = trajectory.states.double() + 0.01 * torch.randn(trajectory.states.shape, generator=torch.Generator().manual_seed(0))
     timesteps = trajectory.timesteps.tolist()
@@ -55,13 +59,35 @@ def test_trajectory_is_the_density_of_every_step(sampler):
     t = torch.arange(1, 13).expand(2, -1)
     inputs = measure.inputs(states, Draws(t, torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)))
     costs = measure(bent, *inputs).view(2, 12)
+
+    def start(t: int) -> int:
+        return max(s for s in timesteps if s <= t) if timesteps[-1] == 1 else min(s for s in timesteps if s >= t)
+
     for b in range(2):
         expected = density_of(sampler, SHORT, states[b], timesteps)
         assert costs[b].mean().item() == pytest.approx(sum(expected), rel=1e-9)
         for drawn in (1, 3, 12):
-            left = max(s for s in timesteps if s <= drawn)
-            times = sum(left == max(s for s in timesteps if s <= other) for other in range(1, 13))
-            assert costs[b, drawn - 1].item() == pytest.approx(12 / times * expected[timesteps.index(left)], rel=1e-9)
+            times = sum(start(drawn) == start(other) for other in range(1, 13))
+            assert costs[b, drawn - 1].item() == pytest.approx(12 / times * expected[timesteps.index(start(drawn))], rel=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["v", "sample"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_the_density_does_not_depend_on_what_is_predicted(sampler, prediction):
+    """Claim: a network that predicts v or the image has the density of one that predicts the same noise."""
+    process, plain = DDPM(SHORT, prediction), DDPM(SHORT)
+    states = sampler.sample(bent, plain, SHAPE, torch.tensor([3, 4]), trajectory=True).states.double()
+
+    def denoise(x, time, condition=None):
+        t, epsilon = time + 1, bent(x, time)
+        return process.target(plain.x0(epsilon, x, t), t, epsilon)
+
+    draws = Uniform(n=9).draw("query", torch.arange(2), 12)
+    costs = [
+        measure(network, *measure.inputs(states, draws))
+        for measure, network in ((TrajectoryLikelihood(plain, sampler), bent), (TrajectoryLikelihood(process, sampler), denoise))
+    ]
+    torch.testing.assert_close(costs[1], costs[0], rtol=1e-7, atol=1e-7)
 
 
 def test_trajectory_takes_draws_in_any_order():
@@ -92,7 +118,7 @@ def test_per_example_gradients_are_those_of_the_whole_trajectory():
         stds = []
         for step, (t, s) in enumerate(((76, 51), (51, 26), (26, 1), (1, 0))):
             epsilon = model(states[b, step][None], torch.tensor([t - 1])).sample
-            mean, std = sampler.transition(SCHEDULE, states[b, step][None], epsilon, t, s)
+            mean, std = sampler.transition(PROCESS, states[b, step][None], epsilon, t, s)
             stds.append(std or stds[-1])
             total = total + ((states[b, step + 1] - mean) ** 2).sum() / (2 * stds[-1] ** 2)
         (expected,) = torch.autograd.grad(total, weight)

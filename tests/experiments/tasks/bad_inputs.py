@@ -232,6 +232,7 @@ VALID = (
     r"feature\.p=(inf|1\.5)",
     r"estimator\.scale=1\.5",
     r"feature\.eta=-1",
+    r"diffusion\.process\.(logit_mean|P_mean)=-1",
     r"benchmark\.(repeats|outlier)=0",
     r"task\.gpu\.group=0",  # leaves retraining together out
     r"trainer\.(clip|ema)=null",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attribution.diffusion import NoiseSchedule
+from attribution.diffusion import DDPM, NoiseSchedule
 from experiments import figures
 from experiments.figures.loss_weights import weights_by_timestep
 from experiments.tasks.loss_weights import weight_shares
@@ -34,7 +34,7 @@ def slow_weight(betas: list[float], t: int, small: bool) -> float:
 def test_weights_are_those_of_the_bound(schedule):
     """Claim: elbo counts the square error as its KL terms do, elbo_weighted as with variance β_t, loss everywhere alike."""
     betas = [float(beta) for beta in schedule.betas]
-    found = weights_by_timestep(schedule)
+    found = weights_by_timestep(DDPM(schedule))
     assert list(found) == ["loss", "elbo", "elbo_weighted"]
     assert (found["loss"] == 1).all()
     T = schedule.T
@@ -51,7 +51,7 @@ def test_shares_are_sums_of_weights(T, stretches):
     """Claim: stretches cover 1..T once; each share is the sum of its weights over that of all."""
     schedule = NoiseSchedule(T=T)
     betas = [float(beta) for beta in schedule.betas]
-    found = list(weight_shares(schedule))
+    found = list(weight_shares(DDPM(schedule)))
     assert len(found) == 3 * len(stretches)
     shares = {(row.swept["measurement"], row.metric): row.estimate.value for row in found}
     for name, weight in {"loss": lambda t: 1.0, "elbo": lambda t: slow_weight(betas, t, True) if t > 1 else 0.0}.items():
@@ -63,7 +63,7 @@ def test_shares_are_sums_of_weights(T, stretches):
 
 def test_figure_says_what_the_curves_are():
     """Claim: each curve carries the measurement's name, which the legend explains."""
-    figure = figures.loss_weights(NoiseSchedule(T=20))
+    figure = figures.loss_weights(DDPM(NoiseSchedule(T=20)))
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [word.partition(" – ")[0] for word in words] == [str(line.get_label()) for line in figure.axes[0].get_lines()]
 
