@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from attribution.checks import FieldError
+from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.diffusion.samplers import DDIMSampler
 from attribution.nodes import InMemory
 from experiments.datasets import Arrays, DataError, Split
@@ -227,12 +228,9 @@ def test_wrong_settings_are_errors(settings):
 
 def test_clipping_is_what_latents_need_off():
     """Claim: the sampler's estimate of values beyond [-1, 1] is theirs only without clipping."""
-    from attribution.diffusion import NoiseSchedule
-
-    schedule, x0 = NoiseSchedule(T=10), torch.full((1, 4, 2, 2), 3.0)
+    process, x0, t = DDPM(NoiseSchedule(T=10)), torch.full((1, 4, 2, 2), 3.0), torch.tensor([5])
     epsilon = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    bar = float(schedule.alpha_bars[5])
-    x_t = bar**0.5 * x0 + (1 - bar) ** 0.5 * epsilon
-    free, clipped = (DDIMSampler(clip=clip).predicted_image(schedule, x_t, epsilon, 5) for clip in (False, True))
+    x_t = process.add_noise(x0, t, epsilon)
+    free, clipped = (DDIMSampler(clip=clip).predicted_image(process, x_t, epsilon, t) for clip in (False, True))
     assert free == pytest.approx(x0, abs=1e-4)
     assert (clipped == 1).all()

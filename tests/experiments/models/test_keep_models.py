@@ -219,13 +219,13 @@ def test_a_model_that_another_run_deletes_is_trained_again(tmp_path, monkeypatch
         Store(tmp_path / "store").many(measured(OTHERS))
     network, deleted = Trained.network, []
 
-    def without(self: Any, get: Any) -> Any:
+    def without(self: Any, get: Any, step: int | None = None) -> Any:
         if isinstance(self, Retrained) and not deleted:
             artifact = get(self)
             shutil.rmtree(get.folder(self))
             deleted.append(self.fingerprint)
             return with_parameters(self.model(), artifact.final_parameters())
-        return network(self, get)
+        return network(self, get, step)
 
     monkeypatch.setattr(Trained, "network", without)
     Store(tmp_path / "store").many(measured(HELD_OUT))
