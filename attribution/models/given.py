@@ -1,6 +1,7 @@
 """Models trained elsewhere, known by their final parameters."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +32,17 @@ class Weights(ABC):
 
     def description(self) -> dict[str, Any]:
         """The digest of all tensors."""
-        return {"weights": self._content}
+        return {"weights": self.content}
 
     @cached_property
-    def _content(self) -> dict[str, str]:
-        return {name: digest(tensor.numpy()) for name, tensor in sorted(self.tensors().items())}
+    def content(self) -> dict[str, str]:
+        """The digest of each tensor."""
+        return digests(self.tensors())
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The digest of each tensor by name."""
+    return {name: digest(tensor.numpy()) for name, tensor in sorted(tensors.items())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +98,8 @@ class GivenModel(Trained[FinalParameters]):
         return Cost(disk=sum(tensor.nbytes for tensor in self.outline.state_dict().values()))
 
     def compute(self, get: Get) -> FinalParameters:
-        folder = get.workspace(self)
-        save_file({name: tensor.clone().contiguous() for name, tensor in self.weights.tensors().items()}, folder / PARAMETERS)
+        folder, tensors = get.workspace(self), self.weights.tensors()
+        if digests(tensors) != self.weights.content:
+            raise ValueError("the given weights changed since the run began: start the run again")
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / PARAMETERS)
         return FinalParameters(folder)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.measurements import Loss, Measure
 from attribution.models.given import Weights
+from attribution.models.trained import one_line
 from attribution.nodes import class_identity, describe, digest
 
 SHARED = ("attribution.models.given",)
@@ -58,17 +59,26 @@ class Pipeline:
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         """Raises ValueError: the network takes images of a shape other than ``shape`` (C, H, W)."""
         config: Any = self.network.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) or size is None else size
-        if config.in_channels != shape[0] or (size is not None and (height, width) != shape[1:]):
+        size = config.sample_size or shape[1:]
+        height, width = (size, size) if isinstance(size, int) else size
+        if config.in_channels != shape[0] or (height, width) != shape[1:]:
             raise ValueError(
                 f"the pipeline {self.path} takes images of {config.in_channels}×{height}×{width}, but those of the data set are "
                 f"{'×'.join(map(str, shape))} (channels, height, width): choose the data that it was trained on"
             )
 
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path).expanduser()
+
+    @property
+    def _location(self) -> str:
+        """The folder if it exists, otherwise the name in the cache."""
+        return str(self._folder) if self._folder.is_dir() else self.path
+
     @cached_property
     def _content(self) -> dict[str, str]:
-        root = Path(self.path)
+        root = self._folder
         files = sorted(path for path in root.rglob("*") if path.suffix in _CONTENT)
         return {path.relative_to(root).as_posix(): digest(np.frombuffer(path.read_bytes(), np.uint8)) for path in files}
 
@@ -79,12 +89,20 @@ class Pipeline:
 
         logging.disable_progress_bar()
         try:
-            components = DiffusionPipeline.from_pretrained(self.path, local_files_only=True, low_cpu_mem_usage=False).components
-        except (OSError, ValueError) as error:
+            components = DiffusionPipeline.from_pretrained(
+                self._location, local_files_only=True, low_cpu_mem_usage=False
+            ).components
+        except (OSError, ValueError, RuntimeError, AttributeError) as error:
+            if (self._folder / "model_index.json").is_file():
+                raise ValueError(f"the pipeline {self.path} cannot be read ({one_line(error)}): repair its folder") from error
             raise ValueError(
                 f"the pipeline {self.path} does not exist: give a folder with model_index.json, as save_pretrained writes it, "
                 f"or download it first (hf download {self.path})"
             ) from error
+        if others := [name for name, part in components.items() if isinstance(part, nn.Module) and name != "unet"]:
+            raise ValueError(
+                f"the pipeline {self.path} has further networks ({', '.join(others)}): choose one of images, which has none"
+            )
         network, scheduler = components.get("unet"), components.get("scheduler")
         config: Any = getattr(network, "config", None)
         other = not isinstance(network, UNet2DModel) or config.out_channels != config.in_channels

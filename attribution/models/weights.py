@@ -25,11 +25,12 @@ class WeightsFile(Weights):
     """The weights in the file at ``path``, half precision as float32.
 
     The names of tensors in nested dicts are joined by dots, as ``state_dict.conv.weight``. Those that begin with ``prefix`` count,
-    without it.
+    without it; of them, if ``names`` is given, only these.
     """
 
     path: str
     prefix: str = ""
+    names: tuple[str, ...] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """As ``Weights.tensors``.
@@ -38,32 +39,36 @@ class WeightsFile(Weights):
             ValueError: there is no such file, or it has no tensors.
         """
         start = len(self.prefix)
-        return {name[start:]: tensor for name, tensor in _read(self.path).items() if name.startswith(self.prefix)}
+        found = {name[start:]: tensor for name, tensor in _read(self.path).items() if name.startswith(self.prefix)}
+        return found if self.names is None else {name: found[name] for name in self.names}
 
     def of_network(self, network: nn.Module) -> Self:
-        """These weights under the one prefix with which they are those of ``network``, which may be on the meta device.
+        """The weights of ``network`` among these, under the one prefix with which the file has them all.
 
-        A ``prefix`` that is given is only completed: ``ema`` finds ``ema.module.``.
+        ``network`` may be on the meta device. A ``prefix`` that is given may be incomplete: ``ema`` finds ``ema.module.``.
 
         Raises:
             ValueError: there is no such prefix or several, or a tensor has another shape.
         """
         wanted, found = {name: tensor.shape for name, tensor in network.state_dict().items()}, _read(self.path)
-        if self.prefix:
-            found = {name: tensor for name, tensor in found.items() if name.startswith(self.prefix)}
         prefixes = [prefix for prefix in _prefixes(found, next(iter(wanted))) if all(prefix + name in found for name in wanted)]
         if not prefixes:
             raise ValueError(f"has no weights of {type(network).__name__}: {_difference(wanted, found)}")
-        if len(prefixes) > 1:
-            raise ValueError(f"has weights of the network under several prefixes: set prefix to one of {', '.join(prefixes)}")
-        (prefix,) = prefixes
+        shown = ", ".join(prefix or "none" for prefix in prefixes)
+        given = [prefix for prefix in prefixes if prefix.startswith(self.prefix)]
+        if not given:
+            raise ValueError(f"has no weights of the network under the prefix {self.prefix}, but under {shown}")
+        exact = [prefix for prefix in given if prefix == self.prefix]  # also the empty one
+        if len(exact or given) > 1:
+            raise ValueError(f"has weights of the network under several prefixes: set prefix to one of {shown}")
+        (prefix,) = exact or given
         for name, shape in wanted.items():
             if found[prefix + name].shape != shape:
                 there, here = (list(shape) for shape in (found[prefix + name].shape, shape))
                 raise ValueError(
                     f"has {prefix}{name} of the shape {there}, but the network has {here}: choose the network it is of"
                 )
-        return replace(self, prefix=prefix)
+        return replace(self, prefix=prefix, names=tuple(sorted(wanted)))
 
 
 def _prefixes(found: Mapping[str, Tensor], name: str) -> list[str]:
@@ -86,9 +91,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _read(path: str) -> dict[str, Tensor]:
     """All tensors of a file by name."""
-    if not Path(path).is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise ValueError("is not a file: give a .safetensors, .pt, .pth, .bin or .ckpt file with the weights")
-    return _read_once(path, Path(path).stat().st_mtime_ns)
+    return _read_once(str(file), file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)

@@ -163,8 +163,9 @@ def _blocks(view: ArrayView, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarr
 
 
 def _limits(files: Sequence[ArrayFile]) -> tuple[float, float]:
-    blocks = [block for file in files for _, block in _blocks(file.images, np.arange(file.images.shape[0]))]
-    return min(float(np.nanmin(block)) for block in blocks), max(float(np.nanmax(block)) for block in blocks)
+    blocks = (block for file in files for _, block in _blocks(file.images, np.arange(file.images.shape[0])))
+    ends = np.array([(np.nanmin(block), np.nanmax(block)) for block in blocks], np.float64)
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 def _hint(shape: tuple[int, ...]) -> str:

@@ -140,14 +140,11 @@ class Arrays(Source):
         return decoded(self.store, made_of, (sum(map(len, chosen)), *self.shape), dtype, fill)
 
     def _label(self, files: Sequence[ArrayFile], chosen: Sequence[np.ndarray]) -> np.ndarray:
-        """The labels of all chosen images. Text is numbered over both splits."""
+        """The labels of all chosen images. Text is numbered over all images of both splits, chosen or not."""
+        if any(file.labels is not None and file.labels.dtype.kind in "US" for file in files):
+            kinds = [[None] * file.images.shape[0] if file.labels is None else file.labels.astype(str).tolist() for file in files]
+            return numbered([*kinds[0], *kinds[1]])[np.concatenate([chosen[0], len(kinds[0]) + chosen[1]])]
         labels = [None if file.labels is None else file.labels[rows] for file, rows in zip(files, chosen, strict=True)]
-        if any(label is not None and label.dtype.kind in "US" for label in labels):
-            kinds = [
-                [None] * len(rows) if label is None else label.astype(str).tolist()
-                for label, rows in zip(labels, chosen, strict=True)
-            ]
-            return numbered([*kinds[0], *kinds[1]])
         known = [np.full(len(rows), NO_LABEL) if label is None else label for label, rows in zip(labels, chosen, strict=True)]
         return np.concatenate(known).astype(np.int64)
 

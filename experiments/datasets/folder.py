@@ -53,7 +53,7 @@ class Folder(Source):
         if self.channels not in (1, 3):
             raise FieldError(self, "channels", "must be 1 (gray) or 3 (RGB)")
         sides = self.size if isinstance(self.size, Sequence) else (self.size,)
-        if len(sides) > 2 or not sides or min(sides) < 1:
+        if (isinstance(self.size, Sequence) and len(sides) != 2) or min(sides) < 1:
             raise FieldError(self, "size", "must be a number of pixels, or [height, width]")
 
     def read(self) -> Splits:
@@ -78,7 +78,11 @@ class Folder(Source):
     def _images(self, files: ImageFiles, pools: Sequence[np.ndarray], chosen: Sequence[np.ndarray], depth: int) -> Splits:
         """Read the images at the ``chosen`` positions of each pool; folders at ``depth`` are their classes."""
         rows = np.concatenate([pool[positions] for pool, positions in zip(pools, chosen, strict=True)]).tolist()
-        label = numbered([name.split("/")[depth] if name.count("/") > depth else None for name in files.names])[rows]
+        inside = {row for pool in pools for row in pool.tolist()}  # a folder that is left out is no class
+        kinds = [
+            name.split("/")[depth] if name.count("/") > depth and row in inside else None for row, name in enumerate(files.names)
+        ]
+        label = numbered(kinds)[rows]
         names = np.array([files.names[row] for row in rows], np.str_)
         framing, place = Framing(self.shape, self.resize, self.crop), str(files.folder)
         made_of = ["folder", states(files.paths[row] for row in rows), list(self.shape), self.resize, self.crop]

@@ -135,19 +135,20 @@ class HuggingFace(Source):
                 yield Encoded(name, lambda value=value: _content(value, self.folder))
 
     def _label(self, tables: Sequence[Table], chosen: Sequence[np.ndarray]) -> np.ndarray:
-        """The labels of all chosen images. Text is numbered over both splits, and NO_LABEL stands for missing values."""
+        """The labels of all chosen images. Text is numbered over all images of both splits, and NO_LABEL is a missing value."""
         values: list[Any] = []
-        for table, rows in zip(tables, chosen, strict=True):
+        for table in tables:
             column = self._column(table, "label", self.label, LABELS)
-            values += [None] * len(rows) if column is None else list(table.values(column, rows))
+            values += [None] * table.count if column is None else list(table.values(column, np.arange(table.count)))
             if not all(isinstance(value, int | str | None) for value in values):
                 raise DataError(
                     f"data.label={column}: labels must be integers or text, but this column of {self.root} has type "
                     f"{table.columns[column or LABELS[0]]}; choose another of {_columns(table)}"
                 )
+        rows = np.concatenate([chosen[0], tables[0].count + chosen[1]])
         if any(isinstance(value, str) for value in values):
-            return numbered([None if value is None else str(value) for value in values])
-        return np.array([NO_LABEL if value is None else int(value) for value in values], np.int64)
+            return numbered([None if value is None else str(value) for value in values])[rows]
+        return np.array([NO_LABEL if value is None else int(value) for value in values], np.int64)[rows]
 
     def _names(self, table: Table, rows: np.ndarray) -> np.ndarray | None:
         column = self._column(table, "name", self.name, ())

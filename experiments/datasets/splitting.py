@@ -49,6 +49,8 @@ def ends(count: int, n_train: int | None, n_validation: int | None, seed: int, p
 
 def numbered(kinds: list[str | None]) -> np.ndarray:
     """The number of each class in the natural order of their names, from 0; NO_LABEL for None."""
-    ordered = sorted({kind for kind in kinds if kind is not None}, key=lambda kind: natural(Path(kind if Path(kind).name else "x")))
+    ordered = sorted(
+        {kind for kind in kinds if kind is not None}, key=lambda kind: (natural(Path(kind if Path(kind).name else "x")), kind)
+    )
     number = {None: NO_LABEL} | {kind: i for i, kind in enumerate(ordered)}
     return np.array([number[kind] for kind in kinds], np.int64)

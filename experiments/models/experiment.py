@@ -64,8 +64,9 @@ class Experiment:
         """The explained model.
 
         Raises:
-            FieldError: a given model does not fit the network of the run.
+            FieldError: a given model does not fit the network or the images of the run.
         """
+        self.explained.check_shape(self.shape)
         return self.explained.of(self.training)
 
     @property

@@ -22,6 +22,9 @@ class Explained(ABC):
     def of(self, training: TrainedModel) -> Trained:
         """The explained model. ``training`` describes how a model would be trained here."""
 
+    def check_shape(self, shape: tuple[int, int, int]) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise FieldError if the model is known to take images of a shape other than ``shape`` (C, H, W)."""
+
 
 @dataclass(frozen=True)
 class FromTraining(Explained):
@@ -47,9 +50,15 @@ class FromPipeline(Explained):
         pipeline_process(self.path)
 
     def of(self, training: TrainedModel) -> GivenModel:
-        if not isinstance(training.model, PipelineNetwork) or training.process != pipeline_process(self.path):
-            raise FieldError(self, "path", "the pipeline has its own network and process: leave out model= and diffusion=")
+        if training.model != PipelineNetwork(self.path) or training.process != pipeline_process(self.path):
+            raise FieldError(self, "path", "the pipeline has its own network and process: set model=pipeline diffusion=pipeline")
         return GivenModel(model=training.model, objective=training.objective, weights=PipelineWeights(self.path))
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        try:
+            pipeline_at(self.path).check_shape(shape)
+        except ValueError as error:
+            raise FieldError(self, "path", str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,8 @@ class FromCheckpoint(Explained):
         try:
             weights = WeightsFile(self.path, self.prefix or "").of_network(training.outline)
         except ValueError as error:
-            raise FieldError(self, "path", str(error)) from error
+            field = "prefix" if "prefix" in str(error) else "path"
+            raise FieldError(self, field, str(error) if field == "path" else f"{self.path} {error}") from error
         return GivenModel(model=training.model, objective=training.objective, weights=weights)
 
 

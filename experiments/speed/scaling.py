@@ -248,9 +248,9 @@ def laws(points: Sequence[Measured]) -> list[Law]:
         smallest = {axis: min(point.sizes[axis] for point in of_one) for axis in AXES}
         for metric, axis in itertools.product(MEASURED, AXES):
             alone = [p for p in of_one if all(p.sizes[other] == smallest[other] for other in AXES if other != axis)]
-            sizes, values = zip(*sorted((p.sizes[axis], p.values()[metric]) for p in alone), strict=True)
-            if len(sizes) > 2 and min(values) > 0:
-                found.append(Law(name, metric, axis, sizes, values))
+            measured = sorted((p.sizes[axis], p.values()[metric]) for p in alone)
+            if len(measured) > 2 and min(value for _, value in measured) > 0:
+                found.append(Law(name, metric, axis, *map(list, zip(*measured, strict=True))))
     return found
 
 

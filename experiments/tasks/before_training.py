@@ -50,14 +50,14 @@ def check_before_training(run: RunContext, *users: Any) -> None:
 
 
 def check_experiment(experiment: Experiment, store: Store, *users: Any) -> None:
-    """Check the draws of ``users``; unless the trained model is stored, rehearse its training and list duplicate training images.
+    """Check the draws of ``users``; unless a model trained here is stored, rehearse training and list duplicate training images.
 
     Raises:
         FieldError: A field has a value that would fail later.
     """
     check_draws(experiment, *users)
     check_measures(experiment, *users)
-    if not store.has(experiment.trained):
+    if not (isinstance(experiment.trained, TrainedModel) and store.has(experiment.trained)):
         rehearse(experiment)
         print_notes(notes_on_duplicates(experiment.data.load().train))
 

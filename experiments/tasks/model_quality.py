@@ -62,7 +62,7 @@ def warn_of_poor_model(run: RunContext) -> None:
                 f"its samples are as rough as noise ({of_samples.mean():.2g}; training images have at most {roughest:.2g})"
             )
     if reasons:
-        run.report.warn(
-            f"the model has not learned its data: {', and '.join(reasons)}. Scores explain noise: train longer, or change the "
-            "learning rate (optimizer.lr) or the average (trainer.ema)"
-        )
+        given = "give the images, the process (diffusion) and the weights (explained.path) that belong together"
+        trained = "train longer, or change the learning rate (optimizer.lr) or the average (trainer.ema)"
+        advice = given if isinstance(experiment.trained, GivenModel) else trained
+        run.report.warn(f"the model has not learned its data: {', and '.join(reasons)}. Scores explain noise: {advice}")

@@ -17,6 +17,9 @@ from experiments.tasks.composition import experiment_of
 from experiments.tasks.run_context import run_context
 from experiments.tasks.settings import SettingError, build
 
+_OWN = ("task", "estimator", "queries", "explained")
+"""Groups that a point chooses itself."""
+
 
 def measure_scaling(config: DictConfig, suite: ScalingSuite) -> None:
     """Measure the points of ``suite`` and report them with the laws that fit them, as rows and as a figure.
@@ -43,8 +46,8 @@ def measure_scaling(config: DictConfig, suite: ScalingSuite) -> None:
 
 
 def _composed(config: DictConfig, name: str, sizes: Sizes, channels: Sequence[int]) -> DictConfig:
-    """This run's configuration with an estimator at the sizes of a point."""
-    others = [override for override in overrides_of_run() if override.key_or_group.split(".")[0] not in ("task", "estimator")]
+    """This run's configuration with an estimator at the sizes of a point; the network is a trained one."""
+    others = [override for override in overrides_of_run() if override.key_or_group.split(".")[0] not in _OWN]
     own = [str(override.input_line) for override in others]
     numbers = [f"data.n_train={sizes.images}", f"queries.n={sizes.queries}", f"curvature.draws.n={sizes.draws}"]
     width = f"model.block_out_channels={[count * sizes.widths for count in channels]}"

@@ -35,8 +35,10 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         ({"model": STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "step": 5}, "model."),
         (prefixed("module.model."), "module.model."),
         ({**prefixed("unet."), "vae.weight": torch.ones(1)}, "unet."),
+        ({**STATE, "metric": torch.ones(1), "ema.layer.weight": torch.ones(1)}, ""),
+        ({**STATE, **prefixed("ema.")}, ""),
     ],
-    ids=["plain", "lightning", "nested", "prefix", "others"],
+    ids=["plain", "lightning", "nested", "prefix", "others", "extra", "average"],
 )
 def test_the_weights_of_a_network_are_found(tmp_path, content, prefix):
     """Claim: a state dict is found in nested dicts and under a prefix, and nothing else of the file is taken."""
@@ -97,6 +99,15 @@ def test_a_prefix_chooses_among_several(tmp_path):
     found = WeightsFile(str(tmp_path / "a.pt"), "ema").of_network(Small())
     assert found.prefix == "ema."
     assert torch.equal(found.tensors()["layer.bias"], averaged["layer.bias"])
+
+
+def test_a_prefix_that_the_file_lacks(tmp_path):
+    """Claim: the message names the prefixes that there are; one that is given exactly is taken although it begins another."""
+    torch.save({"model": STATE, "module": {"ema": STATE, **STATE}}, tmp_path / "a.pt")
+    path = str(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"under the prefix average, but under model\., module\.ema\., module\."):
+        WeightsFile(path, "average").of_network(Small())
+    assert WeightsFile(path, "module.").of_network(Small()).prefix == "module."
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "."])

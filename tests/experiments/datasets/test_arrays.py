@@ -106,6 +106,14 @@ def test_labels_and_names(tmp_path):
     ]
 
 
+def test_labels_do_not_depend_on_how_many_images_are_taken(tmp_path):
+    """Claim: text labels are numbered over all images, so that another number of validation images retrains nothing."""
+    labels = np.array([f"class {i % 7}" for i in range(20)])
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8), labels=labels)
+    few, many = (source(tmp_path / "a.npz", channels=1, size=8, n_train=5, n_validation=n).load().train.label for n in (1, 15))
+    np.testing.assert_array_equal(few, many)
+
+
 def test_files_of_splits(tmp_path):
     """Claim: a folder has a file for each split, with ids from 0; one may be of another kind."""
     np.save(tmp_path / "train.npy", PIXELS[:6])

@@ -1,6 +1,8 @@
 """Models that were trained elsewhere (``explained=pipeline`` and ``explained=checkpoint``)."""
 
 import functools
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from attribution.models.given import GivenModel
+from attribution.models.pipeline import Pipeline
 from attribution.models.trained import FinalParameters, Trained
 from attribution.nodes import InMemory
 from attribution.training import RecordError
@@ -107,6 +110,31 @@ def test_retraining_uses_the_recipe_of_the_run(pipeline):
     assert training.model().conv_in.weight.shape == (8, 1, 3, 3)
 
 
+def test_weights_that_change_are_not_stored_under_their_old_identity(tmp_path):
+    """Claim: a file that another program overwrites between the start of a run and its use is refused."""
+    small = (*SMALL, "model.block_out_channels=[8,8]", "explained=checkpoint", f"explained.path={tmp_path / 'model.pt'}")
+    network = experiment_of(composed(*SMALL, "model.block_out_channels=[8,8]")).model()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    trained = experiment_of(composed(*small)).trained
+    assert trained.fingerprint
+    torch.save({name: tensor + 1 for name, tensor in network.state_dict().items()}, tmp_path / "model.pt")
+    os.utime(tmp_path / "model.pt", ns=(1, 1))
+    with pytest.raises(ValueError, match="changed since the run began"):
+        InMemory()(trained)
+
+
+def test_pipelines_that_are_refused(pipeline, tmp_path):
+    """Claim: a latent pipeline, whose U-Net sees no images, is refused; so is a damaged folder, by what is wrong with it."""
+    vae = diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=4)
+    unet = diffusers.UNet2DModel.from_pretrained(pipeline / "unet")
+    diffusers.LDMPipeline(vae, unet, diffusers.DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has further networks \(vqvae\)"):
+        _ = Pipeline(str(tmp_path)).process
+    shutil.rmtree(tmp_path / "unet")
+    with pytest.raises(ValueError, match="cannot be read"):
+        _ = Pipeline(str(tmp_path)).process
+
+
 def test_what_needs_a_record_is_refused(pipeline):
     """Claim: estimators that replay training, and benchmarks of the record, refuse a given model before anything is computed."""
     config = composed("explained=pipeline", f"explained.path={pipeline}", *SMALL, "estimator=tracin")
@@ -124,6 +152,7 @@ def test_what_needs_a_record_is_refused(pipeline):
         (("explained=checkpoint", "explained.path=nowhere.pt"), "explained.path=nowhere.pt: is not a file"),
         (("explained=pipeline", "explained.path=PIPELINE", "diffusion=ddpm"), "the pipeline has its own network and process"),
         (("explained=pipeline", "explained.path=PIPELINE", "model=unet_digits"), "the pipeline has its own network and process"),
+        (("explained=pipeline", "explained.path=PIPELINE", "data=cifar10"), "takes images of 1×8×8"),
     ],
 )
 def test_wrong_settings(pipeline, settings, message):
