@@ -36,6 +36,10 @@ class ContinuousProcess(Process):
 
     def __post_init__(self):
         whole(self, "T", least=1)
+        with np.errstate(over="ignore"):
+            levels = self.quantile((np.arange(self.T) + 0.5) / self.T).astype(np.float32)
+        if not (np.isfinite(levels).all() and (levels > 0).all()):
+            raise FieldError(self, "T", "levels of this training distribution are 0 or infinite in float32: change its parameters")
 
     @abstractmethod
     def quantile(self, probability: np.ndarray) -> np.ndarray:

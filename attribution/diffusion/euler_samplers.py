@@ -103,6 +103,11 @@ class EDMEulerSampler(EulerSampler):
                 raise FieldError(self, name, "must be above 0")
         if self.sigma_min > self.sigma_max:
             raise FieldError(self, "sigma_min", f"must be at most sigma_max={self.sigma_max}")
+        ends = np.array([self.sigma_min, self.sigma_max], np.float64)
+        with np.errstate(over="ignore"):
+            ends = ends ** (1 / self.rho)
+        if not (np.isfinite(ends).all() and ends[0] > 0):
+            raise FieldError(self, "rho", "too small: σ^(1/rho) of sigma_min or sigma_max is 0 or infinite; 7 is usual")
 
     def scheduler(self, process: Process) -> EDMEulerScheduler:
         if not isinstance(process, EDM):

@@ -109,7 +109,7 @@ class DDPMMeasure(Measure):
     def ddpm(self) -> DDPM:
         """The process."""
         if not isinstance(self.process, DDPM):
-            message = "is defined by the noise schedule of a DDPM: train a DDPM, or choose another measurement"
+            message = "is defined by the noise schedule of a DDPM: train a DDPM, or choose what needs none"
             raise FieldError(self, "process", f"{type(self).__name__} {message}", type(self.process).__name__)
         return self.process
 

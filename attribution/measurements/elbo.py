@@ -5,7 +5,7 @@ A draw is one term of the variational bound (eq. 5): the mean over t ~ U{1..T} o
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,15 @@ def loss_weights(process: DDPM, variances: np.ndarray) -> np.ndarray:
     return betas**2 / (2 * variances * divisor * (1 - bars))
 
 
+def proposing(process: DDPM) -> DDPM:
+    """The process whose weights of the bound propose timesteps: the same one, with v in place of the image as prediction.
+
+    The terms of the bound do not depend on the prediction, but the weights of the output's error do. Those for the image would put
+    nearly all draws on the first timesteps.
+    """
+    return replace(process, prediction="v") if process.prediction == "sample" else process
+
+
 @dataclass(frozen=True)
 class ElboWeighted(DDPMMeasure):
     """``T · w_t · ‖target - output‖²`` with the weights w_t of the bound: ``β_t / (2 α_t (1-ᾱ_t))`` for a prediction of the noise.
@@ -62,8 +71,8 @@ class ElboWeighted(DDPMMeasure):
     VERSION = 1
 
     def proposal(self) -> Proposal:
-        """In proportion to the weights, mixed with 10 % uniform draws; t = 1 is a stratum of its own."""
-        return Proposal.weighted(self._weights[1:], first_apart=True)
+        """In proportion to the weights (``proposing``), mixed with 10 % uniform draws; t = 1 is a stratum of its own."""
+        return Proposal.weighted(self.schedule.T * loss_weights(proposing(self.ddpm), self.schedule.betas), first_apart=True)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)
@@ -101,11 +110,11 @@ class Elbo(DDPMMeasure):
         small_variances(self.schedule)
 
     def proposal(self) -> Proposal:
-        """In proportion to the weights, mixed with 10 % uniform draws; t = 1 is a stratum of its own.
+        """In proportion to the weights (``proposing``), mixed with 10 % uniform draws; t = 1 is a stratum of its own.
 
         The decoder's term has the share of a squared error with the variance σ_1² := σ_2².
         """
-        return Proposal.weighted(self._weights[1:], first_apart=True)
+        return Proposal.weighted(loss_weights(proposing(self.ddpm), self._variances), first_apart=True)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         level = nearest_level(x0, self.levels)

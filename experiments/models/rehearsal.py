@@ -31,7 +31,7 @@ def rehearse(experiment: Experiment) -> None:
     quiet_lightning()
 
     experiment.training.candidates  # noqa: B018 (raises)
-    _check_sampler(experiment)
+    check_sampler(experiment)
     check_hardware(experiment.trainer, hardware_of(experiment.training), experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -45,7 +45,8 @@ def rehearse(experiment: Experiment) -> None:
         _step(experiment, network, inputs)
 
 
-def _check_sampler(experiment: Experiment) -> None:
+def check_sampler(experiment: Experiment) -> None:
+    """Raise FieldError if the sampler does not fit the process."""
     try:
         experiment.diffusion.sampler.levels(experiment.diffusion.process)
     except FieldError:

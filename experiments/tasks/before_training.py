@@ -15,7 +15,7 @@ from attribution.measurements.elbo import Elbo
 from attribution.nodes import Node
 from experiments.metrics.duplicates import SAME, digests, duplicates
 from experiments.models.experiment import Experiment
-from experiments.models.rehearsal import rehearse
+from experiments.models.rehearsal import check_sampler, rehearse
 from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
 from experiments.tasks.run_context import RunContext, print_notes
@@ -57,6 +57,7 @@ def check_experiment(experiment: Experiment, store: Store, *users: Any) -> None:
     """
     check_draws(experiment, *users)
     check_measures(experiment, *users)
+    check_sampler(experiment)  # which is no part of a stored model
     if not (isinstance(experiment.trained, TrainedModel) and store.has(experiment.trained)):
         rehearse(experiment)
         print_notes(notes_on_duplicates(experiment.data.load().train))

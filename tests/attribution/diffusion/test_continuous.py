@@ -212,3 +212,17 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(ValueError, match=field.replace(".", r"\.")):
             make()
     assert describe(EDM()) == {"class": "EDM", "version": 1, "T": 1000, "P_mean": -1.2, "P_std": 1.2, "sigma_data": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EDM(P_mean=800.0), "0 or infinite in float32"),
+        (lambda: EDM(P_mean=-110.0), "0 or infinite in float32"),
+        (lambda: EDMEulerSampler(rho=0.001), "EDMEulerSampler.rho=0.001: too small"),
+    ],
+)
+def test_levels_beyond_floating_point_are_refused(make, message):
+    """Claim: parameters whose levels overflow or vanish are refused when they are set."""
+    with pytest.raises(ValueError, match=message):
+        make()
