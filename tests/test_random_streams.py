@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from attribution.curvature.pseudo_gradients import _seed_of_v
-from attribution.diffusion.samplers import _noise
+from attribution.diffusion.samplers import noise_of
 from attribution.estimators.embedding import Random
 from attribution.execution import ranges
 from attribution.gradients.per_example import PerExampleGradients
@@ -190,7 +190,7 @@ def numbers() -> dict[str, list[float]]:
         "choice": random_order(7, "digits", np.arange(9)),
         "order": epoch_order(7, 1, 9),
         "samples": [_seed(7, 0), _seed(7, 2**20)],
-        "sampler": _noise(seeds, 3, (1, 1, 1)),
+        "sampler": noise_of(seeds, 3, (1, 1, 1)),
         "pseudo-gradient": _seed_of_v(seeds, 0),
         "random scores": InMemory()(Random(seed=7).scores(trained(), Blobs(n=2), Blobs(n=1, first=900))).values,
         "subsets": RandomSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),

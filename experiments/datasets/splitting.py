@@ -14,8 +14,6 @@ VALIDATION_SHARE = 10
 """One in so many images is held out if nothing says how many."""
 NO_LABEL = -1
 
-_ROLE = "folder"  # of the random order; also of sources that are no folders
-
 
 def first(count: int, n: int | None, seed: int, setting: str) -> np.ndarray:
     """Positions of ``n`` random ones of ``count`` images (None: all), ascending. ``setting`` is the name of ``n`` in messages.
@@ -25,7 +23,7 @@ def first(count: int, n: int | None, seed: int, setting: str) -> np.ndarray:
     """
     if n is not None and not 1 <= n <= count:
         raise DataError(f"data.{setting}={n}: must be 1 to {count}, the number of images there are, or null for all")
-    return np.sort(random_order(seed, _ROLE, np.arange(count))[:n])
+    return np.sort(random_order(seed, "folder", np.arange(count))[:n])
 
 
 def ends(count: int, n_train: int | None, n_validation: int | None, seed: int, place: str) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +41,7 @@ def ends(count: int, n_train: int | None, n_validation: int | None, seed: int, p
             f"data.n_train={n} and data.n_validation={held_out} of the {count} images in {place}: both must be at least 1, and "
             f"together at most {count}"
         )
-    order = random_order(seed, _ROLE, np.arange(count))
+    order = random_order(seed, "folder", np.arange(count))
     return np.sort(order[:n]), np.sort(order[-held_out:])
 
 
