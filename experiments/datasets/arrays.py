@@ -8,24 +8,32 @@ import numpy as np
 
 from attribution.checks import FieldError
 from attribution.images import Images
-from attribution.nodes import execution
 from experiments.datasets.array_files import SUFFIXES, ArrayFile, open_arrays
 from experiments.datasets.array_pixels import Conversion, Layout, Range
 from experiments.datasets.errors import DataError
 from experiments.datasets.image_files import listed
+from experiments.datasets.own_images import TRAIN, VALIDATION, OwnImages
 from experiments.datasets.pixels import decoded, states
-from experiments.datasets.source import Source, Splits
-from experiments.datasets.splitting import NO_LABEL, ends, first, numbered
+from experiments.datasets.source import Splits
+from experiments.datasets.splitting import NO_LABEL, numbered
 
-SHARED = ("experiments.datasets.array_files", "experiments.datasets.array_pixels", "experiments.datasets.splitting")
+SHARED = (
+    "experiments.datasets.array_files",
+    "experiments.datasets.array_pixels",
+    "experiments.datasets.own_images",
+    "experiments.datasets.splitting",
+)
 
-TRAIN, VALIDATION = "train", "validation"
-_EXAMPLES, _SHOWN, _USUAL = 256, 0.99, (0.3, 3.0)
-"""Of so many training latents: the quantile of magnitudes beyond which figures saturate, and usual root mean squares."""
+_EXAMPLES = 256
+"""The number of training latents whose scale is measured."""
+_SHOWN = 0.99
+"""The quantile of their magnitudes beyond which figures saturate."""
+_USUAL = (0.3, 3.0)
+"""Root mean squares that the usual noise schedules suit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrays(Source):
+class Arrays(OwnImages):
     """The images in ``root``: an .npy, .npz or .safetensors file, or a folder with such files called train and validation.
 
     Of one file, a random order by ``seed`` has the training images at one end and the validation images at the other, as in
@@ -34,29 +42,21 @@ class Arrays(Source):
 
     Integers range from 0 to ``levels``. Floats need ``range``: (low, high) become -1 and 1 in the model; "unbounded" leaves the
     values as they are, for latents, which a sampler must not clip. Ids are rows of the array; a name that is not given is
-    "train/ROW" or "validation/ROW". The converted pixels are kept in the store in the folder ``store`` (None: in memory only).
+    "train/ROW" or "validation/ROW".
     """
 
     NAME = "Arrays"
     VERSION = 1
 
     channels: int
-    size: int | Sequence[int]
-    flips: bool = False
     images: str | None = None
     labels: str | None = None
     names: str | None = None
     layout: Layout = "auto"
     range: Range = None
-    n_train: int | None = None
-    n_validation: int | None = None
-    seed: int = 0
-    store: str | Path | None = execution(default=None)
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.size, int) and len(self.size) != 2:
-            raise FieldError(self, "size", "must be a number of pixels, or [height, width]")
         if self.range is not None and self.range != "unbounded" and not (len(self.range) == 2 and self.range[0] < self.range[1]):
             raise FieldError(self, "range", "must be [low, high] with low < high, unbounded, or null for integers")
 
@@ -74,12 +74,8 @@ class Arrays(Source):
             if not file.images.shape or not file.images.shape[0]:
                 raise DataError(f"{file.path}: the array {file.images.name} {list(file.images.shape)} holds no images")
         counts = [file.images.shape[0] for file in files]
-        if len(files) == 1:
-            chosen = ends(counts[0], self.n_train, self.n_validation, self.seed, str(files[0].path))
-            files = files * 2
-        else:
-            names = ("n_train", "n_validation")
-            chosen = [first(n, getattr(self, name), self.seed, name) for n, name in zip(counts, names, strict=True)]
+        chosen = self.taken(counts, str(files[0].path))
+        files = [files[0], files[-1]]  # of the two splits
         pixels = self._pixels(files, chosen)
         label, n = self._label(files, chosen), len(chosen[0])
         display = 1.0 if self.bounded else float(np.quantile(np.abs(pixels[: min(n, _EXAMPLES)]), _SHOWN)) or 1.0

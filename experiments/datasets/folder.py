@@ -2,59 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from attribution.checks import FieldError
 from attribution.images import Images
-from attribution.nodes import execution
 from experiments.datasets.errors import DataError
 from experiments.datasets.image_files import KINDS, ImageFiles, find_images, listed, note
-from experiments.datasets.image_reader import Crop, Framing, Resize, decode, files_of
+from experiments.datasets.image_reader import Framing, decode, files_of
+from experiments.datasets.own_images import TRAIN, VALIDATION, EncodedImages
 from experiments.datasets.pixels import decoded, states
-from experiments.datasets.source import Source, Splits
-from experiments.datasets.splitting import ends, first, numbered
+from experiments.datasets.source import Splits
+from experiments.datasets.splitting import numbered
 
-SHARED = ("experiments.datasets.image_reader", "experiments.datasets.splitting")
-
-TRAIN, VALIDATION = "train", "validation"
+SHARED = ("experiments.datasets.image_reader", "experiments.datasets.own_images", "experiments.datasets.splitting")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder(Source):
+class Folder(EncodedImages):
     """The image files in ``root`` and its subfolders, as images of ``channels`` × ``size``; the largest value of a pixel is 255.
 
     If ``root`` has the folders ``train`` and ``validation``, these are the splits. Otherwise a random order by ``seed`` has the
-    training images at one end and the validation images at the other. ``n_train`` and ``n_validation`` are numbers of images
-    (None: all; in a random split, a tenth of the images for validation and the others for training).
+    training images at one end and the validation images at the other.
 
     The label of an image is the number of its folder in the split (in natural order, from 0), or -1 outside such folders. Names
-    are paths in the split, and ids are positions in the natural order of the names. :func:`decode` says what becomes of
-    rotated, transparent, gray and other images, and :class:`Framing` what ``resize`` and ``crop`` do. The decoded pixels are kept
-    in the store in the folder ``store`` (None: in memory only).
+    are paths in the split, and ids are positions in the natural order of the names.
     """
 
     NAME = "Folder"
     VERSION = 1
-
-    channels: int = 3
-    size: int | Sequence[int]
-    flips: bool = False
-    resize: Resize = "none"
-    crop: Crop = "none"
-    n_train: int | None = None
-    n_validation: int | None = None
-    seed: int = 0
-    store: str | Path | None = execution(default=None)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.channels not in (1, 3):
-            raise FieldError(self, "channels", "must be 1 (gray) or 3 (RGB)")
-        sides = self.size if isinstance(self.size, Sequence) else (self.size,)
-        if (isinstance(self.size, Sequence) and len(sides) != 2) or min(sides) < 1:
-            raise FieldError(self, "size", "must be a number of pixels, or [height, width]")
 
     def read(self) -> Splits:
         if self.root is None:
@@ -69,15 +44,13 @@ class Folder(Source):
         files = find_images(self.folder, f"data.root={self.root}")
         if given:
             pools = _pools(files)
-            chosen = [first(len(pool), getattr(self, f"n_{name}"), self.seed, f"n_{name}") for name, pool in pools.items()]
-            return self._images(files, list(pools.values()), chosen, depth=1)
-        pool = np.arange(len(files.paths))
-        chosen = ends(len(pool), self.n_train, self.n_validation, self.seed, str(self.folder))
-        return self._images(files, [pool, pool], chosen, depth=0)
+            return self._images(files, list(pools.values()), depth=1)
+        return self._images(files, [np.arange(len(files.paths))], depth=0)
 
-    def _images(self, files: ImageFiles, pools: Sequence[np.ndarray], chosen: Sequence[np.ndarray], depth: int) -> Splits:
-        """Read the images at the ``chosen`` positions of each pool; folders at ``depth`` are their classes."""
-        rows = np.concatenate([pool[positions] for pool, positions in zip(pools, chosen, strict=True)]).tolist()
+    def _images(self, files: ImageFiles, pools: Sequence[np.ndarray], depth: int) -> Splits:
+        """Read the images that are taken of the pools of both splits, or of one pool; folders at ``depth`` are classes."""
+        chosen = self.taken(list(map(len, pools)), str(self.folder))
+        rows = np.concatenate([pools[i][positions] for i, positions in zip((0, -1), chosen, strict=True)]).tolist()
         inside = {row for pool in pools for row in pool.tolist()}  # a folder that is left out is no class
         kinds = [
             name.split("/")[depth] if name.count("/") > depth and row in inside else None for row, name in enumerate(files.names)

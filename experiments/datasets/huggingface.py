@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from attribution.checks import FieldError
 from attribution.images import Images
-from attribution.nodes import execution
 from experiments.datasets.errors import DataError
-from experiments.datasets.image_reader import Crop, Encoded, Framing, Resize, decode
+from experiments.datasets.image_reader import Encoded, Framing, decode
+from experiments.datasets.own_images import EncodedImages
 from experiments.datasets.pixels import decoded, states
-from experiments.datasets.source import Source, Splits
-from experiments.datasets.splitting import NO_LABEL, ends, first, numbered
+from experiments.datasets.source import Splits
+from experiments.datasets.splitting import NO_LABEL, numbered
 from experiments.datasets.tables import HELD_OUT, Table, open_tables
 
-SHARED = ("experiments.datasets.image_reader", "experiments.datasets.splitting", "experiments.datasets.tables")
+SHARED = (
+    "experiments.datasets.image_reader",
+    "experiments.datasets.own_images",
+    "experiments.datasets.splitting",
+    "experiments.datasets.tables",
+)
 
 IMAGES, LABELS = ("image", "img"), ("label", "labels")
 """Columns that are looked for, in this order, if no setting names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFace(Source):
+class HuggingFace(EncodedImages):
     """The images of a data set in ``root``: a folder that ``datasets.save_to_disk`` wrote, a folder of parquet files, or the name
     of a data set in the local cache of ``datasets`` (with its configuration ``subset``). Nothing is downloaded.
 
@@ -32,36 +36,18 @@ class HuggingFace(Source):
     dev) has the validation images; if there is none, a random order of the training split by ``seed`` has the training images at
     one end and the validation images at the other. ``image``, ``label`` and ``name`` are columns: of encoded images, of integers
     or text, and of text. By default image or img; label or labels, or no labels; and the names of the files that the images were
-    made from, if every image has one of its own. Ids are rows of the split. :func:`decode` says what becomes of rotated,
-    transparent, gray and other images, and :class:`Framing` what ``resize`` and ``crop`` do. The decoded pixels are kept in the
-    store in the folder ``store`` (None: in memory only).
+    made from, if every image has one of its own. Ids are rows of the split.
     """
 
     NAME = "HuggingFace"
     VERSION = 1
 
-    channels: int = 3
-    size: int | Sequence[int]
-    flips: bool = False
     subset: str | None = None
     train: str = "train"
     validation: str | None = None
     image: str | None = None
     label: str | None = None
     name: str | None = None
-    resize: Resize = "none"
-    crop: Crop = "none"
-    n_train: int | None = None
-    n_validation: int | None = None
-    seed: int = 0
-    store: str | Path | None = execution(default=None)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.channels not in (1, 3):
-            raise FieldError(self, "channels", "must be 1 (gray) or 3 (RGB)")
-        if not isinstance(self.size, int) and len(self.size) != 2:
-            raise FieldError(self, "size", "must be a number of pixels, or [height, width]")
 
     def read(self) -> Splits:
         if self.root is None:
@@ -72,12 +58,11 @@ class HuggingFace(Source):
         train = self._split(splits, "train", self.train)
         held_out = self.validation or next((name for name in HELD_OUT if name in splits), None)
         if held_out == self.train or held_out is None:
-            tables = [train, train]
-            chosen = ends(train.count, self.n_train, self.n_validation, self.seed, f"the split {self.train} of {self.root}")
+            tables, counts = [train, train], [train.count]
         else:
             tables = [train, self._split(splits, "validation", held_out)]
-            names = ("n_train", "n_validation")
-            chosen = [first(t.count, getattr(self, n), self.seed, n) for t, n in zip(tables, names, strict=True)]
+            counts = [table.count for table in tables]
+        chosen = self.taken(counts, f"the split {self.train} of {self.root}")
         pixels, label = self._pixels(tables, chosen), self._label(tables, chosen)
         n = len(chosen[0])
         return Splits(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attribution.checks import listed, whole
+from attribution.checks import FieldError, listed, whole
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, class_identity, describe, describe_fields, execution
 from experiments.datasets.errors import DataError
@@ -55,6 +55,8 @@ class Source(ABC):
             whole(self, name, least=1)
         if isinstance(self.size, list | tuple):
             listed(self, "size", partial(whole, least=1))
+            if len(self.size) != 2:
+                raise FieldError(self, "size", "must be a number of pixels, or [height, width]")
         else:
             whole(self, "size", least=1)
         # Configurations give lists. Tuples make the source hashable, so that it is read only once.
