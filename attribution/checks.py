@@ -49,6 +49,13 @@ def number(owner: Any, field: str, least: float, below: float = math.inf, most: 
         raise FieldError(owner, field, f"must be a number, {allowed}")
 
 
+def positive(owner: Any, field: str) -> None:
+    """Raise :class:`FieldError` unless the field is a number above 0."""
+    number(owner, field, least=0)
+    if _read(owner, field) == 0:
+        raise FieldError(owner, field, "must be above 0")
+
+
 def listed(owner: Any, field: str, check: Callable[[Any, str], None]) -> None:
     """Raise :class:`FieldError` unless the field is a list of at least one value and ``check(owner, "field[i]")`` takes each."""
     values = _read(owner, field)

@@ -17,7 +17,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from attribution.checks import FieldError, number, whole
+from attribution.checks import FieldError, positive, whole
 from attribution.diffusion.process import Process
 from attribution.diffusion.schedule import lookup
 
@@ -37,7 +37,7 @@ class ContinuousProcess(Process):
     def __post_init__(self):
         whole(self, "T", least=1)
         with np.errstate(over="ignore"):
-            levels = self.quantile((np.arange(self.T) + 0.5) / self.T).astype(np.float32)
+            levels = self.levels[1:].astype(np.float32)
         if not (np.isfinite(levels).all() and (levels > 0).all()):
             raise FieldError(self, "T", "levels of this training distribution are 0 or infinite in float32: change its parameters")
 
@@ -88,7 +88,7 @@ class RectifiedFlow(ContinuousProcess):
         super().__post_init__()
         if self.time not in ("uniform", "logit_normal"):
             raise FieldError(self, "time", "choose uniform or logit_normal")
-        _positive(self, "logit_std")
+        positive(self, "logit_std")
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         if self.time == "uniform":
@@ -138,8 +138,8 @@ class EDM(ContinuousProcess):
 
     def __post_init__(self):
         super().__post_init__()
-        _positive(self, "P_std")
-        _positive(self, "sigma_data")
+        positive(self, "P_std")
+        positive(self, "sigma_data")
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         return np.exp(self.P_mean + self.P_std * special.ndtri(probability))
@@ -170,9 +170,3 @@ class EDM(ContinuousProcess):
     def _scale(self, sigma: Tensor) -> Tensor:
         """√(σ² + σ_d²)."""
         return (sigma**2 + self.sigma_data**2).sqrt()
-
-
-def _positive(owner: ContinuousProcess, field: str) -> None:
-    number(owner, field, least=0)
-    if getattr(owner, field) == 0:
-        raise FieldError(owner, field, "must be above 0")

@@ -13,7 +13,7 @@ import torch
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from attribution.checks import FieldError, number, whole
+from attribution.checks import FieldError, positive, whole
 from attribution.diffusion.continuous import EDM, RectifiedFlow
 from attribution.diffusion.denoiser import Denoiser
 from attribution.diffusion.process import Process
@@ -98,9 +98,7 @@ class EDMEulerSampler(EulerSampler):
     def __post_init__(self):
         super().__post_init__()
         for name in ("sigma_min", "sigma_max", "rho"):
-            number(self, name, least=0)
-            if getattr(self, name) == 0:
-                raise FieldError(self, name, "must be above 0")
+            positive(self, name)
         if self.sigma_min > self.sigma_max:
             raise FieldError(self, "sigma_min", f"must be at most sigma_max={self.sigma_max}")
         ends = np.array([self.sigma_min, self.sigma_max], np.float64)

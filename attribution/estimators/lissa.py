@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.checks import FieldError, number, whole
+from attribution.checks import FieldError, number, positive, whole
 from attribution.curvature.vector_products import CurvatureProduct, GaussNewton
 from attribution.estimators.lissa_recursion import Recursion
 from attribution.estimators.scores import Scores
@@ -75,9 +75,7 @@ class LiSSA(ShardedEstimator):
         for name in ("depth", "repeats", "batch_size", "query_batch"):
             whole(self, name, least=1)
         number(self, "damping", least=0)
-        number(self, "scale", least=0)
-        if self.scale == 0:
-            raise FieldError(self, "scale", "must be above 0")
+        positive(self, "scale")
         self.draws.refuse_lists("LiSSA")
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:

@@ -20,8 +20,6 @@ SHARED = ("attribution.models.trained",)
 class Weights(ABC):
     """Parameters and buffers from outside the store. Their content is their identity, not the place where they lie."""
 
-    VERSION = 1
-
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name.

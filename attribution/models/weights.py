@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attribution.checks import FieldError
 from attribution.models.given import Weights
 
 SHARED = ("attribution.models.given",)
@@ -48,26 +49,31 @@ class WeightsFile(Weights):
         ``network`` may be on the meta device. A ``prefix`` that is given may be incomplete: ``ema`` finds ``ema.module.``.
 
         Raises:
-            ValueError: there is no such prefix or several, or a tensor has another shape.
+            FieldError: the file cannot be read, there is no such prefix or several, or a tensor has another shape.
         """
-        wanted, found = {name: tensor.shape for name, tensor in network.state_dict().items()}, _read(self.path)
+        try:
+            found = _read(self.path)
+        except ValueError as error:
+            raise FieldError(self, "path", str(error)) from error
+        wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
         prefixes = [prefix for prefix in _prefixes(found, next(iter(wanted))) if all(prefix + name in found for name in wanted)]
         if not prefixes:
-            raise ValueError(f"has no weights of {type(network).__name__}: {_difference(wanted, found)}")
+            raise FieldError(self, "path", f"has no weights of {type(network).__name__}: {_difference(wanted, found)}")
         shown = ", ".join(prefix or "none" for prefix in prefixes)
         given = [prefix for prefix in prefixes if prefix.startswith(self.prefix)]
         if not given:
-            raise ValueError(f"has no weights of the network under the prefix {self.prefix}, but under {shown}")
+            message = f"{self.path} has no weights of the network under the prefix {self.prefix}, but under {shown}"
+            raise FieldError(self, "prefix", message)
         exact = [prefix for prefix in given if prefix == self.prefix]  # also the empty one
         if len(exact or given) > 1:
-            raise ValueError(f"has weights of the network under several prefixes: set prefix to one of {shown}")
+            message = f"{self.path} has weights of the network under several prefixes: set prefix to one of {shown}"
+            raise FieldError(self, "prefix", message)
         (prefix,) = exact or given
         for name, shape in wanted.items():
             if found[prefix + name].shape != shape:
                 there, here = (list(shape) for shape in (found[prefix + name].shape, shape))
-                raise ValueError(
-                    f"has {prefix}{name} of the shape {there}, but the network has {here}: choose the network it is of"
-                )
+                message = f"has {prefix}{name} of the shape {there}, but the network has {here}: choose the network it is of"
+                raise FieldError(self, "path", message)
         return replace(self, prefix=prefix, names=tuple(sorted(wanted)))
 
 
@@ -77,7 +83,7 @@ def _prefixes(found: Mapping[str, Tensor], name: str) -> list[str]:
 
 
 def _difference(wanted: Mapping[str, Any], found: Mapping[str, Tensor]) -> str:
-    """Names that the network has and the file lacks, or else the other way around, in words."""
+    """Names that the network has and the file lacks, in words."""
     closest = min(_prefixes(found, next(iter(wanted))) or [""], key=lambda p: sum(p + name not in found for name in wanted))
     lacking = [name for name in wanted if closest + name not in found]
     there = _some(list(found))

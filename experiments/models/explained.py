@@ -77,9 +77,8 @@ class FromCheckpoint(Explained):
     def of(self, training: TrainedModel) -> GivenModel:
         try:
             weights = WeightsFile(self.path, self.prefix or "").of_network(training.outline)
-        except ValueError as error:
-            field = "prefix" if "prefix" in str(error) else "path"
-            raise FieldError(self, field, str(error) if field == "path" else f"{self.path} {error}") from error
+        except FieldError as error:
+            raise FieldError(self, error.field, error.message) from error
         return GivenModel(model=training.model, objective=training.objective, weights=weights)
 
 

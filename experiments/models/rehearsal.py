@@ -31,7 +31,6 @@ def rehearse(experiment: Experiment) -> None:
     quiet_lightning()
 
     experiment.training.candidates  # noqa: B018 (raises)
-    check_sampler(experiment)
     check_hardware(experiment.trainer, hardware_of(experiment.training), experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

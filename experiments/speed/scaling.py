@@ -12,14 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from attribution.checks import FieldError
 from attribution.device_memory import process_bytes
@@ -29,6 +27,7 @@ from experiments.metrics.scaling import Growth, exponent
 from experiments.report.row import Row, Subject
 from experiments.speed.rates import Rates
 from experiments.speed.timing import synchronize
+from experiments.store.inventory import file_size
 from experiments.store.peak_memory import peak_memory
 from experiments.store.plan import plan
 from experiments.store.store import Store
@@ -97,12 +96,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """The attribution of one point: computing ``scores`` of ``network``, once the ``parents`` exist.
+    """The attribution of one point: computing ``scores`` of a network with ``parameters``, once the ``parents`` exist.
 
     ``rates`` measures the constants of a plan, given a folder for files.
     """
 
-    network: nn.Module
+    parameters: int
     rates: Callable[[Path], Rates]
     parents: Sequence[Node]
     scores: Node
@@ -153,8 +152,7 @@ def measure(estimator: str, sizes: Sizes, work: Work, threads: int) -> Measured:
                 disk = max(disk, _bytes_on_disk(store.root))
                 time.sleep(_LOOK)
             seconds, memory = running.result()
-        parameters = sum(p.numel() for p in work.network.parameters())
-        known = {"N": sizes.images, "Q": sizes.queries, "K": sizes.draws, "P": parameters}
+        known = {"N": sizes.images, "Q": sizes.queries, "K": sizes.draws, "P": work.parameters}
         return Measured(
             estimator=estimator,
             sizes=known,
@@ -184,12 +182,8 @@ def _attribute(root: Path, parents: Sequence[Node], scores: Node, threads: int) 
 
 def _bytes_on_disk(folder: Path) -> int:
     """The bytes of all files in a folder, some of which may be deleted meanwhile."""
-    total = 0
-    for path, _, names in os.walk(folder):  # leaves out folders that are deleted
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.path.getsize(os.path.join(path, name))
-    return total
+    # os.walk leaves out folders that are deleted
+    return sum(file_size(Path(path, name)) for path, _, names in os.walk(folder) for name in names)
 
 
 def rows(points: Sequence[Measured]) -> list[Row]:

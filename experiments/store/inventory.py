@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        return sum(_size(path) for path in self.folder.rglob("*"))
+        return sum(file_size(path) for path in self.folder.rglob("*"))
 
     @property
     def age(self) -> float:
@@ -173,7 +173,8 @@ def _last_change(folder: Path, default: float) -> float:
         return default
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Return the bytes of a file; 0 if it is no file, or no longer there."""
     try:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:

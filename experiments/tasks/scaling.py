@@ -1,6 +1,7 @@
 """``task=speed task.suite=scaling``: how attribution grows with its sizes, for the data and the network of the run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from hydra import compose
@@ -65,10 +66,14 @@ def _work(config: DictConfig) -> Work:
     queries = build(config, "queries").node(experiment)
     check_draws(experiment, estimator)
     rehearse(experiment)
-    network = experiment.model().to(experiment.execution.torch_device())
+
+    def rates(folder: Path) -> Rates:
+        network = experiment.model().to(experiment.execution.torch_device())  # of one point at a time
+        return Rates.of(network, experiment.shape, experiment.objective, experiment.execution, folder)
+
     return Work(
-        network=network,
-        rates=lambda folder: Rates.of(network, experiment.shape, experiment.objective, experiment.execution, folder),
+        parameters=experiment.training.parameter_count,
+        rates=rates,
         parents=[experiment.trained, experiment.train, queries],
         scores=estimator.scores(experiment.trained, experiment.train, queries),
     )
