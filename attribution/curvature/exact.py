@@ -159,7 +159,8 @@ class DenseShard(SumShard[Sum]):
         block = self.execution.examples_at_once(2 * self.trained.parameter_count * self.draws.count)
         for start, stop in ranges(*self.rows, block):
             rows = slice(start, stop)
-            draws = self.draws.draw("curvature", images.ids(rows).to(device), self.trained.process.T, self.flips)
+            ids, dropout = images.ids(rows).to(device), self.trained.objective.condition_dropout
+            draws = self.draws.draw("curvature", ids, self.trained.process.T, self.flips, dropout)
             measure, x0 = OutputPixels(self.trained.process), images.x0(rows).double().to(device)
             total = total + measure.gram(per_example, x0, draws, images.conditions(rows))
         return Sum(total.cpu())

@@ -102,7 +102,8 @@ class PseudoGradients:
 
         def block(start: int, stop: int) -> tuple[Tensor, Draws, Tensor | None]:
             at = slice(start, stop)
-            draws = self.draws.draw("curvature", to_device(images.ids(at), device), self.trained.process.T, self.flips)
+            ids, dropout = to_device(images.ids(at), device), self.trained.objective.condition_dropout
+            draws = self.draws.draw("curvature", ids, self.trained.process.T, self.flips, dropout)
             condition = images.conditions(at)
             return to_device(images.x0(at), device, dtype), draws, None if condition is None else to_device(condition, device)
 

@@ -33,6 +33,7 @@ class EulerSampler(Sampler):
     steps: int = 50
 
     def __post_init__(self):
+        super().__post_init__()
         whole(self, "steps", least=1)
 
     @abstractmethod

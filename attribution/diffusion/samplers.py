@@ -20,9 +20,15 @@ from attribution.checks import FieldError, number, whole
 from attribution.diffusion.denoiser import Denoiser, denoiser, eval_mode
 from attribution.diffusion.process import DDPM, Process, as_ddpm
 from attribution.images import philox
+from attribution.images.conditions import null
 from attribution.nodes import added
 
-SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process", "attribution.images.philox")
+SHARED = (
+    "attribution.diffusion.denoiser",
+    "attribution.diffusion.process",
+    "attribution.images.conditions",
+    "attribution.images.philox",
+)
 
 _MASK = 0xFFFFFFFF
 
@@ -46,9 +52,21 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """From noise to images. A subclass says which processes it samples from."""
+    """From noise to images. A subclass says which processes it samples from.
+
+    ``guidance``: the scale g of classifier-free guidance. The network's output o is replaced by o(∅) + g (o(c) - o(∅)), where c is
+    the condition of an image and ∅ no condition (Ho & Salimans 2022, eq. 6 with w = g - 1); 1 is o(c).
+
+    Raises:
+        ValueError: ``guidance`` below 0.
+    """
 
     VERSION: ClassVar[int] = 1
+
+    guidance: float = added(default=1.0)
+
+    def __post_init__(self):
+        number(self, "guidance", least=0)
 
     @abstractmethod
     def levels(self, process: Process) -> Sequence[float]:
@@ -71,6 +89,7 @@ class Sampler(ABC):
         seeds: Tensor,
         trajectory: Literal[False] = False,
         progress: Callable[[int, int], object] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -82,6 +101,7 @@ class Sampler(ABC):
         seeds: Tensor,
         trajectory: Literal[True],
         progress: Callable[[int, int], object] | None = None,
+        condition: Tensor | None = None,
     ) -> Trajectory: ...
 
     @torch.no_grad()
@@ -93,19 +113,20 @@ class Sampler(ABC):
         seeds: Tensor,
         trajectory: bool = False,
         progress: Callable[[int, int], object] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor | Trajectory:
         """Sample one image of ``shape`` (C, H, W) for each of the int64 ``seeds [B]``, on their device: ``[B, C, H, W]`` float32.
 
         A network is called in eval mode; anything else that is callable is a ``Denoiser``. ``trajectory=True`` returns all states.
-        ``progress`` is called with (steps done, steps in total) after every step.
+        ``progress`` is called with (steps done, steps in total) after every step. ``condition [B, ...]``: that of each image.
 
         Raises:
-            ValueError: a process that the sampler is not for, or more steps than timesteps.
+            ValueError: a process that the sampler is not for, more steps than timesteps, or guidance without conditions.
             FloatingPointError: a sample is not finite.
         """
         levels = self.levels(process)
         with _evaluating(model) as denoise:
-            made = self.states(denoise, process, noise_of(seeds, 0, shape), seeds)
+            made = self.states(self.conditioned(denoise, condition), process, noise_of(seeds, 0, shape), seeds)
             states = [x := next(made)]
             for done, x in enumerate(made, start=1):
                 if trajectory:
@@ -117,6 +138,26 @@ class Sampler(ABC):
                 "sampling gave values that are not finite: the model's training diverged; lower its learning rate"
             )
         return Trajectory(torch.stack(states, dim=1), torch.tensor(levels)) if trajectory else x
+
+    def conditioned(self, denoise: Denoiser, condition: Tensor | None) -> Denoiser:
+        """``denoise`` at the ``condition [B, ...]`` of each image, with guidance; it needs no condition when it is called.
+
+        Raises:
+            ValueError: guidance without conditions.
+        """
+        if condition is None:
+            if self.guidance != 1:
+                raise FieldError(self, "guidance", "is for images with conditions (classes, embeddings), and there are none: set 1")
+            return denoise
+        if self.guidance == 1:
+            return lambda x, time, _=None, /: denoise(x, time, condition)
+        both = torch.cat([condition, null(condition)])
+
+        def guided(x: Tensor, time: Tensor, _: Tensor | None = None, /) -> Tensor:
+            with_condition, without = denoise(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
+            return without + self.guidance * (with_condition - without)
+
+        return guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +233,7 @@ class DDIMSampler(TransitionSampler):
     timestep_spacing: Literal["leading", "trailing"] = added(default="leading")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.timestep_spacing not in ("leading", "trailing"):
             raise FieldError(self, "timestep_spacing", "choose leading or trailing")
         whole(self, "steps", least=1)

@@ -234,7 +234,8 @@ class InfluenceTrainingBlock(TrainingBlock):
             held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
             for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
-                draws = scheme.draw("attribution", to_device(images.ids(rows), device), first.trained.process.T, estimator.flips)
+                ids, objective = to_device(images.ids(rows), device), first.trained.objective
+                draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
                 x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
                 gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
                 for prefix, number in enumerate(scheme.prefixes):

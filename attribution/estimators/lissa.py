@@ -165,7 +165,8 @@ class LissaTrainingBlock(TrainingBlock):
         products: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.trained.parameter_count)):
             rows = slice(start, stop)
-            draws = scheme.draw("attribution", to_device(images.ids(rows), device), first.trained.process.T, estimator.flips)
+            ids, objective = to_device(images.ids(rows), device), first.trained.objective
+            draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
             x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
             gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
             for blocks, vectors in zip(products, queries, strict=True):

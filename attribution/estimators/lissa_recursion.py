@@ -103,7 +103,8 @@ class Recursion:
                 left = np.concatenate([left, random.permutation(len(train) * K)])
             taken, left = left[: self.batch_size], left[self.batch_size :]
             example, draw = by_id[taken // K], to_device(torch.from_numpy(taken % K), device)
-            draws = self.draws.draw("curvature", to_device(train.ids(example), device), trained.process.T, self.flips)
+            ids, objective = to_device(train.ids(example), device), trained.objective
+            draws = self.draws.draw("curvature", ids, objective.process.T, self.flips, objective.condition_dropout)
             column, condition = draw.unsqueeze(1), train.conditions(example)
             condition = None if condition is None else to_device(condition, device)
             yield to_device(train.x0(example), device), draws.map(lambda tensor, column=column: tensor.gather(1, column)), condition

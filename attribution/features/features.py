@@ -115,6 +115,11 @@ class Features:
         block = min(images, self.execution.examples_at_once(parameters))
         return max(1, int(self.execution.pass_bytes / (FLOAT32_BYTES * block * parameters)))
 
+    @property
+    def condition_dropout(self) -> float:
+        """The probability with which draws drop the condition: that of training for training images, 0 for queries."""
+        return self.trained.objective.condition_dropout if self.role == "attribution" else 0.0
+
     def engine(self, get: Get) -> PerExampleGradients:
         """The network, ready for per-example gradients."""
         return engine(self.trained, self.step, self.execution, get)
@@ -139,7 +144,8 @@ def captured_together(features: Sequence[Features], get: Get, rows: tuple[int, i
     images, device = get(first.measure.subject(first.images)), first.execution.torch_device()
     for start, stop in ranges(*rows, first.execution.examples_at_once(first.trained.parameter_count)):
         block = slice(start, stop)
-        draws = first.draws.draw(first.role, to_device(images.ids(block), device), process.T, first.flips)
+        ids = to_device(images.ids(block), device)
+        draws = first.draws.draw(first.role, ids, process.T, first.flips, first.condition_dropout)
         x0, condition = to_device(images.x0(block), device), images.conditions(block)
         yield block, [per_example.capture(each.measure, x0, draws, condition) for each in features]
 

@@ -38,7 +38,7 @@ class UniformAtCheckpoints(DrawScheme):
     def at_checkpoint(self, step: int) -> "UniformAtCheckpoints":
         return replace(self, step=step)
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         number = torch.arange(self.n, device=example.device)
         role = role if self.step is None else f"{role} at {self.step}"
-        return random_draws(self.seed, role, example[:, None], number, T, flips)
+        return random_draws(self.seed, role, example[:, None], number, T, flips, dropout)

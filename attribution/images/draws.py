@@ -94,25 +94,24 @@ class Draws:
         return (costs if self.weight is None else self.weight * costs).mean(1)
 
     def check_supported(self) -> None:
-        """Raises ValueError: draws with weights, which would be lost in means of gradients, or with dropped conditions."""
+        """Raises ValueError: draws with weights, which would be lost in means of gradients."""
         if self.weight is not None:
             raise ValueError("draws with weights are for means of costs: evaluate draws.unweighted(), then draws.mean(costs)")
-        if self.condition_dropped is not None:
-            raise ValueError("draws with condition_dropped cannot be evaluated yet: leave it as None")
 
 
-def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False) -> Draws:
+def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
     """Return the draw of each ``number`` for each ``example``: t ~ U{1..T}, a noise seed, and a flip with probability 1/2.
 
     ``example`` and ``number`` are int64 and broadcast to ``[B, K]``; the draws are on the device of ``example``. ``flips=False``
-    leaves every image as it is.
+    leaves every image as it is. ``dropout``: the probability with which the condition is dropped, which changes nothing else.
     """
     example, number = torch.broadcast_tensors(example, number.to(example.device))
     key0, key1 = philox.key(seed, role)
     zero = torch.zeros_like(example)
     w0, w1, w2, w3 = philox.philox(key0, key1, (number & _MASK, example & _MASK, (example >> 32) & _MASK, zero))
     flip = (w3 & 1).bool() if flips else torch.zeros_like(example, dtype=torch.bool)
-    return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip)
+    dropped = (w3 >> 1) < round(dropout * 2**31) if dropout else None  # the flip is the lowest bit
+    return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip, dropped)
 
 
 class DrawScheme(ABC):
@@ -174,8 +173,11 @@ class DrawScheme(ABC):
         return [self.count]
 
     @abstractmethod
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
-        """Return K draws for each ``example [B]`` (int64 ids) and ``role`` ("query", "train", ...), with timesteps in 1..T."""
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
+        """Return K draws for each ``example [B]`` (int64 ids) and ``role`` ("query", "train", ...), with timesteps in 1..T.
+
+        ``flips`` and ``dropout`` are those of ``random_draws``.
+        """
 
     def draw_for(self, proposal: Proposal, role: str, example: Tensor) -> Draws:
         """Return K draws for a measurement with this ``proposal``. A scheme that draws by it gives every draw a weight."""
@@ -259,9 +261,9 @@ class Uniform(TwoSided):
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         number = torch.arange(self.count, device=example.device)
-        return random_draws(self.seed, role, example[:, None], number, T, flips)
+        return random_draws(self.seed, role, example[:, None], number, T, flips, dropout)
 
 
 @dataclass(frozen=True)
@@ -294,12 +296,12 @@ class Fixed(DrawScheme):
         if outside := [t for t in self.timesteps if not 1 <= t <= T]:
             raise FieldError(self, "timesteps", f"the timesteps are 1..{T}, without {outside}: choose from these")
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         self.check(T)
         number = torch.arange(self.count, device=example.device)
-        random = random_draws(self.seed, role, example[:, None], number, T, flips)
+        random = random_draws(self.seed, role, example[:, None], number, T, flips, dropout)
         timestep = torch.tensor(list(self.timesteps), device=example.device).repeat_interleave(self.noises)
-        return Draws(timestep.expand(len(example), -1), random.noise_seed, random.flip)
+        return replace(random, timestep=timestep.expand(len(example), -1))
 
 
 @dataclass(frozen=True)
@@ -336,5 +338,5 @@ class Even(TwoSided):
         self.check(T)
         return [1 + j * T // self.n for j in range(self.n)]
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
-        return Fixed(self.given_timesteps(T), self.noises, self.seed).draw(role, example, T, flips)
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
+        return Fixed(self.given_timesteps(T), self.noises, self.seed).draw(role, example, T, flips, dropout)

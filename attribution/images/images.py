@@ -129,12 +129,13 @@ class ImageSet(Node[Images]):
 
 @dataclass(frozen=True, eq=False)
 class Trajectories(Arrays):
-    """``states [N, S + 1, C, H, W]`` float32 from noise to image, and the ids ``index [N]`` of the images."""
+    """``states [N, S + 1, C, H, W]`` float32 from noise to image, the ids ``index [N]`` of the images, and their conditions."""
 
     MAPPED = "r"
 
     states: np.ndarray
     index: np.ndarray
+    condition: np.ndarray | None = None
 
     def x0(self, rows: slice = slice(None)) -> Tensor:
         """The states in ``rows``, ``[B, S + 1, C, H, W]``: measures of trajectories take them in place of images."""
@@ -144,5 +145,6 @@ class Trajectories(Arrays):
         """Ids as int64 ``[B]``."""
         return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))
 
-    def conditions(self, rows: slice = slice(None)) -> None:
-        """None: trajectories have no condition."""
+    def conditions(self, rows: slice = slice(None)) -> Tensor | None:
+        """Conditions ``[B, ...]``, or None."""
+        return None if self.condition is None else torch.from_numpy(np.array(self.condition[rows]))

@@ -34,15 +34,15 @@ class Stratified(TwoSided):
     bins: int = 1
     train: int | None = None
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
-        return self._draw(Proposal.uniform(T), role, example, flips)
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
+        return self._draw(Proposal.uniform(T), role, example, flips, dropout)
 
     def draw_for(self, proposal: Proposal, role: str, example: Tensor) -> Draws:
-        return self._draw(proposal, role, example, flips=False)
+        return self._draw(proposal, role, example, flips=False, dropout=0.0)
 
-    def _draw(self, proposal: Proposal, role: str, example: Tensor, flips: bool) -> Draws:
+    def _draw(self, proposal: Proposal, role: str, example: Tensor, flips: bool, dropout: float) -> Draws:
         number = torch.arange(self.n)  # on the CPU, because some devices have no float64
-        random = random_draws(self.seed, role, example.cpu()[:, None], number, _RESOLUTION, flips)
+        random = random_draws(self.seed, role, example.cpu()[:, None], number, _RESOLUTION, flips, dropout)
         within = (random.timestep.double() - 0.5) / _RESOLUTION
         timestep, weight = timesteps(proposal, self.n, number + within)
         return replace(random, timestep=timestep, weight=None if proposal.is_uniform else weight).to(example.device)

@@ -44,8 +44,8 @@ class Window(TwoSided):
         if self.high > T:
             raise FieldError(self, "high", f"there are T={T} timesteps: set high <= {T}")
 
-    def draw(self, role: str, example: Tensor, T: int, flips: bool = False) -> Draws:
+    def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         self.check(T)
         number = torch.arange(self.count, device=example.device)
-        draws = random_draws(self.seed, role, example[:, None], number, self.high - self.low + 1, flips)
+        draws = random_draws(self.seed, role, example[:, None], number, self.high - self.low + 1, flips, dropout)
         return replace(draws, timestep=draws.timestep + self.low - 1)

@@ -13,11 +13,12 @@ from torch import Tensor
 from attribution.checks import FieldError
 from attribution.diffusion import DDPM, Denoiser, NoiseSchedule, Process
 from attribution.images import ImageSet
+from attribution.images.conditions import with_dropped
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
 from attribution.nodes import Node
 
-SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process")
+SHARED = ("attribution.diffusion.denoiser", "attribution.diffusion.process", "attribution.images.conditions")
 
 
 class Inputs(NamedTuple):
@@ -43,6 +44,11 @@ class Measure(ABC):
     VERSION: ClassVar[int] = 1
 
     process: Process
+
+    @property
+    def condition_dropout(self) -> float:
+        """The probability with which a draw of a training image drops its condition: the cost is a mean over that too."""
+        return 0.0
 
     @abstractmethod
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -75,7 +81,7 @@ class Measure(ABC):
         ``x0 [B, C, H, W]``, ``condition [B, ...]``; a measure of something other than images says so.
 
         Raises:
-            ValueError: draws with weights, or draws that drop the condition.
+            ValueError: draws with weights.
         """
         draws.check_supported()
         noise = draws.noise(x0.shape[1:], x0.dtype)
@@ -120,5 +126,8 @@ class DDPMMeasure(Measure):
 
 
 def per_draw(condition: Tensor | None, draws: Draws) -> Tensor | None:
-    """``condition [B, ...]`` once for each of the K draws of each example, ``[B·K, ...]``."""
-    return None if condition is None else condition.repeat_interleave(draws.count, 0)
+    """``condition [B, ...]`` once for each of the K draws of each example, dropped where the draw says so: ``[B·K, ...]``."""
+    if condition is None:
+        return None
+    repeated = condition.repeat_interleave(draws.count, 0)
+    return repeated if draws.condition_dropped is None else with_dropped(repeated, draws.condition_dropped.flatten())

@@ -7,12 +7,13 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from attribution.checks import FieldError
+from attribution.checks import FieldError, number
 from attribution.diffusion import Denoiser
 from attribution.diffusion.schedule import lookup
 from attribution.images.draws import Draws
 from attribution.images.proposals import Proposal
 from attribution.measurements.base import Measure
+from attribution.nodes import added
 
 SHARED = ("attribution.measurements.base",)
 
@@ -22,10 +23,21 @@ class Loss(Measure):
     """``weight(t)`` times the mean over pixels of (target - output)², with weight and target of the process.
 
     For a DDPM that predicts the noise, with constant weighting, this is the mean of (ε - ε_θ(x_t, t))² (Ho et al. 2020, eq. 14).
+
+    ``condition_dropout``: the probability with which training drops the condition of an image (Ho & Salimans 2022, algorithm 1).
+    The loss of a training image is the expectation over that as well; draws of queries keep their conditions.
+
+    Raises:
+        ValueError: ``condition_dropout`` outside 0..1.
     """
 
     NAME = "Loss"
     VERSION = 1
+
+    condition_dropout: float = added(default=0.0)
+
+    def __post_init__(self):
+        number(self, "condition_dropout", least=0, most=1)
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         output = self.output(denoise, self.process.add_noise(x0, t, noise), t, condition)

@@ -31,8 +31,8 @@ class TrajectoryLikelihood(TrajectoryMeasure):
     The noise of the draws is not used.
 
     Raises:
-        ValueError: a deterministic sampler or one with a single step (their trajectories have no density), or a process other than
-            DDPM.
+        ValueError: a deterministic sampler or one with a single step (their trajectories have no density), guidance, or a process
+            other than DDPM.
     """
 
     NAME = "TrajectoryLikelihood"
@@ -40,6 +40,9 @@ class TrajectoryLikelihood(TrajectoryMeasure):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.sampler.guidance != 1:
+            message = "the density of guided trajectories is not measured: set 1, or measure the loss"
+            raise FieldError(self.sampler, "guidance", message)
         if min(self._stds) == 0:
             raise FieldError(self, "sampler", _DETERMINISTIC)
 

@@ -11,15 +11,17 @@ from attribution.nodes.artifact import Artifact
 
 @dataclass(frozen=True, eq=False)
 class Arrays(Artifact):
-    """Base class of dataclasses whose fields are arrays. Each array is stored in ``<field>.npy``."""
+    """Base class of dataclasses whose fields are arrays, or None where that is the default. Each is stored in ``<field>.npy``."""
 
     MAPPED: ClassVar[Literal["r"] | None] = None
     """ "r" maps the files into memory instead of reading them: for arrays that may be large."""
 
     def save(self, folder: Path) -> None:
         for field in fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name))
+            if (array := getattr(self, field.name)) is not None:
+                np.save(folder / f"{field.name}.npy", array)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode=cls.MAPPED) for field in fields(cls)})
+        stored = [f.name for f in fields(cls) if f.default is not None or (folder / f"{f.name}.npy").exists()]
+        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode=cls.MAPPED) for name in stored})

@@ -123,7 +123,7 @@ def _batch(
         weight[m, : lengths[m]] = member.selection.weights_of(batch) / lengths[m]
     ids = images.ids(rows.ravel()).view(rows.shape)
     x0 = to_device(images.x0(rows.ravel()), stack.device, stack.dtype)
-    draws = _draws(members, ids, step, measure.process.T, flips).to(stack.device)
+    draws = _draws(members, ids, step, measure, flips).to(stack.device)
     condition = images.conditions(rows.ravel())
     inputs = measure.inputs(x0, draws, None if condition is None else to_device(condition, stack.device))
     return StackedBatch(
@@ -134,16 +134,19 @@ def _batch(
     )
 
 
-def _draws(members: Sequence[Member], ids: Tensor, step: int, T: int, flips: bool) -> Draws:
+def _draws(members: Sequence[Member], ids: Tensor, step: int, measure: Measure, flips: bool) -> Draws:
     """The draw of each example ``ids [M, B]``: ``[M·B, 1]``. Members with the same seed share one call."""
     timestep, noise_seed = torch.empty_like(ids), torch.empty_like(ids)
-    flip = torch.empty_like(ids, dtype=torch.bool)
+    flip, dropout = torch.empty_like(ids, dtype=torch.bool), measure.condition_dropout
+    dropped = torch.empty_like(flip) if dropout else None
     seeds = np.array([member.seed for member in members])
     for seed in np.unique(seeds):
         chosen = torch.from_numpy(seeds == seed)
-        draws = random_draws(int(seed), "training", ids[chosen], torch.tensor(step), T, flips)
+        draws = random_draws(int(seed), "training", ids[chosen], torch.tensor(step), measure.process.T, flips, dropout)
         timestep[chosen], noise_seed[chosen], flip[chosen] = draws.timestep, draws.noise_seed, draws.flip
-    return Draws(timestep.view(-1, 1), noise_seed.view(-1, 1), flip.view(-1, 1))
+        if dropped is not None and draws.condition_dropped is not None:
+            dropped[chosen] = draws.condition_dropped
+    return Draws(timestep, noise_seed, flip, dropped).map(lambda tensor: tensor.view(-1, 1))
 
 
 def _start(members: Sequence[Member], saves: Sequence[Saves]) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
+from attribution.diffusion.denoiser import without_label_dropout
 from attribution.training.recipe import Recipe
 
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -37,7 +38,7 @@ class Stack:
         rows, constants = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            self.network = model().to(device)
+            self.network = without_label_dropout(model()).to(device)
             if self.dtype == torch.float64:
                 self.network = self.network.double()
             rows.append(torch.cat([p.detach().flatten() for p in self.network.parameters() if p.requires_grad]))

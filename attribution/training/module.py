@@ -11,7 +11,7 @@ from diffusers.optimization import get_scheduler
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from attribution.diffusion import denoiser
+from attribution.diffusion.denoiser import denoiser, without_label_dropout
 from attribution.images import philox
 from attribution.images.draws import Draws, random_draws
 from attribution.measurements import Measure
@@ -56,6 +56,7 @@ class DiffusionModule(L.LightningModule):
         compiler: str | None = None,
     ):
         super().__init__()
+        model = without_label_dropout(model)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model, self.measure, self.build_optimizer = model, measure, optimizer
@@ -82,6 +83,7 @@ class DiffusionModule(L.LightningModule):
             torch.full((), step, device=self.ids.device),
             self.measure.process.T,
             self.flips,
+            self.measure.condition_dropout,
         )
         self.dropout_seed = philox.key(self.seed, "dropout", step, self.global_rank)[0]
         loss = training_loss(self.model, self.measure, x0, self.draws, self.dropout_seed, condition)

@@ -8,8 +8,8 @@ A record is a folder:
     checkpoints/N.safetensors   parameters after N steps
     average.safetensors    averaged parameters (EMA) at the end, if training kept an average
 
-Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; checkpoint N comes after steps 0..N-1. Training never
-drops conditions; a schema for a training run that does would add a bool column ``condition_dropped`` to ``visits``.
+Everything is read lazily. Steps in ``visits`` and ``steps`` count from 0; checkpoint N comes after steps 0..N-1. Where training
+drops conditions at random, the schema is ``SCHEMA_WITH_DROPOUT`` and visits have the bool column ``condition_dropped``.
 """
 
 import json
@@ -32,7 +32,9 @@ from attribution.nodes import Get
 SHARED = ("attribution.models.trained",)
 
 SCHEMA = 1
+SCHEMA_WITH_DROPOUT = 2
 VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
+VISIT_WITH_DROPOUT = np.dtype([*VISIT.descr, ("condition_dropped", "?")])
 
 
 def step_dtype(groups: int) -> np.dtype:
@@ -51,8 +53,9 @@ def step_dtype(groups: int) -> np.dtype:
 
 def draws_of(visits: np.ndarray) -> Draws:
     """The draw of each visit, ``[B, 1]``."""
-    columns = [torch.from_numpy(visits[name].copy()) for name in ("timestep", "noise_seed", "flip")]
-    return Draws(columns[0].long()[:, None], columns[1][:, None], columns[2][:, None])
+    names = ("timestep", "noise_seed", "flip", "condition_dropped")
+    columns = {name: torch.from_numpy(visits[name].copy())[:, None] for name in names if name in (visits.dtype.names or ())}
+    return Draws(**{**columns, "timestep": columns["timestep"].long()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +67,10 @@ class TrainingRecord(TrainingResult):
     @cached_property
     def info(self) -> dict[str, Any]:
         info = json.loads((self.folder / "record.json").read_text())
-        if info["schema"] != SCHEMA:
+        if info["schema"] not in (SCHEMA, SCHEMA_WITH_DROPOUT):
             raise ValueError(
-                f"the training record in {self.folder} has schema {info['schema']}, this version reads {SCHEMA}: train again"
+                f"the training record in {self.folder} has schema {info['schema']}, this version reads {SCHEMA} and "
+                f"{SCHEMA_WITH_DROPOUT}: train again"
             )
         return info
 

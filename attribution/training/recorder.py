@@ -17,7 +17,7 @@ from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
 from attribution.training.order import steps_per_epoch
 from attribution.training.recipe import Recipe
-from attribution.training.record import SCHEMA, VISIT, step_dtype
+from attribution.training.record import SCHEMA, SCHEMA_WITH_DROPOUT, VISIT, VISIT_WITH_DROPOUT, step_dtype
 
 SHARED = ("attribution.training.order", "attribution.training.record")
 
@@ -82,7 +82,8 @@ class Recorder(L.Callback):
             _write(pl_module.average.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
-        self._describe(kept, int(np.bincount(steps["step"]).max()))
+        schema = SCHEMA if visits.dtype == VISIT else SCHEMA_WITH_DROPOUT
+        self._describe(schema, kept, int(np.bincount(steps["step"]).max()))
         self.saves.finish([*files, *(self._checkpoint(step) for step in kept)])
         self.saves.discard()
         for step in self.checkpoint_steps - set(kept):
@@ -121,9 +122,9 @@ class Recorder(L.Callback):
         np.save(self.saves.path(f"steps-{rank}-{done:09d}.npy"), steps)
         self.visits, self.steps = [], []
 
-    def _describe(self, kept: Sequence[int], processes: int) -> None:
+    def _describe(self, schema: int, kept: Sequence[int], processes: int) -> None:
         info = {
-            "schema": SCHEMA,
+            "schema": schema,
             "seed": self.seed,
             "examples": self.n,
             "batch_size": self.batch_size,
@@ -150,9 +151,10 @@ class Recorder(L.Callback):
 def _visit_rows(visits: Sequence[tuple[int, Tensor, Draws]]) -> np.ndarray:
     """The rows of several steps (``VISIT``), given as (step, ids ``[B]``, draws ``[B, 1]``)."""
     steps, ids, draws = zip(*visits, strict=True)
-    rows = np.empty(sum(map(len, ids)), VISIT)
+    drops = draws[0].condition_dropped is not None
+    rows = np.empty(sum(map(len, ids)), VISIT_WITH_DROPOUT if drops else VISIT)
     rows["step"], rows["example"] = np.repeat(steps, list(map(len, ids))), torch.cat(ids).cpu().numpy()
-    for name in ("timestep", "noise_seed", "flip"):
+    for name in ("timestep", "noise_seed", "flip", *(("condition_dropped",) if drops else ())):
         rows[name] = torch.cat([getattr(of_step, name)[:, 0] for of_step in draws]).cpu().numpy()
     return rows
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attribution.diffusion.denoiser import without_label_dropout
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.precision import TF32, tf32_products
@@ -45,5 +46,5 @@ def _gradients(
     with torch.random.fork_rng(), tf32_products(tf32):
         draws, condition = draws_of(visits).to(parameter.device), images.conditions(positions)
         condition = None if condition is None else condition.to(parameter.device)
-        loss = training_loss(network.train(), measure, x0, draws, int(row["dropout_seed"]), condition)
+        loss = training_loss(without_label_dropout(network).train(), measure, x0, draws, int(row["dropout_seed"]), condition)
         return torch.autograd.grad(loss, list(network.parameters()))

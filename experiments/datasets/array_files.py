@@ -48,7 +48,7 @@ def open_arrays(path: Path, images: str | None, labels: str | None, names: str |
     Raises:
         DataError: the file is damaged or holds Python objects, it has no such array, or its arrays have different lengths.
     """
-    arrays = _arrays(path)
+    arrays = arrays_in(path)
     image = _chosen(path, arrays, "images", images, IMAGES)
     if image is None:
         (image,) = arrays.values() if len(arrays) == 1 else (None,)
@@ -58,7 +58,7 @@ def open_arrays(path: Path, images: str | None, labels: str | None, names: str |
         arrays = {name: view for name in LABELS[:1] for view in _beside(path, name)}
     label, named = _chosen(path, arrays, "labels", labels, LABELS), _chosen(path, arrays, "names", names, NAMES)
     lines = path.with_name(f"{path.stem}_names.txt")
-    texts = _lines(lines) if names is None and lines.is_file() else None if named is None else _texts(path, named)
+    texts = _lines(lines) if names is None and lines.is_file() else None if named is None else texts_of(path, named)
     count = image.shape[0] if image.shape else 0
     result = ArrayFile(path, image, None if label is None else _labels(path, label), texts)
     for what, part in (("labels", result.labels), ("names", result.names)):
@@ -67,7 +67,12 @@ def open_arrays(path: Path, images: str | None, labels: str | None, names: str |
     return result
 
 
-def _arrays(path: Path) -> dict[str, ArrayView]:
+def arrays_in(path: Path) -> dict[str, ArrayView]:
+    """The arrays of a file by name; that of an .npy file is called ``images``.
+
+    Raises:
+        DataError: the file is damaged or holds Python objects.
+    """
     try:
         if path.suffix.lower() == ".safetensors":
             return _safetensors(path)
@@ -106,7 +111,7 @@ def _safetensors(path: Path) -> dict[str, ArrayView]:
 
 def _beside(path: Path, name: str) -> list[ArrayView]:
     other = path.with_name(f"{path.stem}_{name}.npy")
-    return list(_arrays(other).values()) if other.is_file() else []
+    return list(arrays_in(other).values()) if other.is_file() else []
 
 
 def _chosen(path: Path, arrays: dict[str, ArrayView], setting: str, name: str | None, usual: Sequence[str]) -> ArrayView | None:
@@ -131,7 +136,8 @@ def _labels(path: Path, view: ArrayView) -> np.ndarray:
     return values
 
 
-def _texts(path: Path, view: ArrayView) -> list[str]:
+def texts_of(path: Path, view: ArrayView) -> list[str]:
+    """The names of images in an array. Raises DataError: it is no list of texts or integers."""
     values = view.all()
     if values.ndim != 1 or values.dtype.kind not in "USiu":
         raise DataError(f"{path}: the names {view.name} {list(view.shape)} {view.dtype} must be one text for each image")

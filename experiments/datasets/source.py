@@ -13,10 +13,11 @@ import numpy as np
 
 from attribution.checks import FieldError, listed, whole
 from attribution.images import Images, ImageSet
-from attribution.nodes import Get, class_identity, describe, describe_fields, execution
+from attribution.nodes import Get, added, class_identity, describe, describe_fields, execution
+from experiments.datasets.conditions import Condition, conditioned
 from experiments.datasets.errors import DataError
 
-SHARED = ("attribution.images.images",)
+SHARED = ("attribution.images.images", "experiments.datasets.conditions")
 
 Name = Literal["train", "validation"]
 
@@ -42,6 +43,7 @@ class Source(ABC):
     - ``flips``: whether training mirrors each image left to right with probability 1/2
     - ``levels``: the largest value of a pixel in the files (255 for 8 bits), the unit of the ELBO
     - ``root``: the folder of the source's files, by default ``data``; sources without files ignore it
+    - ``condition``: what networks are told of the images, which ``load`` adds to them
     """
 
     channels: int
@@ -49,6 +51,7 @@ class Source(ABC):
     flips: bool
     levels: int = 255
     root: str | Path | None = execution(default=None)
+    condition: Condition | None = added(default=None)
 
     def __post_init__(self):
         for name in ("channels", "levels"):
@@ -207,4 +210,6 @@ def _load(source: Source) -> _Loaded:
             )
         _check_pixels(source, name, images)
     named = Splits(*(images.named(name) for name, images in by_name.items()))
-    return _Loaded(named, {name: images.digest() for name, images in by_name.items()})
+    if source.condition is not None:
+        named = Splits(*conditioned(source.condition, named.train, named.validation))
+    return _Loaded(named, {"train": named.train.digest(), "validation": named.validation.digest()})

@@ -18,6 +18,7 @@ from attribution.training.checkpoints import CheckpointRule
 from attribution.training.recipe import Hardware, Recipe
 from experiments.datasets import Source, Split
 from experiments.models.explained import TRAINED_HERE, Explained
+from experiments.models.sample_conditions import SampleConditions
 from experiments.models.samples import Samples
 from experiments.models.trained import LoggerFor, TrainedModel
 
@@ -48,8 +49,14 @@ class Experiment:
     logger: LoggerFor | None = None
 
     def __post_init__(self):
-        """Raises FieldError: the sampler clips values that have no bounds."""
+        """Raises FieldError: the sampler clips values that have no bounds, or guides a network trained with all its conditions."""
         sampler = self.diffusion.sampler
+        if sampler.guidance != 1 and (self.data.condition is None or not self.objective.condition_dropout):
+            message = (
+                "must be 1 (none): guidance needs conditions, and training that drops some of them: choose condition=labels or "
+                "embeddings with condition.dropout above 0, or that of the training of a given model"
+            )
+            raise FieldError(sampler, "guidance", message)
         if not self.data.bounded and isinstance(sampler, TransitionSampler) and sampler.clip:
             message = "must be false: the values of the data have no bounds (latents), and the sampler would clip them to [-1, 1]"
             raise FieldError(sampler, "clip", message)
@@ -101,6 +108,7 @@ class Experiment:
 
     def samples(self, n: int, seed: int) -> Samples:
         """``n`` images that the trained model generates."""
+        condition = self.data.condition
         return Samples(
             trained=self.trained,
             sampler=self.diffusion.sampler,
@@ -109,4 +117,5 @@ class Experiment:
             seed=seed,
             execution=self.execution,
             display=self.data.display,
+            conditions=None if condition is None else SampleConditions(self.train, condition.generated),
         )

@@ -5,11 +5,13 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from attribution.checks import FieldError
-from attribution.diffusion import denoiser
-from attribution.diffusion.denoiser import eval_mode
+from attribution.diffusion.denoiser import denoiser, eval_mode, without_label_dropout
+from attribution.diffusion.network_arguments import null_class
+from attribution.images.conditions import null
 from attribution.images.draws import random_draws
 from attribution.measurements import Inputs
 from attribution.models.trained import one_line, untrained
+from experiments.datasets.conditions import Labels
 from experiments.models.experiment import Experiment
 from experiments.models.rank_processes import hardware_of
 from experiments.models.trained import quiet_lightning
@@ -34,11 +36,12 @@ def rehearse(experiment: Experiment) -> None:
     check_hardware(experiment.trainer, hardware_of(experiment.training), experiment.train.count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = untrained(experiment)
+        network = without_label_dropout(untrained(experiment))
         if not any(p.requires_grad for p in network.parameters()):
             raise FieldError(experiment, "model", "the network has no trainable parameter: set requires_grad=True on some")
         dtype = torch.float64 if experiment.trainer.precision == "64-true" else torch.float32
         network = network.to(dtype) if dtype == torch.float64 else network
+        _check_null_class(experiment, network)
         inputs = _inputs(experiment, dtype)
         _check_eval(experiment, network, inputs)
         _step(experiment, network, inputs)
@@ -62,7 +65,32 @@ def _inputs(experiment: Experiment, dtype: torch.dtype) -> Inputs:
     draws = random_draws(
         0, "rehearsal", images.ids(rows)[:, None], torch.zeros(1, dtype=torch.int64), experiment.diffusion.process.T
     )
-    return experiment.objective.inputs(images.x0(rows).to(dtype), draws, images.conditions(rows))
+    inputs = experiment.objective.inputs(images.x0(rows).to(dtype), draws, images.conditions(rows))
+    return inputs._replace(condition=_extreme(experiment, inputs.condition))
+
+
+def _extreme(experiment: Experiment, condition: Tensor | None) -> Tensor | None:
+    """``condition [B, ...]`` with the largest class and, if training drops conditions, none for the last image."""
+    if condition is None:
+        return None
+    if isinstance(classes := experiment.data.condition, Labels):
+        condition = torch.full_like(condition, classes.classes - 1)
+    if experiment.objective.condition_dropout:
+        condition[-1:] = null(condition[-1:])
+    return condition
+
+
+def _check_null_class(experiment: Experiment, network: nn.Module) -> None:
+    """Check that the network's class for a dropped one is not one of the data."""
+    classes = experiment.data.condition
+    if isinstance(classes, Labels) and experiment.objective.condition_dropout and null_class(network) != classes.classes:
+        found = "none" if null_class(network) is None else f"class {null_class(network)}"
+        message = (
+            f"training drops classes, and class {classes.classes} (condition.classes) stands for a dropped one, but the network "
+            f"has {found} for it: give its table {classes.classes + 1} rows (num_class_embeds of U-Nets; an attribute null_class "
+            "of a network of your own), or set condition.dropout=0"
+        )
+        raise FieldError(experiment, "model", message)
 
 
 def _check_eval(experiment: Experiment, network: nn.Module, inputs: Inputs) -> None:

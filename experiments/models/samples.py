@@ -11,10 +11,11 @@ from attribution.diffusion.samplers import Sampler
 from attribution.execution import FLOAT32_BYTES, FORWARD_ACTIVATIONS, Execution, ranges
 from attribution.images import Images, ImageSet, Trajectories, philox
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node, execution
+from attribution.nodes import Cost, Get, Node, added, execution
+from experiments.models.sample_conditions import SampleConditions, conditions_of, on_device
 from experiments.store.progress import track
 
-SHARED = ("attribution.images.images", "attribution.images.philox")
+SHARED = ("attribution.images.images", "attribution.images.philox", "experiments.models.sample_conditions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class SampleShard(ImageSet):
     shape: tuple[int, int, int]
     seed: int
     rows: tuple[int, int]
+    conditions: SampleConditions | None = added(default=None)
     display: float = execution(default=1.0)
     execution: Execution = execution(default=Execution())
 
@@ -49,14 +51,18 @@ class SampleShard(ImageSet):
         network = self.trained.network(get).float().to(device)
         index = np.arange(*self.rows)
         seeds = torch.tensor([_seed(self.seed, int(i)) for i in index], device=device)
-        x0 = self.sampler.sample(network, self.trained.process, self.shape, seeds, progress=_bar())
-        return Images(x0.float().cpu().numpy(), index, np.full(len(index), -1), display=self.display)
+        condition, label = conditions_of(self.conditions, index, self.seed, get)
+        x0 = self.sampler.sample(
+            network, self.trained.process, self.shape, seeds, progress=_bar(), condition=on_device(condition, device)
+        )
+        return Images(x0.float().cpu().numpy(), index, label, condition=condition, display=self.display)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(ImageSet):
-    """``n`` images that the trained model generates. Sample i has its own noise, so it does not depend on ``n``.
+    """``n`` images that the trained model generates. Sample i has its own noise and condition, so it does not depend on ``n``.
 
+    ``conditions``: the conditions that the network gets; None: nothing.
     ``display``: how figures draw them (:class:`Images`).
     """
 
@@ -69,6 +75,7 @@ class Samples(ImageSet):
     shape: tuple[int, int, int]
     n: int
     seed: int
+    conditions: SampleConditions | None = added(default=None)
     display: float = execution(default=1.0)
     execution: Execution = execution(default=Execution())
 
@@ -88,6 +95,7 @@ class Samples(ImageSet):
                 shape=self.shape,
                 seed=self.seed,
                 rows=rows,
+                conditions=self.conditions,
                 execution=self.execution,
                 display=self.display,
             )
@@ -102,7 +110,9 @@ class Samples(ImageSet):
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
         pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
-        return Images(pixels, index, label, display=self.display).named("generated")
+        given = [s.condition for s in shards if s.condition is not None]
+        condition = np.concatenate(given) if given else None
+        return Images(pixels, index, label, condition=condition, display=self.display).named("generated")
 
 
 @dataclass(frozen=True)
@@ -125,12 +135,14 @@ class SampleTrajectories(Node[Trajectories]):
         s = self.samples
         device = s.execution.torch_device()
         network = s.trained.network(get).float().to(device)
+        condition, _ = conditions_of(s.conditions, np.arange(s.n), s.seed, get)
         states = []
         for start, stop in ranges(0, s.n, s.execution.batch_size):
             seeds = torch.tensor([_seed(s.seed, i) for i in range(start, stop)], device=device)
-            trajectory = s.sampler.sample(network, s.trained.process, s.shape, seeds, trajectory=True, progress=_bar())
+            given = None if condition is None else on_device(condition[start:stop], device)
+            trajectory = s.sampler.sample(network, s.trained.process, s.shape, seeds, True, progress=_bar(), condition=given)
             states.append(trajectory.states.cpu().numpy())
-        return Trajectories(np.concatenate(states), np.arange(s.n))
+        return Trajectories(np.concatenate(states), np.arange(s.n), condition)
 
 
 def _bar() -> Callable[[int, int], None]:

@@ -1,5 +1,6 @@
 """From a composed config to objects: the experiment, the estimators, the benchmark and the nodes of an evaluation."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from attribution.estimators import Estimator
 from attribution.nodes import Node
 from attribution.training import RecordError
 from experiments.benchmarks.base import Benchmark
+from experiments.datasets.conditions import NoCondition
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
 from experiments.models.trained import LoggerFor
@@ -65,9 +67,12 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
         SettingError: If a setting is invalid.
         FieldError: If ``execution.device`` is not available.
     """
-    names = ("explained", "data", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
+    names = ("explained", "data", "condition", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
     parts = {name: build(config, name) for name in names}
     parts["execution"].torch_device()  # a missing device must not be found only after training
+    condition = parts.pop("condition")
+    if not isinstance(condition, NoCondition):
+        parts["data"] = dataclasses.replace(parts["data"], condition=condition)
     diffusion = build(config, "diffusion")
     diffusion = Diffusion(diffusion["process"], diffusion["sampler"])
     return Experiment(**parts, diffusion=diffusion, seed=config.seed, logger=logger)

@@ -27,6 +27,7 @@ from attribution.training.checkpoints import CheckpointRule
 from attribution.training.recipe import Hardware, Recipe
 from experiments.benchmarks.base import Benchmark
 from experiments.datasets import Source
+from experiments.datasets.conditions import Condition
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
 from experiments.tasks import annotations
@@ -155,6 +156,7 @@ _SCHEMAS = {
 
 _CLASSES = {
     "data": Source,
+    "condition": Condition,
     "model": nn.Module,
     "objective": Measure,
     "optimizer": torch.optim.Optimizer,

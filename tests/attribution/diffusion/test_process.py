@@ -165,12 +165,11 @@ def test_conditions_reach_stacked_models():
 
 
 def test_a_condition_without_a_use_is_an_error():
-    """Claim: a network that takes no condition refuses one, and draws that no measure evaluates are refused."""
+    """Claim: a network that takes no condition refuses one, and draws with weights, which no measure evaluates, are refused."""
     network = nn.Conv2d(1, 1, 1)
     x, t = torch.zeros(2, 1, 3, 3), torch.tensor([1, 2])
     with pytest.raises(ValueError, match=r"the images have a condition, but Conv2d\.forward takes none"):
         denoiser(network)(x, t, torch.zeros(2))
     draws = Even(2).draw("query", torch.arange(2), 20)
-    for field, message in (("weight", "evaluate draws.unweighted"), ("condition_dropped", "leave it as None")):
-        with pytest.raises(ValueError, match=message):
-            Loss(PROCESS).inputs(x, Draws(draws.timestep, draws.noise_seed, draws.flip, **{field: draws.flip}))
+    with pytest.raises(ValueError, match="evaluate draws.unweighted"):
+        Loss(PROCESS).inputs(x, Draws(draws.timestep, draws.noise_seed, draws.flip, weight=draws.flip))

@@ -326,7 +326,7 @@ class _EveryOther(Uniform):
     def count(self):
         return len(range(0, self.n, 2))
 
-    def draw(self, role, example, T, flips=False):
+    def draw(self, role, example, T, flips=False, dropout=0.0):
         return Uniform(self.n, self.seed).draw(role, example, T, flips).columns(slice(0, None, 2))
 
 
