@@ -44,6 +44,7 @@ KEYS = {
     ("*", "order", "*"): "training: seed, epoch",
     ("*", "random scores"): "random scores: seed",
     ("*", "sample", "*"): "generated images: seed, number",
+    ("*", "condition", "*"): "conditions of generated images: seed, number",
     ("*", "choice", "*"): "choices of images: seed, role",
     ("sampler",): "noise of samplers",
     ("pseudo-gradient",): "outputs of the Fisher",

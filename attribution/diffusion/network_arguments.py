@@ -12,6 +12,8 @@ SHARED = ("attribution.images.conditions",)
 
 _TIME, _CLASS, _EMBEDDING = "timestep", "class_labels", "encoder_hidden_states"
 """The names that diffusers gives the arguments of its networks."""
+_POOLED = "pooled_projections"
+"""A second embedding of the text, which SD3 and Flux need although their ``forward`` has a default for it."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -32,9 +34,8 @@ class NetworkArguments:
         parameters = list(inspect.signature(network.forward).parameters.values())
         self.names = [p.name for p in parameters if p.kind in _POSITIONAL]
         self.any = any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters)
-        self.required = [
-            p.name for p in parameters if p.default is p.empty and p.kind in (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
-        ]
+        named = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
+        self.required = [p.name for p in parameters if p.name == _POOLED or (p.default is p.empty and p.kind in named)]
         self.by_name = {_CLASS, _EMBEDDING} & set(self.names)
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

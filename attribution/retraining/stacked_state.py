@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from attribution.diffusion.denoiser import without_label_dropout
 from attribution.training.recipe import Recipe
 
+SHARED = ("attribution.diffusion.denoiser",)
+
 BuildOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 

@@ -157,7 +157,8 @@ class _EmbeddingFile:
     def __init__(self, path: Path, key: str | None):
         arrays = arrays_in(path)
         names = next((arrays.pop(name) for name in (*NAMES, "ids") if name in arrays), None)
-        self.path, self.table = path, self._table(arrays, key)
+        self.path = path
+        self.table = self._table(arrays, key)
         self.by_id = self.table is not None and (names is None or names.name == "ids")
         if self.table is None:
             self.places, self.arrays = {name: name for name in arrays}, arrays

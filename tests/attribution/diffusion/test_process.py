@@ -171,5 +171,5 @@ def test_a_condition_without_a_use_is_an_error():
     with pytest.raises(ValueError, match=r"the images have a condition, but Conv2d\.forward takes none"):
         denoiser(network)(x, t, torch.zeros(2))
     draws = Even(2).draw("query", torch.arange(2), 20)
-    with pytest.raises(ValueError, match="evaluate draws.unweighted"):
+    with pytest.raises(ValueError, match=r"evaluate draws\.unweighted"):
         Loss(PROCESS).inputs(x, Draws(draws.timestep, draws.noise_seed, draws.flip, weight=draws.flip))

@@ -251,12 +251,15 @@ def test_every_draw_scheme_is_an_estimator_s(draws):
 )
 def test_every_model_makes_a_training_step(name):
     """Claim: each network takes its data's images and gives every parameter a gradient."""
-    data = {"unet_digits": "digits", "unet_64": "artbench2", "unet_128": "celeba"}.get(name, "cifar10")
-    config = composed(f"model={name}", f"data={data}")
+    data = "digits" if "digits" in name else {"unet_64": "artbench2", "unet_128": "celeba"}.get(name, "cifar10")
+    classes, embedding = ["condition=labels"], ["condition=embeddings", "condition.path=x.npy", "condition.size=6"]
+    chosen = {"dit_digits": classes, "unet_digits_classes": classes, "unet_digits_embeddings": embedding}.get(name, [])
+    config = composed(f"model={name}", f"data={data}", *chosen)
     network = instantiate(config.model, _convert_="all")()
     x0 = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
+    condition = torch.tensor([-1]) if chosen == classes else torch.ones(1, 6) if chosen else None
     objective = instantiate(config.objective, _convert_="all")
-    objective(denoiser(network), x0, torch.tensor([5]), torch.ones_like(x0)).mean().backward()
+    objective(denoiser(network), x0, torch.tensor([5]), torch.ones_like(x0), condition).mean().backward()
     assert all(p.grad is not None for p in network.parameters())
 
 
