@@ -17,6 +17,10 @@ _POOLED = "pooled_projections"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+class ConditionError(ValueError):
+    """A network and images that do not agree on a condition."""
+
+
 class NetworkArguments:
     """The arguments of ``network.forward`` for an image, a time and a condition.
 
@@ -42,7 +46,8 @@ class NetworkArguments:
         """Positional arguments, and arguments by name.
 
         Raises:
-            ValueError: the network does not take the condition, needs one, or needs something else.
+            ConditionError: the network does not take the condition, or needs one.
+            ValueError: the network needs something else.
         """
         if _TIME in self.names[1:]:
             inputs, named = (x,), {_TIME: time}
@@ -63,11 +68,11 @@ class NetworkArguments:
     def _by_name(self, condition: Tensor) -> dict[str, Tensor]:
         if is_class(condition):
             if _CLASS not in self.by_name or _EMBEDDING in self.required:
-                raise ValueError(
+                raise ConditionError(
                     f"the images have classes, but {self.name} takes embeddings ({_EMBEDDING}): use these as conditions"
                 )
             if not self.embeds_classes:
-                raise ValueError(
+                raise ConditionError(
                     f"the images have classes, but {self.name} has no table of them: set num_class_embeds to the number of classes "
                     "plus one, for a dropped class, or use images without a condition"
                 )
@@ -76,14 +81,14 @@ class NetworkArguments:
             return {_EMBEDDING: condition if condition.dim() > 2 else condition.unsqueeze(1)}
         if condition.dim() != 2 or self.null_class is not None:
             shape = "×".join(["B", *map(str, condition.shape[1:])])
-            raise ValueError(
+            raise ConditionError(
                 f"the images have embeddings {shape}, but {self.name} takes classes ({_CLASS}): use these as conditions"
             )
         return {_CLASS: condition}
 
     def _in_order(self, inputs: tuple[Tensor, ...], condition: Tensor) -> tuple[Tensor, ...]:
         if len(inputs) + len({_TIME} & set(self.names[1:])) >= len(self.names) and not self.any:
-            raise ValueError(
+            raise ConditionError(
                 f"the images have a condition, but {self.name}.forward takes none: use images without a condition, or a "
                 "network that is called as network(x, time, condition)"
             )
@@ -95,7 +100,7 @@ class NetworkArguments:
         if condition is None and _CLASS in self.by_name and self.null_class is not None:
             needed = [_CLASS]
         if condition is None and needed and needed[0] in (*self.by_name, *self.names[2:3]):
-            raise ValueError(
+            raise ConditionError(
                 f"{self.name} needs a condition of each image ({needed[0]}), but the images have none: use images with conditions"
             )
         if needed:

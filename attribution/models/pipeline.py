@@ -1,4 +1,4 @@
-"""Denoisers trained elsewhere: the network and the noise schedule of an unconditional pipeline of diffusers."""
+"""Denoisers trained elsewhere: the network and the noise schedule of a pipeline of diffusers without text."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,9 +23,10 @@ _CONTENT = (".safetensors", ".bin", ".json")
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A DDPMPipeline or DDIMPipeline at ``path``: a folder written by ``save_pretrained``, or a name in the Hugging Face cache.
+    """A DDPMPipeline, DDIMPipeline or DiTPipeline at ``path``: a folder written by ``save_pretrained``, or a name in the Hugging
+    Face cache.
 
-    Nothing is downloaded.
+    Nothing is downloaded. The network may take a class. That of a DiTPipeline denoises latents, which the images have to be.
     """
 
     NAME = "Pipeline"
@@ -39,7 +40,7 @@ class Pipeline:
 
     @property
     def network(self) -> nn.Module:
-        """The U-Net in eval mode, called as ``network(x_t, t - 1)``, t in 1..T. Raises ValueError, as ``process`` does."""
+        """The network in eval mode, called with x_t, t - 1 (t in 1..T) and maybe a class. Raises ValueError, as ``process`` does."""
         return self._parts[0]
 
     @property
@@ -47,7 +48,7 @@ class Pipeline:
         """The forward process of the pipeline.
 
         Raises:
-            ValueError: no pipeline at ``path``, or one that is not an unconditional DDPM of images.
+            ValueError: no pipeline at ``path``, or one that is not a DDPM of images or of latents.
         """
         return self._parts[1]
 
@@ -84,7 +85,7 @@ class Pipeline:
 
     @cached_property
     def _parts(self) -> tuple[nn.Module, DDPM]:
-        from diffusers import DiffusionPipeline, UNet2DModel
+        from diffusers import DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
@@ -99,17 +100,21 @@ class Pipeline:
                 f"the pipeline {self.path} does not exist: give a folder with model_index.json, as save_pretrained writes it, "
                 f"or download it first (hf download {self.path})"
             ) from error
-        if others := [name for name, part in components.items() if isinstance(part, nn.Module) and name != "unet"]:
+        network = components.get("unet", components.get("transformer"))
+        unused = ("vae",) if isinstance(network, DiTTransformer2DModel) else ()
+        networks = [name for name, part in components.items() if isinstance(part, nn.Module)]
+        if others := [name for name in networks if components[name] is not network and name not in unused]:
             raise ValueError(
                 f"the pipeline {self.path} has further networks ({', '.join(others)}): choose one of images, which has none"
             )
-        network, scheduler = components.get("unet"), components.get("scheduler")
+        scheduler = components.get("scheduler")
         config: Any = getattr(network, "config", None)
-        other = not isinstance(network, UNet2DModel) or config.out_channels != config.in_channels
-        if network is None or other or network.class_embedding is not None or not hasattr(scheduler, "alphas_cumprod"):
+        known = isinstance(network, UNet2DModel | DiTTransformer2DModel)
+        predicts = known and config.out_channels in (None, config.in_channels, 2 * config.in_channels)
+        if network is None or not predicts or not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
-                f"the pipeline {self.path} has no UNet2DModel that denoises images without a class label: choose a DDPM or DDIM "
-                "pipeline"
+                f"the pipeline {self.path} has no UNet2DModel or DiTTransformer2DModel that denoises images: choose a DDPM, DDIM "
+                "or DiT pipeline"
             )
         return network.eval(), _process(self.path, scheduler)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from attribution.checks import FieldError
 from attribution.diffusion.denoiser import denoiser, eval_mode, without_label_dropout
-from attribution.diffusion.network_arguments import null_class
+from attribution.diffusion.network_arguments import ConditionError, null_class
 from attribution.images.conditions import null
 from attribution.images.draws import random_draws
 from attribution.measurements import Inputs
@@ -109,6 +109,9 @@ def _output(experiment: Experiment, network: nn.Module, inputs: Inputs) -> Tenso
     x_t = experiment.diffusion.process.add_noise(x0, t, noise)
     try:
         return experiment.objective.output(denoiser(network), x_t, t, condition)
+    except ConditionError as error:
+        message = f"{error} (condition=labels, embeddings or none, and a network for it)"
+        raise FieldError(experiment, "model", message) from error
     except ValueError as error:
         raise FieldError(experiment, "model", str(error)) from error
     except Exception as error:  # the network may be anyone's

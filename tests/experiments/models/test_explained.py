@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from attribution.checks import FieldError
 from attribution.models.given import GivenModel
 from attribution.models.pipeline import Pipeline
 from attribution.models.trained import FinalParameters, Trained
@@ -21,6 +22,7 @@ from experiments.models.rehearsal import rehearse
 from experiments.models.trained import TrainedModel
 from experiments.tasks.composition import experiment_of, named
 from experiments.tasks.settings import build
+from tests.conditional_networks import DIT
 from tests.experiments.tasks.compositions import composed
 from tests.worlds import UNET
 
@@ -65,6 +67,27 @@ def test_the_scores_of_a_pipeline_are_those_of_its_network(pipeline, estimator):
     queries = build(config, "queries").node(experiment)
     expected = build(config, "estimator").score(loaded, experiment.train, queries, InMemory()).values
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_class_conditional_pipeline_is_explained(kind, tmp_path):
+    """Claim: a U-Net with classes, or a DiT beside an autoencoder, is rehearsed and sampled with the classes of the data."""
+    torch.manual_seed(1)
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=50, beta_schedule="linear")
+    if kind == "unet":
+        made = diffusers.DDPMPipeline(NETWORK(num_class_embeds=11), scheduler)
+    else:
+        autoencoder = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=1)
+        made = diffusers.DiTPipeline(DIT(num_embeds_ada_norm=10, out_channels=2), autoencoder, scheduler)
+    made.save_pretrained(tmp_path)
+    arguments = ["explained=pipeline", f"explained.path={tmp_path}", *SMALL, "diffusion.sampler.steps=2"]
+    experiment = experiment_of(composed(*arguments, "condition=labels", "diffusion.sampler.guidance=2"))
+    rehearse(experiment)
+    samples = InMemory()(experiment.samples(3, 0))
+    assert samples.label.tolist() == np.unique(experiment.data.load().train.label)[:3].tolist()
+    assert np.isfinite(samples.pixels).all()
+    with pytest.raises(FieldError, match="needs a condition of each image"):
+        rehearse(experiment_of(composed(*arguments)))
 
 
 def test_the_identity_of_a_pipeline_is_its_content(pipeline, tmp_path):

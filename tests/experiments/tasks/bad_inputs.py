@@ -139,6 +139,8 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "data", (*_RUN, *_EVERY, "model=unet_small", "task=train", f"data={choice}", number, *_HELD_OUT[choice], files())
     for choice in ("unet_digits", "unet_small"):
         yield "model", (*_RUN, *_DIGITS, *_EVERY, f"model={choice}", "task=train")
+    conditional = (*_RUN, *_DIGITS, *_EVERY, "model=unet_digits_classes", "model.block_out_channels=[8,8]", "task=train")
+    yield "condition", (*conditional, "condition=labels")
     for group in ("diffusion", "optimizer", "trainer"):
         for choice in set(options(group)) - {"pipeline"}:
             yield group, (f"{group}={choice}", *SMALL, "task=train")

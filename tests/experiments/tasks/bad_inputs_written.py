@@ -398,6 +398,19 @@ def _known_before_training() -> Iterator[BadInput]:
             (*SCORES, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000", "estimator.checkpoints=2"),
             ("time_proj",),
         ),
+        ("model=dit_digits", own, ("model",)),
+        ("model=unet_digits_embeddings", own, ("model",)),
+        ("condition=labels", own, ("model",)),
+        ("condition=embeddings", own, ("condition.path",)),
+        ("condition.path=nowhere.npy", (*own, "condition=embeddings", "condition.size=4"), ("condition.path",)),
+        ("condition.classes=5", (*own, "condition=labels", "model=dit_digits"), ("condition.classes",)),
+        ("model.num_embeds_ada_norm=4", (*own, "condition=labels", "model=dit_digits"), ("model",)),
+        ("diffusion.sampler.guidance=2", own, ("diffusion.sampler.guidance",)),
+        (
+            "diffusion.sampler.guidance=3",
+            (*own, "condition=labels", "condition.dropout=0", "model=dit_digits"),
+            ("diffusion.sampler.guidance",),
+        ),
     ):
         yield BadInput(argument, rest, names)
     for network in (
