@@ -13,7 +13,9 @@ from attribution.images.stratified import timesteps
 from attribution.measurements import Measure
 
 
-def draw_gradients(measure: Measure, model: nn.Module, x0: Tensor, draws: Draws) -> dict[str, Tensor]:
+def draw_gradients(
+    measure: Measure, model: nn.Module, x0: Tensor, draws: Draws, condition: Tensor | None = None
+) -> dict[str, Tensor]:
     """∇_{b,k} of every trainable parameter by one ``backward`` per draw, in eval mode: name → ``[B, K, *parameter shape]``."""
     model.eval()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -21,7 +23,8 @@ def draw_gradients(measure: Measure, model: nn.Module, x0: Tensor, draws: Draws)
     gradients = {name: torch.zeros(B, K, *p.shape, dtype=p.dtype) for name, p in parameters.items()}
     for b in range(B):
         for k in range(K):
-            inputs = measure.inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)))
+            given = None if condition is None else condition[b : b + 1]
+            inputs = measure.inputs(x0[b : b + 1], draws.rows(slice(b, b + 1)).columns(slice(k, k + 1)), given)
             model.zero_grad(set_to_none=True)
             measure(denoiser(model), *inputs).sum().backward()
             for name, p in parameters.items():

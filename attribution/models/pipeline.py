@@ -40,7 +40,7 @@ class Pipeline:
 
     @property
     def network(self) -> nn.Module:
-        """The network in eval mode, called with x_t, t - 1 (t in 1..T) and maybe a class. Raises ValueError, as ``process`` does."""
+        """The network in eval mode, called with x_t, t - 1 and maybe a class, t in 1..T. Raises ValueError, as ``process`` does."""
         return self._parts[0]
 
     @property

@@ -31,6 +31,12 @@ class Folder(Queries):
             raise FieldError(
                 self, "path", "image files are no queries for a model of latents; choose queries=validation or generated"
             )
+        if experiment.data.condition is not None:
+            raise FieldError(
+                self,
+                "path",
+                "image files have no class and no embedding, which the model needs; choose queries=validation or generated",
+            )
         return ImageFolder(path=self.path, shape=experiment.shape, resize=self.resize, crop=self.crop)
 
 
