@@ -45,8 +45,8 @@ def speed(
     ``suite="scaling"`` measures how attribution grows with its sizes, as ``scaling`` says.
 
     Raises:
-        SettingError: If a number is below 1 (``steps``: below 2), ``draws`` is empty, or a part, a choice of ``gpu`` or an estimator
-            is unknown.
+        SettingError: If a number is below 1 (``steps``: below 2), ``draws`` is empty, or a part, a choice of ``gpu`` or an
+            estimator is unknown.
     """
     numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
     for name, values in numbers.items():
