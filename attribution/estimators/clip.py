@@ -54,7 +54,7 @@ class CLIP(Embedding):
         embeddings = []
         with torch.inference_mode():
             for start, stop in ranges(0, len(images), self.batch_size):
-                x = (images.x0(slice(start, stop)).to(device) + 1) / 2
+                x = images.visible(slice(start, stop)).to(device)
                 x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
                 x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
                 pooled = model.vision_model(pixel_values=(x - mean) / std).pooler_output

@@ -13,6 +13,7 @@ from torch import Tensor
 from attribution.nodes import Arrays, Artifact, Node, digest
 
 Rows = slice | Sequence[int] | np.ndarray
+_OPTIONAL = ("condition", "names", "pictures")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,8 @@ class Images(Artifact):
     unique; draws are a function of it. ``label`` int64 ``[N]``: class, or -1. ``condition`` ``[N, ...]``: an extra network input
     for each image (a class, an embedding); None for networks that take nothing else. ``names`` str ``[N]``: what people call each
     image, such as its file ("cats/img10.png") or its place in a data set ("train/123"); None: it is known by its id. ``display``:
-    figures draw -display as black and display as white. Names and display are no part of the content.
+    figures draw -display as black and display as white. ``pictures`` uint8 ``[N, C', H', W']``: what people see of latents; None:
+    the images themselves. Names, display and pictures are no part of the content.
     """
 
     pixels: np.ndarray
@@ -34,12 +36,13 @@ class Images(Artifact):
     condition: np.ndarray | None = None
     names: np.ndarray | None = None
     display: float = 1.0
+    pictures: np.ndarray | None = None
 
     def __post_init__(self):
         """Raises ValueError: the arrays have different lengths, or two images have the same id."""
         lengths = {
             name: len(array)
-            for name in ("pixels", "index", "label", "condition", "names")
+            for name in ("pixels", "index", "label", "condition", "names", "pictures")
             if (array := getattr(self, name)) is not None
         }
         if len(set(lengths.values())) > 1:
@@ -64,6 +67,17 @@ class Images(Artifact):
             pixels = pixels * np.float32(2 / self.levels) - np.float32(1)
         return torch.from_numpy(pixels)
 
+    @property
+    def visible_shape(self) -> tuple[int, int, int]:
+        """(C', H', W') of what people see."""
+        return self.shape if self.pictures is None else tuple(self.pictures.shape[1:])
+
+    def visible(self, rows: Rows = slice(None)) -> Tensor:
+        """What people see: float32 ``[B, C', H', W']``, 0 black and 1 white. Values beyond these are not clipped."""
+        if self.pictures is not None:
+            return torch.from_numpy(np.array(self.pictures[rows], dtype=np.float32)) / 255
+        return (self.x0(rows) / self.display + 1) / 2
+
     def ids(self, rows: Rows = slice(None)) -> Tensor:
         """Ids as int64 ``[B]``."""
         return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))
@@ -84,11 +98,11 @@ class Images(Artifact):
 
     def take(self, rows: Rows) -> "Images":
         """The images in ``rows``, with their ids and names."""
-        condition, names = (None if array is None else array[rows] for array in (self.condition, self.names))
-        return Images(self.pixels[rows], self.index[rows], self.label[rows], self.levels, condition, names, self.display)
+        optional = {name: None if (array := getattr(self, name)) is None else array[rows] for name in _OPTIONAL}
+        return Images(self.pixels[rows], self.index[rows], self.label[rows], levels=self.levels, display=self.display, **optional)
 
     def digest(self) -> str:
-        """The SHA-256 of the content, without names and display."""
+        """The SHA-256 of the content: pixels, levels, ids, labels and conditions."""
         arrays = [self.pixels, self.index, self.label, np.array(self.levels)]
         return digest(*arrays, *([] if self.condition is None else [self.condition]))
 
@@ -98,13 +112,13 @@ class Images(Artifact):
         np.save(folder / "levels.npy", np.int64(self.levels))
         if self.display != 1:
             np.save(folder / "display.npy", np.float64(self.display))
-        for name in ("condition", "names"):
+        for name in _OPTIONAL:
             if (array := getattr(self, name)) is not None:
                 np.save(folder / f"{name}.npy", array)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        optional = [name for name in ("condition", "names") if (folder / f"{name}.npy").exists()]
+        optional = [name for name in _OPTIONAL if (folder / f"{name}.npy").exists()]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "index", "label", *optional)}
         display = float(np.load(folder / "display.npy")) if (folder / "display.npy").exists() else 1.0
         return cls(**arrays, levels=int(np.load(folder / "levels.npy")), display=display)

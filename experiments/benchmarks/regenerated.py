@@ -32,10 +32,10 @@ class Regenerated:
 
     @classmethod
     def of(cls, removals: Removals, queries: Samples, sets: RemovedSets, get: Get) -> "Regenerated":
-        """The images ``[.., C, H, W]``, float32 in [-1, 1]."""
+        """The images ``[.., C, H, W]``, float32 in [-1, 1]; those that latents stand for."""
         indices, nodes = removals.regenerated(queries, sets)
-        pixels = np.stack([images.pixels for images in get.many(nodes, "sampling")])
-        return cls(get(queries).pixels, pixels.reshape(-1, len(indices), *pixels.shape[1:]), indices, len(sets.rows))
+        pixels = np.stack([_pixels(images) for images in get.many(nodes, "sampling")])
+        return cls(_pixels(get(queries)), pixels.reshape(-1, len(indices), *pixels.shape[1:]), indices, len(sets.rows))
 
     def embedded(self, embedding: Embedding, device: torch.device) -> "Regenerated":
         """The embeddings ``[.., d]`` of the images."""
@@ -58,6 +58,10 @@ class Regenerated:
         """Each query under the first seed's model that was trained without the query's set: ``[Q] -> [Q, ...]``."""
         places = [list(self.indices).index(index) for index in sets]
         return self.regenerated[0, places, np.arange(len(sets))]
+
+
+def _pixels(images: Images) -> np.ndarray:
+    return images.pixels if images.pictures is None else (2 * images.visible() - 1).numpy()
 
 
 def _embed(embedding: Embedding, pixels: np.ndarray, device: torch.device) -> np.ndarray:

@@ -11,6 +11,7 @@ from experiments.datasets.digits import Digits
 from experiments.datasets.errors import DataError
 from experiments.datasets.folder import Folder
 from experiments.datasets.huggingface import HuggingFace
+from experiments.datasets.latents import Latents
 from experiments.datasets.mnist import MNIST
 from experiments.datasets.patches_digits import PatchesDigits
 from experiments.datasets.source import Source, Split, Splits
@@ -24,6 +25,7 @@ __all__ = [
     "Digits",
     "Folder",
     "HuggingFace",
+    "Latents",
     "PatchesDigits",
     "Source",
     "Split",

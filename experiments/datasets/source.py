@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from attribution.checks import FieldError, listed, whole
 from attribution.images import Images, ImageSet
@@ -20,6 +21,14 @@ from experiments.datasets.errors import DataError
 SHARED = ("attribution.images.images", "experiments.datasets.conditions")
 
 Name = Literal["train", "validation"]
+
+
+class Decoder(Protocol):
+    """Turns latents into pictures."""
+
+    def pictures(self, latents: Tensor) -> np.ndarray:
+        """What people see of ``latents [B, c, h, w]``: ``[B, C, H, W]`` uint8, 255 for white."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +100,15 @@ class Source(ABC):
     def display(self) -> float:
         """The magnitude that figures draw as black and white."""
         return 1.0 if self.bounded else self.load().train.display
+
+    @property
+    def decoder(self) -> "Decoder | None":
+        """What turns latents into pictures, if models see latents."""
+        return None
+
+    def encoded(self, images: ImageSet) -> ImageSet:
+        """``images``, which people gave, as models see them."""
+        return images
 
     @property
     def folder(self) -> Path:

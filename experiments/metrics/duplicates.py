@@ -1,4 +1,4 @@
-"""Equal and nearly equal images: pure functions."""
+"""Equal and nearly equal images, as people see them: pure functions."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ from attribution.images import Images
 
 SAME = 0.02
 """The largest root-mean-square difference of nearly equal images, as a share of the range of pixels."""
-_RANGE = 2.0  # of pixels in [-1, 1]
 _SIDE = 4
 _BLOCK = 1024
 _PROBES = 1024
@@ -42,9 +41,9 @@ def duplicates(images: Images, hashes: Sequence[bytes]) -> Duplicates:
         by_digest.setdefault(digest, []).append(position)
     first = np.array([group[0] for group in by_digest.values()], np.int64)
     tree = KDTree(_means(images, first), leafsize=32)
-    limit = _RANGE * SAME
+    limit = SAME
     radius = limit * (1 + 1e-5)  # rounding
-    most = int(_COMPARED / np.prod(images.shape))
+    most = int(_COMPARED / np.prod(images.visible_shape))
     probes = tree.data[np.linspace(0, len(first) - 1, min(_PROBES, len(first))).astype(int)]
     neighbors = np.mean(tree.query_ball_point(probes, radius, return_length=True)) - 1
     complete = bool(neighbors * len(first) / 2 <= most)
@@ -52,7 +51,7 @@ def duplicates(images: Images, hashes: Sequence[bytes]) -> Duplicates:
     near = []
     for start in range(0, len(candidates), _BLOCK):
         a, b = np.sort(first[candidates[start : start + _BLOCK]], 1).T
-        squares = (images.x0(a) - images.x0(b)).square().flatten(1).mean(1).numpy()
+        squares = (images.visible(a) - images.visible(b)).square().flatten(1).mean(1).numpy()
         near += [(int(a[i]), int(b[i])) for i in np.flatnonzero(squares <= limit**2)]
     return Duplicates([group for group in by_digest.values() if len(group) > 1], sorted(near), complete)
 
@@ -60,20 +59,20 @@ def duplicates(images: Images, hashes: Sequence[bytes]) -> Duplicates:
 def digests(images: Images) -> Iterator[bytes]:
     """A hash of the pixels of every image as 8-bit levels."""
     for start in range(0, len(images), _BLOCK):
-        values = images.x0(slice(start, start + _BLOCK)).numpy()
-        for pixels in np.rint((values + 1) * 127.5).astype(np.int32):
+        values = images.visible(slice(start, start + _BLOCK)).numpy()
+        for pixels in np.rint(values * 255).astype(np.int32):
             yield hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def _means(images: Images, rows: np.ndarray) -> np.ndarray:
     """Means of the parts of images ``[n, 4 · 4]``, weighted so that their distance is at most the root-mean-square difference."""
-    sides = images.shape[1:]
+    sides = images.visible_shape[1:]
     starts = [np.unique(np.linspace(0, side, min(_SIDE, side), endpoint=False).astype(int)) for side in sides]
     areas = np.outer(*(np.diff([*start, side]) for start, side in zip(starts, sides, strict=True)))
     weights = 1 / np.sqrt(areas * np.prod(sides))  # of the sum over a part
     means = np.empty((len(rows), *areas.shape))
     for start in range(0, len(rows), _BLOCK):
-        gray = images.x0(rows[start : start + _BLOCK]).numpy().mean(1, dtype=np.float64)
+        gray = images.visible(rows[start : start + _BLOCK]).numpy().mean(1, dtype=np.float64)
         means[start : start + _BLOCK] = np.add.reduceat(np.add.reduceat(gray, starts[0], 1), starts[1], 2) * weights
     return means.reshape(len(rows), -1)
 

@@ -117,5 +117,6 @@ class Experiment:
             seed=seed,
             execution=self.execution,
             display=self.data.display,
+            decoder=self.data.decoder,
             conditions=None if condition is None else SampleConditions(self.train, condition.generated),
         )

@@ -12,6 +12,7 @@ from attribution.execution import FLOAT32_BYTES, FORWARD_ACTIVATIONS, Execution,
 from attribution.images import Images, ImageSet, Trajectories, philox
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, added, execution
+from experiments.datasets.source import Decoder
 from experiments.models.sample_conditions import SampleConditions, conditions_of, on_device
 from experiments.store.progress import track
 
@@ -34,6 +35,7 @@ class SampleShard(ImageSet):
     rows: tuple[int, int]
     conditions: SampleConditions | None = added(default=None)
     display: float = execution(default=1.0)
+    decoder: Decoder | None = execution(default=None)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -55,7 +57,8 @@ class SampleShard(ImageSet):
         x0 = self.sampler.sample(
             network, self.trained.process, self.shape, seeds, progress=_bar(), condition=on_device(condition, device)
         )
-        return Images(x0.float().cpu().numpy(), index, label, condition=condition, display=self.display)
+        pictures = None if self.decoder is None else self.decoder.pictures(x0)
+        return Images(x0.float().cpu().numpy(), index, label, condition=condition, display=self.display, pictures=pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class Samples(ImageSet):
     """``n`` images that the trained model generates. Sample i has its own noise and condition, so it does not depend on ``n``.
 
     ``conditions``: the conditions that the network gets; None: nothing.
-    ``display``: how figures draw them (:class:`Images`).
+    ``display``: how figures draw them (:class:`Images`). ``decoder``: what turns them into pictures, if they are latents.
     """
 
     NAME = "Samples"
@@ -77,6 +80,7 @@ class Samples(ImageSet):
     seed: int
     conditions: SampleConditions | None = added(default=None)
     display: float = execution(default=1.0)
+    decoder: Decoder | None = execution(default=None)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -98,6 +102,7 @@ class Samples(ImageSet):
                 conditions=self.conditions,
                 execution=self.execution,
                 display=self.display,
+                decoder=self.decoder,
             )
             for rows in ranges(0, self.n, self.execution.shard)
         ]
@@ -110,9 +115,11 @@ class Samples(ImageSet):
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
         pixels, index, label = (np.concatenate([getattr(s, name) for s in shards]) for name in ("pixels", "index", "label"))
-        given = [s.condition for s in shards if s.condition is not None]
-        condition = np.concatenate(given) if given else None
-        return Images(pixels, index, label, condition=condition, display=self.display).named("generated")
+        condition, pictures = (
+            None if getattr(shards[0], name) is None else np.concatenate([getattr(s, name) for s in shards])
+            for name in ("condition", "pictures")
+        )
+        return Images(pixels, index, label, condition=condition, display=self.display, pictures=pictures).named("generated")
 
 
 @dataclass(frozen=True)

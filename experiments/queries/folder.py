@@ -10,6 +10,7 @@ import numpy as np
 from attribution.checks import FieldError
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, digest, execution
+from experiments.datasets import Latents
 from experiments.datasets.image_files import find_images
 from experiments.datasets.image_reader import Crop, Framing, Resize, read_images
 from experiments.models.experiment import Experiment
@@ -27,7 +28,10 @@ class Folder(Queries):
     crop: Crop = "none"
 
     def node(self, experiment: Experiment) -> ImageSet:
-        if not experiment.data.bounded:
+        data = experiment.data
+        if isinstance(data, Latents):
+            data = data.images
+        if not data.bounded:
             raise FieldError(
                 self, "path", "image files are no queries for a model of latents; choose queries=validation or generated"
             )
@@ -37,7 +41,8 @@ class Folder(Queries):
                 "path",
                 "image files have no class and no embedding, which the model needs; choose queries=validation or generated",
             )
-        return ImageFolder(path=self.path, shape=experiment.shape, resize=self.resize, crop=self.crop)
+        files = ImageFolder(path=self.path, shape=data.shape, resize=self.resize, crop=self.crop)
+        return experiment.data.encoded(files)
 
 
 @dataclass(frozen=True, kw_only=True)

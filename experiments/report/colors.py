@@ -12,6 +12,5 @@ def colors(images: Images, rows: Sequence[int]) -> np.ndarray:
 
     Of images with 2 channels, the first is shown; of those with more than 3, the first three.
     """
-    channels = 3 if images.shape[0] >= 3 else 1
-    values = images.x0(rows).numpy()[:, :channels].transpose(0, 2, 3, 1)
-    return np.clip((values / np.float32(images.display) + 1) / 2, 0, 1)
+    values = images.visible(rows).numpy()
+    return np.clip(values[:, : 3 if values.shape[1] >= 3 else 1].transpose(0, 2, 3, 1), 0, 1)

@@ -26,7 +26,7 @@ def pictures(images: Images, rows: Sequence[int]) -> list[Image.Image]:
 
 def is_reduced(images: Images) -> bool:
     """Whether thumbnails of these images have fewer pixels than the images."""
-    return max(images.shape[1:]) > LARGEST
+    return max(images.visible_shape[1:]) > LARGEST
 
 
 def thumbnails(images: Images, rows: Sequence[int]) -> list[str]:
