@@ -241,10 +241,10 @@ class Counterfactual(QueryBenchmark):
             removed_count(fraction, len(train))
         for kind, queries in self.queries.items():
             self.measurement.subject(node := queries.node(experiment))
-            if isinstance(node, Samples) and not experiment.data.bounded:
+            if isinstance(node, Samples) and not experiment.data.bounded and experiment.data.decoder is None:
                 raise ValueError(
                     f"benchmark.queries.{kind}: distances of generated images are of pixels in [-1, 1], but the data are latents "
-                    f"without bounds; leave these queries out with queries@benchmark.queries.{kind}=none"
+                    f"that nothing decodes; leave these queries out with queries@benchmark.queries.{kind}=none"
                 )
         with torch.device("meta"):
             self._mode(experiment).prepare(experiment.model(), experiment.trainer)

@@ -202,5 +202,10 @@ def test_shipped_values_have_their_types(group):
     """Claim: no shipped choice has a value that its class's annotations refuse."""
     for choice in options(group):
         needed = ["data.root=images", "data.size=8"] if group == "data" and choice in FOLDERS else []
+        needed += (
+            ["data.size=8", "data.autoencoder.path=folder", "data.images.root=images", "data.images.size=8"]
+            if choice == "latent"
+            else []
+        )
         needed += ["+explained.path=folder"] if choice == "pipeline" else []
         check(composed(f"{group}={choice}", *needed)[group])

@@ -1,0 +1,48 @@
+"""docs/conditions.md and docs/latent.md: their blocks and commands, one after the other, at the smallest size."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.experiments import documents
+from tests.experiments.documents import ROOT
+from tests.experiments.test_docs_run import TINY, TINY_LDS, program
+
+CONDITIONS, LATENT = ROOT / "docs" / "conditions.md", ROOT / "docs" / "latent.md"
+SMALL = ["diffusion.sampler.steps=3"]
+ATTRIBUTED = ["queries.n=3", "estimator.draws.n=2", "curvature.draws.n=2"]
+
+
+def commands(page: Path) -> list[str]:
+    """The commands that need no files but those of the page's blocks."""
+    return [arguments for arguments in documents.run_commands(page) if "DIR" not in arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "arguments"),
+    [pytest.param(page, text, id=f"{page.stem}: {text}") for page in (CONDITIONS, LATENT) for text in commands(page)],
+)
+def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, monkeypatch):
+    """Claim: each trains its network and explains it: a CSV of scores for each query, or rows of the LDS."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for block in documents.blocks(page, "python"):
+        exec(compile(block.text, page.name, "exec"), namespace)
+    words = shlex.split(arguments)
+    source = "data.images" if page == LATENT else "data"
+    few = [f"{source}.n_train=40", f"{source}.n_validation=24"]
+    size = [*TINY, *few, *SMALL, *(ATTRIBUTED if "task=attribute" in words else TINY_LDS)]
+    given = {word.partition("=")[0] for word in words if not word.startswith("benchmark.subsets.count")}
+    words = [word for word in words if not word.startswith("benchmark.subsets.count")]
+    printed = program(tmp_path, [*words, *(setting for setting in size if setting.partition("=")[0] not in given)])
+    assert ("scores and a CSV for each query" in printed) == ("task=attribute" in words)
+    assert bool([*tmp_path.glob("outputs/*/*/lds.png")]) == ("task=attribute" not in words)
+
+
+def test_the_page_has_a_command_of_each_kind():
+    """Claim: a DiT, a U-Net with classes and one with embeddings are trained by commands of the page."""
+    found = " ".join(commands(CONDITIONS))
+    assert all(f"model={name}" in found for name in ("dit_digits", "unet_digits_classes", "unet_digits_embeddings"))
