@@ -33,7 +33,7 @@ def test_commands_of_conditional_models_run(arguments, tmp_path, monkeypatch):
     words = [word for word in words if not word.startswith("benchmark.subsets.count")]
     printed = program(tmp_path, [*words, *(setting for setting in size if setting.partition("=")[0] not in given)])
     assert ("scores and a CSV for each query" in printed) == ("task=attribute" in words)
-    assert ("lds_%" in printed) == ("task=attribute" not in words)
+    assert ("lds %" in printed) == ("task=attribute" not in words)
 
 
 def test_the_page_has_a_command_of_each_kind():
