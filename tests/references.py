@@ -45,7 +45,14 @@ def as_parameters(model: nn.Module, blocks: Mapping[str, Tensor]) -> dict[str, T
     The bias, where it is trained, is the last column, and the weight all that stand before it.
     """
     parameters = {}
+    every = dict(model.named_parameters(remove_duplicate=False))
     for layer, block in blocks.items():
+        if layer in every:  # a parameter by itself
+            parameters[layer] = block.reshape(len(block), *every[layer].shape)
+            continue
+        if isinstance(model.get_submodule(layer), nn.Embedding):
+            parameters[f"{layer}.weight"] = block.mT
+            continue
         own = {key: p for key, p in model.get_submodule(layer).named_parameters(recurse=False) if p.requires_grad}
         prefix = f"{layer}." if layer else ""
         if "bias" in own:

@@ -122,7 +122,7 @@ def kronecker_modules(per_example: PerExampleGradients) -> dict[torch.nn.Module,
     Raises:
         ValueError: a grouped convolution, or no Linear or Conv2d layer.
     """
-    modules = {m: (name, layer) for m, (name, layer) in per_example.recorded_modules.items() if isinstance(layer, KroneckerLayer)}
+    modules = {m: (name, layer) for m, (name, layer) in per_example.recorded.items() if isinstance(layer, KroneckerLayer)}
     grouped = [name for m, (name, _) in modules.items() if getattr(m, "groups", 1) > 1]
     if grouped:
         raise ValueError(

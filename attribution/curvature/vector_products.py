@@ -135,6 +135,4 @@ class GaussNewton(CurvatureProduct):
 def _blocks(layers: Mapping[str, Layer], parameters: tuple[Tensor, ...]) -> LayerGradients:
     """Join tensors of parameters, in the order of the layers, to the layers' blocks ``[rows, columns]``."""
     tensors = iter(parameters)
-    return {
-        name: torch.cat([next(tensors).reshape(layer.block[0], -1) for _ in layer.parameters], 1) for name, layer in layers.items()
-    }
+    return {name: layer.join([next(tensors) for _ in layer.parameters]) for name, layer in layers.items()}

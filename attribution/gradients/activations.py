@@ -1,12 +1,9 @@
 """The memory that a pass with recorded layers takes for each network input."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from attribution.gradients import hooks
-from attribution.gradients.layers import Layer
 from attribution.measurements import Inputs, Measure
 
 SHARED = ("attribution.gradients.hooks",)
@@ -14,7 +11,7 @@ SHARED = ("attribution.gradients.hooks",)
 
 def activation_bytes(
     model: nn.Module,
-    recorded_modules: Mapping[nn.Module, tuple[str, Layer]],
+    recorded: hooks.Recorded,
     measure: Measure,
     inputs: Inputs,
     on_layer: hooks.OnLayer = lambda name, calls: None,
@@ -34,10 +31,11 @@ def activation_bytes(
 
     def keep_inputs(name: str, calls: list[hooks.Call]) -> None:
         for call in calls:
-            keep(call.input)
+            for tensor in (call.input, *call.layer.kept):
+                keep(tensor)
         on_layer(name, calls)
 
     autocast = torch.autocast(inputs.t.device.type, enabled=False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hooks.run(model, recorded_modules, measure, inputs, keep_inputs, autocast)
+        hooks.run(model, recorded, measure, inputs, keep_inputs, autocast)
     return sum(storage.nbytes() for storage in kept.values()) / len(inputs.t)

@@ -60,4 +60,5 @@ def _pairs(calls: list[Call], dtype: torch.dtype) -> Iterator[tuple[Layer, Tenso
     """Yield the layer, the input and the output gradient of each call."""
     for call in calls:
         assert call.gradient is not None
-        yield call.layer, call.input.to(dtype), call.gradient.to(dtype)
+        a = call.input.to(dtype) if call.input.is_floating_point() else call.input
+        yield call.layer, a, call.gradient.to(dtype)

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attribution.diffusion import Denoiser, denoiser, eval_mode
 from attribution.gradients.layers import Layer
+from attribution.gradients.uses import ParameterLayer, Trace, Use
 from attribution.measurements import Inputs, Measure
 
-SHARED = ("attribution.diffusion.denoiser",)
+SHARED = ("attribution.diffusion.denoiser", "attribution.gradients.uses")
 
 
 @dataclass(eq=False)
@@ -38,6 +39,9 @@ class Call:
         self.version = self.input._version
 
 
+Recorded = Mapping[nn.Module | nn.Parameter, tuple[str, Layer]]
+"""Module, or parameter without a module that has a formula → (name of its gradients, layer)."""
+
 OnLayer = Callable[[str, list[Call]], None]
 """A callback that receives the name of a layer's gradients and all calls under that name, once all of them have gradients."""
 
@@ -47,7 +51,7 @@ OnLayerOf = Callable[[int, str, list[Call]], None]
 
 def run(
     model: nn.Module,
-    recorded_modules: Mapping[nn.Module, tuple[str, Layer]],
+    recorded: Recorded,
     measure: Measure,
     inputs: Inputs,
     on_layer: OnLayer,
@@ -55,7 +59,7 @@ def run(
 ) -> None:
     """Compute ``measure`` of N ``inputs`` in eval mode under ``autocast``, and backpropagate the sum of its costs.
 
-    ``recorded_modules`` maps each module to record to (gradient name, layer). ``on_layer`` is called without autocast, once for
+    ``recorded`` maps each module or parameter to record to (gradient name, layer). ``on_layer`` is called without autocast, once for
     every name. It is not called for a name if the costs do not depend on any of its calls.
 
     Raises:
@@ -63,12 +67,12 @@ def run(
             each row.
         RuntimeError: the input of a layer was overwritten after the call.
     """
-    run_all(model, recorded_modules, [measure], inputs, lambda _, name, calls: on_layer(name, calls), autocast)
+    run_all(model, recorded, [measure], inputs, lambda _, name, calls: on_layer(name, calls), autocast)
 
 
 def run_all(
     model: nn.Module,
-    recorded_modules: Mapping[nn.Module, tuple[str, Layer]],
+    recorded: Recorded,
     measures: Sequence[Measure],
     inputs: Inputs,
     on_layer: OnLayerOf,
@@ -80,7 +84,7 @@ def run_all(
     output at x_t. Raises the errors of ``run``.
     """
     t = inputs.t
-    recorder = _Recorder(recorded_modules, len(t))
+    recorder = _Recorder(recorded, len(t))
     with torch.inference_mode(False), torch.enable_grad(), _recording(model, recorder), closing(recorder):
         for position, measure in enumerate(measures):
             last = position == len(measures) - 1
@@ -122,8 +126,8 @@ class _Recorder:
     still wait for gradients, by name.
     """
 
-    def __init__(self, recorded_modules: Mapping[nn.Module, tuple[str, Layer]], inputs: int):
-        self.recorded_modules, self.inputs = recorded_modules, inputs
+    def __init__(self, recorded: Recorded, inputs: int):
+        self.recorded, self.inputs = recorded, inputs
         self._kept: list[_Evaluation] = []
         self._used: list[_Evaluation] = []
         self._waiting: defaultdict[str, dict[int, Call]] = defaultdict(dict)
@@ -176,13 +180,22 @@ class _Recorder:
     def forward_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
-        name, layer = self.recorded_modules[module]
+        name, layer = self.recorded[module]
         a: Tensor = args[0] if args else kwargs["input"]
         if not layer.fits(a, self.inputs):
             raise ValueError(
                 f"{layer.name} ({type(module).__name__}) was called with an input {list(a.shape)} in a pass of {self.inputs} "
                 "network inputs: for per-example gradients its first dimension must be the batch"
             )
+        return self.track(output, 0, [(name, layer, a.detach())])
+
+    def use_hook(self, output: Tensor, dim: int, uses: Sequence[Use]) -> Tensor:
+        """Record the uses of parameters with one output; ``dim`` is its dimension of the inputs."""
+        rows = torch.arange(self.inputs, device=output.device)
+        return self.track(output, dim, [(use.name, use, rows) for use in uses])
+
+    def track(self, output: Tensor, dim: int, recorded: Sequence[tuple[str, Layer, Tensor]]) -> Tensor:
+        """Record calls (name, layer, input) with the same output; return the output to go on with."""
         evaluation, start = self._used[-1], not output.requires_grad
         if start:
             output = output.detach().requires_grad_()
@@ -194,17 +207,18 @@ class _Recorder:
         # Gradient checkpointing runs calls again during the backward pass: these were recorded before.
         if self._on_layer is None:
             # The hook lives as long as the graph, so it must not hold tensors that could be freed earlier.
-            number = next(self._numbers)
-            output.register_hook(partial(self.gradient_hook, name, number))
-            evaluation.calls[number] = name, Call(layer, a.detach())
+            for name, layer, a in recorded:
+                number = next(self._numbers)
+                output.register_hook(partial(self.gradient_hook, name, number, dim))
+                evaluation.calls[number] = name, Call(layer, a)
         return output
 
-    def gradient_hook(self, name: str, number: int, gradient: Tensor) -> None:
+    def gradient_hook(self, name: str, number: int, dim: int, gradient: Tensor) -> None:
         calls = self._waiting[name]
         call = calls[number]
         if call.input._version != call.version:
             raise RuntimeError(f"the input of {call.layer.name} was changed in place after the call: use an out-of-place operation")
-        call.gradient = gradient
+        call.gradient = gradient.movedim(dim, 0) if dim else gradient
         if all(other.gradient is not None for other in calls.values()):
             assert self._on_layer is not None
             self._on_layer(name, list(self._waiting.pop(name).values()))
@@ -220,13 +234,34 @@ def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     try:
         for p in trained:
             p.requires_grad_(False)
-        for module in recorder.recorded_modules:
+        for module in recorder.recorded:
+            if not isinstance(module, nn.Module):
+                continue
             # This hook must run first: other hooks of the module may change the output.
             handles.append(module.register_forward_hook(recorder.forward_hook, prepend=True, with_kwargs=True))
-        with eval_mode(model):
+        with eval_mode(model), _tracing(model, recorder):
             yield
     finally:
         for handle in handles:
             handle.remove()
         for p in trained:
             p.requires_grad_()
+
+
+@contextmanager
+def _tracing(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Put traced tensors in the place of the parameters that have no module with a formula."""
+    layers = {p: layer for p, (_, layer) in recorder.recorded.items() if isinstance(layer, ParameterLayer)}
+    if not layers:
+        yield
+        return
+    trace = Trace(model, cast(Any, layers), recorder.inputs, recorder.use_hook)
+    places = [(module, key, p) for module in model.modules() for key, p in module._parameters.items() if p in layers]
+    try:
+        for module, key, p in places:
+            module._parameters[key] = cast(Any, trace.traced(cast(nn.Parameter, p)))
+        yield
+        trace.decisions.close()
+    finally:
+        for module, key, p in places:
+            module._parameters[key] = p

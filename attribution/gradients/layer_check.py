@@ -1,8 +1,8 @@
 """Checks that per-example gradients cover every trainable parameter: the layers of a model, and a comparison with autograd.
 
-``find_layers`` raises for a parameter without a per-example formula. ``check`` detects what the modules alone do not show: weights
-used functionally or through a parametrization, outputs changed by a hook, examples that influence each other, and randomness in
-eval mode.
+``find_layers`` chooses the formula of a module, or the general mechanism of ``uses``, and raises where examples have no gradients of
+their own. ``check`` detects what the modules alone do not show: weights of a module with a formula that are also used without calling
+it, examples that influence each other, and randomness in eval mode.
 """
 
 import math
@@ -13,13 +13,21 @@ from torch import Tensor, nn
 
 from attribution.diffusion import denoiser
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.embedding import EmbeddingLayer
 from attribution.gradients.layers import GroupNormLayer, Layer, LayerNormLayer, LinearLayer
+from attribution.gradients.uses import Decisions, ParameterLayer
 from attribution.images.draws import Draws
 from attribution.measurements import Inputs, Measure
 
-SHARED = ("attribution.diffusion.denoiser", "attribution.gradients.convolution", "attribution.gradients.layers")
+SHARED = (
+    "attribution.diffusion.denoiser",
+    "attribution.gradients.convolution",
+    "attribution.gradients.embedding",
+    "attribution.gradients.layers",
+    "attribution.gradients.uses",
+)
 
-KINDS: tuple[type[Layer], ...] = (ConvLayer, LinearLayer, GroupNormLayer, LayerNormLayer)
+KINDS: tuple[type[Layer], ...] = (ConvLayer, LinearLayer, GroupNormLayer, LayerNormLayer, EmbeddingLayer)
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """The largest allowed difference from autograd, relative to the norm of the whole gradient. A single parameter's gradient may be
@@ -27,41 +35,78 @@ zero up to rounding, such as that of a bias before a norm. 0.05 in lower precisi
 be TF32."""
 
 
-def find_layers(model: nn.Module) -> dict[nn.Module, tuple[str, Layer]]:
-    """Map each module with trainable parameters to the name of its gradients and its layer.
+def find_layers(model: nn.Module) -> dict[nn.Module | nn.Parameter, tuple[str, Layer]]:
+    """Map each module with a formula, and each other trainable parameter, to the name of its gradients and its layer.
 
-    Tied modules share the name of the first of them.
+    Tied modules share the name of the first of them. Modules that share only some of their parameters have no formula.
 
     Raises:
-        ValueError: a trainable parameter belongs to an unsupported kind of module, or is shared by modules that do not share all
-            their trainable parameters; or the model has no trainable parameter.
+        ValueError: a module with trainable parameters has no per-example gradients; or the model has no trainable parameter.
     """
-    layers: dict[nn.Module, tuple[str, Layer]] = {}
+    layers: dict[nn.Module | nn.Parameter, tuple[str, Layer]] = {}
     owners: dict[nn.Parameter, tuple[str, Layer]] = {}
+    kinds, decisions = _kinds(model), Decisions()
     for name, module in model.named_modules():
         trainable = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
         if not trainable:
             continue
-        kind = next((kind for kind in KINDS if _computes_like(module, kind)), None)
-        if kind is None or not trainable.keys() <= {"weight", "bias"}:
-            named = ", ".join(f"{name}.{key}" if name else key for key in trainable)
-            raise ValueError(
-                f"no per-example gradient for {named} ({type(module).__name__}): only Conv2d, Linear, GroupNorm and LayerNorm with "
-                "plain weight and bias have one; build the model from these, or leave the parameter out (requires_grad=False)"
-            )
-        layer = kind(name, module)
-        shared = [key for key, p in layer.parameters.items() if p in owners]
-        owner, first = owners[layer.parameters[shared[0]]] if shared else (name, layer)
-        if [id(p) for p in layer.parameters.values()] != [id(p) for p in first.parameters.values()]:
-            raise ValueError(
-                f"{', '.join(shared)} ({type(module).__name__}) is also a parameter of {owner}, which does not share all its "
-                "trainable parameters: tie both weight and bias, or neither"
-            )
-        layers[module] = owner, layer
-        owners |= dict.fromkeys(trainable.values(), (owner, first))
+        _refuse(name, module, trainable)
+        if module in kinds:
+            layer = kinds[module](name, module)
+            layers[module] = owners.setdefault(next(iter(trainable.values())), (name, layer))[0], layer
+            continue
+        for key, p in trainable.items():
+            full = f"{name}.{key}" if name else key
+            layers.setdefault(p, (full, ParameterLayer(full, p, decisions)))
     if not layers:
         raise ValueError("the model has no trainable parameter: set requires_grad=True on the parameters to differentiate")
     return layers
+
+
+def _kinds(model: nn.Module) -> dict[nn.Module, type[Layer]]:
+    """Map the modules with a formula to it. Modules that share parameters have one only if they share all, as the same kind."""
+    # Attention uses the weights of its output projection without calling it.
+    uncalled = {part for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()}
+    kinds: dict[nn.Module, type[Layer]] = {}
+    users: dict[nn.Parameter, list[nn.Module]] = {}
+    trained: dict[nn.Module, list[nn.Parameter]] = {}
+    for module in model.modules():
+        trainable = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        trained[module] = list(trainable.values())
+        for p in trained[module]:
+            users.setdefault(p, []).append(module)
+        kind = next((kind for kind in KINDS if _computes_like(module, kind)), None)
+        if kind is not None and trainable and trainable.keys() <= {"weight", "bias"} and module not in uncalled:
+            kinds[module] = kind
+    without = [p for module, own in trained.items() if module not in kinds for p in own]
+    without += [
+        p for p, modules in users.items() if len({(kinds.get(module), *map(id, trained[module])) for module in modules}) > 1
+    ]
+    while without:  # whatever shares a parameter with a module that has no formula has none either
+        for module in [module for module in users[without.pop()] if module in kinds]:
+            del kinds[module]
+            without += trained[module]
+    return kinds
+
+
+def _refuse(name: str, module: nn.Module, trainable: Mapping[str, nn.Parameter]) -> None:
+    """Raise for a module in which examples of a batch influence each other, or that changes its own weights."""
+    reason = None
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        reason = "training computes it from the whole batch, so that an example has no gradient of its own; use GroupNorm"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        options = {
+            "max_norm": module.max_norm is not None,
+            "scale_grad_by_freq": module.scale_grad_by_freq,
+            "sparse": module.sparse,
+        }
+        if given := [option for option, on in options.items() if on]:
+            reason = f"it has {', '.join(given)}; build it without"
+    if reason is not None:
+        named = ", ".join(f"{name}.{key}" if name else key for key in trainable)
+        raise ValueError(
+            f"no per-example gradient for {named} ({type(module).__name__}): {reason}, or leave the parameter out (requires_grad=False)"
+        )
 
 
 def _computes_like(module: nn.Module, kind: type[Layer]) -> bool:
@@ -106,8 +151,8 @@ def check(
             if not difference <= allowed:
                 raise RuntimeError(
                     f"the gradient of {name} is {difference:.1e} away from plain autograd (allowed: {allowed:.1e}). Use the "
-                    "parameter only by calling its module, without hooks or parametrizations that change the output, and make the "
-                    "output for an example independent of other examples and of random numbers"
+                    "parameter only by calling its module, and make the output for an example independent of other examples and of "
+                    "random numbers"
                 )
 
 

@@ -11,7 +11,7 @@ rules on shapes. Choosing them by timing would make results differ from run to r
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +42,9 @@ class Layer(ABC):
         self.weight, self.bias = "weight" in trainable, "bias" in trainable
         self.parameters: dict[str, nn.Parameter] = {f"{name}.{key}" if name else key: p for key, p in trainable.items()}
 
+    kept: tuple[Tensor, ...] = ()
+    """What a call keeps until its gradient is computed, besides its input."""
+
     @property
     @abstractmethod
     def block(self) -> tuple[int, int]:
@@ -64,6 +67,10 @@ class Layer(ABC):
         widths = [p.numel() // self.block[0] for p in self.parameters.values()]
         for (name, p), columns in zip(self.parameters.items(), block.split(widths, 1), strict=True):
             yield name, columns.reshape(p.shape)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the block ``[rows, columns]`` of tensors in the shapes of the parameters: the inverse of ``split``."""
+        return torch.cat([tensor.reshape(self.block[0], -1) for tensor in tensors], 1)
 
 
 class LinearLayer(Layer):

@@ -64,8 +64,8 @@ class PerExampleGradients:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a pass needs at least 1 network input")
         self.model, self.batch_size, self.pass_memory = model, batch_size, pass_memory
-        self.recorded_modules = layer_check.find_layers(model)
-        self.layers: dict[str, Layer] = {name: layer for name, layer in self.recorded_modules.values() if name == layer.name}
+        self.recorded = layer_check.find_layers(model)
+        self.layers: dict[str, Layer] = {name: layer for name, layer in self.recorded.values() if name == layer.name}
         self.blocks: Mapping[str, tuple[int, int]] = {name: layer.block for name, layer in self.layers.items()}
         self.parameters = [p for layer in self.layers.values() for p in layer.parameters.values()]
         self._checked = 0
@@ -159,7 +159,7 @@ class Captured:
         """Run the first pass, and return the bytes per input that it keeps. A single pass also keeps its recorded calls."""
         recorded: _Calls = {}
         owner, inputs = self._owner, self._inputs(self._parts[0])
-        size = activation_bytes(owner.model, owner.recorded_modules, self._measure, inputs, recorded.__setitem__)
+        size = activation_bytes(owner.model, owner.recorded, self._measure, inputs, recorded.__setitem__)
         if len(self._parts) == 1:
             self._kept = recorded
         return size
@@ -285,7 +285,7 @@ class Captured:
 
     def _run(self, part: _Part, on_layer: OnLayer) -> None:
         inputs = self._inputs(part)
-        hooks.run(self._owner.model, self._owner.recorded_modules, self._measure, inputs, on_layer, self._autocast)
+        hooks.run(self._owner.model, self._owner.recorded, self._measure, inputs, on_layer, self._autocast)
 
     def _inputs(self, part: _Part) -> Inputs:
         if self._owner.versions() != self._versions:
@@ -314,7 +314,7 @@ def contracted_together(
                 of_layer[name] = contracted(contraction, name, calls, draws, first._dtype, None)
 
         measures, inputs = [captured._measure for captured in captures], first._inputs(part)
-        hooks.run_all(first._owner.model, first._owner.recorded_modules, measures, inputs, on_layer, first._autocast)
+        hooks.run_all(first._owner.model, first._owner.recorded, measures, inputs, on_layer, first._autocast)
         for captured, own, of_part, total in zip(captures, functions, sums, totals, strict=True):
             for contraction, layers, whole in zip(own, of_part, total, strict=True):
                 captured._add(whole, part, captured._completed(layers, examples, contraction))

@@ -34,7 +34,7 @@ class Loss(Measure):
     NAME = "Loss"
     VERSION = 1
 
-    condition_dropout: float = added(default=0.0)
+    condition_dropout: float = added(default=0.0)  # pyright: ignore[reportIncompatibleMethodOverride] (a property of the base class)
 
     def __post_init__(self):
         number(self, "condition_dropout", least=0, most=1)

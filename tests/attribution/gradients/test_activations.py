@@ -31,7 +31,7 @@ def inputs(n, size=8):
 
 
 def size_of(model, n=2):
-    return activation_bytes(model, PerExampleGradients(model).recorded_modules, OBJECTIVE, inputs(n))
+    return activation_bytes(model, PerExampleGradients(model).recorded, OBJECTIVE, inputs(n))
 
 
 def test_the_bytes_of_two_layers_are_counted_by_hand():

@@ -1,0 +1,80 @@
+"""Which draws of estimators drop the condition."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attribution.curvature import KFAC
+from attribution.curvature.exact import ExactGGN
+from attribution.estimators import Estimator
+from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.lissa import LiSSA
+from attribution.estimators.tracin import TracIn
+from attribution.estimators.trak import TRAK
+from attribution.execution import Execution
+from attribution.images import Images
+from attribution.images.conditions import NULL_CLASS
+from attribution.images.draws import Uniform
+from attribution.measurements import Loss
+from attribution.nodes import Get, InMemory
+from attribution.projection import Identity
+from tests.worlds import PROCESS, Blobs, Conditioned, trained
+
+CPU, DRAWS, LOSS = Execution(device="cpu"), Uniform(3, seed=1), Loss(PROCESS)
+
+
+class Tiny(nn.Module):
+    """Takes a class, the last of three being for none."""
+
+    null_class = 2
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+        self.classes = nn.Embedding(3, 2)
+
+    def forward(self, x, t, kind):
+        shift = self.classes(kind) + t[:, None].to(x.dtype) / 100
+        return self.last(torch.tanh(self.first(x) + shift[:, :, None, None]))
+
+
+@dataclass(frozen=True)
+class Nothing(Blobs):
+    """The images of ``Conditioned`` without a class: what the network gets if training always drops it."""
+
+    def compute(self, get: Get) -> Images:
+        images = super().compute(get)
+        return replace(images, condition=np.full_like(images.label, NULL_CLASS))
+
+
+def model(data, dropout: float):
+    """The same parameters under another objective and data: training takes no step worth the name."""
+    optimizer = functools.partial(torch.optim.SGD, lr=1e-12)
+    return trained(model=Tiny, data=data, objective=Loss(PROCESS, condition_dropout=dropout), optimizer=optimizer, flips=False)
+
+
+ESTIMATORS = {
+    "kfac": KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=KFAC(draws=DRAWS, execution=CPU), execution=CPU),
+    "exact": KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=ExactGGN(draws=DRAWS, execution=CPU), execution=CPU),
+    "trak": TRAK(measurement=LOSS, draws=DRAWS, projection=Identity(), execution=CPU),
+    "lissa": LiSSA(measurement=LOSS, draws=DRAWS, damping=0.1, scale=100.0, depth=3, batch_size=4, execution=CPU),
+    "tracin": TracIn(measurement=LOSS, draws=DRAWS, checkpoints=[12], execution=CPU),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_training_draws_drop_conditions_and_queries_keep_theirs(name):
+    """Claim: if training always drops the class, scores are those of training images without one; the queries' classes count."""
+    estimator: Estimator = ESTIMATORS[name]
+    get, queries = InMemory(), Conditioned(n=3, first=901)
+    dropped, nothing, kept = model(Conditioned(n=8), 1.0), model(Nothing(n=8), 0.0), model(Conditioned(n=8), 0.0)
+    found, expected, others = (estimator.score(each, each.data, queries, get).values for each in (dropped, nothing, kept))
+    unknown = estimator.score(dropped, dropped.data, Nothing(n=3, first=901), get).values
+    tolerance = 1e-3 * np.abs(found).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    assert np.abs(found - others).max() > 10 * tolerance
+    assert np.abs(found - unknown).max() > 10 * tolerance
