@@ -1,7 +1,9 @@
 """Latent diffusion: images of another source, encoded once by a frozen autoencoder."""
 
+import dataclasses
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +63,11 @@ class Latents(Source):
         return EncodedImages(images, self.autoencoder)
 
     def read(self) -> Splits:
+        try:
+            self.images.load()
+        except DataError as error:  # names settings of a source that is the data itself
+            names = "|".join(field.name for field in dataclasses.fields(self.images))
+            raise DataError(re.sub(rf"\bdata\.(?=({names})\b)", "data.images.", str(error))) from error
         try:
             shape = self.autoencoder.latent_shape(self.images.shape)
         except FieldError:

@@ -137,6 +137,8 @@ def test_what_does_not_fit_is_refused(path, tmp_path):
     """Claim: the sentence names the setting and the right value."""
     with pytest.raises(DataError, match=r"data\.channels=4, data\.size=8.*set data\.channels=2 data\.size=4"):
         latents(path, channels=4, size=8).load()
+    with pytest.raises(DataError, match=r"^data\.images\.n_train=0"):
+        latents(path, images=replace(IMAGES, n_train=0)).load()
     with pytest.raises(FieldError, match=r"Latents\.flips=True: must be false"):
         latents(path, flips=True)
     with pytest.raises(FieldError, match=r"Autoencoder\.path=.*nowhere: no autoencoder can be read there"):
