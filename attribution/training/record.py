@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -162,9 +162,11 @@ class TrainingRecord(TrainingResult):
 
 @dataclass(frozen=True)
 class Recorded(Trained[TrainingRecord], ABC):
-    """A trained model with the record of its training."""
+    """A trained model with the record of its training, or at least with several checkpoints."""
 
     ARTIFACT = TrainingRecord
+    VISITS: ClassVar[bool] = True
+    """Whether the visits and losses of training are recorded."""
 
     def check_checkpoints(self, wanted: int | str | Sequence[int], owner: Any, visited: bool = False) -> None:
         """Check, before training, that it will record the checkpoints that ``owner.checkpoints`` selects.
@@ -174,6 +176,13 @@ class Recorded(Trained[TrainingRecord], ABC):
 
         Raises:
             FieldError: a checkpoint will not be there, or is too early.
+        """
+
+    def check_learning_rates(self, owner: Any, field: str) -> None:
+        """Check that the learning rates of checkpoints are known, which ``owner.field`` asks for.
+
+        Raises:
+            FieldError: they are unknown.
         """
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
@@ -186,8 +195,8 @@ class RecordError(ValueError):
     """A model without a record of its training, for something that needs the record."""
 
 
-def require_record(trained: Trained, user: str) -> Recorded:
-    """Return ``trained`` as a model with a record of its training, which ``user`` needs.
+def require_record(trained: Trained, user: str, visits: bool = False) -> Recorded:
+    """Return ``trained`` as a model with checkpoints, and with ``visits`` also their record, which ``user`` needs.
 
     Raises:
         RecordError: it has none.
@@ -196,5 +205,10 @@ def require_record(trained: Trained, user: str) -> Recorded:
         raise RecordError(
             f"{user} needs the record of the model's training, but {type(trained).__name__} has none: train the model here, or "
             "choose an estimator that works on a final model, such as K-FAC influence or TRAK"
+        )
+    if visits and not trained.VISITS:
+        raise RecordError(
+            f"{user} needs the visits and losses of training, but {type(trained).__name__} has checkpoints only: train the model "
+            "here, or record its training"
         )
     return trained

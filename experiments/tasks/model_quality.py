@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from attribution.models.given import GivenModel, UntrainedModel
+from attribution.estimators import Estimator
+from attribution.models.given import UntrainedModel
 from experiments.datasets import Split
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.models.quality import Fit, roughness
@@ -13,14 +14,16 @@ _ROUGHEST = 0.995
 """The quantile of the training images' roughness above which the mean of the samples' is called noise."""
 
 
-def report_given_model(run: RunContext) -> None:
+def report_given_model(run: RunContext, *estimators: Estimator) -> None:
     """Report the loss of a given model on its training and held-out images, beside that of an untrained network.
+
+    Warn of what readers of the scores of ``estimators`` must know about such a model.
 
     A model that is trained here has its training curve instead.
     """
     experiment, execution = run.experiment, run.experiment.execution
     trained = experiment.trained
-    if not isinstance(trained, GivenModel) or not run.store.has(trained):
+    if not trained.GIVEN or not run.store.has(trained):
         return
     untrained = UntrainedModel(model=trained.model, objective=trained.objective)
     held_out = Split(experiment.data, "validation")
@@ -31,10 +34,8 @@ def report_given_model(run: RunContext) -> None:
     for name, node in losses.items():
         estimate = Bootstrap(seed=experiment.seed).mean(run.store(node).model, ["images"]).estimate()
         run.report.add([Row(benchmark="explained", metric="loss", subject=Subject(name), estimate=estimate)])
-    run.report.warn(
-        "the model was trained elsewhere: scores and curvature are relative to the images that are given here, and retraining uses "
-        "the recipe of this run"
-    )
+    for note in trained.notes(replayed=any(estimator.RECORDED_DRAWS for estimator in estimators)):
+        run.report.warn(note)
 
 
 def warn_of_poor_model(run: RunContext) -> None:
@@ -64,5 +65,5 @@ def warn_of_poor_model(run: RunContext) -> None:
     if reasons:
         given = "give the images, the process (diffusion) and the weights (explained.path) that belong together"
         trained = "train longer, or change the learning rate (optimizer.lr) or the average (trainer.ema)"
-        advice = given if isinstance(experiment.trained, GivenModel) else trained
+        advice = given if experiment.trained.GIVEN else trained
         run.report.warn(f"the model has not learned its data: {', and '.join(reasons)}. Scores explain noise: {advice}")
