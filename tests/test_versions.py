@@ -63,8 +63,8 @@ NUMERICAL = {
     )
 }  # fmt: skip
 """Packages whose code computes what the store keeps."""
-UNSTORED = {"attribution.training.replay"}
-"""Modules of these packages on which nothing stored depends."""
+UNSTORED = {f"attribution.training.{name}" for name in ("replay", "loop_recorder", "loop_callback")}
+"""Modules of these packages on which nothing stored depends. A record that a loop leaves is known by its content."""
 
 
 def modules() -> Iterator[ModuleType]:

@@ -1,4 +1,4 @@
-"""Explained models of which more than the final parameters is given: several checkpoints."""
+"""Explained models of which more than the final parameters is given: several checkpoints, or a record of its training."""
 
 import csv
 import json
@@ -9,7 +9,9 @@ from typing import Any
 
 from attribution.checks import FieldError
 from attribution.models.weights import WeightsFile
+from attribution.nodes import InMemory
 from attribution.training.given_checkpoints import GivenCheckpoints, check_listed_checkpoints
+from attribution.training.given_record import GivenRecord, RecordFolder
 from experiments.models.explained import Explained
 from experiments.models.trained import TrainedModel
 
@@ -111,3 +113,27 @@ def read_listing(owner: Any, listing: str) -> tuple[list[str], list[int], list[f
     except FieldError as error:
         raise FieldError(owner, "listing", f"{error.field}: {error.message}") from error
     return paths, steps, rates
+
+
+@dataclass(frozen=True)
+class FromRecord(Explained):
+    """The network of the run (``model=``), and the record of its training that ``LoopRecorder`` left in the folder ``path``.
+
+    Raises (in ``of``):
+        FieldError: there is no such record, or it does not fit the network, the process or the training images.
+    """
+
+    path: str
+
+    def of(self, training: TrainedModel) -> GivenRecord:
+        record = RecordFolder(self.path)
+        try:
+            record.check(training.process, InMemory()(training.data).index)
+            files = [record.checkpoint(step) for step in record.info["checkpoints"]]
+            weights = [WeightsFile(str(file)).of_network(training.outline) for file in files]
+            average = None if record.average is None else WeightsFile(str(record.average)).of_network(training.outline)
+        except FieldError as error:
+            raise FieldError(self, "path", error.message) from error
+        return GivenRecord(
+            model=training.model, objective=training.objective, weights=tuple(weights), record=record, average=average
+        )

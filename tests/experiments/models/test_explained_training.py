@@ -1,6 +1,7 @@
-"""Models with several given checkpoints (``explained=checkpoints``)."""
+"""Models with several given checkpoints (``explained=checkpoints``) or a given record (``explained=recorded``)."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ STEPS, RATES = [2, 4, 6], [0.5, 0.25, 2.0]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """(files of the checkpoints of a training run here, scores of an estimator under its record)."""
+    """(files of the checkpoints of a training run here and its record, scores of an estimator under it)."""
     get, folder = InMemory(), tmp_path_factory.mktemp("checkpoints")
     record = get(experiment_of(composed(*SMALL, *SIZES, *TRAINING)).recorded)
     for step in STEPS:
         torch.save({"model": record.parameters(step)}, folder / f"{step}.pt")
+    shutil.copytree(record.folder, folder / "record")
 
     def recorded_scores(*settings: str) -> np.ndarray:
         config = composed(*SMALL, *SIZES, *TRAINING, *settings)
@@ -159,3 +161,36 @@ def test_what_needs_visits_is_refused(files):
     with pytest.raises(RecordError, match="has checkpoints only"):
         _ = experiment.recorded
     assert experiment.checkpointed is experiment.trained
+
+
+@pytest.mark.parametrize("estimator", ["retrac", "guided"])
+def test_a_given_record_has_the_scores_of_its_training(files, estimator, tmp_path):
+    """Claim: visits, learning rates and checkpoints are those of the record, wherever its folder lies."""
+    folder, recorded_scores = files
+    settings = (f"estimator={estimator}", "estimator.checkpoints=2")
+    shutil.copytree(folder / "record", tmp_path / "copy")
+    fingerprints = set()
+    for path in (folder / "record", tmp_path / "copy"):
+        config = composed(*SMALL, *SIZES, "explained=recorded", f"explained.path={path}", *settings)
+        experiment = experiment_of(config)
+        fingerprints.add(experiment.trained.fingerprint)
+    assert len(fingerprints) == 1
+    assert experiment.recorded is experiment.trained
+    np.testing.assert_array_equal(scores(experiment, config), recorded_scores(*settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("explained.path=nowhere",), "explained.path=nowhere: is no folder with a record"),
+        (("diffusion=edm",), "has timesteps, but the process is EDM"),
+        (("data.n_train=7",), "has no visit of 1 of the 7 training images"),
+        (("model.block_out_channels=[8,16]",), "choose the network it is of"),
+    ],
+)
+def test_records_that_do_not_fit(files, settings, message):
+    """Claim: a record of another process, other images or another network is refused before anything is computed."""
+    config = composed(*SMALL, *SIZES, "explained=recorded", f"explained.path={files[0] / 'record'}", *settings)
+    with pytest.raises(ValueError, match=r"path|network|record") as refused:
+        _ = experiment_of(config).trained
+    assert message in str(named(config, refused.value))
