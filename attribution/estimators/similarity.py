@@ -22,7 +22,7 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, added
 from attribution.projection import Projection
-from attribution.training import TrainingRecord, require_record
+from attribution.training import Recorded, TrainingRecord, require_record
 from attribution.training.checkpoints import select
 
 SHARED = (
@@ -38,7 +38,8 @@ SHARED = (
 class GradientSimilarity(Estimator):
     """Unweighted mean over checkpoints of ``⟨∇m(q), ∇ℓ(z)⟩``, or of their cosines; both gradients are means over ``draws``.
 
-    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines).
+    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines); "last"
+    is the final model as well where nothing else is known of the training.
     ``weighted``: the sum over checkpoints with their learning rates as weights, as Pruthi et al. and Hammoudeh & Lowd
     define both, in place of the mean, which D-TRAK takes.
     """
@@ -62,8 +63,10 @@ class GradientSimilarity(Estimator):
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        if self.checkpoints == "last" and not self.weighted and not isinstance(trained, Recorded):
+            return replace(self, checkpoints=None).scores(trained, train, queries)  # its final parameters are the one checkpoint
         if self.checkpoints is not None:
-            recorded = require_record(trained, type(self).__name__)
+            recorded = require_record(trained, f"{type(self).__name__} at several checkpoints")
             recorded.check_checkpoints(self.checkpoints, self)
             if self.weighted:
                 recorded.check_learning_rates(self, "weighted")

@@ -60,7 +60,7 @@ def _report_replay(run: RunContext, trained: GivenRecord) -> None:
     if not differences:
         return
     estimate = Estimate(max(differences))
-    run.report.add([Row(benchmark="explained", metric="replay_difference", subject=Subject("given model"), estimate=estimate)])
+    run.report.add([Row(benchmark="explained", metric="replay_difference", subject=Subject("recorded steps"), estimate=estimate)])
     if max(differences) > _LARGEST_DIFFERENCE:
         run.report.warn(
             f"the recorded losses are not those of the recorded draws (they differ by up to {max(differences):.0%}): the images, "
