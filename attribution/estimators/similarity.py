@@ -38,8 +38,8 @@ SHARED = (
 class GradientSimilarity(Estimator):
     """Unweighted mean over checkpoints of ``⟨∇m(q), ∇ℓ(z)⟩``, or of their cosines; both gradients are means over ``draws``.
 
-    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines); "last"
-    is the final model as well where nothing else is known of the training.
+    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines);
+    "last" is the final model as well where nothing else is known of the training.
     ``weighted``: the sum over checkpoints with their learning rates as weights, as Pruthi et al. and Hammoudeh & Lowd
     define both, in place of the mean, which D-TRAK takes.
     """
