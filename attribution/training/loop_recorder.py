@@ -31,6 +31,8 @@ from attribution.training.given_checkpoints import checkpoint_path
 from attribution.training.record import LEVEL_VISIT, SCHEMA, VISIT, step_dtype
 
 RECORDED, DRAWN_ANEW = "recorded", "drawn anew"
+_INTERVAL = 500
+"""Steps whose ids, timesteps and losses stay on the device before the host waits for them."""
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of parameters."""
 
@@ -40,8 +42,8 @@ class LoopRecorder:
 
     ``every=None``: checkpoints only where ``save`` is called.
 
-    Rows are kept in memory, 40 bytes for each visit, and written by ``save``; call it whenever the loop saves its own state, and at
-    the end. A loop that is resumed at step ``start`` continues the record of the folder.
+    Rows are kept in memory, about 30 bytes for each visit, and written by ``save``; call it whenever the loop saves its own state,
+    and at the end. A loop that is resumed at step ``start`` continues the record of the folder.
 
     Of several processes, each has a recorder with its number ``process`` and passes what ``accelerator.gather`` returns (ids,
     timesteps and ``noise_seeds``) to ``before_step``. Only process 0 writes.
@@ -59,7 +61,7 @@ class LoopRecorder:
         """The seeds of the last ``noise_like``, int64 ``[B]``."""
         self._visit_rows: list[np.ndarray] = []  # as they are written
         self._step_rows: list[np.ndarray] = []
-        self._visits: list[tuple] = []  # since the last save
+        self._visits: list[tuple] = []  # not yet rows
         self._steps: list[tuple] = []
         self._of_step: list[tuple] = []
         self._rows_of_step, self._anew = 0, False
@@ -135,6 +137,8 @@ class LoopRecorder:
         self._steps.append((self.step, loss, float(rate)))
         self._of_step, self._rows_of_step, self._rate = [], 0, None
         self.step += 1
+        if len(self._steps) == _INTERVAL:
+            self._convert()
         if self.every is not None and self.step % self.every == 0 and self.process == 0:
             self._write_weights(model.state_dict(), checkpoint_path(self._made_folder(), self.step))
 
@@ -181,15 +185,19 @@ class LoopRecorder:
 
     def _written(self) -> tuple[np.ndarray, np.ndarray]:
         """All visits and steps so far as rows."""
+        self._convert()
+        if len({rows.dtype for rows in self._visit_rows}) > 1:
+            raise ValueError("some steps have timesteps and others levels: give the same to all of them")
+        self._visit_rows, self._step_rows = [np.concatenate(self._visit_rows)], [np.concatenate(self._step_rows)]
+        return self._visit_rows[0], self._step_rows[0]
+
+    def _convert(self) -> None:
+        """Make rows of the steps since the last call."""
         if self._steps:
             rows = [(step, 0, float(loss), (rate,), 1.0, 0) for step, loss, rate in self._steps]
             self._visit_rows += map(self._rows, self._visits)
             self._step_rows.append(np.array(rows, step_dtype(1)))
             self._visits, self._steps = [], []
-        if len({rows.dtype for rows in self._visit_rows}) > 1:
-            raise ValueError("some steps have timesteps and others levels: give the same to all of them")
-        self._visit_rows, self._step_rows = [np.concatenate(self._visit_rows)], [np.concatenate(self._step_rows)]
-        return self._visit_rows[0], self._step_rows[0]
 
     def _rows(self, visit: tuple) -> np.ndarray:
         """The rows of a visit (step, ids, timesteps, levels, noise seeds, flips)."""
