@@ -72,7 +72,9 @@ def read(folder: Path, process: Process) -> tuple[GivenRecord, TrainingRecord, I
     record = RecordFolder(str(folder))
     record.check(process, IMAGES.index)
     weights = tuple(WeightsFile(str(record.checkpoint(step))).of_network(Net()) for step in record.info["checkpoints"])
-    node, get = GivenRecord(model=network, objective=Loss(process), weights=weights, record=record), InMemory()
+    average = None if record.average is None else WeightsFile(str(record.average)).of_network(Net())
+    node = GivenRecord(model=network, objective=Loss(process), weights=weights, record=record, average=average)
+    get = InMemory()
     return node, get(node), get
 
 
@@ -129,7 +131,8 @@ def test_a_resumed_loop_has_the_same_record(tmp_path):
     model.load_state_dict(state)
     second = LoopRecorder(tmp_path / "pieces", every=3, start=5)
     loop(second, model, process, 10)
-    second.save(model, average=model)
+    averaged = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    second.save(model, average=averaged)
     a, b = RecordFolder(str(tmp_path / "whole")), RecordFolder(str(tmp_path / "pieces"))
     np.testing.assert_array_equal(a.visits, b.visits)
     np.testing.assert_array_equal(a.steps, b.steps)
@@ -137,6 +140,8 @@ def test_a_resumed_loop_has_the_same_record(tmp_path):
     assert b.info["checkpoints"] == [3, 5, 6, 9, 10]
     assert (a.average, b.average) == (None, tmp_path / "pieces" / "average.safetensors")
     assert a.checkpoint(10).read_bytes() == b.checkpoint(10).read_bytes()
+    _, record, _get = read(tmp_path / "pieces", process)
+    assert torch.equal(record.final_parameters()["time.bias"], averaged["time.bias"])
     with pytest.raises(ValueError, match="ends at step 10"):
         LoopRecorder(tmp_path / "pieces", start=11)
     with pytest.raises(ValueError, match="has a record"):
