@@ -39,11 +39,7 @@ def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, monkey
     words = [word for word in words if not word.startswith("benchmark.subsets.count")]
     printed = program(tmp_path, [*words, *(setting for setting in size if setting.partition("=")[0] not in given)])
     assert ("scores and a CSV for each query" in printed) == ("task=attribute" in words)
-<<<<<<< HEAD:tests/experiments/test_docs_with_blocks.py
     assert bool([*tmp_path.glob("outputs/*/*/lds.png")]) == ("task=attribute" not in words)
-=======
-    assert ("lds %" in printed) == ("task=attribute" not in words)
->>>>>>> conditions:tests/experiments/test_conditions_docs.py
 
 
 def test_the_page_has_a_command_of_each_kind():
