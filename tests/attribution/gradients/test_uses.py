@@ -168,7 +168,7 @@ def wrong_rows(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("forward", [wrong_rows, lambda m, x: m.a.mul_(x[0, 0, 0, 0]) * x])
 def test_changes_in_place_are_errors(forward):
     """Claim: writing a parameter into a tensor, or a tensor into a parameter, raises an error with its name."""
-    with pytest.raises(ValueError, match="a: .* changes a tensor in place"):
+    with pytest.raises(ValueError, match=r"a: .* changes a tensor in place"):
         PerExampleGradients(randomized(Own(forward, {"a": (6,)}))).capture(BENT, *batch())
 
 
@@ -192,7 +192,7 @@ def test_ambiguous_sizes_are_errors():
 
     gradients = PerExampleGradients(randomized(Own(forward, {"a": (6,)})))
     gradients.capture(BENT, *batch(3, 1)).mean()
-    with pytest.raises(RuntimeError, match="a: in a pass over 4 network inputs, mul does not show .* choose another batch size"):
+    with pytest.raises(RuntimeError, match=r"a: in a pass over 4 network inputs, mul does not show .* choose another batch size"):
         gradients.capture(BENT, *batch(4, 1)).mean()
 
 
