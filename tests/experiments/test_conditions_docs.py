@@ -10,8 +10,9 @@ from tests.experiments.documents import ROOT
 from tests.experiments.test_docs_run import TINY, TINY_LDS, program
 
 PAGE = ROOT / "docs" / "conditions.md"
-SMALL = ["data.n_train=40", "data.n_validation=24", "diffusion.sampler.steps=3"]
-ATTRIBUTED = ["queries.n=3", "estimator.draws.n=2", "curvature.draws.n=2"]
+SMALL = ["data.n_train=20", "data.n_validation=12", "trainer.steps=6", "checkpoints.every=3", "diffusion.sampler.steps=2"]
+DRAWS = ["estimator.draws.n=1", "curvature.draws.n=1"]
+SCORED = ["benchmark.subsets.count=3", "benchmark.compare=[raw_cos]", "model.block_out_channels=[8,8]"]
 
 
 def commands() -> list[str]:
@@ -28,10 +29,9 @@ def test_commands_of_conditional_models_run(arguments, tmp_path, monkeypatch):
     for block in documents.blocks(PAGE, "python"):
         exec(compile(block.text, PAGE.name, "exec"), namespace)
     words = shlex.split(arguments)
-    size = [*TINY, *SMALL, *(ATTRIBUTED if "task=attribute" in words else TINY_LDS)]
-    given = {word.partition("=")[0] for word in words if not word.startswith("benchmark.subsets.count")}
-    words = [word for word in words if not word.startswith("benchmark.subsets.count")]
-    printed = program(tmp_path, [*words, *(setting for setting in size if setting.partition("=")[0] not in given)])
+    chosen = ["queries.n=3"] if "task=attribute" in words else [*TINY_LDS, *SCORED]
+    small = {setting.partition("=")[0]: setting for setting in [*words, *TINY, *chosen, *SMALL, *DRAWS] if setting != "-m"}
+    printed = program(tmp_path, ["-m"] * ("-m" in words) + list(small.values()))
     assert ("scores and a CSV for each query" in printed) == ("task=attribute" in words)
     assert ("lds %" in printed) == ("task=attribute" not in words)
 
