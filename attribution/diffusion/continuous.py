@@ -95,6 +95,10 @@ class RectifiedFlow(ContinuousProcess):
             return probability
         return special.expit(self.logit_mean + self.logit_std * special.ndtri(probability))
 
+    @property
+    def log_snr(self) -> np.ndarray:
+        return -2 * special.logit(self.levels[1:])
+
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         s = self._level(t, x0)
         return (1 - s) * x0 + s * noise
@@ -143,6 +147,10 @@ class EDM(ContinuousProcess):
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         return np.exp(self.P_mean + self.P_std * special.ndtri(probability))
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        return -2 * np.log(self.levels[1:])
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return x0 + self._level(t, x0) * noise

@@ -33,6 +33,11 @@ class Process(ABC):
     def T(self) -> int:
         """The number of noise levels."""
 
+    @property
+    @abstractmethod
+    def log_snr(self) -> np.ndarray:
+        """``log(α_t²/σ_t²)`` of ``x_t = α_t x_0 + σ_t ε`` at t = 1..T, float64 ``[T]``; -inf where x_t is pure noise."""
+
     @abstractmethod
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The noisy image x_t, for standard normal ``noise``."""
@@ -109,6 +114,12 @@ class DDPM(Process):
     @property
     def T(self) -> int:
         return self.schedule.T
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        bars = self.schedule.alpha_bars[1:]
+        with np.errstate(divide="ignore"):
+            return np.log(bars) - np.log1p(-bars)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         signal, scale = self._coefficients(t, x0)

@@ -68,7 +68,8 @@ class TimestepLDS(SubsetBenchmark):
                     name = f"lds_{kind}_{predictor.subject().label}"
                     report.figure(name.replace(" ", "_"), _matrix(predictor, kind))
         shown = [row for row in by_target if row.metric == METRIC and row.minus is None]
-        report.figure("lds_by_timestep", figures.by_timestep(shown, "measured_t", "timestep of the loss", "LDS, %"))
+        log_snr = experiment.diffusion.process.log_snr
+        report.figure("lds_by_timestep", figures.by_timestep(shown, "measured_t", "timestep of the loss", "LDS, %", log_snr))
 
     def _rows(
         self,

@@ -132,7 +132,7 @@ class NormStudy:
             figures.Scatter(f"checkpoint {step}", bias.t_train[s, bias.columns], bias.norms[s, bias.columns], bias.columns)
             for s, step in enumerate(bias.steps)
         ]
-        report.figure("norm_vs_timestep", figures.norms_by_timestep(scatters, bias.T, train, STRETCHES))
+        report.figure("norm_vs_timestep", figures.norms_by_timestep(scatters, self._log_snr, train, STRETCHES))
         report.figure("algorithm_1", figures.algorithm_1(bias.steps, correlations, len(train)))
         report.figure("norm_over_timesteps", self.curve_figure(bias, example, get))
         for node in self._pretrained:
@@ -148,16 +148,20 @@ class NormStudy:
             )
             for s, step in enumerate(bias.steps)
         ]
-        return figures.norm_curves(curves, bias.T, get(alone))
+        return figures.norm_curves(curves, self._log_snr, get(alone))
 
     def _report_pretrained(self, node: GradientNorms, get: Get, report: Report) -> None:
         assert isinstance(node.gradients, PipelineGradients)
-        norms, T = get(node), node.gradients.pipeline.process.T
+        norms, process = get(node), node.gradients.pipeline.process
         timestep, norm = norms.timestep[0, :, 0], norms.norms[0, :, 0]
-        report.add([explained_row(timestep, norm, T, self.settings.pretrained, self._bootstrap, self.benchmark)])
+        report.add([explained_row(timestep, norm, process.T, self.settings.pretrained, self._bootstrap, self.benchmark)])
         scatter = figures.Scatter("pretrained", timestep, norm, self.columns)
         train = get(self.experiment.train)
-        report.figure("norm_vs_timestep_pretrained", figures.norms_by_timestep([scatter], T, train, STRETCHES))
+        report.figure("norm_vs_timestep_pretrained", figures.norms_by_timestep([scatter], process.log_snr, train, STRETCHES))
+
+    @property
+    def _log_snr(self) -> np.ndarray:
+        return self.experiment.diffusion.process.log_snr
 
     @property
     def _at_training(self) -> GradientNorms:

@@ -55,7 +55,10 @@ class TimestepLosses(QueryBenchmark):
             )
             for (kind, t), values in losses.items()
         )
-        report.figure("timestep_losses", figures.curve(rows, "t", "timestep"))
+        figure = figures.curve(rows, "t", "timestep")
+        for panel in [panel for panel in figure.axes if panel.axison]:
+            figures.log_snr_axis(panel, experiment.diffusion.process.log_snr)
+        report.figure("timestep_losses", figure)
 
     def _measured(self, experiment: Experiment) -> dict[tuple[str, int], Measured]:
         """The loss of every query at every timestep.

@@ -13,6 +13,7 @@ from experiments.figures.distance_to_t_max import Influential, distance_to_t_max
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
 from experiments.figures.loss_weights import loss_weights
+from experiments.figures.noise_axis import log_snr_axis
 from experiments.figures.norm_trend import norm_trend
 from experiments.figures.norms import Curve, Scatter, algorithm_1, norm_curves, norms_by_timestep
 from experiments.figures.rank_rises import rank_rises
@@ -43,6 +44,7 @@ __all__ = [
     "distance_to_t_max",
     "distinct_share",
     "grid",
+    "log_snr_axis",
     "loss_weights",
     "matrix",
     "norm_curves",

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from attribution.diffusion import DDPM
 from attribution.measurements import elbo
+from experiments.figures.noise_axis import log_snr_axis
 from experiments.figures.style import COLORS, DPI, INK, plain_frame
 
 _DESCRIPTIONS = {
@@ -44,6 +45,7 @@ def loss_weights(process: DDPM) -> Figure:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("diffusion timestep t")
+    log_snr_axis(axes, process.log_snr)
     axes.set_ylabel("weight of the squared error,\nrelative to its mean over t")
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     labels = [f"{name} – {_DESCRIPTIONS[name]}" for name in lines]

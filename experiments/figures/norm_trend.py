@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.figures.intervals import draw_interval, name_intervals
+from experiments.figures.noise_axis import log_snr_axis
 from experiments.figures.style import COLORS, DPI, FAINT, INK, MARKERS, legend, plain_frame
 from experiments.report.row import Row
 
@@ -17,7 +18,12 @@ _BLOCKS = 100
 
 
 def norm_trend(
-    rows: Sequence[Row], steps: Sequence[int], timesteps: np.ndarray, profiles: np.ndarray, losses: np.ndarray
+    rows: Sequence[Row],
+    steps: Sequence[int],
+    timesteps: np.ndarray,
+    profiles: np.ndarray,
+    losses: np.ndarray,
+    log_snr: np.ndarray,
 ) -> Figure:
     """Three panels: norms over timesteps by checkpoint, the strength of the trend over training, and the loss.
 
@@ -27,6 +33,7 @@ def norm_trend(
         timesteps: the compared timesteps ``[K]``.
         profiles: norms at these, divided by their mean, ``[S, K]``.
         losses: the loss of every training step.
+        log_snr: that of t = 1..T, ``[T]``.
     """
     figure = Figure((13.0, 3.6), dpi=DPI, layout="constrained")
     curves, trend, loss = figure.subplots(1, 3)
@@ -37,6 +44,7 @@ def norm_trend(
     curves.axhline(1, color=FAINT, linewidth=0.8)
     curves.set(xlabel="timestep", ylabel="median norm / its mean over timesteps", yscale="log")
     _plain_logarithms(curves)
+    log_snr_axis(curves, log_snr)
     for rank, metric in enumerate(dict.fromkeys(row.metric for row in rows)):
         _series(trend, [row for row in rows if row.metric == metric], metric.replace("_", " "), rank)
     trend.axhline(0, color=FAINT, linewidth=0.8)

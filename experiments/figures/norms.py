@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from attribution.images import Images
+from experiments.figures.noise_axis import log_snr_axis
 from experiments.figures.style import COLORS, DPI, FAINT, INK, RED, grid_shape, legend, plain_frame
 from experiments.figures.thumbnails import caption, picture
 from experiments.metrics.timestep_bias import Correlation
@@ -39,11 +40,12 @@ class Curve:
     t_train: int
 
 
-def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretches: int) -> Figure:
+def norms_by_timestep(panels: Sequence[Scatter], log_snr: np.ndarray, train: Images, stretches: int) -> Figure:
     """Norm against timestep with a dot for each example, and the means in equal intervals (ReTrac, figs. 2, 8 and 10).
 
-    The examples with the largest and the smallest norm are marked, and shown below each panel.
+    The examples with the largest and the smallest norm are marked, and shown below each panel. ``log_snr [T]`` is that of t = 1..T.
     """
+    T = len(log_snr)
     across, down = grid_shape(len(panels))
     figure = Figure((max(7.0, 0.6 + 3.6 * across), 4.6 * down), dpi=DPI, layout="constrained")
     outer = figure.add_gridspec(down, across)
@@ -67,16 +69,17 @@ def norms_by_timestep(panels: Sequence[Scatter], T: int, train: Images, stretche
             position = int(panel.positions[row])
             text = f"{name}: {caption(train, position, _PICTURE)}\nt = {panel.timestep[row]}"
             picture(figure.add_subplot(inner[1, column]), train, position, text, color)
-        _axis(axes, T, leftmost=place % across == 0)
+        _axis(axes, log_snr, leftmost=place % across == 0)
         axes.set_title(panel.title, fontsize=11)
     legend(figure, plots)
     return figure
 
 
-def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
+def norm_curves(panels: Sequence[Curve], log_snr: np.ndarray, image: Images) -> Figure:
     """One example's norm over timesteps at its recorded noise, next to those of others (ReTrac, figs. 3, 7 and 9).
 
-    ``image`` is the example alone. The median of the others and the range of 80 % of them are gray.
+    ``image`` is the example alone. The median of the others and the range of 80 % of them are gray. ``log_snr [T]`` is that of
+    t = 1..T.
     """
     across, down = grid_shape(len(panels))
     figure = Figure((max(7.0, 1.9 + 3.4 * across), 0.5 + 3.2 * down), dpi=DPI, layout="constrained")
@@ -95,7 +98,7 @@ def norm_curves(panels: Sequence[Curve], T: int, image: Images) -> Figure:
         axes.axvline(panel.t_train, color=RED, linewidth=1.6, label="timestep it was trained at")
         peak = int(panel.norm.argmax())
         axes.plot(panel.timesteps[peak], panel.norm[peak], "v", color=INK, markersize=8, linestyle="none", label="t_max")
-        _axis(axes, T, leftmost=column == 0)
+        _axis(axes, log_snr, leftmost=column == 0)
         axes.set_title(f"{panel.title}: t_train = {panel.t_train}, t_max = {panel.timesteps[peak]}", fontsize=9)
     legend(figure, plots)
     return figure
@@ -133,7 +136,8 @@ class _Plain(LogFormatter):
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
-def _axis(axes: Axes, T: int, leftmost: bool) -> None:
+def _axis(axes: Axes, log_snr: np.ndarray, leftmost: bool) -> None:
+    T = len(log_snr)
     axes.set_yscale("log")
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         formatted(_Plain(minor_thresholds=(1.5, 0.5)))
@@ -142,5 +146,6 @@ def _axis(axes: Axes, T: int, leftmost: bool) -> None:
     axes.set_xlim(1 - 0.02 * T, 1.02 * T)
     axes.set_xlabel("timestep")
     plain_frame(axes)
+    log_snr_axis(axes, log_snr)
     axes.tick_params(which="both", labelleft=leftmost)
     axes.tick_params(which="minor", labelsize=8)

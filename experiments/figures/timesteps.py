@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.intervals import draw_interval, draw_level, name_intervals
+from experiments.figures.noise_axis import log_snr_labels
 from experiments.figures.style import COLORS, DPI, LINES, MARKERS, WIDEST, legend, plain_frame, series_label
 from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings
@@ -21,12 +23,12 @@ Timestep = int | str
 """A timestep, or "all"."""
 
 
-def by_timestep(rows: Sequence[Row], x: str, x_name: str, value_name: str) -> Figure:
+def by_timestep(rows: Sequence[Row], x: str, x_name: str, value_name: str, log_snr: np.ndarray) -> Figure:
     """Values with intervals at each timestep, a panel for each kind of queries; series are side by side.
 
     Rows have the timestep in their setting ``x``. Text instead of a timestep ("all") is placed apart, after the timesteps, not
     joined by a line. The ``ceiling`` of a timestep is a line over its position, ``random`` a line across. An unknown value leaves a
-    gap.
+    gap. ``log_snr [T]`` is that of t = 1..T.
     """
     settings = [{name: value for name, value in differing.items() if name != x} for differing in differing_settings(rows)]
     labels = [series_label(row.estimator, others) for row, others in zip(rows, settings, strict=True)]
@@ -47,6 +49,7 @@ def by_timestep(rows: Sequence[Row], x: str, x_name: str, value_name: str) -> Fi
         axes.set_title(f"{kind} queries" if kind else "", fontsize=11)
         axes.set_xlabel(x_name)
         plain_frame(axes)
+        log_snr_labels(axes, log_snr, {t: place for t, place in places.items() if isinstance(t, int)})
     for axes in grid[:, 0]:
         axes.set_ylabel(value_name)
     legend(figure, figure.axes, [*names, *REFERENCES.values()])

@@ -45,12 +45,15 @@ def speed(
     ``suite="scaling"`` measures how attribution grows with its sizes, as ``scaling`` says.
 
     Raises:
-        SettingError: If a number is below 1, ``draws`` is empty, or a part, a choice of ``gpu`` or an estimator is unknown.
+        SettingError: If a number is below 1 (``steps``: below 2), ``draws`` is empty, or a part, a choice of ``gpu`` or an
+            estimator is unknown.
     """
     numbers = {"examples": [examples], "repeats": [repeats], "steps": [steps], "draws": draws, "groups": groups}
     for name, values in numbers.items():
         if any(value < 1 for value in values) or (name == "draws" and not draws):
             raise SettingError(f"task.{name}={','.join(map(str, values))}: must be at least 1")
+    if steps < 2:
+        raise SettingError(f"task.steps={steps}: must be at least 2, because the first step is not timed")
     for group, choice in (("model", gpu.model), ("data", gpu.data)):
         if config_file(f"{group}/{choice}.yaml") is None:
             raise SettingError(f"task.gpu.{group}={choice}: there is no {group}={choice}; see the files in conf/{group}")

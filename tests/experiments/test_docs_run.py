@@ -63,6 +63,8 @@ TINY_COUNTERFACTUAL = [
     "benchmark.queries.generated.n=2",
     "benchmark.draws.n=4",
 ]
+TINY_SPEED = ["task.examples=4", "task.draws=[1,2]", "task.repeats=1", "task.groups=[2]", "task.steps=2", "task.methods.train=8"]
+TINY_SPEED += ["task.methods.queries=2", "task.methods.draws=2", "task.methods.steps=2"]
 
 
 def program(folder: Path, arguments: list[str], home: Path = ROOT) -> str:
@@ -83,6 +85,8 @@ def tiny(arguments: str, folder: Path) -> list[str]:
         small += [setting for setting in TINY_TARGETED if not (on_cifar and "validation" in setting)]
     elif "benchmark=counterfactual" in words:
         small += TINY_COUNTERFACTUAL
+    elif "task=speed" in words:
+        small += TINY_SPEED
     elif not on_cifar and not any(word.startswith(("task=attribute", "data=", "model=", "benchmark=")) for word in words):
         small += TINY_LDS
     given = {word.partition("=")[0] for word in words}

@@ -68,6 +68,10 @@ class Doubling(Process):
     def T(self):
         return 20
 
+    @property
+    def log_snr(self):
+        return -2 * np.log(np.arange(1, 21))
+
     def add_noise(self, x0, t, noise):
         return x0 + t[:, None, None, None] * noise
 
@@ -88,6 +92,23 @@ class Doubling(Process):
 
     def x0(self, output, x_t, t):
         return x_t + t[:, None, None, None] * output
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        DDPM(SCHEDULE),
+        DDPM(NoiseSchedule(T=20, rescale_zero_terminal_snr=True), prediction="v"),
+        RectifiedFlow(T=20, time="logit_normal"),
+        EDM(T=20),
+    ],
+    ids=lambda process: type(process).__name__,
+)
+def test_log_snr_is_that_of_noisy_images(process):
+    """Claim: it is the log of the ratio of variances of image and noise in x_t, for an image of variance 1; -inf for pure noise."""
+    t, one, zero = torch.arange(1, process.T + 1), *(torch.full((process.T, 1, 1, 1), value).double() for value in (1, 0))
+    signal, noise = process.add_noise(one, t, zero).flatten(), process.add_noise(zero, t, one).flatten()
+    np.testing.assert_allclose(process.log_snr, (2 * (signal / noise).log()).numpy(), rtol=1e-9, atol=1e-9)
 
 
 def test_the_loss_is_that_of_any_process():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from attribution.diffusion import EDM
 from attribution.gradients.norms import Norms
 from experiments import figures
 from experiments.benchmarks.influential_timesteps import DISTANCE, InfluentialTimesteps
@@ -100,7 +101,8 @@ def test_figures_are_legible():
         for step in (100, 1000)
     ]
     profiles = np.exp(random.normal(size=(2, 9)))
-    drawn = [figures.norm_trend(trends, [100, 1000], np.linspace(1, 1000, 9), profiles, np.exp(random.normal(size=1000)))]
+    losses, log_snr = np.exp(random.normal(size=1000)), EDM().log_snr
+    drawn = [figures.norm_trend(trends, [100, 1000], np.linspace(1, 1000, 9), profiles, losses, log_snr)]
     for count in (1, 3):
         names = [f"estimator {i} strength={i}" for i in range(count)]
         parts = {name: random.normal(size=(4, 6, 30)) / 1e4 for name in names}

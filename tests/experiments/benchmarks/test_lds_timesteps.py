@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from scipy.stats import spearmanr
 
+from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.measurements import LossAtT
 from experiments import figures
 from experiments.benchmarks import lds_timestep_rows as shapes_of
@@ -265,7 +266,8 @@ def test_the_figure_shows_every_timestep_evenly():
         for kind in ("validation", "generated")
         for t in ("all", 999, 1, 100)
     ]
-    figure = figures.by_timestep(rows, "measured_t", "timestep of the loss", "LDS, %")
+    log_snr = DDPM(NoiseSchedule()).log_snr
+    figure = figures.by_timestep(rows, "measured_t", "timestep of the loss", "LDS, %", log_snr)
     assert [axes.get_title() for axes in figure.axes] == ["validation queries", "generated queries"]
     for axes in figure.axes:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "100", "999", "all"]
@@ -273,7 +275,10 @@ def test_the_figure_shows_every_timestep_evenly():
         assert steps[0] == steps[1] < steps[2]
         (line,) = [line for line in axes.lines if line.get_label() == "kfac"]
         assert len(np.asarray(line.get_xdata())) == 3
+        (noise,) = axes.child_axes
+        assert [label.get_text() for label in noise.get_xticklabels()] == ["9.2", "2.2", "−10.1"]
+        assert list(noise.get_xticks()) == list(axes.get_xticks()[:3])
         assert set(np.asarray(line.get_ydata())) == {30}
     assert overlaps(figure) == []
-    lone = figures.by_timestep([drawn(1, 5)], "measured_t", "t", "LDS")  # one point is a figure too
+    lone = figures.by_timestep([drawn(1, 5)], "measured_t", "t", "LDS", log_snr)  # one point is a figure too
     assert overlaps(lone) == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.estimators.scores import Scores
 from attribution.gradients.norms import Norms
 from experiments.benchmarks.timestep_bias_rows import RANDOM, T_MAX, Bias
@@ -211,6 +212,7 @@ def test_figures_are_legible():
     """Claim: no text of any of the figures covers another or leaves the page, with one checkpoint and with several."""
     random = np.random.default_rng(8)
     images = Blobs(n=30).compute(None)  # pyright: ignore[reportArgumentType]
+    log_snr = DDPM(NoiseSchedule()).log_snr
     for count in (1, 3):
         scatters = [
             figures.Scatter(f"checkpoint {s}", random.integers(1, 1001, 30), np.exp(random.normal(size=30)), np.arange(30))
@@ -221,8 +223,8 @@ def test_figures_are_legible():
         pairs = random.integers(0, 900, 12), random.integers(1, 1000, 12)
         fitted = bias_metrics.algorithm_1(*pairs, Bootstrap(50))
         for figure in (
-            figures.norms_by_timestep(scatters, 1000, images, 20),
-            figures.norm_curves([replace(curve) for _ in range(count)], 1000, images.take([0])),
+            figures.norms_by_timestep(scatters, log_snr, images, 20),
+            figures.norm_curves([replace(curve) for _ in range(count)], log_snr, images.take([0])),
             figures.algorithm_1(range(count), [fitted] * count, 1000),
         ):
             assert overlaps(figure) == []

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
 from experiments import figures
 from experiments.metrics.correlation import pearson, spearman
 from experiments.metrics.estimate import Estimate
@@ -80,3 +82,22 @@ def test_unknown_values_of_a_curve_have_a_cross(unknown):
         np.testing.assert_allclose(x, axes.transData.transform([(10.0**k, 11.0) for k in unknown])[:, 0], atol=1)
         assert (y - bottom > 0).all()
         assert (y < bottom + 30).all()
+
+
+@pytest.mark.parametrize(
+    "process", [DDPM(NoiseSchedule()), EDM(), RectifiedFlow(T=200)], ids=lambda process: type(process).__name__
+)
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_timesteps_are_labeled_by_their_log_snr(process, scale):
+    """Claim: round values stand at the timesteps that have them, and apart from each other."""
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(1, process.T), xscale=scale, title="title")
+    figures.log_snr_axis(axes, process.log_snr)
+    (noise,) = axes.child_axes
+    labels = [label.get_text() for label in noise.get_xticklabels()]
+    assert len(labels) >= 3
+    for t, label in zip(noise.get_xticks(), labels, strict=True):
+        known = np.interp(t, np.arange(1, process.T + 1), process.log_snr)
+        assert known == pytest.approx(float(label.replace("−", "-")), abs=1e-9)
+    assert overlaps(figure) == []

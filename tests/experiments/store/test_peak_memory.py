@@ -58,7 +58,9 @@ def test_the_peak_is_that_of_the_context():
     """Claim: memory that was freed before a context began does not count; what an inner context takes counts in the outer one."""
     outer, first, second = in_a_process_of_its_own(peaks_of_contexts)
     assert first.host == outer.host
-    assert first.host and second.host and 150 * MB < first.host - second.host < 250 * MB
+    assert first.host
+    assert second.host
+    assert 150 * MB < first.host - second.host < 250 * MB
     assert outer.device is None or torch.cuda.is_available()
 
 

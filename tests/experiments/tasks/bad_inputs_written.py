@@ -367,6 +367,7 @@ def _known_before_training() -> Iterator[BadInput]:
         ("model.in_channels=3", TRAIN, ("model",)),
         ("model.norm_num_groups=3", TRAIN, ("model",)),
         ("model.norm_num_groups=0", TRAIN, ("model",)),
+        ("task.steps=1", (*TRAIN[:-1], "task=speed"), ("task.steps",)),
         ("model.block_out_channels=[8]", TRAIN, ("model",)),
         ("model.down_block_types=[DownBlock2D,NoBlock]", TRAIN, ("model",)),
         ("model.block_out_channels=[8,8,8,8,8,8]", TRAIN, ("model",)),
