@@ -36,6 +36,10 @@ class LoRA:
         whole(self, "rank", least=1)
         if not self.targets or isinstance(self.targets, str):
             raise FieldError(self, "targets", "give a list of the modules that get an adapter, such as [to_q,to_k,to_v]")
+        try:
+            _ = self.weights and self.weights.content
+        except ValueError as error:
+            raise FieldError(self, "weights", str(error), self.weights and self.weights.path) from error
 
     def __call__(self) -> nn.Module:
         """Return the network.
@@ -51,8 +55,12 @@ class LoRA:
             torch.manual_seed(self.seed)
             network = untrained(self)
         if self.weights is not None:
-            with torch.device("cpu"):
-                network.load_state_dict(self.weights.of_network(network).tensors())
+            try:
+                weights = self.weights.of_network(network)
+            except FieldError as error:
+                raise FieldError(self, "weights", error.message, self.weights.path) from error
+            if not next(network.parameters()).is_meta:  # an outline has no values
+                network.load_state_dict(weights.tensors())
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), lora_dropout=0.0)  # type: ignore
         try:
             return inject_adapter_in_model(config, network)

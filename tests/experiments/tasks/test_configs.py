@@ -246,7 +246,7 @@ def test_every_draw_scheme_is_an_estimator_s(draws):
     [
         pytest.param(name, marks=pytest.mark.slow if name in ("unet_64", "unet_128") else ())
         for name in options("model")
-        if name != "pipeline"  # tests/experiments/models/test_explained.py
+        if name not in ("pipeline", "lora")  # tests/experiments/models/test_explained.py, tests/attribution/models/test_lora.py
     ],
 )
 def test_every_model_makes_a_training_step(name):
