@@ -45,7 +45,8 @@ def unet() -> nn.Module:
 
 def conditional_unet() -> nn.Module:
     network = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4, cross_attention_dim=8,
+        sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
+        cross_attention_dim=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     return Called(network, lambda m, x, t: m(x, t, words(x)).sample)

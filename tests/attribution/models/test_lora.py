@@ -41,7 +41,7 @@ def test_only_adapters_are_trained():
 
 
 def test_frozen_parameters_do_not_depend_on_the_seed_of_training():
-    """Claim: trainings start from the same frozen parameters and from different adapters; at first the output is that of the base."""
+    """Claim: trainings start from the same frozen parameters, other adapters, and the output of the base."""
     one, other = built(ADAPTED, 0), built(ADAPTED, 1)
     assert all(torch.equal(p, state(other)[name]) for name, p in state(one).items())
     a = next(name for name in one.state_dict() if "lora_A" in name)
