@@ -175,14 +175,16 @@ def squared_rounding(calls: list[hooks.Call]) -> Tensor:
     squares: Any = [0.0, 0.0]
     positions = 0
     for call in calls:
-        kind = torch.promote_types(call.input.dtype, torch.float32)
-        a, b, R = position_sums(
-            cast(KroneckerLayer, call.layer), call.input.to(kind).square(), cast(Tensor, call.gradient).to(kind).square()
-        )
+        gradient, a = cast(Tensor, call.gradient), call.input
+        kind = torch.promote_types(gradient.dtype, torch.float32)
+        squared = a.to(kind).square() if a.is_floating_point() else a  # one-hot inputs are their own squares
+        a, b, R = position_sums(cast(KroneckerLayer, call.layer), squared, gradient.to(kind).square())
         sums = (double(a).sum(), double(b).sum())
         squares = [total + added for total, added in zip(squares, sums, strict=True)]
         positions += R
-    precision = max(torch.finfo(calls[0].input.dtype).eps, torch.finfo(torch.float32).eps)  # eigenvectors are float32
+    precision = max(
+        torch.finfo(cast(Tensor, calls[0].gradient).dtype).eps, torch.finfo(torch.float32).eps
+    )  # eigenvectors are float32
     scale = (ROUNDING * precision) ** 2
     return scale * torch.stack([squares[0] / positions, squares[1] * positions])
 

@@ -1,7 +1,8 @@
 """Kronecker factors of the Gauss-Newton matrix, layer by layer (Martens & Grosse 2015; Eschenhagen et al. 2023 for weight sharing).
 
 For Linear and Conv2d layers, H_layer ≈ B ⊗ A on the joint block [W | b], where A comes from the layer's inputs a, with a constant 1
-appended, and B from the pseudo-gradients b of its outputs. With N examples, K draws and R positions:
+appended, and B from the pseudo-gradients b of its outputs. An Embedding is a Linear layer on one-hot inputs: its A is diagonal,
+with the frequencies of its rows; "reduce", whose A is not diagonal, is refused for it. With N examples, K draws and R positions:
 
     expand   A = 1/(N K R) Σ_{n,k,r} a aᵀ       B = 1/(N K) Σ_{n,k,r} b bᵀ
     reduce   A = 1/(N K) Σ_{n,k} ā āᵀ           B = 1/(N K) Σ_{n,k} b̂ b̂ᵀ       ā the mean, b̂ the sum over positions
@@ -103,8 +104,12 @@ def _reduced(calls: list[hooks.Call]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _sides(calls: list[hooks.Call]) -> list[tuple[KroneckerLayer, Tensor, Tensor]]:
     # Moments of half-precision tensors would overflow.
-    kind = torch.promote_types(calls[0].input.dtype, torch.float32)
-    return [(cast(KroneckerLayer, call.layer), call.input.to(kind), cast(Tensor, call.gradient).to(kind)) for call in calls]
+    return [(cast(KroneckerLayer, call.layer), _floating(call.input), _floating(cast(Tensor, call.gradient))) for call in calls]
+
+
+def _floating(x: Tensor) -> Tensor:
+    """Return ``x`` in at least single precision; the integers of an Embedding stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 def _total(tensors: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,8 @@ from attribution.curvature.factors import AllFactors, Sharing, blocks, factor_by
 from attribution.curvature.pseudo_gradients import Fisher, PseudoGradients
 from attribution.double_precision import double_device
 from attribution.execution import FLOAT64_BYTES, Execution
+from attribution.gradients.embedding import EmbeddingLayer
+from attribution.gradients.layer_check import find_layers
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.models.trained import Trained
@@ -49,12 +51,21 @@ class KroneckerCurvature(ABC):
         ``flips``: mirror images at random, as training did.
 
         Raises (when computed):
-            ValueError: a grouped convolution, or no Linear or Conv2d layer.
+            ValueError: a grouped convolution, no Linear, Conv2d or Embedding layer, or ``sharing="reduce"`` with an Embedding.
             FloatingPointError: a factor that is not finite or not positive semidefinite; the message names the layer.
         """
 
     def pseudo_gradients(self, trained: Trained, train: ImageSet, flips: bool) -> PseudoGradients:
-        """The pseudo-gradients whose second moments are the factors."""
+        """The pseudo-gradients whose second moments are the factors.
+
+        Raises:
+            FieldError: ``sharing="reduce"`` for a network with a trainable Embedding.
+        """
+        if self.sharing == "reduce":
+            embeddings = [layer.name for _, layer in find_layers(trained.outline).values() if isinstance(layer, EmbeddingLayer)]
+            if embeddings:
+                refused = f"{', '.join(embeddings)} (Embedding) has Kronecker factors with sharing=expand only: choose that"
+                raise FieldError(self, "sharing", refused)
         return PseudoGradients(
             trained=trained, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
         )

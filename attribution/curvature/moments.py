@@ -21,13 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.embedding import EmbeddingLayer
 from attribution.gradients.layers import LinearLayer, pieces, step
 
-SHARED = ("attribution.gradients.convolution", "attribution.gradients.layers")
+SHARED = ("attribution.gradients.convolution", "attribution.gradients.embedding", "attribution.gradients.layers")
 
 
-def second_moments(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
+def second_moments(layer: LinearLayer | ConvLayer | EmbeddingLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
     """Σ a aᵀ ``[columns, columns]`` and Σ b bᵀ ``[out, out]`` over the inputs and positions of one call, and their number N·R."""
+    if isinstance(layer, EmbeddingLayer):
+        rows = layer.output_gradients(a, b).flatten(0, 1)
+        return torch.bincount(a.flatten(), minlength=layer.block[1]).to(b).diag(), rows.T @ rows, len(rows)
     columns, rows = layer.block[1], _rows(layer, b)
     A = a.new_empty(columns, columns)
     if layer.weight:
@@ -39,7 +43,7 @@ def second_moments(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tupl
     return A, rows.T @ rows, len(rows)
 
 
-def position_sums(layer: LinearLayer | ConvLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
+def position_sums(layer: LinearLayer | ConvLayer | EmbeddingLayer, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int]:
     """Σ_r a ``[N, columns]`` and Σ_r b ``[N, out]`` over the positions of one call, and their number R."""
     if not (isinstance(layer, ConvLayer) and layer.weight):
         a, b = layer.positions(a, b)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attribution.diffusion import Denoiser
 from attribution.execution import Execution, ranges
 from attribution.gradients import hooks
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.embedding import EmbeddingLayer
 from attribution.gradients.layers import LinearLayer
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import PerExampleGradients
@@ -33,7 +34,7 @@ SHARED = (
 )
 
 _MASK = 0xFFFFFFFF
-KroneckerLayer = LinearLayer | ConvLayer
+KroneckerLayer = LinearLayer | ConvLayer | EmbeddingLayer
 Fisher = Literal["mc", "empirical"]
 
 
@@ -116,11 +117,11 @@ class PseudoGradients:
                 hooks.run(per_example.model, modules, self.measure, inputs, on_layer, autocast)
 
 
-def kronecker_modules(per_example: PerExampleGradients) -> dict[torch.nn.Module, tuple[str, KroneckerLayer]]:
-    """The Linear and Conv2d layers of a model, by module, with the names of their gradients.
+def kronecker_modules(per_example: PerExampleGradients) -> dict[nn.Module | nn.Parameter, tuple[str, KroneckerLayer]]:
+    """The Linear, Conv2d and Embedding layers of a model, by module, with the names of their gradients.
 
     Raises:
-        ValueError: a grouped convolution, or no Linear or Conv2d layer.
+        ValueError: a grouped convolution, or no Linear, Conv2d or Embedding layer.
     """
     modules = {m: (name, layer) for m, (name, layer) in per_example.recorded.items() if isinstance(layer, KroneckerLayer)}
     grouped = [name for m, (name, _) in modules.items() if getattr(m, "groups", 1) > 1]
@@ -130,5 +131,7 @@ def kronecker_modules(per_example: PerExampleGradients) -> dict[torch.nn.Module,
             "these layers (requires_grad=False), or choose the exact curvature for a small model"
         )
     if not modules:
-        raise ValueError("the model has no trainable Linear or Conv2d: K-FAC has no layer to work on; choose another estimator")
+        raise ValueError(
+            "the model has no trainable Linear, Conv2d or Embedding: K-FAC has no layer to work on; choose another estimator"
+        )
     return modules

@@ -28,7 +28,7 @@ class EmbeddingLayer(Layer):
 
     def contract(self, a: Tensor, b: Tensor, K: int) -> Tensor:
         D, V = self.block
-        a, b = a.reshape(len(a), -1), self._without_padding(a, b)
+        a, b = a.reshape(len(a), -1), self.output_gradients(a, b)
         total = b.new_zeros(len(b) // K * V, D)
         example = torch.arange(len(a), device=a.device).div(K, rounding_mode="floor").unsqueeze(1)
         total.index_add_(0, (example * V + a).flatten(), b.flatten(0, 1))
@@ -36,10 +36,10 @@ class EmbeddingLayer(Layer):
 
     def positions(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the one-hot inputs ``[N, R, V]`` and the output gradients ``[N, R, D]``."""
-        b = self._without_padding(a, b)
+        b = self.output_gradients(a, b)
         return F.one_hot(a.reshape(len(a), -1), self.block[1]).to(b), b
 
-    def _without_padding(self, a: Tensor, b: Tensor) -> Tensor:
+    def output_gradients(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the output gradients ``[N, R, D]``, with zeros at ``padding_idx``, which has no gradient."""
         b = b.reshape(len(b), -1, b.shape[-1])
         if self.module.padding_idx is None:

@@ -59,8 +59,8 @@ def run(
 ) -> None:
     """Compute ``measure`` of N ``inputs`` in eval mode under ``autocast``, and backpropagate the sum of its costs.
 
-    ``recorded`` maps each module or parameter to record to (gradient name, layer). ``on_layer`` is called without autocast, once for
-    every name. It is not called for a name if the costs do not depend on any of its calls.
+    ``recorded`` maps each module or parameter to record to (gradient name, layer). ``on_layer`` is called without autocast, once
+    for every name. It is not called for a name if the costs do not depend on any of its calls.
 
     Raises:
         ValueError: the input of a layer does not have one row for each network input, or the measure does not return one cost for

@@ -1,8 +1,8 @@
 """Checks that per-example gradients cover every trainable parameter: the layers of a model, and a comparison with autograd.
 
-``find_layers`` chooses the formula of a module, or the general mechanism of ``uses``, and raises where examples have no gradients of
-their own. ``check`` detects what the modules alone do not show: weights of a module with a formula that are also used without calling
-it, examples that influence each other, and randomness in eval mode.
+``find_layers`` chooses the formula of a module or the general mechanism of ``uses``, and raises where examples have no gradients
+of their own. ``check`` detects what the modules alone do not show: weights of a module with a formula that are also used without
+calling it, examples that influence each other, and randomness in eval mode.
 """
 
 import math
@@ -105,7 +105,8 @@ def _refuse(name: str, module: nn.Module, trainable: Mapping[str, nn.Parameter])
     if reason is not None:
         named = ", ".join(f"{name}.{key}" if name else key for key in trainable)
         raise ValueError(
-            f"no per-example gradient for {named} ({type(module).__name__}): {reason}, or leave the parameter out (requires_grad=False)"
+            f"no per-example gradient for {named} ({type(module).__name__}): {reason}, or leave the parameter out "
+            "(requires_grad=False)"
         )
 
 

@@ -5,7 +5,7 @@ positions and the draws of an example is the gradient of that example (Goodfello
 computations"; Rochette et al. 2019, for convolutional networks).
 
 Attribution runs in eval mode: a pass switches the model to it and back afterwards. Frozen parameters (``requires_grad=False``) are
-left out. Every other parameter must belong to a Conv2d, Linear, GroupNorm or LayerNorm; any other trainable parameter is an error.
+left out. Parameters without a formula take the general way of ``uses``; those of BatchNorm are refused.
 """
 
 import copy
@@ -56,8 +56,8 @@ class PerExampleGradients:
     values may be loaded between captures.
 
     Raises:
-        ValueError: a trainable parameter has no per-example formula (the message names it and its module), or the model has no
-            trainable parameter.
+        ValueError: a trainable parameter has no gradients of single examples (the message names it and its module), or the model
+            has no trainable parameter.
     """
 
     def __init__(self, model: nn.Module, batch_size: int = 128, pass_memory: float = math.inf):

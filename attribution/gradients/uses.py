@@ -3,9 +3,9 @@
 During a pass a ``Traced`` tensor takes the place of such a parameter in its modules. An operation on traced tensors alone, such as
 a slice or the normalization of a weight, gives another traced tensor: it is the same for all inputs. An operation that combines one
 with a tensor of the batch is a *use* of the parameter. It gives a plain tensor with a row for each input. From the gradient of that
-output, the gradient of each input follows by differentiating the operation once more, for each input separately: ``torch.func.vmap``
-over ``torch.func.vjp``. This holds for any operation that treats inputs separately (elementwise operations, convolutions of any
-kind, attention, norms).
+output, the gradient of each input follows by differentiating the operation once more, for each input separately:
+``torch.func.vmap`` over ``torch.func.vjp``. This holds for any operation that treats inputs separately: elementwise operations,
+convolutions of any kind, attention, norms.
 """
 
 import math
@@ -48,8 +48,8 @@ REPEATS = {Tensor.expand, Tensor.repeat, torch.broadcast_to, Tensor.broadcast_to
 class Decisions:
     """Which tensors have one row for each input, for every operation of the first pass over more than one input.
 
-    By its size alone, a constant is mistaken for a tensor of the batch in a pass of as many inputs. The first pass is checked against
-    autograd, so later passes follow it.
+    By its size alone, a constant is mistaken for a tensor of the batch in a pass of as many inputs. The first pass is checked
+    against autograd, so later passes follow it.
     """
 
     def __init__(self):
@@ -75,8 +75,8 @@ class Decisions:
             ]
             if len(fits) > 1:
                 raise RuntimeError(
-                    f"{', '.join(sorted(names))}: in a pass over {inputs} network inputs, {operation[0]} does not show which tensors "
-                    "have one row for each input, because another dimension has the same size: choose another batch size"
+                    f"{', '.join(sorted(names))}: in a pass over {inputs} network inputs, {operation[0]} does not show which "
+                    "tensors have one row for each input, because another dimension has the same size: choose another batch size"
                 )
             decision = fits[0] if fits else decision
         return tuple(size is not None and own is None for own, size in zip(decision, sizes, strict=True))
@@ -134,10 +134,7 @@ class Use(ParameterLayer):
     ):
         super().__init__(layer.name, layer.parameter, layer.decisions)
         self._function, self._arguments, self._dim, self._others = function, arguments, dim, others
-
-    @property
-    def kept(self) -> tuple[Tensor, ...]:
-        return tuple(argument.tensor for argument in self._arguments)
+        self.kept = tuple(argument.tensor for argument in arguments)
 
     def contract(self, a: Tensor, b: Tensor, K: int) -> Tensor:
         total = b.new_zeros(len(b) // K, math.prod(self.block))
@@ -155,7 +152,7 @@ class Use(ParameterLayer):
 
         def of_input(b: Tensor, *tensors: Tensor) -> Tensor:
             batch = [tensor.unsqueeze(dim) for tensor, dim in zip(tensors, dims, strict=True)]
-            _, vjp = torch.func.vjp(lambda p: self._function({**values, self.name: p}, batch), parameter)
+            vjp: Any = torch.func.vjp(lambda p: self._function({**values, self.name: p}, batch), parameter)[1]
             return vjp(b.unsqueeze(self._dim))[0]
 
         tensors = [argument.rows(rows, b.dtype) for argument in self._arguments]
@@ -216,7 +213,7 @@ class Trace:
 class Traced(Tensor):
     """A tensor computed from parameters alone, the same for all inputs. ``traced`` makes one."""
 
-    trace: Trace
+    owner: Trace
     value: Tensor
     names: frozenset[str]
     function: Callable[[Values], Tensor]
@@ -224,7 +221,7 @@ class Traced(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves, spec = tree_flatten((args, kwargs or {}))
-        trace = next(leaf.trace for leaf in leaves if isinstance(leaf, Traced))
+        trace = next(leaf.owner for leaf in leaves if isinstance(leaf, Traced))
         with torch._C.DisableTorchFunctionSubclass():
             return _operation(trace, func, leaves, spec)
 
@@ -233,7 +230,7 @@ def traced(trace: Trace, value: Tensor, names: frozenset[str], function: Callabl
     """Return ``value``, which ``function`` computes from the parameters ``names``, as a traced tensor."""
     with torch._C.DisableTorchFunctionSubclass():
         result = value.as_subclass(Traced)
-        result.trace, result.value, result.names, result.function = trace, value, names, function
+        result.owner, result.value, result.names, result.function = trace, value, names, function
     return result
 
 
@@ -248,7 +245,7 @@ def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
         args, kwargs = tree_unflatten([tensors.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
         return func(*args, **kwargs)
 
-    before = leaves[0].detach().clone() if in_place else None
+    before = leaves[0].detach().clone() if in_place else leaves[0]
     result = call({i: leaf.value for i, leaf in enumerate(leaves) if isinstance(leaf, Traced)})
     outputs, result_spec = tree_flatten(result)
     if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.is_floating_point() for x in outputs):
@@ -257,7 +254,7 @@ def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
     dims = trace.batch_dims(func, leaves, names) if func not in CASTS else {}
     if not dims and func in REPEATS and trace.repeats(func, leaves[0], outputs[0], names):
         return _repeated(trace, names, leaves[0], outputs[0])
-    read = [before if i == 0 and in_place else x for i, x in enumerate(leaves)]
+    read = [before if i == 0 else x for i, x in enumerate(leaves)]
     arguments = {i: Argument(read[i].detach(), dim, read[i]._version) for i, dim in dims.items()}
     fixed = [
         None if i in dims else x.detach() if isinstance(x, Tensor) and not isinstance(x, Traced) else x
@@ -287,8 +284,8 @@ def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
         dim = 1 if func is F.multi_head_attention_forward and i == 0 else 0
         if output.dim() <= dim or output.shape[dim] != trace.inputs:
             raise ValueError(
-                f"{', '.join(sorted(names))}: {name} combines it with the inputs of a pass, but its output {list(output.shape)} does "
-                f"not have one row for each of the {trace.inputs} inputs: per-example gradients need the batch in the first dimension"
+                f"{', '.join(sorted(names))}: {name} combines it with the inputs of a pass, but its output {list(output.shape)} "
+                f"does not have one row for each of the {trace.inputs} inputs: the batch must be in the first dimension"
             )
         used.append(trace.use(names, output, dim, lambda values, batch, i=i: replay(values, batch, i), list(arguments.values())))
     return tree_unflatten(used, result_spec)

@@ -134,6 +134,8 @@ def untrained(owner: Any) -> nn.Module:
     """
     try:
         network = owner.model()
+    except FieldError:
+        raise
     except Exception as error:  # the constructor may be anyone's
         raise FieldError(owner, "model", f"the network cannot be constructed ({one_line(error)}): change its settings") from error
     if not isinstance(network, nn.Module):

@@ -111,7 +111,7 @@ class KroneckerProjector(Projector):
         ``name`` is the name of the gradients, which tied layers share.
         """
         P_out, P_in = self._sides[name]
-        a, b = a.to(self.dtype), b.to(self.dtype)
+        a, b = a.to(self.dtype) if a.is_floating_point() else a, b.to(self.dtype)
         if P_in is None or not _factors_are_cheaper(layer, P_out, P_in):
             return _two_sided(layer.contract(a, b, K), P_out, P_in)
         a, b = _projected_inputs(layer, a, P_in), _projected_outputs(layer, b, P_out)

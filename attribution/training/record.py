@@ -57,9 +57,9 @@ def step_dtype(groups: int) -> np.dtype:
 def draws_of(visits: np.ndarray) -> Draws:
     """The draw of each visit, ``[B, 1]``. A continuous noise level takes the place of the timestep."""
     names = ("timestep", "noise_seed", "flip", "condition_dropped")
-    columns = {name: torch.from_numpy(visits[name].copy())[:, None] for name in names if name in (visits.dtype.names or ())}
-    level = _levels(visits)[:, None] if "level" in (visits.dtype.names or ()) else columns["timestep"].long()
-    return Draws(**{**columns, "timestep": level})
+    columns = {name: torch.from_numpy(visits[name].copy()) for name in names if name in (visits.dtype.names or ())}
+    level = _levels(visits) if "level" in (visits.dtype.names or ()) else columns["timestep"].long()
+    return Draws(**{name: column[:, None] for name, column in {**columns, "timestep": level}.items()})
 
 
 def _levels(visits: np.ndarray) -> Tensor:

@@ -30,7 +30,7 @@ def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord
         raise ValueError(f"step {step} was recorded by an earlier version with {len(rows)} processes: train again to replay it")
     visits, tf32 = record.visits_of_step(step), record.info["precision"] == TF32
     parts = [_gradients(network, measure, images, visits[rank :: len(rows)], row, tf32) for rank, row in enumerate(rows)]
-    factor, names = float(rows["clip_factor"][0]), [name for name, _ in network.named_parameters()]
+    factor, names = float(rows["clip_factor"][0]), [name for name, p in network.named_parameters() if p.requires_grad]
     means = [gradients[0] if len(rows) == 1 else torch.stack(gradients).mean(0) for gradients in zip(*parts, strict=True)]
     return {name: mean * factor for name, mean in zip(names, means, strict=True)}
 
@@ -46,7 +46,7 @@ def _gradients(
         draws, condition = draws_of(visits).to(parameter.device), images.conditions(positions)
         condition = None if condition is None else condition.to(parameter.device)
         loss = training_loss(without_label_dropout(network).train(), measure, x0, draws, int(row["dropout_seed"]), condition)
-        return torch.autograd.grad(loss, list(network.parameters()))
+        return torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
 
 
 @torch.no_grad()

@@ -95,6 +95,8 @@ def test_commands_compose(arguments, given):
         pytest.importorskip(f"hydra_plugins.hydra_{'joblib' if 'local' in arguments else 'submitit'}_launcher")
     if "hydra/sweeper=" in arguments:
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    if "model=lora" in arguments:
+        pytest.importorskip("peft")
     for overrides in jobs(arguments, given):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*overrides, "execution.device=cpu"], return_hydra_config=True)

@@ -11,8 +11,10 @@ from tests.experiments.documents import ROOT
 from tests.experiments.test_docs_run import TINY, TINY_LDS, program
 
 CONDITIONS, LATENT = ROOT / "docs" / "conditions.md", ROOT / "docs" / "latent.md"
-SMALL = ["diffusion.sampler.steps=3"]
-ATTRIBUTED = ["queries.n=3", "estimator.draws.n=2", "curvature.draws.n=2"]
+FEW = {"n_train": 20, "n_validation": 12}
+SMALL = ["trainer.steps=6", "checkpoints.every=3", "diffusion.sampler.steps=2"]
+DRAWS = ["estimator.draws.n=1", "curvature.draws.n=1"]
+SCORED = ["benchmark.subsets.count=3", "benchmark.compare=[raw_cos]", "model.block_out_channels=[8,8]"]
 
 
 def commands(page: Path) -> list[str]:
@@ -33,11 +35,10 @@ def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, monkey
         exec(compile(block.text, page.name, "exec"), namespace)
     words = shlex.split(arguments)
     source = "data.images" if page == LATENT else "data"
-    few = [f"{source}.n_train=40", f"{source}.n_validation=24"]
-    size = [*TINY, *few, *SMALL, *(ATTRIBUTED if "task=attribute" in words else TINY_LDS)]
-    given = {word.partition("=")[0] for word in words if not word.startswith("benchmark.subsets.count")}
-    words = [word for word in words if not word.startswith("benchmark.subsets.count")]
-    printed = program(tmp_path, [*words, *(setting for setting in size if setting.partition("=")[0] not in given)])
+    small = [*SMALL, *(f"{source}.{name}={number}" for name, number in FEW.items())]
+    chosen = ["queries.n=3"] if "task=attribute" in words else [*TINY_LDS, *SCORED]
+    settings = {setting.partition("=")[0]: setting for setting in [*words, *TINY, *chosen, *small, *DRAWS] if setting != "-m"}
+    printed = program(tmp_path, ["-m"] * ("-m" in words) + list(settings.values()))
     assert ("scores and a CSV for each query" in printed) == ("task=attribute" in words)
     assert bool([*tmp_path.glob("outputs/*/*/lds.png")]) == ("task=attribute" not in words)
 

@@ -22,7 +22,7 @@ from attribution.training import Recorded, TrainingRecord
 from tests.worlds import OBJECTIVE, PROCESS, UNET, Blobs
 
 DRAWS = Uniform(2, seed=4)
-SIZES = {"shared": 4, "perceptron": 4, "linear": 4}
+SIZES = {"embedded": 4, "shared": 4, "perceptron": 4, "linear": 4}
 
 
 def curvature(kind: Any = KFAC, **changes: Any) -> Any:
@@ -102,6 +102,17 @@ def linear() -> nn.Module:
     return Net(lambda m, x: m.only(x.flatten(1)).view_as(x), {"only": nn.Linear(16, 16)})
 
 
+def embedded() -> nn.Module:
+    """An Embedding of three signs at four places, called twice, beside a Linear layer and a learned table."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        signs = 1 + x.flatten(1)[:, :4].sign().long()
+        h = torch.tanh(m.embedding(signs) + m.embedding(signs.flip(1)[:, :1])) + m.scale.weight
+        return m.out(h.flatten(1)).view_as(x)
+
+    return Net(forward, {"embedding": nn.Embedding(3, 5), "scale": nn.RMSNorm(5), "out": nn.Linear(20, 16)})
+
+
 def unet() -> nn.Module:
     """diffusers' U-Net."""
     return UNET()
@@ -145,7 +156,7 @@ def inputs(measure: Measure, train: ImageSet, draws: Draws, get: Get) -> Iterato
 
 
 def factor_terms(model: nn.Module, measure: Measure, row: tuple[Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Inputs ``[R, in (+1)]`` and output gradients ``[R, out]`` of every Linear and Conv2d for one input of the network.
+    """Inputs ``[R, in (+1)]`` and output gradients ``[R, out]`` of every Linear, Conv2d and Embedding for one input of the network.
 
     Hooks keep the outputs, autograd differentiates the cost by them, patches are cut out position by position.
     """
@@ -157,7 +168,7 @@ def factor_terms(model: nn.Module, measure: Measure, row: tuple[Tensor, Tensor, 
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             home = first.setdefault(module.weight, name)
             handles.append(module.register_forward_hook(functools.partial(keep, home)))
     cost = measure(denoiser(model), *row).sum()
@@ -177,6 +188,8 @@ def _positions(module: nn.Module, b: Tensor) -> Tensor:
 
 
 def _patches(module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, nn.Embedding):
+        return torch.stack([torch.eye(module.num_embeddings, dtype=torch.float64)[i] for i in x.flatten()])
     if isinstance(module, nn.Conv2d):
         (kh, kw), (sy, sx) = module.kernel_size, module.stride
         if module.padding == "same":

@@ -22,7 +22,7 @@ from tests.references import draw_gradients
 from tests.worlds import OBJECTIVE, PROCESS
 
 
-@pytest.mark.parametrize("name", ["convolutions", "shared", "perceptron"])
+@pytest.mark.parametrize("name", ["convolutions", "shared", "perceptron", "embedded"])
 def test_ekfac_eigenvalues_are_second_moments(name, monkeypatch):
     """Claim: values[o, i] is the mean over draws of the square of QB[:, o]ᵀ g QA[:, i], g by one ``backward`` per draw.
 
@@ -36,6 +36,8 @@ def test_ekfac_eigenvalues_are_second_moments(name, monkeypatch):
     truth = draw_gradients(OutputProbe(PROCESS), model, get(train).x0().double(), draws_of(train, get))
     for layer in basis.layers:
         g = truth[f"{layer}.weight"].flatten(3) if truth[f"{layer}.weight"].dim() > 3 else truth[f"{layer}.weight"]
+        if layer == "embedding":
+            g = g.mT
         if f"{layer}.bias" in truth:
             g = torch.cat([g, truth[f"{layer}.bias"].unsqueeze(3)], 3)
         QA, QB = basis.QA[layer].double(), basis.QB[layer].double()

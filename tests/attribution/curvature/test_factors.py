@@ -1,11 +1,13 @@
 """Kronecker factors against loops over inputs and positions, in float64, also after the work is divided or interrupted."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from attribution.checks import FieldError
 from attribution.curvature import EKFAC, KFAC, KroneckerBasis
 from attribution.curvature.factors import AllFactors
 from attribution.curvature.pseudo_gradients import OutputProbe, PseudoGradients
@@ -22,9 +24,13 @@ from tests.worlds import PROCESS
 MEASURES = {"mc": OutputProbe(PROCESS), "empirical": Loss(PROCESS)}
 
 
-@pytest.mark.parametrize("name", ["convolutions", "shared", "perceptron", "unet"])
+NAMES = ["convolutions", "shared", "perceptron", "unet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sharing"), [*itertools.product(NAMES, ["expand", "reduce"]), ("embedded", "expand")], ids=lambda value: value
+)
 @pytest.mark.parametrize("fisher", ["mc", "empirical"])
-@pytest.mark.parametrize("sharing", ["expand", "reduce"])
 def test_factors_are_their_definition(name, fisher, sharing):
     """Claim: A and B are those of docs/methods.md, summed input by input and position by position: same draws, flips and v."""
     get, record, train = InMemory(), given(getattr(worlds, name)), blobs(name)
@@ -47,6 +53,14 @@ def test_factors_are_their_definition(name, fisher, sharing):
         found = factors.means(layer)
         torch.testing.assert_close(found[0], A[layer] / positions[layer], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found[1], B[layer] / count, rtol=1e-9, atol=1e-14 * largest)
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+def test_reduce_is_refused_for_an_embedding(kind):
+    """Claim: sharing=reduce raises an error with the name of the Embedding before anything is computed; without one it does not."""
+    with pytest.raises(FieldError, match=r"embedding \(Embedding\) has Kronecker factors with sharing=expand only"):
+        curvature(kind, sharing="reduce").basis(given(worlds.embedded), blobs("embedded"))
+    curvature(kind, sharing="reduce").basis(given(worlds.perceptron), blobs("perceptron"))
 
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])

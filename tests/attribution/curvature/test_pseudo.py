@@ -53,5 +53,5 @@ def test_grouped_convolutions_are_refused():
 def test_a_model_of_norms_is_refused():
     """Claim: a model without Linear or Conv2d is an error."""
     model = worlds.Net(lambda m, x: x, {"a": nn.GroupNorm(1, 4)})
-    with pytest.raises(ValueError, match="no trainable Linear or Conv2d"):
+    with pytest.raises(ValueError, match="no trainable Linear, Conv2d or Embedding"):
         kronecker_modules(PerExampleGradients(model))

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attribution.curvature.vector_products import Hessian
+from attribution.diffusion import denoiser
 from attribution.gradients.embedding import EmbeddingLayer
 from attribution.gradients.per_example import PerExampleGradients
+from attribution.projection import SJLT, Kronecker
 from tests.attribution.gradients.test_gradients import BENT, Net, Scaled, Standardized, assert_right, batch, positions, randomized
 
 P = nn.Parameter
@@ -168,7 +171,7 @@ def wrong_rows(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("forward", [wrong_rows, lambda m, x: m.a.mul_(x[0, 0, 0, 0]) * x])
 def test_changes_in_place_are_errors(forward):
     """Claim: writing a parameter into a tensor, or a tensor into a parameter, raises an error with its name."""
-    with pytest.raises(ValueError, match="a: .* changes a tensor in place"):
+    with pytest.raises(ValueError, match=r"a: .* changes a tensor in place"):
         PerExampleGradients(randomized(Own(forward, {"a": (6,)}))).capture(BENT, *batch())
 
 
@@ -192,7 +195,7 @@ def test_ambiguous_sizes_are_errors():
 
     gradients = PerExampleGradients(randomized(Own(forward, {"a": (6,)})))
     gradients.capture(BENT, *batch(3, 1)).mean()
-    with pytest.raises(RuntimeError, match="a: in a pass over 4 network inputs, mul does not show .* choose another batch size"):
+    with pytest.raises(RuntimeError, match=r"a: in a pass over 4 network inputs, mul does not show .* choose another batch size"):
         gradients.capture(BENT, *batch(4, 1)).mean()
 
 
@@ -203,3 +206,40 @@ def test_embedding_layer_agrees_with_one_hot_inputs():
     a, b = torch.randint(0, 5, (6, 4), generator=generator), torch.randn(6, 4, 3, generator=generator)
     hot, rows = layer.positions(a, b)
     torch.testing.assert_close(layer.contract(a, b, 2), torch.bmm(rows.mT, hot).unflatten(0, (3, 2)).sum(1))
+
+
+def test_uses_are_projected():
+    """Claim: features of an Embedding and of a learned table are those of their gradients."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x * (m.a(labels(x)).sum(1) + m.table[0])[:, None, None]
+
+    model = randomized(Own(forward, {"table": (3, 6)}, a=nn.Embedding(4, 6)))
+    per_example = PerExampleGradients(model)
+    for projection in (Kronecker(3, 2), SJLT(8)):
+        projector = projection.start(per_example.blocks, dtype=torch.float64)
+        captured = per_example.capture(BENT, *batch())
+        torch.testing.assert_close(projector.features(captured), projector(captured.mean()), rtol=1e-9, atol=1e-12)
+
+
+def test_curvature_products_take_all_parameters():
+    """Claim: with an Embedding and a learned table, products with the Hessian are those of double backward by parameter."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x * (m.a(labels(x)).sum(1) * m.table[0])[:, None, None]
+
+    model = randomized(Own(forward, {"table": (3, 6)}, a=nn.Embedding(4, 6)))
+    per_example, (x0, draws) = PerExampleGradients(model), batch(2, 2)
+    generator = torch.Generator().manual_seed(0)
+    v = {name: torch.randn(2, *shape, generator=generator).double() for name, shape in per_example.blocks.items()}
+    found = Hessian()(per_example, BENT, x0, draws, v)
+    inputs = BENT.inputs(x0, draws, None)
+    parameters = dict(model.named_parameters())
+    cost = BENT(denoiser(model), *inputs).mean()
+    gradients = torch.autograd.grad(cost, list(parameters.values()), create_graph=True)
+    for q in range(2):
+        ours = {name: part for key, layer in per_example.layers.items() for name, part in layer.split(v[key][q])}
+        products = torch.autograd.grad(gradients, list(parameters.values()), [ours[name] for name in parameters], retain_graph=True)
+        theirs = {name: part for key, layer in per_example.layers.items() for name, part in layer.split(found[key][q])}
+        for name, product in zip(parameters, products, strict=True):
+            torch.testing.assert_close(theirs[name], product, rtol=1e-9, atol=1e-11)

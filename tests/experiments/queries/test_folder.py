@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attribution.checks import FieldError
 from attribution.nodes import InMemory
 from experiments.datasets import DataError
-from experiments.queries import ImageFolder
+from experiments.queries import Folder, ImageFolder
+from experiments.tasks.composition import experiment_of
+from tests.experiments.tasks.compositions import composed
 
 
 def test_folders_of_images(tmp_path):
@@ -64,3 +67,10 @@ def test_wrong_folders_of_images_are_errors(tmp_path, name, write, message):
         ImageFolder(path=tmp_path, shape=(3, 8, 8)).compute(InMemory())
     with pytest.raises(DataError, match=r"queries\.path=.*nowhere: there is no such folder"):
         ImageFolder(path=tmp_path / "nowhere", shape=(3, 8, 8)).compute(InMemory())
+
+
+def test_files_of_images_are_no_queries_of_a_conditional_model(tmp_path):
+    """Claim: they have neither a class nor an embedding, and are refused before anything is read."""
+    experiment = experiment_of(composed("condition=labels", "model=dit_digits", "execution.device=cpu"))
+    with pytest.raises(FieldError, match="image files have no class and no embedding"):
+        Folder(path=tmp_path / "nowhere").node(experiment)

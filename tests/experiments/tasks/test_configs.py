@@ -246,14 +246,15 @@ def test_every_draw_scheme_is_an_estimator_s(draws):
     [
         pytest.param(name, marks=pytest.mark.slow if name in ("unet_64", "unet_128") else ())
         for name in options("model")
-        if name != "pipeline"  # tests/experiments/models/test_explained.py
+        if name not in ("pipeline", "lora")  # tests/experiments/models/test_explained.py, tests/attribution/models/test_lora.py
     ],
 )
 def test_every_model_makes_a_training_step(name):
     """Claim: each network takes its data's images and gives every parameter a gradient."""
     data = "digits" if "digits" in name else {"unet_64": "artbench2", "unet_128": "celeba"}.get(name, "cifar10")
     classes, embedding = ["condition=labels"], ["condition=embeddings", "condition.path=x.npy", "condition.size=6"]
-    chosen = {"dit_digits": classes, "unet_digits_classes": classes, "unet_digits_embeddings": embedding}.get(name, [])
+    of_classes, of_embeddings = ("dit_digits", "unet_digits_classes"), ("pixart_digits", "unet_digits_embeddings")
+    chosen = classes if name in of_classes else embedding if name in of_embeddings else []
     config = composed(f"model={name}", f"data={data}", *chosen)
     network = instantiate(config.model, _convert_="all")()
     x0 = torch.zeros(1, config.data.channels, config.data.size, config.data.size)

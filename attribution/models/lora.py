@@ -1,0 +1,84 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on a frozen network, by the library peft."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from attribution.checks import FieldError, whole
+from attribution.models.trained import untrained
+from attribution.models.weights import WeightsFile
+
+SHARED = ("attribution.models.trained", "attribution.models.weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """The constructor of the network of ``model`` with adapters of rank ``rank`` on ``targets``: only the adapters are trained.
+
+    ``targets`` are names of modules, or their last parts: ``to_q`` stands for every module whose name ends in ``.to_q``. An adapter
+    adds ``alpha / rank · B A`` to the weight, where A is drawn at random and B is 0 at first. The frozen parameters are those
+    in the file ``weights`` (``None``: a random initialization by ``seed``), so they are the same in every training.
+    """
+
+    NAME = "LoRA"
+    VERSION = 1
+
+    model: Callable[[], nn.Module]
+    targets: Sequence[str]
+    rank: int
+    alpha: float
+    weights: WeightsFile | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        whole(self, "rank", least=1)
+        if not self.targets or isinstance(self.targets, str):
+            raise FieldError(self, "targets", "give a list of the modules that get an adapter, such as [to_q,to_k,to_v]")
+        try:
+            _ = self.weights and self.weights.content
+        except ValueError as error:
+            raise FieldError(self, "weights", str(error), self.weights and self.weights.path) from error
+
+    def __call__(self) -> nn.Module:
+        """Return the network.
+
+        Raises:
+            FieldError: peft is not installed, no module has a name in ``targets``, or the file does not have the weights.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model  # slow to import, and needed here only
+        except ImportError as error:
+            raise FieldError(self, "rank", "adapters need the library peft: pip install -e .[lora]") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = untrained(self)
+        if self.weights is not None:
+            try:
+                weights = self.weights.of_network(network)
+            except FieldError as error:
+                raise FieldError(self, "weights", error.message, self.weights.path) from error
+            if not next(network.parameters()).is_meta:  # an outline has no values
+                network.load_state_dict(weights.tensors())
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), lora_dropout=0.0)  # type: ignore
+        try:
+            return inject_adapter_in_model(config, network)
+        except ValueError as error:
+            last = sorted({name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)})
+            raise FieldError(
+                self, "targets", f"peft found no module to adapt ({str(error).partition('. ')[0]}): names end in {', '.join(last)}"
+            ) from error
+
+
+def lora(
+    base: Callable[[], nn.Module],
+    targets: Sequence[str],
+    rank: int,
+    alpha: float,
+    weights: str | None = None,
+    seed: int = 0,
+) -> LoRA:
+    """Return ``LoRA`` on the network of ``base``, with frozen parameters from the file at the path ``weights``."""
+    file = None if weights is None else WeightsFile(weights)
+    return LoRA(model=base, targets=tuple(targets), rank=rank, alpha=alpha, weights=file, seed=seed)
