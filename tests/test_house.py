@@ -14,6 +14,7 @@ ROOMS = {
     "attribution": (
         "checks", "double_precision", "precision", "transfers", "device_memory", "execution", "nodes", "images", "diffusion",
         "measurements", "models", "training", "retraining", "gradients", "projection", "curvature", "features", "estimators",
+        "scoring",
     ),
     "experiments": (
         "disk", "parent", "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed",

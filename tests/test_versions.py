@@ -63,8 +63,11 @@ NUMERICAL = {
     )
 }  # fmt: skip
 """Packages whose code computes what the store keeps."""
-UNSTORED = {"attribution.training.replay"}
-"""Modules of these packages on which nothing stored depends."""
+UNSTORED = {
+    "attribution.estimators.by_name",
+    *(f"attribution.training.{name}" for name in ("replay", "loop_recorder", "loop_callback")),
+}
+"""Modules of these packages on which nothing stored depends. Settings and the record that a loop leaves are part of identities."""
 
 
 def modules() -> Iterator[ModuleType]:

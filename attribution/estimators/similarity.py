@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from attribution.checks import FieldError
 from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
+from attribution.estimators.training_trajectory import refuse_zero_rates
 from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
@@ -18,13 +20,14 @@ from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node
+from attribution.nodes import Cost, Get, Node, added
 from attribution.projection import Projection
-from attribution.training import require_record
+from attribution.training import Recorded, TrainingRecord, require_record
 from attribution.training.checkpoints import select
 
 SHARED = (
     "attribution.estimators.sharded",
+    "attribution.estimators.training_trajectory",
     "attribution.features.gram",
     "attribution.training.checkpoints",
     "attribution.training.record",
@@ -35,7 +38,10 @@ SHARED = (
 class GradientSimilarity(Estimator):
     """Unweighted mean over checkpoints of ``⟨∇m(q), ∇ℓ(z)⟩``, or of their cosines; both gradients are means over ``draws``.
 
-    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines).
+    ``checkpoints``: None is the final model (gradient dot and cos). Otherwise as for TracIn (TracInCP, and GAS with cosines);
+    "last" is the final model as well where nothing else is known of the training.
+    ``weighted``: the sum over checkpoints with their learning rates as weights, as Pruthi et al. and Hammoudeh & Lowd
+    define both, in place of the mean, which D-TRAK takes.
     """
 
     NAME = "GradientSimilarity"
@@ -47,15 +53,23 @@ class GradientSimilarity(Estimator):
     cosine: bool
     checkpoints: int | str | Sequence[int] | None = None
     flips: bool = False
+    weighted: bool = added(default=False)
 
     def __post_init__(self):
+        if self.weighted and self.checkpoints is None:
+            raise FieldError(self, "weighted", "there are learning rates only of checkpoints: leave it false for the final model")
         self.draws.refuse_lists("a feature")
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        if self.checkpoints == "last" and not self.weighted and not isinstance(trained, Recorded):
+            return replace(self, checkpoints=None).scores(trained, train, queries)  # its final parameters are the one checkpoint
         if self.checkpoints is not None:
-            require_record(trained, type(self).__name__).check_checkpoints(self.checkpoints, self)
+            recorded = require_record(trained, f"{type(self).__name__} at several checkpoints")
+            recorded.check_checkpoints(self.checkpoints, self)
+            if self.weighted:
+                recorded.check_learning_rates(self, "weighted")
         self.draws.check(trained.process.T)
         return SimilarityScores(replace(self, projection=self.projection.chosen(gradient_shapes(trained))), train, queries, trained)
 
@@ -93,13 +107,22 @@ class SimilarityScores(ShardedScores):
 
     def compute(self, get: Get) -> Scores:
         total: Any = 0
-        parts = self.parts(get)
-        for part in parts:
+        for part, weight in zip(self.parts(get), self._weights(get), strict=True):
             gram = get(part)
             squares = np.outer(gram.left_squares, gram.right_squares)
             norms = np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny)) if self.estimator.cosine else 1
-            total = total + gram.values / norms
-        return self.assembled(total / len(parts), get)
+            total = total + weight * gram.values / norms
+        return self.assembled(total if self.estimator.weighted else total / len(self._steps(get)), get)
+
+    def _weights(self, get: Get) -> list[float]:
+        """The weight of each checkpoint in the sum."""
+        steps = self._steps(get)
+        if not self.estimator.weighted:
+            return [1.0] * len(steps)
+        record: TrainingRecord = get(self.trained)
+        rates = {step: record.learning_rate(step) for step in steps if step is not None}
+        refuse_zero_rates(rates)
+        return list(rates.values())
 
     def _steps(self, get: Get) -> Sequence[int | None]:
         if self.estimator.checkpoints is None:

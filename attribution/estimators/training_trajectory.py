@@ -92,7 +92,7 @@ class TrajectoryScores(ShardedScores):
         total: Any = 0
         for step in self.steps(get):
             products = with_all_queries(get.many(self.batches(step))).astype(np.float64)  # [query bin, half, Q, N]
-            trained_in = bins.bin_of(record.latest_draws(step, train.index).timestep[:, 0], scheme.bins, T).numpy()
+            trained_in = bins.bin_of(record.latest_timesteps(step, train.index), scheme.bins, T).numpy()
             inside = trained_in == np.arange(scheme.bins)[:, None]
             # [query bin, training bin, half, Q, N]
             total = total + record.learning_rate(step) * products[:, None] * inside[None, :, None, None]

@@ -89,6 +89,7 @@ class GivenModel(Trained[FinalParameters]):
     VERSION = 1
     TITLE = "the given model"
     ARTIFACT = FinalParameters
+    GIVEN = True
 
     weights: Weights
 

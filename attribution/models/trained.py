@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +17,10 @@ from attribution.measurements import Measure
 from attribution.nodes import Artifact, Get, Node, key
 
 PARAMETERS = "parameters.safetensors"
+ELSEWHERE = (
+    "the model was trained elsewhere: scores and curvature are relative to the images that are given here, and retraining uses "
+    "the recipe of this run"
+)
 _LONGEST = 300
 """The largest number of characters of another library's message."""
 
@@ -55,6 +59,9 @@ T = TypeVar("T", bound=TrainingResult)
 class Trained(Node[T], ABC):
     """A trained model. ``model()`` builds the untrained network; training minimized the mean of ``objective`` over draws."""
 
+    GIVEN: ClassVar[bool] = False
+    """Whether it was trained elsewhere."""
+
     model: Callable[[], nn.Module]
     objective: Measure
 
@@ -89,6 +96,10 @@ class Trained(Node[T], ABC):
     def parameter_count(self) -> int:
         """The number of trainable parameters of the network."""
         return sum(p.numel() for p in self.outline.parameters() if p.requires_grad)
+
+    def notes(self, replayed: bool) -> list[str]:
+        """What readers of the results must know about the model. ``replayed``: the results replay its training."""
+        return [ELSEWHERE] if self.GIVEN else []
 
     def member(self, i: int) -> "Trained":
         """Member ``i`` of an ensemble of training runs that differ in their seed; 0 is this one.

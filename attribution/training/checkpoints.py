@@ -121,8 +121,11 @@ def steady_decline(losses: np.ndarray, start: float = 0.5, stop: float = 0.98) -
 
 
 def spread_over_decline(recorded: Sequence[int], losses: np.ndarray, count: int) -> list[int]:
-    """``count`` of the ``recorded`` steps, evenly spread over those in the steady decline, or over all if these are too few."""
-    first, last = steady_decline(losses)
+    """``count`` of the ``recorded`` steps, evenly spread over those in the steady decline, or over all if these are too few.
+
+    Over all as well if the losses are unknown (none are given).
+    """
+    first, last = steady_decline(losses) if len(losses) else (0, 0)
     steady = [step for step in recorded if first <= step <= last]
     candidates = steady if len(steady) >= count else list(recorded)
     return [candidates[i] for i in np.linspace(0, len(candidates) - 1, count).round().astype(int)]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ SHARED = ("attribution.models.trained",)
 
 SCHEMA = 1
 VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
+
+LEVEL_VISIT = np.dtype([*VISIT.descr, ("level", "<f8")])
+"""A visit at a continuous noise level, for training loops of others; ``timestep`` is the nearest level of the process."""
 
 
 def step_dtype(groups: int) -> np.dtype:
@@ -50,9 +53,16 @@ def step_dtype(groups: int) -> np.dtype:
 
 
 def draws_of(visits: np.ndarray) -> Draws:
-    """The draw of each visit, ``[B, 1]``."""
+    """The draw of each visit, ``[B, 1]``. A continuous noise level takes the place of the timestep."""
     columns = [torch.from_numpy(visits[name].copy()) for name in ("timestep", "noise_seed", "flip")]
-    return Draws(columns[0].long()[:, None], columns[1][:, None], columns[2][:, None])
+    level = _levels(visits) if "level" in (visits.dtype.names or ()) else columns[0].long()
+    return Draws(level[:, None], columns[1][:, None], columns[2][:, None])
+
+
+def _levels(visits: np.ndarray) -> Tensor:
+    """The levels in float32, as most training has them, if that is exact."""
+    level = torch.from_numpy(visits["level"].copy())
+    return level.float() if torch.equal(level.float().double(), level) else level
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +134,17 @@ class TrainingRecord(TrainingResult):
         Raises:
             ValueError: an example that training had not yet visited.
         """
+        return draws_of(self._latest_visits(step, examples))
+
+    def latest_timesteps(self, step: int, examples: np.ndarray) -> Tensor:
+        """The timesteps of ``latest_draws``, int64 ``[B]``: of continuous levels the nearest ones of the process."""
+        timestep = self.latest_draws(step, examples).timestep[:, 0]
+        if not timestep.is_floating_point():
+            return timestep
+        return torch.from_numpy(self._latest_visits(step, examples)["timestep"].astype(np.int64))
+
+    def _latest_visits(self, step: int, examples: np.ndarray) -> np.ndarray:
+        """The row of the last visit of each of ``examples``."""
         rows = self._latest_rows(step)
         ids, positions = rows["example"], np.searchsorted(rows["example"], examples)
         visited = (positions < len(ids)) & (ids[np.minimum(positions, len(ids) - 1)] == examples)
@@ -133,16 +154,21 @@ class TrainingRecord(TrainingResult):
                 f"{examples[~visited][0]}): use checkpoints from step {self.info['steps_per_epoch']} (one epoch) on, and examples "
                 "of the training set"
             )
-        return draws_of(rows[positions])
+        return rows[positions]
 
     def _latest_rows(self, step: int) -> np.ndarray:
         """The latest visit before ``step`` of every example, sorted by example."""
         if step not in self._latest:
             stop = int(np.searchsorted(self.visits["step"], step))
-            # Each epoch visits every example once, so the last two epochs contain the latest visit of each.
-            start = int(np.searchsorted(self.visits["step"], step - 2 * self.info["steps_per_epoch"]))
-            recent = np.array(self.visits[start:stop])[::-1]
-            _, first = np.unique(recent["example"], return_index=True)
+            # Each epoch visits every example once, so the last two epochs contain the latest visit of each. Training loops of
+            # others may draw examples at random: then look further back.
+            span, start = 2 * self.info["steps_per_epoch"], 1
+            recent, first = self.visits[:0], np.zeros(0, dtype=np.int64)
+            while start and len(first) < self.info["examples"]:
+                start = int(np.searchsorted(self.visits["step"], step - span))
+                recent = np.array(self.visits[start:stop])[::-1]
+                _, first = np.unique(recent["example"], return_index=True)
+                span *= 2
             self._latest[step] = recent[first]
         return self._latest[step]
 
@@ -162,9 +188,11 @@ class TrainingRecord(TrainingResult):
 
 @dataclass(frozen=True)
 class Recorded(Trained[TrainingRecord], ABC):
-    """A trained model with the record of its training."""
+    """A trained model with the record of its training, or at least with several checkpoints."""
 
     ARTIFACT = TrainingRecord
+    VISITS: ClassVar[bool] = True
+    """Whether the visits and losses of training are recorded."""
 
     def check_checkpoints(self, wanted: int | str | Sequence[int], owner: Any, visited: bool = False) -> None:
         """Check, before training, that it will record the checkpoints that ``owner.checkpoints`` selects.
@@ -174,6 +202,13 @@ class Recorded(Trained[TrainingRecord], ABC):
 
         Raises:
             FieldError: a checkpoint will not be there, or is too early.
+        """
+
+    def check_learning_rates(self, owner: Any, field: str) -> None:
+        """Check that the learning rates of checkpoints are known, which ``owner.field`` asks for.
+
+        Raises:
+            FieldError: they are unknown.
         """
 
     def network(self, get: Get, step: int | None = None) -> nn.Module:
@@ -186,8 +221,8 @@ class RecordError(ValueError):
     """A model without a record of its training, for something that needs the record."""
 
 
-def require_record(trained: Trained, user: str) -> Recorded:
-    """Return ``trained`` as a model with a record of its training, which ``user`` needs.
+def require_record(trained: Trained, user: str, visits: bool = False) -> Recorded:
+    """Return ``trained`` as a model with checkpoints, and with ``visits`` also their record, which ``user`` needs.
 
     Raises:
         RecordError: it has none.
@@ -196,5 +231,10 @@ def require_record(trained: Trained, user: str) -> Recorded:
         raise RecordError(
             f"{user} needs the record of the model's training, but {type(trained).__name__} has none: train the model here, or "
             "choose an estimator that works on a final model, such as K-FAC influence or TRAK"
+        )
+    if visits and not trained.VISITS:
+        raise RecordError(
+            f"{user} needs the visits and losses of training, but {type(trained).__name__} has checkpoints only: train the model "
+            "here, or record its training"
         )
     return trained

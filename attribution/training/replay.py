@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attribution.diffusion import denoiser
 from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.precision import TF32, tf32_products
@@ -38,8 +39,7 @@ def _gradients(
     network: nn.Module, measure: Measure, images: Images, visits: np.ndarray, row: np.void, tf32: bool
 ) -> tuple[Tensor, ...]:
     """The gradient of the mean loss at the ``visits`` of one process, with its ``row`` of the step table."""
-    order = np.argsort(images.index)
-    positions = order[np.searchsorted(images.index, visits["example"], sorter=order)]
+    positions = _positions(images, visits)
     parameter = next(network.parameters())
     x0 = images.x0(positions).to(parameter.device, parameter.dtype)
     with torch.random.fork_rng(), tf32_products(tf32):
@@ -47,3 +47,32 @@ def _gradients(
         condition = None if condition is None else condition.to(parameter.device)
         loss = training_loss(network.train(), measure, x0, draws, int(row["dropout_seed"]), condition)
         return torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
+
+
+@torch.no_grad()
+def replay_loss(network: nn.Module, measure: Measure, record: TrainingRecord, images: Images, step: int) -> float:
+    """Return the loss of training step ``step`` (0-based) by ``network``, which holds the parameters before it.
+
+    It is the recorded loss, up to rounding and dropout, if the images, their ids, the process and the recorded draws are those of
+    training.
+    """
+    visits, parameter = record.visits_of_step(step), next(network.parameters())
+    positions = _positions(images, visits)
+    x0, condition = images.x0(positions).to(parameter.device, parameter.dtype), images.conditions(positions)
+    condition = None if condition is None else condition.to(parameter.device)
+    inputs = measure.inputs(x0, draws_of(visits).to(parameter.device), condition)
+    return float(measure(denoiser(network), *inputs).mean())
+
+
+def _positions(images: Images, visits: np.ndarray) -> np.ndarray:
+    """The rows of the visited images.
+
+    Raises:
+        ValueError: a visited example is not among the images.
+    """
+    order = np.argsort(images.index)
+    places = np.minimum(np.searchsorted(images.index, visits["example"], sorter=order), len(images) - 1)
+    positions = order[places]
+    if (absent := visits["example"][images.index[positions] != visits["example"]]).size:
+        raise ValueError(f"training visited the example {absent[0]}, which is not among the images: give all that it visited")
+    return positions

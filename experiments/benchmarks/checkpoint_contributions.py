@@ -21,7 +21,7 @@ def contributions_of(
     nodes = {}
     for name, estimator in require_replay(estimators, benchmark).items():
         for kind, choice in queries.items():
-            scores = estimator.scores(experiment.recorded, experiment.train, choice.node(experiment))
+            scores = estimator.scores(experiment.checkpointed, experiment.train, choice.node(experiment))
             assert isinstance(scores, TrajectoryScores)
             nodes[kind, name] = CheckpointScores(scores)
     return nodes

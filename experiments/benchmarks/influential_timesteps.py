@@ -108,7 +108,7 @@ class InfluentialTimesteps(QueryBenchmark):
             get(self._outliers(experiment)).index,
         )
         steps = select(self._checkpoints(estimators), record.steps, record.losses)
-        trained = np.stack([record.latest_draws(step, np.array(ids)).timestep[:, 0].numpy() for step in steps])
+        trained = np.stack([record.latest_timesteps(step, np.array(ids)).numpy() for step in steps])
         largest = np.take_along_axis(norms.timestep, norms.norms.argmax(2)[..., None], 2)[..., 0]
         return np.abs(trained - largest)
 

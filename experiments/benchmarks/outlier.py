@@ -127,7 +127,7 @@ class Outlier(Benchmark):
         for name, estimator in estimators.items():
             if not isinstance(estimator, TrajectoryEstimator):
                 raise ValueError(f"benchmark=outlier: estimator={name} has no self-influence; choose tracin or retrac")
-            nodes[name] = SelfInfluence(estimator, experiment.recorded, experiment.train)
+            nodes[name] = SelfInfluence(estimator, experiment.checkpointed, experiment.train)
         return nodes
 
     def _check(self, train: Images) -> None:

@@ -107,7 +107,7 @@ class SparseTimesteps(QueryBenchmark):
         """
         schemes = self._schemes(experiment.diffusion.process.T)
         queries = next(iter(self.queries.values())).node(experiment)
-        seconds = query_seconds(estimator, experiment.recorded, queries, schemes, self.repeats, get)
+        seconds = query_seconds(estimator, experiment.checkpointed, queries, schemes, self.repeats, get)
         for scheme in list(schemes)[1:]:
             ratio = quotient(seconds[ALL], seconds[scheme])
             times = {"seconds": ratio.about["reference_seconds"], "seconds_with_all": ratio.about["seconds"]}
@@ -135,7 +135,7 @@ class SparseTimesteps(QueryBenchmark):
         """The scores by kind of queries, estimator and choice of timesteps."""
         return {
             (kind, name, scheme): replace(estimator, draws=draws).scores(
-                experiment.recorded, experiment.train, queries.node(experiment)
+                experiment.checkpointed, experiment.train, queries.node(experiment)
             )
             for kind, queries in self.queries.items()
             for name, estimator in estimators.items()

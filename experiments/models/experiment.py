@@ -74,7 +74,16 @@ class Experiment:
         """The explained model with the record of its training.
 
         Raises:
-            RecordError: it has no record.
+            RecordError: it has no record, or checkpoints only.
+        """
+        return require_record(self.trained, "this benchmark", visits=True)
+
+    @property
+    def checkpointed(self) -> Recorded:
+        """The explained model with its checkpoints.
+
+        Raises:
+            RecordError: it has final parameters only.
         """
         return require_record(self.trained, "this benchmark")
 

@@ -63,10 +63,10 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))
-        report_given_model(run)
+        report_given_model(run, estimator)
         warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:
-            influence = get(SelfInfluence(estimator, experiment.recorded, experiment.train))
+            influence = get(SelfInfluence(estimator, experiment.checkpointed, experiment.train))
             path = run.folder / "self_influence.csv"
             write_self_influence(path, influence.values, train)
             print(f"self-influence of every training image: {path}")

@@ -37,13 +37,13 @@ def evaluate(config: DictConfig) -> float | None:
         if is_search() and isinstance(benchmark, Selective):
             selection = benchmark.selection(run.experiment, evaluation.estimators, run.store)
             run.report.add(selection.rows)
-        if isinstance(run.experiment.trained, Recorded):
+        if isinstance(run.experiment.trained, Recorded) and run.experiment.trained.VISITS:
             record = run.store(run.experiment.recorded)
             chosen = next(iter(evaluation.estimators.values()))
             replayed = isinstance(chosen, TrajectoryEstimator)
             used = select(chosen.checkpoints, record.steps, record.losses, chosen) if replayed else ()
             show_training(run, record, used)
         show_samples(run)
-        report_given_model(run)
+        report_given_model(run, *evaluation.estimators.values())
         warn_of_poor_model(run)
     return None if selection is None else selection.value

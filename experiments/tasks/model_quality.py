@@ -2,25 +2,36 @@
 
 import numpy as np
 
-from attribution.models.given import GivenModel, UntrainedModel
+from attribution.double_precision import on_device
+from attribution.estimators import Estimator
+from attribution.models.given import UntrainedModel
+from attribution.training.given_record import GivenRecord
+from attribution.training.replay import replay_loss
 from experiments.datasets import Split
 from experiments.metrics.bootstrap import Bootstrap
+from experiments.metrics.estimate import Estimate
 from experiments.models.quality import Fit, roughness
 from experiments.report.row import Row, Subject
 from experiments.tasks.run_context import RunContext
 
 _ROUGHEST = 0.995
 """The quantile of the training images' roughness above which the mean of the samples' is called noise."""
+_REPLAYED = 4
+"""The largest number of recorded steps whose loss is computed again."""
+_LARGEST_DIFFERENCE = 0.1
+"""The relative difference of a recorded loss above which the record does not fit."""
 
 
-def report_given_model(run: RunContext) -> None:
+def report_given_model(run: RunContext, *estimators: Estimator) -> None:
     """Report the loss of a given model on its training and held-out images, beside that of an untrained network.
+
+    Warn of what readers of the scores of ``estimators`` must know about such a model.
 
     A model that is trained here has its training curve instead.
     """
     experiment, execution = run.experiment, run.experiment.execution
     trained = experiment.trained
-    if not isinstance(trained, GivenModel) or not run.store.has(trained):
+    if not trained.GIVEN or not run.store.has(trained):
         return
     untrained = UntrainedModel(model=trained.model, objective=trained.objective)
     held_out = Split(experiment.data, "validation")
@@ -31,10 +42,30 @@ def report_given_model(run: RunContext) -> None:
     for name, node in losses.items():
         estimate = Bootstrap(seed=experiment.seed).mean(run.store(node).model, ["images"]).estimate()
         run.report.add([Row(benchmark="explained", metric="loss", subject=Subject(name), estimate=estimate)])
-    run.report.warn(
-        "the model was trained elsewhere: scores and curvature are relative to the images that are given here, and retraining uses "
-        "the recipe of this run"
-    )
+    if isinstance(trained, GivenRecord) and trained.record.noise_is_known:
+        _report_replay(run, trained)
+    for note in trained.notes(replayed=any(estimator.RECORDED_DRAWS for estimator in estimators)):
+        run.report.warn(note)
+
+
+def _report_replay(run: RunContext, trained: GivenRecord) -> None:
+    """Report by how much the losses of recorded steps differ when they are computed again at the recorded draws."""
+    record, images, device = run.store(trained), run.store(run.experiment.train), run.experiment.execution.torch_device()
+    followed = [step for step in record.steps if step < len(record.losses)]  # a step was taken from these checkpoints
+    followed = [step for step in followed if np.isin(record.visits_of_step(step)["example"], images.index).all()]
+    differences = []
+    for step in followed[-_REPLAYED:]:
+        network = on_device(trained.network(run.store, step), device)
+        differences.append(abs(replay_loss(network, trained.objective, record, images, step) / record.losses[step] - 1))
+    if not differences:
+        return
+    estimate = Estimate(max(differences))
+    run.report.add([Row(benchmark="explained", metric="replay_difference", subject=Subject("recorded steps"), estimate=estimate)])
+    if max(differences) > _LARGEST_DIFFERENCE:
+        run.report.warn(
+            f"the recorded losses are not those of the recorded draws (they differ by up to {max(differences):.0%}): the images, "
+            "their ids, flips, the process (diffusion) or the objective are not those of training, or dropout is strong"
+        )
 
 
 def warn_of_poor_model(run: RunContext) -> None:
@@ -64,5 +95,5 @@ def warn_of_poor_model(run: RunContext) -> None:
     if reasons:
         given = "give the images, the process (diffusion) and the weights (explained.path) that belong together"
         trained = "train longer, or change the learning rate (optimizer.lr) or the average (trainer.ema)"
-        advice = given if isinstance(experiment.trained, GivenModel) else trained
+        advice = given if experiment.trained.GIVEN else trained
         run.report.warn(f"the model has not learned its data: {', and '.join(reasons)}. Scores explain noise: {advice}")

@@ -68,7 +68,8 @@ def given(tmp_path_factory):
 
 def jobs(arguments: str, given: Path) -> list[list[str]]:
     """The overrides of the job, or of the first and the last job of a sweep."""
-    words = [re.sub(r"^explained.path=(DIR|FILE)$", f"explained.path={given}", word) for word in shlex.split(arguments)]
+    path = re.compile(r"^(explained|model|diffusion\.process)\.path=(DIR|FILE)$")
+    words = [path.sub(rf"\1.path={given}", word) for word in shlex.split(arguments)]
     words = [word.replace("DIR", "/data") for word in words]
     if "-m" not in words:
         return [words]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import shlex
@@ -262,3 +263,19 @@ def test_reference_builds_without_warnings(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower(), done.stderr
     assert (tmp_path / "attribution" / "estimators" / "retrac.html").is_file()
+
+
+def test_the_notebook_runs(monkeypatch):
+    """Claim: the cells of docs/attribute.ipynb run one after the other, here at the smallest size, and draw its picture."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "show", lambda: None)
+    notebook = json.loads((ROOT / "docs" / "attribute.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    small, count = re.subn(r"^n, steps, draws = .*$", "n, steps, draws = 12, 2, 1", cells[0], flags=re.MULTILINE)
+    assert count == 1
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for cell in [small, *cells[1:]]:
+        exec(compile(cell, "attribute.ipynb", "exec"), namespace)
+    assert namespace["scores"].values.shape == (6, 12)
+    assert len(pyplot.gcf().axes) == 6 * 13
+    pyplot.close("all")

@@ -67,6 +67,19 @@ def test_the_scores_of_a_pipeline_are_those_of_its_network(pipeline, estimator):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_the_final_model_is_the_last_checkpoint(pipeline):
+    """Claim: TracInCP at the last checkpoint of a pipeline is the inner product of gradients, and the same node."""
+    settings = ("explained=pipeline", f"explained.path={pipeline}", *SMALL, *SIZES)
+
+    def fingerprint(*estimator: str) -> str:
+        config = composed(*settings, *estimator)
+        experiment = experiment_of(config)
+        queries = build(config, "queries").node(experiment)
+        return build(config, "estimator").scores(experiment.trained, experiment.train, queries).fingerprint
+
+    assert fingerprint("estimator=tracincp", "estimator.checkpoints=last") == fingerprint("estimator=grad_dot")
+
+
 def test_the_identity_of_a_pipeline_is_its_content(pipeline, tmp_path):
     """Claim: a copy elsewhere is the same model; another weight or another schedule makes another one."""
 
@@ -141,6 +154,9 @@ def test_what_needs_a_record_is_refused(pipeline):
     experiment = experiment_of(config)
     with pytest.raises(RecordError, match="TracIn needs the record"):
         scores(experiment, config)
+    several = composed("explained=pipeline", f"explained.path={pipeline}", *SMALL, "estimator=tracincp")
+    with pytest.raises(RecordError, match="at several checkpoints needs the record"):
+        scores(experiment, several)
     with pytest.raises(RecordError, match="this benchmark needs the record"):
         _ = experiment.recorded
 

@@ -285,6 +285,8 @@ def _values() -> Iterator[BadInput]:
         ("explained=checkpoint", SCORES, ("explained.path",)),
         ("explained.path=nowhere", (*_GIVEN, "explained=pipeline"), ("explained.path=nowhere",)),
         ("explained.path=nowhere", (*SCORES, "explained=checkpoint"), ("explained.path=nowhere",)),
+        ("explained=checkpoints", SCORES, ("explained.paths",)),
+        ("explained.path=nowhere", (*SCORES, "explained=recorded"), ("explained.path=nowhere",)),
         ("benchmark.compare=[3]", SMALL, ("benchmark.compare",)),
         ("benchmark.compare=[tracin]", _SMALL_LDS, ("benchmark.compare=[tracin]",)),
         ("benchmark.subsets.count=1", _SMALL_LDS, ("benchmark.subsets",)),

@@ -1,0 +1,114 @@
+"""Estimators by the names that they have on the command line, with the same default settings."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from attribution.curvature import EKFAC, KFAC
+from attribution.estimators.base import Estimator
+from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
+from attribution.estimators.guided import Guided
+from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.lissa import LiSSA
+from attribution.estimators.relative_if import RelativeIF
+from attribution.estimators.renorm_if import RenormIF
+from attribution.estimators.retrac import ReTrac
+from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.tracin import TracIn
+from attribution.estimators.trak import TRAK
+from attribution.execution import Execution
+from attribution.images.draws import Even, Uniform
+from attribution.measurements import Measure, SquareNorm
+from attribution.projection import Automatic
+
+_DRAWS, _CURVATURE_DRAWS = 64, 32
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A class with settings of its own: values, or the names of ``_defaults``."""
+
+    kind: type[Estimator]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Default:
+    """The default of this name (``_defaults``)."""
+
+    name: str
+
+
+_EVEN, _EKFAC, _SQUARE = _Default("even"), _Default("ekfac"), _Default("square")
+
+ESTIMATORS: Mapping[str, Choice] = {
+    "kfac": Choice(KFACInfluence),
+    "ekfac": Choice(KFACInfluence, {"curvature": _EKFAC}),
+    "trak": Choice(TRAK),
+    "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
+    "relative_if": Choice(RelativeIF),
+    "renorm_if": Choice(RenormIF),
+    "grad_dot": Choice(GradientSimilarity, {"cosine": False}),
+    "grad_cos": Choice(GradientSimilarity, {"cosine": True}),
+    "tracincp": Choice(GradientSimilarity, {"cosine": False, "checkpoints": "all"}),
+    "gas": Choice(GradientSimilarity, {"cosine": True, "checkpoints": "all"}),
+    "tracin": Choice(TracIn, {"draws": _EVEN, "checkpoints": "all"}),
+    "retrac": Choice(ReTrac, {"draws": _EVEN, "checkpoints": "all"}),
+    "guided": Choice(Guided, {"draws": _EVEN, "checkpoints": "all"}),
+    "lissa": Choice(LiSSA),
+    "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
+    "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
+    "random": Choice(Random),
+}
+"""The choices by name. Those over checkpoints take all of them; ``conf/estimator`` takes four."""
+
+
+def estimator_by_name(
+    name: str, objective: Measure, *, seed: int = 0, flips: bool = False, execution: Execution | None = None, **settings: Any
+) -> Estimator:
+    """The estimator ``name`` of ``ESTIMATORS``.
+
+    Args:
+        objective: the training loss, which is measured as well unless ``measurement`` is given.
+        seed: of draws and projections.
+        flips: whether training mirrored images at random.
+        settings: fields of the class in place of their defaults. ``draws`` may be a number of draws.
+
+    Raises:
+        ValueError: there is no such estimator, or it has no such setting, or a setting cannot have this value.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"estimator={name!r}: there is no such estimator{_nearest(name, ESTIMATORS)}")
+    choice, known = ESTIMATORS[name], _defaults(objective, seed, flips, execution or Execution())
+    names = [one.name for one in fields(choice.kind)]
+    if unknown := [setting for setting in settings if setting not in names]:
+        raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: {name} has no such setting{_nearest(unknown[0], names)}")
+    own = {key: known[value.name] if isinstance(value, _Default) else value for key, value in choice.settings.items()}
+    found = {**{key: value for key, value in known.items() if key in names}, **own}
+    if isinstance(settings.get("draws"), int) and not isinstance(settings["draws"], bool):
+        settings["draws"] = replace(found["draws"], n=settings["draws"])
+    return choice.kind(**{**found, **settings})
+
+
+def _defaults(objective: Measure, seed: int, flips: bool, execution: Execution) -> dict[str, Any]:
+    """The values of fields by their names, as in ``conf``, and those that choices name."""
+    of_curvature = {"draws": Uniform(_CURVATURE_DRAWS, seed), "execution": execution}
+    return {
+        "measurement": objective,
+        "draws": Uniform(_DRAWS, seed),
+        "projection": Automatic(2e6, 16384, seed),
+        "curvature": KFAC(**of_curvature),
+        "flips": flips,
+        "seed": seed,
+        "execution": execution,
+        _EVEN.name: Even(_DRAWS, seed=seed),
+        _EKFAC.name: EKFAC(**of_curvature),
+        _SQUARE.name: SquareNorm(objective.process),
+    }
+
+
+def _nearest(name: str, names: Any) -> str:
+    """A hint: the nearest of ``names`` if one is near, and all of them."""
+    near = difflib.get_close_matches(name, names, 1)
+    return f"{f'; did you mean {near[0]}' if near else ''}; choose from {', '.join(names)}"

@@ -1,0 +1,183 @@
+"""``attribution.attribute``: the scores of the command line in one call."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attribution
+from attribution import attribute
+from attribution.curvature import KFAC
+from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.estimators import ReTrac
+from attribution.estimators.by_name import ESTIMATORS, estimator_by_name
+from attribution.execution import Execution
+from attribution.images.draws import Even, Uniform
+from attribution.measurements import Loss
+from attribution.nodes import InMemory, describe
+from attribution.training.loop_recorder import LoopRecorder
+from experiments.models.experiment import Experiment
+from experiments.tasks.composition import experiment_of
+from experiments.tasks.settings import build
+from tests.experiments.tasks.compositions import composed
+from tests.worlds import Blobs
+
+SMALL = ("data.n_train=6", "data.n_validation=4", "queries.n=2", "execution.device=cpu", "model.block_out_channels=[8,8]")
+PROCESS = DDPM(NoiseSchedule(T=50, beta_end=0.2))
+
+
+class Net(nn.Module):
+    """A plain network."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(network, train, queries)."""
+    get: Any = None
+    return Net(), Blobs(n=10).compute(get), Blobs(n=3, first=7).compute(get)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_estimators_are_those_of_the_command_line(name):
+    """Claim: the same class with the same default settings, except that estimators over training take all checkpoints."""
+    config = composed(f"estimator={name}", "seed=3", "curvature=ekfac" if name == "ekfac" else "curvature=kfac")
+    expected = build(config, "estimator")
+    found = estimator_by_name(name, build(config, "objective"), seed=3)
+    if hasattr(expected, "checkpoints") and expected.checkpoints is not None:
+        object.__setattr__(expected, "checkpoints", "all")
+    assert describe(found) == describe(expected)
+
+
+@pytest.mark.parametrize("name", ["kfac", "tracin"])
+def test_scores_are_those_of_the_command_line(name, tmp_path):
+    """Claim: the same model, images and draws have the same scores, from checkpoints and from final parameters."""
+    networks = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        networks.append(experiment_of(composed(*SMALL)).model())
+        torch.save(networks[-1].state_dict(), tmp_path / f"{seed}.pt")
+    over_training = name.startswith("tracin")
+    paths = [str(tmp_path / f"{seed}.pt") for seed in range(2)]
+    given = f"explained.paths=[{','.join(paths)}]", "explained.steps=[1,2]", "explained.learning_rates=[2,3]"
+    explained = ("explained=checkpoints", *given, "estimator.checkpoints=all") if over_training else (
+        "explained=checkpoint", f"explained.path={paths[1]}", "curvature.draws.n=2")  # fmt: skip
+    config = composed(*SMALL, *explained, f"estimator={name}", "estimator.draws.n=2")
+    experiment, get = experiment_of(config), InMemory()
+    assert isinstance(experiment, Experiment)
+    queries = build(config, "queries").node(experiment)
+    estimator = build(config, "estimator")
+    (expected,) = estimator.variants(estimator.score(experiment.trained, experiment.train, queries, get))
+    of_curvature = {"curvature": KFAC(draws=Uniform(2), execution=Execution("cpu"))} if name == "kfac" else {}
+    states = {"checkpoints": [networks[0].state_dict(), paths[1]], "learning_rates": [2.0, 3.0]} if over_training else {}
+    found = attribute(
+        networks[1],
+        experiment.diffusion.process,
+        get(experiment.train),
+        get(queries),
+        name,
+        draws=2,
+        execution=Execution("cpu"),
+        **states,
+        **of_curvature,
+    )
+    np.testing.assert_allclose(found.values, expected[1].values, rtol=1e-5, atol=1e-6 * np.abs(found.values).max())
+    np.testing.assert_array_equal(found.train_index, expected[1].train_index)
+
+
+def test_arrays_and_tensors_are_images(world):
+    """Claim: uint8 arrays and float tensors of the same images have the same scores; ids are rows; half precision is float32."""
+    network, train, queries = world
+    floats = attribute(network, PROCESS, train.x0(), queries.x0(), "grad_dot", draws=4)
+    bytes_ = attribute(network, PROCESS, train.pixels, queries.pixels, "grad_dot", draws=4)
+    np.testing.assert_allclose(bytes_.values, floats.values, rtol=1e-5)
+    assert floats.train_index.tolist() == list(range(10))
+    rounded = Net()
+    rounded.load_state_dict({name: tensor.half() for name, tensor in network.state_dict().items()})
+    half = attribute(Net().half(), PROCESS, train.pixels, queries.pixels, "grad_dot", draws=4)
+    np.testing.assert_allclose(half.values, attribute(rounded, PROCESS, train.pixels, queries.pixels, "grad_dot", draws=4).values)
+
+
+def test_several_values_of_a_setting_and_a_shared_get(world):
+    """Claim: scores at each value are those of a call of their own; an estimator object is taken as it is."""
+    network, train, queries = world
+    get, small = InMemory(), {"draws": 2, "curvature": KFAC(draws=Uniform(2))}
+    swept = attribute(network, PROCESS, train, queries, "kfac", damping=[1e-6, 1e-3], get=get, **small)
+    assert swept.values.shape == (2, 3, 10)
+    one = attribute(network, PROCESS, train, queries, "kfac", damping=1e-3, get=get, **small)
+    np.testing.assert_array_equal(swept.at(settings={"estimator.damping": 1e-3}).values, one.values)
+    by_name = attribute(network, PROCESS, train, queries, "retrac", checkpoints=[network], draws=3)
+    retrac = ReTrac(measurement=Loss(PROCESS), draws=Even(3), checkpoints="all")
+    np.testing.assert_array_equal(attribute(network, PROCESS, train, queries, retrac, checkpoints=[network]).values, by_name.values)
+
+
+def test_a_network_that_changes_in_place_is_another_model(world):
+    """Claim: a shared get does not return the scores of earlier weights."""
+    _, train, queries = world
+    network, get = Net(), InMemory()
+    before = attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values
+    nn.init.zeros_(network.last.weight)
+    assert not np.allclose(before, attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values)
+
+
+def test_a_record_is_read(world, tmp_path):
+    """Claim: estimators over training take the visits of a recorded loop."""
+    network, train, queries = world
+    recorder = LoopRecorder(tmp_path)
+    recorder.before_step(train.ids(), torch.arange(10), learning_rate=0.5)
+    recorder.after_step(network, 1.0)
+    recorder.save(network)
+    scores = attribute(network, PROCESS, train, queries, "tracin", record=tmp_path, draws=2)
+    doubled = LoopRecorder(tmp_path / "doubled")
+    doubled.before_step(train.ids(), torch.arange(10), learning_rate=1.0)
+    doubled.after_step(network, 1.0)
+    doubled.save(network)
+    twice = attribute(network, PROCESS, train, queries, "tracin", record=tmp_path / "doubled", draws=2)
+    np.testing.assert_allclose(twice.values, 2 * scores.values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("kfak", {}, "there is no such estimator; did you mean kfac; choose from kfac, ekfac, trak"),
+        ("kfac", {"dampin": 1}, "dampin=1: kfac has no such setting; did you mean damping"),
+        ("kfac", {"damping": -1}, "damping=-1: must be a number, at least 0"),
+        ("tracin", {}, "TracIn needs the record"),
+        ("tracin", {"checkpoints": []}, "give at least one checkpoint"),
+        ("tracin", {"checkpoints": [{}]}, "a checkpoint differs from Net in first.weight"),
+        ("tracin", {"checkpoints": [Net()], "record": "x"}, "give either checkpoints or record"),
+        ("tracincp", {"checkpoints": [Net()], "weighted": True}, "without learning rates"),
+        ("tracin", {"record": "nowhere"}, "is no folder with a record"),
+    ],
+)
+def test_wrong_arguments(world, name, settings, message):
+    """Claim: they are refused with the names that can be chosen."""
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        attribute(world[0], PROCESS, world[1], world[2], name, **settings)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("images", [np.zeros((3, 8, 8)), np.zeros((0, 1, 8, 8)), np.zeros((3, 1, 8, 8), int)])
+def test_wrong_images(world, images):
+    """Claim: arrays of other shapes and types, and none at all, are refused."""
+    with pytest.raises(ValueError, match="give"):
+        attribute(world[0], PROCESS, images, world[2], "grad_dot")
+
+
+def test_importing_is_light():
+    """Claim: ``import attribution`` imports nothing but itself; its functions import what they need when they are used."""
+    code = "import sys, attribution; assert not {'torch', 'numpy', 'diffusers', 'lightning'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with pytest.raises(AttributeError, match="no attribute 'attributes'"):
+        _ = attribution.attributes
