@@ -45,11 +45,7 @@ def _gradients(
     with torch.random.fork_rng(), tf32_products(tf32):
         draws, condition = draws_of(visits).to(parameter.device), images.conditions(positions)
         condition = None if condition is None else condition.to(parameter.device)
-<<<<<<< HEAD
         loss = training_loss(without_label_dropout(network).train(), measure, x0, draws, int(row["dropout_seed"]), condition)
-=======
-        loss = training_loss(network.train(), measure, x0, draws, int(row["dropout_seed"]), condition)
->>>>>>> parameters
         return torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
 
 
