@@ -53,7 +53,7 @@ KEYS = {
 
 ROLES = {
     "training", "query", "attribution", "curvature", "measurement", "datamodel", "norms", "norm curve", "reference norms",
-    "retimed at *", "digits", "zeros", "folder", "rehearsal", "fit",
+    "retimed at *", "training at *", "loop *", "digits", "zeros", "folder", "rehearsal", "fit",
 }  # fmt: skip
 """The roles of draws, and of choices of images without a setting."""
 
@@ -87,6 +87,8 @@ WORDS = {
     (7, "norm curve"): (1637714694, 206793868),
     (7, "reference norms"): (1995447522, 3612512617),
     (7, "retimed at 12"): (2699133416, 1045217107),
+    (7, "training at 12"): (3378959742, 323741684),
+    (7, "loop 12"): (3855393744, 551225823),
     (7, "random scores"): (2637490360, 899482010),
     (7, "sample", 3): (3615372617, 3278269337),
     (7, "dropout", 3, 0): (321234995, 716116298),
