@@ -41,6 +41,7 @@ class NetworkArguments:
         named = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
         self.required = [p.name for p in parameters if p.name == _POOLED or (p.default is p.empty and p.kind in named)]
         self.by_name = {_CLASS, _EMBEDDING} & set(self.names)
+        self.time_is_named = _TIME in self.names[2:]  # in the second place it needs no name
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Positional arguments, and arguments by name.
@@ -49,7 +50,7 @@ class NetworkArguments:
             ConditionError: the network does not take the condition, or needs one.
             ValueError: the network needs something else.
         """
-        if _TIME in self.names[1:]:
+        if self.time_is_named:
             inputs, named = (x,), {_TIME: time}
         else:
             inputs, named = (x, time), {}
@@ -87,7 +88,7 @@ class NetworkArguments:
         return {_CLASS: condition}
 
     def _in_order(self, inputs: tuple[Tensor, ...], condition: Tensor) -> tuple[Tensor, ...]:
-        if len(inputs) + len({_TIME} & set(self.names[1:])) >= len(self.names) and not self.any:
+        if len(inputs) + self.time_is_named >= len(self.names) and not self.any:
             raise ConditionError(
                 f"the images have a condition, but {self.name}.forward takes none: use images without a condition, or a "
                 "network that is called as network(x, time, condition)"
@@ -99,7 +100,8 @@ class NetworkArguments:
         needed = [name for name in self.required if name not in given]
         if condition is None and _CLASS in self.by_name and self.null_class is not None:
             needed = [_CLASS]
-        if condition is None and needed and needed[0] in (*self.by_name, *self.names[2:3]):
+        of_condition = self.names[1:2] if self.time_is_named else self.names[2:3]
+        if condition is None and needed and needed[0] in (*self.by_name, *of_condition):
             raise ConditionError(
                 f"{self.name} needs a condition of each image ({needed[0]}), but the images have none: use images with conditions"
             )

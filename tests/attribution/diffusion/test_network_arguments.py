@@ -30,6 +30,13 @@ class Swapped(nn.Module):
         return x * condition[:, None, None, None] + timestep[:, None, None, None]
 
 
+class NamedTime(nn.Module):
+    """Has the time in the second place, under the name that it has in diffusers."""
+
+    def forward(self, x, timestep, kind):
+        return x * kind[:, None, None, None] + timestep[:, None, None, None]
+
+
 class Own(nn.Module):
     """Has arguments in the order of the convention, under other names."""
 
@@ -55,6 +62,7 @@ class Bare(nn.Module):
         (EMBEDDED_UNET, EMBEDDING[:, 0], lambda net: net(X, T, EMBEDDING[:, :1]).sample),
         (PIXART, EMBEDDING, lambda net: net(X, EMBEDDING, T, added_cond_kwargs={}).sample[:, :1]),
         (Swapped, CLASS, lambda net: net(X, CLASS, T)),
+        (NamedTime, CLASS, lambda net: net(X, T, CLASS)),
         (Own, NULL, lambda net: net(X, T, torch.tensor([7, 2]))),
         (Own, None, lambda net: net(X, T)),
         (Bare, None, lambda net: X),
@@ -89,6 +97,8 @@ SD3 = functools.partial(
         (Bare, CLASS, r"the images have a condition, but Bare\.forward takes none"),
         (UNET, CLASS, "the images have classes, but UNet2DModel has no table of them: set num_class_embeds"),
         (CLASS_UNET, None, r"UNet2DModel needs a condition of each image \(class_labels\), but the images have none"),
+        (Swapped, None, r"Swapped needs a condition of each image \(condition\), but the images have none"),
+        (NamedTime, None, r"NamedTime needs a condition of each image \(kind\), but the images have none"),
         (DIT, None, r"DiTTransformer2DModel needs a condition of each image \(class_labels\)"),
         (EMBEDDED_UNET, None, r"UNet2DConditionModel needs a condition of each image \(encoder_hidden_states\)"),
         (EMBEDDED_UNET, CLASS, r"the images have classes, but UNet2DConditionModel takes embeddings"),
