@@ -76,6 +76,11 @@ class Sampler(ABC):
             ValueError: a process that the sampler is not for, or more steps than it has timesteps.
         """
 
+    @property
+    def inputs_per_step(self) -> int:
+        """The network inputs that a step takes for an image: 1, or 2 with guidance."""
+        return 1 if self.guidance == 1 else 2
+
     @abstractmethod
     def states(self, denoise: Denoiser, process: Process, noise: Tensor, seeds: Tensor) -> Iterator[Tensor]:
         """The S + 1 states from standard normal ``noise [B, C, H, W]``, which is a function of the ``seeds [B]``, to the images."""

@@ -21,7 +21,8 @@ SHARED = ("attribution.measurements.loss", "attribution.measurements.states")
 class JourneyLoss(TrajectoryMeasure):
     """Mean over the S sampling steps of the training loss at the model's own estimate x̂_0^(t), noised to t again.
 
-    x̂_0^(t) is the sampler's estimate of the image at the state x_t, clipped as the sampler clips; it is not differentiated.
+    x̂_0^(t) is the sampler's estimate of the image at the state x_t, guided and clipped as the sampler does; it is not
+    differentiated. The loss at it is that of the network with the condition.
     """
 
     NAME = "JourneyLoss"
@@ -35,7 +36,7 @@ class JourneyLoss(TrajectoryMeasure):
 
     def __call__(self, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            output = self.output(denoise, x0, t, condition).to(x0.dtype)
+            output = self.output(self.sampler.conditioned(denoise, condition), x0, t, None).to(x0.dtype)
             estimate = self.transitions.predicted_image(self.ddpm, x0, output, t)
             weights = lookup(self._shares, t, x0.dtype)
         return weights * Loss(self.process)(denoise, estimate, t, noise, condition)

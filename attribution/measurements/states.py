@@ -54,7 +54,7 @@ class TrajectoryMeasure(DDPMMeasure):
         """The step ``[B, K]`` that each draw selects, its timestep ``[B·K]``, and the matching index of rows ``[B, 1]``.
 
         Raises:
-            ValueError: a number of states other than S + 1, or draws with flips, weights or dropped conditions.
+            ValueError: a number of states other than S + 1, or draws with flips or weights.
         """
         draws.check_supported()
         S = len(self._timesteps)

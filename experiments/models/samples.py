@@ -43,10 +43,7 @@ class SampleShard(ImageSet):
         return self.rows[1] - self.rows[0]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.levels(self.trained.process))
-        return Cost(
-            passes=self.count * steps / 3, inputs=FORWARD_ACTIVATIONS * self.count
-        )  # a forward pass is about a third of forward and backward
+        return sampling_cost(self.trained, self.sampler, self.count, self.count)
 
     def compute(self, get: Get) -> Images:
         device = self.execution.torch_device()
@@ -108,9 +105,8 @@ class Samples(ImageSet):
         ]
 
     def cost(self) -> Cost:
-        steps = len(self.sampler.levels(self.trained.process))
-        at_once, size = FORWARD_ACTIVATIONS * min(self.n, self.execution.shard), FLOAT32_BYTES * self.n * math.prod(self.shape)
-        return Cost(passes=self.n * steps / 3, inputs=at_once, disk=size)
+        size = FLOAT32_BYTES * self.n * math.prod(self.shape)
+        return sampling_cost(self.trained, self.sampler, self.n, min(self.n, self.execution.shard), size)
 
     def compute(self, get: Get) -> Images:
         shards = get.many(self.parts(get))
@@ -134,9 +130,10 @@ class SampleTrajectories(Node[Trajectories]):
     samples: Samples
 
     def cost(self) -> Cost:
-        steps, values = len(self.samples.sampler.levels(self.samples.trained.process)), math.prod(self.samples.shape)
-        at_once = FORWARD_ACTIVATIONS * min(self.samples.n, self.samples.execution.batch_size)
-        return Cost(passes=self.samples.n * steps / 3, inputs=at_once, disk=FLOAT32_BYTES * self.samples.n * (steps + 1) * values)
+        s = self.samples
+        states = len(s.sampler.levels(s.trained.process)) + 1
+        size = FLOAT32_BYTES * s.n * states * math.prod(s.shape)
+        return sampling_cost(s.trained, s.sampler, s.n, min(s.n, s.execution.batch_size), size)
 
     def compute(self, get: Get) -> Trajectories:
         s = self.samples
@@ -150,6 +147,13 @@ class SampleTrajectories(Node[Trajectories]):
             trajectory = s.sampler.sample(network, s.trained.process, s.shape, seeds, True, progress=_bar(), condition=given)
             states.append(trajectory.states.cpu().numpy())
         return Trajectories(np.concatenate(states), np.arange(s.n), condition)
+
+
+def sampling_cost(trained: Trained, sampler: Sampler, n: int, together: int, disk: float = 0.0) -> Cost:
+    """The cost of ``n`` samples, ``together`` at a time, that take ``disk`` bytes."""
+    evaluations = len(sampler.levels(trained.process)) * sampler.inputs_per_step
+    at_once = FORWARD_ACTIVATIONS * together * sampler.inputs_per_step
+    return Cost(passes=n * evaluations / 3, inputs=at_once, disk=disk)  # a forward pass is about a third of forward and backward
 
 
 def _bar() -> Callable[[int, int], None]:

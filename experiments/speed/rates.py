@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from attribution.device_memory import FREED_MEMORY_KEPT, process_bytes
 from attribution.double_precision import double_device
@@ -47,16 +47,27 @@ class Rates:
     per_byte: float
 
     @classmethod
-    def of(cls, network: nn.Module, shape: tuple[int, int, int], measure: Measure, execution: Execution, folder: Path) -> "Rates":
+    def of(
+        cls,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        measure: Measure,
+        execution: Execution,
+        folder: Path,
+        condition: Tensor | None = None,
+    ) -> "Rates":
         """Measure the rates with ``network``, on images of ``shape`` (C, H, W), and with a file, in ``folder`` if it is writable.
 
-        A network whose layers have no per-example gradients has ``activations = 0``, since it is differentiated only in training.
+        ``condition [1, ...]``: that of every image. A network whose layers have no per-example gradients has ``activations = 0``,
+        since it is differentiated only in training.
         """
         device = next(network.parameters()).device
         x0, draws = inputs(network, shape, 2, 1, measure.process.T)
-        flops = multiplications(plain(network, measure, x0, draws))  # 2 operations for each multiplication, divided by 2 images
+        condition = None if condition is None else condition.to(device)
+        pair = None if condition is None else condition.expand(2, *condition.shape[1:])
+        flops = multiplications(plain(network, measure, x0, draws, pair))  # 2 for each multiplication, divided by 2 images
         try:
-            activations = activation_bytes(network, find_layers(network), measure, measure.inputs(x0, draws))
+            activations = activation_bytes(network, find_layers(network), measure, measure.inputs(x0, draws, pair))
         except ValueError:
             activations = 0.0
         return cls(
@@ -65,7 +76,7 @@ class Rates:
             activations=activations,
             largest_pass=inputs_that_fit(execution.batch_size, execution.pass_bytes, activations),
             flops=flops,
-            per_pass=seconds_per_pass(network, shape, measure),
+            per_pass=seconds_per_pass(network, shape, measure, condition),
             per_product=_seconds_of_product(device),
             per_cube=_seconds_of_eigh(double_device(device)),
             per_byte=_seconds_of_byte(folder),

@@ -46,12 +46,12 @@ def inputs(model: nn.Module, shape: tuple[int, int, int], examples: int, count: 
     return x0.to(p.device, p.dtype), Uniform(count).draw("speed", torch.arange(examples), T).to(p.device)
 
 
-def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws) -> Run:
+def plain(model: nn.Module, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None = None) -> Run:
     """Return the plain pass, the reference of all ratios: noise, forward, and backward to the summed gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> None:
-        costs = measure(denoiser(model), *measure.inputs(x0, draws))
+        costs = measure(denoiser(model), *measure.inputs(x0, draws, condition))
         torch.autograd.grad(costs.sum(), parameters, allow_unused=True)
 
     return run
@@ -102,11 +102,15 @@ def seconds_of(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure) -> float:
-    """Estimate the seconds for forward and backward of one image, from three passes of as many images as take about a second."""
+def seconds_per_pass(model: nn.Module, shape: tuple[int, int, int], measure: Measure, condition: Tensor | None = None) -> float:
+    """Estimate the seconds for forward and backward of one image, from three passes of as many images as take about a second.
+
+    ``condition [1, ...]``: that of every image.
+    """
 
     def passes(images: int) -> Run:
-        return plain(model, measure, *inputs(model, shape, images, 1, measure.process.T))
+        given = None if condition is None else condition.expand(images, *condition.shape[1:])
+        return plain(model, measure, *inputs(model, shape, images, 1, measure.process.T), given)
 
     first = passes(2)
     first()  # warm up

@@ -37,7 +37,8 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
     print_notes([*notes_on_sweep(), *evaluation.notes])
     check_experiment(experiment, store, evaluation.benchmark, *evaluation.estimators.values())
     network = experiment.model().to(experiment.execution.torch_device())
-    rates = Rates.of(network, experiment.shape, experiment.trained.objective, experiment.execution, store.root)
+    objective, condition = experiment.trained.objective, experiment.data.load().train.conditions(slice(1))
+    rates = Rates.of(network, experiment.shape, objective, experiment.execution, store.root, condition)
     lacking = missing(evaluation.nodes, store)
     rows, models = plan_of(evaluation.nodes, store, rates, lacking), models_on_disk(lacking)
     shown = [_shown(row) for row in rows]

@@ -69,7 +69,8 @@ def _work(config: DictConfig) -> Work:
 
     def rates(folder: Path) -> Rates:
         network = experiment.model().to(experiment.execution.torch_device())  # of one point at a time
-        return Rates.of(network, experiment.shape, experiment.objective, experiment.execution, folder)
+        condition = experiment.data.load().train.conditions(slice(1))
+        return Rates.of(network, experiment.shape, experiment.objective, experiment.execution, folder, condition)
 
     return Work(
         parameters=experiment.training.parameter_count,

@@ -8,6 +8,8 @@ from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
 from attribution.diffusion.euler_samplers import EDMEulerSampler, FlowMatchEulerSampler
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.images.conditions import null
+from attribution.images.draws import Uniform
+from attribution.measurements import JourneyLoss
 from attribution.measurements.sampling_trajectory import TrajectoryLikelihood
 
 PROCESS, SHAPE, SEEDS = DDPM(NoiseSchedule(T=20)), (1, 2, 3), torch.arange(4)
@@ -57,6 +59,33 @@ def test_a_sample_is_a_function_of_its_seed_and_condition(guidance):
     none = DDIMSampler(steps=4, guidance=0.0).sample(denoise, PROCESS, SHAPE, SEEDS, condition=CLASS)
     without = DDIMSampler(steps=4).sample(denoise, PROCESS, SHAPE, SEEDS, condition=null(CLASS))
     torch.testing.assert_close(none, without, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_journey_is_measured_at_the_guided_estimate(guidance):
+    """Claim: x̂_0 is the sampler's estimate with guidance; the loss there is that of the network with the condition."""
+    sampler = DDIMSampler(steps=5, guidance=guidance)
+    states = sampler.sample(denoise, PROCESS, SHAPE, SEEDS, True, condition=CLASS).states
+    measure = JourneyLoss(PROCESS, sampler)
+    inputs = measure.inputs(states, Uniform(3).draw("query", SEEDS, PROCESS.T), CLASS)
+    x_t, t, noise, condition = inputs
+    conditional, unconditional = (denoise(x_t, t - 1, c) for c in (condition, torch.full_like(condition, -1)))
+    bar = torch.tensor(PROCESS.schedule.alpha_bars, dtype=torch.float32)[t].view(-1, 1, 1, 1)
+    guided = unconditional + guidance * (conditional - unconditional)
+    estimate = ((x_t - (1 - bar).sqrt() * guided) / bar.sqrt()).clamp(-1, 1)
+    output = denoise(bar.sqrt() * estimate + (1 - bar).sqrt() * noise, t - 1, condition)
+    expected = (noise - output).square().flatten(1).mean(1)  # 20 / 5 timesteps select each of the 5 steps
+    torch.testing.assert_close(measure(denoise, *inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("guidance", "inputs"), [(1.0, 1), (0.0, 2), (2.5, 2)])
+def test_a_sampler_says_how_often_it_calls_the_network(guidance, inputs):
+    """Claim: the network inputs of a sample are those that are counted for its cost."""
+    seen = []
+    sampler = DDIMSampler(steps=3, guidance=guidance)
+    sampler.sample(lambda x, t, c: seen.append(len(x)) or denoise(x, t, c), PROCESS, SHAPE, SEEDS, condition=CLASS)
+    assert sum(seen) == 3 * inputs * len(SEEDS)
+    assert sampler.inputs_per_step == inputs
 
 
 def test_guidance_without_a_use_is_refused():

@@ -61,3 +61,17 @@ def test_a_network_without_per_example_gradients_has_a_plan(tmp_path):
     measured = rates(tmp_path, torch.nn.ConvTranspose2d)
     assert measured.activations == 0
     assert measured.flops > 0
+
+
+def test_a_conditional_network_has_a_plan(tmp_path):
+    """Claim: the passes that are counted and timed get a condition; the operations are those of the network."""
+
+    class OfClasses(Network):
+        def forward(self, x, t, kind):
+            assert kind.tolist() == [7] * len(x)
+            return self.layer(x)
+
+    execution, kind = Execution(device="cpu", batch_size=100, pass_memory=20 * 512), torch.tensor([7])
+    measured = Rates.of(OfClasses(), (1, 8, 8), OBJECTIVE, execution, tmp_path, kind)
+    assert measured.flops == 2 * 2 * 64
+    assert measured.activations == pytest.approx(2 * 64 * 4, rel=0.05)
