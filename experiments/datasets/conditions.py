@@ -54,6 +54,11 @@ class NoCondition(Condition):
     NAME = "NoCondition"
     VERSION = 1
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dropout:
+            raise FieldError(self, "dropout", "there is no condition to drop: set 0, or choose condition=labels or embeddings")
+
     def of(self, name: str, images: Images) -> None:
         return None
 
@@ -156,22 +161,23 @@ class _EmbeddingFile:
 
     def __init__(self, path: Path, key: str | None):
         arrays = arrays_in(path)
-        names = next((arrays.pop(name) for name in (*NAMES, "ids") if name in arrays), None)
+        names = next(iter([arrays.pop(name) for name in (*NAMES, "ids") if name in arrays]), None)
         self.path = path
         self.table = self._table(arrays, key)
         self.by_id = self.table is not None and (names is None or names.name == "ids")
         if self.table is None:
             self.places, self.arrays = {name: name for name in arrays}, arrays
             return
+        count = self.table.shape[0] if self.table.shape else 0
         if names is None:
-            self.places = {i: i for i in range(self.table.shape[0] if self.table.shape else 0)}
+            self.places = {i: i for i in range(count)}
             return
-        listed: Sequence = names.all().tolist() if self.by_id else texts_of(path, names)
+        listed: Sequence = _ids(path, names) if self.by_id else texts_of(path, names)
         self.places = {image: row for row, image in enumerate(listed)}
-        if len(listed) != self.table.shape[0] or len(self.places) < len(listed):
+        if len(listed) != count or len(self.places) < len(listed):
             raise DataError(
-                f"condition.path={path}: {self.table.shape[0]} embeddings but {len(self.places)} different {names.name}: every "
-                "embedding needs one of its own"
+                f"condition.path={path}: {count} embeddings but {len(self.places)} different {names.name}: every embedding needs "
+                "one of its own"
             )
 
     def _table(self, arrays: dict[str, ArrayView], key: str | None) -> ArrayView | None:
@@ -185,11 +191,25 @@ class _EmbeddingFile:
     def read(self, places: list) -> np.ndarray:
         """The embeddings at ``places``, float32 ``[N, ...]``."""
         if self.table is not None:
-            return np.asarray(self.table.all()[places], np.float32)
-        parts = [np.asarray(self.arrays[place].all(), np.float32) for place in places]
+            return self._numbers(self.table)[places]
+        parts = [self._numbers(self.arrays[place]) for place in places]
         if shapes := {part.shape for part in parts} - {parts[0].shape}:
             raise DataError(f"condition.path={self.path}: embeddings of different shapes, {parts[0].shape} and {shapes.pop()}")
         return np.stack(parts)
+
+    def _numbers(self, array: ArrayView) -> np.ndarray:
+        values = array.all()
+        if values.dtype.kind not in "fiub":
+            raise DataError(f"condition.path={self.path}: the embeddings {array.name} are {array.dtype}; they must be real numbers")
+        return np.asarray(values, np.float32)
+
+
+def _ids(path: Path, array: ArrayView) -> list[int]:
+    values = array.all()
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        shape = list(array.shape)
+        raise DataError(f"condition.path={path}: the ids {shape} {array.dtype} must be one integer for each embedding")
+    return values.tolist()
 
 
 def conditioned(condition: Condition, train: Images, validation: Images) -> tuple[Images, Images]:

@@ -49,8 +49,13 @@ class Experiment:
     logger: LoggerFor | None = None
 
     def __post_init__(self):
-        """Raises FieldError: the sampler clips values that have no bounds, or guides a network trained with all its conditions."""
+        """Raises FieldError: the sampler clips values that have no bounds, or guides a network trained with all its conditions; or
+        training drops conditions that there are not.
+        """
         sampler = self.diffusion.sampler
+        if self.data.condition is None and self.objective.condition_dropout:
+            message = "must be 0, because there is no condition to drop; choose condition=labels or embeddings"
+            raise FieldError(self.objective, "condition_dropout", message)
         if sampler.guidance != 1 and (self.data.condition is None or not self.objective.condition_dropout):
             message = (
                 "must be 1 (none): guidance needs conditions, and training that drops some of them: choose condition=labels or "

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from attribution.checks import FieldError
 from attribution.images import Images
 from experiments.datasets import DataError, Digits, Source, Split, Splits
-from experiments.datasets.conditions import Embeddings, Labels
+from experiments.datasets.conditions import Embeddings, Labels, NoCondition
 
 DIGITS = Digits(n_train=20, n_validation=10)
 ROWS = np.random.default_rng(0).normal(size=(1797, 3, 4)).astype(np.float32)
@@ -69,6 +69,13 @@ def npz_by_names(folder: Path) -> dict:
     return {"path": folder / "e.npz", "key": "text"}
 
 
+def npz_by_names_beside_ids(folder: Path) -> dict:
+    npz_by_names(folder)
+    content = dict(np.load(folder / "e.npz"))
+    np.savez(folder / "e.npz", text=content["text"], names=content["names"], ids=np.zeros(len(content["names"]), int))
+    return {"path": folder / "e.npz"}
+
+
 def safetensors_per_image(folder: Path) -> dict:
     loaded = DIGITS.load()
     for images, name in ((loaded.train, "t"), (loaded.validation, "v")):
@@ -76,7 +83,7 @@ def safetensors_per_image(folder: Path) -> dict:
     return {"path": folder / "t.safetensors", "validation": folder / "v.safetensors"}
 
 
-@pytest.mark.parametrize("written", [npy, npz_by_ids, npz_by_names, safetensors_per_image])
+@pytest.mark.parametrize("written", [npy, npz_by_ids, npz_by_names, npz_by_names_beside_ids, safetensors_per_image])
 def test_embeddings_are_found_by_id_or_name(written, tmp_path):
     """Claim: in each layout of a file every image gets its own embedding, and the layout is no part of the identity."""
     condition = Embeddings(size=4, **written(tmp_path))
@@ -101,6 +108,8 @@ def test_bad_conditions_are_refused(tmp_path):
         splits(Labels(classes=2), Few())
     with pytest.raises(FieldError, match=r"dropout=1\.5: must be a number, within 0\.\.1"):
         Labels(classes=2, dropout=1.5)
+    with pytest.raises(FieldError, match=r"dropout=0\.1: there is no condition to drop: set 0, or choose"):
+        NoCondition(dropout=0.1)
     with pytest.raises(FieldError, match=r"generated=in_turn: embeddings belong to images"):
         Embeddings(path="x.npy", size=2, generated="in_turn")
     for path in ("nowhere.npy", "e.txt"):
@@ -121,6 +130,14 @@ def test_bad_conditions_are_refused(tmp_path):
         splits(Embeddings(path=saved(tmp_path, embeddings=ROWS[:, None, :2]), size=4))
     with pytest.raises(DataError, match=r"1797 embeddings but 1 different names: every embedding needs one"):
         splits(Embeddings(path=saved(tmp_path, embeddings=ROWS, names=["a"] * 1797), size=4))
+    for ids, found in ((np.arange(1797)[:, None], r"\[1797, 1\] int64"), (np.arange(1797.0), r"\[1797\] float64")):
+        with pytest.raises(DataError, match=rf"the ids {found} must be one integer for each embedding"):
+            splits(Embeddings(path=saved(tmp_path, embeddings=ROWS, ids=ids), size=4))
+    with pytest.raises(DataError, match=r"0 embeddings but 2 different ids: every embedding needs one"):
+        splits(Embeddings(path=saved(tmp_path, embeddings=np.float32(1), ids=[0, 1]), size=4))
+    with pytest.raises(DataError, match=r"the embeddings images are str\d+; they must be real numbers"):
+        np.save(tmp_path / "text.npy", np.full((1797, 4), "a"))
+        splits(Embeddings(path=tmp_path / "text.npy", size=4))
     np.savez(tmp_path / "e.npz", **{"train/0": ROWS[0], "train/1": ROWS[1, :2], "train/2": ROWS[2], "train/3": ROWS[3]})
     with pytest.raises(DataError, match=r"embeddings of different shapes, \(3, 4\) and \(2, 4\)"):
         splits(Embeddings(path=tmp_path / "e.npz", size=4), Few())

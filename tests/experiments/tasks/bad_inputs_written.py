@@ -406,6 +406,8 @@ def _known_before_training() -> Iterator[BadInput]:
         ("condition=labels", own, ("model",)),
         ("condition=embeddings", own, ("condition.path",)),
         ("condition.path=nowhere.npy", (*own, "condition=embeddings", "condition.size=4"), ("condition.path",)),
+        ("condition.dropout=0.1", own, ("condition.dropout",)),
+        ("objective.condition_dropout=0.1", own, ("objective.condition_dropout",)),
         ("condition.classes=5", (*own, "condition=labels", "model=dit_digits"), ("condition.classes",)),
         ("model.num_embeds_ada_norm=4", (*own, "condition=labels", "model=dit_digits"), ("model",)),
         ("diffusion.sampler.guidance=2", own, ("diffusion.sampler.guidance",)),
