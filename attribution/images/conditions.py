@@ -1,4 +1,4 @@
-"""Conditions: what a network is told of an image besides the noisy image and its noise level, and what stands for no condition.
+"""Conditions: what a network is told about an image besides the noisy image and its noise level, and what stands for no condition.
 
 Classes are integers ``[B]`` from 0; embeddings are real numbers ``[B, D]`` or ``[B, L, D]``. Training drops conditions at random,
 so that the network also learns to do without them, as classifier-free guidance needs (Ho & Salimans 2022).

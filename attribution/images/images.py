@@ -83,8 +83,8 @@ class Images(Artifact):
         return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))
 
     def conditions(self, rows: Rows = slice(None)) -> Tensor | None:
-        """Conditions ``[B, ...]``, or None."""
-        return None if self.condition is None else torch.from_numpy(np.array(self.condition[rows]))
+        """Conditions ``[B, ...]``, classes as int64; or None."""
+        return _conditions_at(self.condition, rows)
 
     def name(self, row: int) -> str:
         """The name of the image in ``row``, or its id if the images have no names."""
@@ -160,5 +160,13 @@ class Trajectories(Arrays):
         return torch.from_numpy(np.array(self.index[rows], dtype=np.int64))
 
     def conditions(self, rows: slice = slice(None)) -> Tensor | None:
-        """Conditions ``[B, ...]``, or None."""
-        return None if self.condition is None else torch.from_numpy(np.array(self.condition[rows]))
+        """Conditions ``[B, ...]``, classes as int64; or None."""
+        return _conditions_at(self.condition, rows)
+
+
+def _conditions_at(condition: np.ndarray | None, rows: Rows) -> Tensor | None:
+    """``condition[rows]`` as a tensor, integers of any size as int64, which tables of classes take."""
+    if condition is None:
+        return None
+    chosen = np.array(condition[rows])
+    return torch.from_numpy(chosen.astype(np.int64) if chosen.dtype.kind in "iu" else chosen)

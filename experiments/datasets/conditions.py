@@ -1,4 +1,4 @@
-"""What networks are told of an image (``condition=``): nothing, its class, or an embedding from a file."""
+"""What networks are told about an image (``condition=``): nothing, its class, or an embedding from a file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Generated = Literal["in_turn", "training"]
 
 @dataclass(frozen=True, kw_only=True)
 class Condition(ABC):
-    """What networks are told of an image.
+    """What networks are told about an image.
 
     ``dropout``: the probability with which training drops it, which is a part of the identity of the objective. ``generated``: the
     conditions of generated images, a part of the identity of these.

@@ -52,7 +52,7 @@ class Source(ABC):
     - ``flips``: whether training mirrors each image left to right with probability 1/2
     - ``levels``: the largest value of a pixel in the files (255 for 8 bits), the unit of the ELBO
     - ``root``: the folder of the source's files, by default ``data``; sources without files ignore it
-    - ``condition``: what networks are told of the images, which ``load`` adds to them
+    - ``condition``: what networks are told about the images, which ``load`` adds to them
     """
 
     channels: int

@@ -30,7 +30,8 @@ def log_snr_axis(axes: Axes, log_snr: np.ndarray) -> None:
 
 def log_snr_labels(axes: Axes, log_snr: np.ndarray, places: Mapping[int, float]) -> None:
     """Label a panel with timesteps at ``places`` by their values of ``log_snr [T]``, that of t = 1..T."""
-    _label(axes, {place: f"{log_snr[t - 1]:.1f}" for t, place in places.items()})
+    # Adding 0 makes 0 of -0, which rounding makes of small negative values.
+    _label(axes, {place: f"{round(float(log_snr[t - 1]), 1) + 0:.1f}" for t, place in places.items()})
 
 
 def _scaled(axes: Axes, x: float) -> float:

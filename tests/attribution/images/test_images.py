@@ -71,3 +71,10 @@ def test_every_image_has_its_own_id():
         Images(pixels, np.array([4, 7]), label)
     with pytest.raises(ValueError, match="1 names"):
         Images(pixels, images.index, label, names=np.array(["a"]))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64])
+def test_classes_are_int64_however_they_are_kept(kind):
+    """Claim: tables of classes take int64, and -1, which stands for no class, is no uint8."""
+    classes = images(np.array([2, 0, 1, 0, 1], kind)).conditions([2, 0])
+    assert (classes.dtype, classes.tolist()) == (torch.int64, [1, 2])

@@ -135,8 +135,8 @@ def test_bad_conditions_are_refused(tmp_path):
             splits(Embeddings(path=saved(tmp_path, embeddings=ROWS, ids=ids), size=4))
     with pytest.raises(DataError, match=r"0 embeddings but 2 different ids: every embedding needs one"):
         splits(Embeddings(path=saved(tmp_path, embeddings=np.float32(1), ids=[0, 1]), size=4))
+    np.save(tmp_path / "text.npy", np.full((1797, 4), "a"))
     with pytest.raises(DataError, match=r"the embeddings images are str\d+; they must be real numbers"):
-        np.save(tmp_path / "text.npy", np.full((1797, 4), "a"))
         splits(Embeddings(path=tmp_path / "text.npy", size=4))
     np.savez(tmp_path / "e.npz", **{"train/0": ROWS[0], "train/1": ROWS[1, :2], "train/2": ROWS[2], "train/3": ROWS[3]})
     with pytest.raises(DataError, match=r"embeddings of different shapes, \(3, 4\) and \(2, 4\)"):

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
 from experiments import figures
+from experiments.figures.noise_axis import log_snr_labels
 from experiments.metrics.correlation import pearson, spearman
 from experiments.metrics.estimate import Estimate
 from experiments.report.row import Row, Subject
@@ -101,3 +102,11 @@ def test_timesteps_are_labeled_by_their_log_snr(process, scale):
         known = np.interp(t, np.arange(1, process.T + 1), process.log_snr)
         assert known == pytest.approx(float(label.replace("−", "-")), abs=1e-9)
     assert overlaps(figure) == []
+
+
+def test_single_timesteps_are_labeled_by_their_log_snr():
+    """Claim: to one decimal; pure noise has −∞, and a value that is rounded to 0 has no sign."""
+    axes = Figure().subplots()
+    log_snr_labels(axes, np.array([7.26, -0.04, -3.0, -np.inf]), {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0})
+    (noise,) = axes.child_axes
+    assert [label.get_text() for label in noise.get_xticklabels()] == ["7.3", "0.0", "−3.0", "−∞"]
