@@ -410,6 +410,13 @@ def test_plan_and_store(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_conditional_model_has_a_plan(tmp_path):
+    """Claim: the passes that a plan counts and times get a condition."""
+    settings = [*TINY, *SMALL_BENCHMARK, "condition=labels", "model=unet_digits_classes"]
+    assert "│ generated images, in shards " in run(tmp_path, *settings, "task=plan")
+
+
+@pytest.mark.slow
 def test_one_run_of_an_experiment_that_is_a_sweep(tmp_path):
     """Claim: without -m the first line says what the experiment sweeps, unless the command sets it."""
     plan = ["experiment=dtrak/table_lds", "scale=digits", "task=plan"]
