@@ -10,7 +10,7 @@ from attribution.images.conditions import is_class
 
 SHARED = ("attribution.images.conditions",)
 
-_TIME, _CLASS, _EMBEDDING = "timestep", "class_labels", "encoder_hidden_states"
+_TIME, _CLASS, EMBEDDING = "timestep", "class_labels", "encoder_hidden_states"
 """The names that diffusers gives the arguments of its networks."""
 _POOLED = "pooled_projections"
 """A second embedding of the text, which SD3 and Flux need although their ``forward`` has a default for it."""
@@ -40,7 +40,7 @@ class NetworkArguments:
         self.any = any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters)
         named = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
         self.required = [p.name for p in parameters if p.name == _POOLED or (p.default is p.empty and p.kind in named)]
-        self.by_name = {_CLASS, _EMBEDDING} & set(self.names)
+        self.by_name = {_CLASS, EMBEDDING} & set(self.names)
         self.time_is_named = _TIME in self.names[2:]  # in the second place it needs no name
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -68,9 +68,9 @@ class NetworkArguments:
 
     def _by_name(self, condition: Tensor) -> dict[str, Tensor]:
         if is_class(condition):
-            if _CLASS not in self.by_name or _EMBEDDING in self.required:
+            if _CLASS not in self.by_name or EMBEDDING in self.required:
                 raise ConditionError(
-                    f"the images have classes, but {self.name} takes embeddings ({_EMBEDDING}): use these as conditions"
+                    f"the images have classes, but {self.name} takes embeddings ({EMBEDDING}): use these as conditions"
                 )
             if not self.embeds_classes:
                 raise ConditionError(
@@ -78,10 +78,15 @@ class NetworkArguments:
                     "plus one, for a dropped class, or use images without a condition"
                 )
             return {_CLASS: condition}
-        if _EMBEDDING in self.by_name:
-            return {_EMBEDDING: condition if condition.dim() > 2 else condition.unsqueeze(1)}
+        if EMBEDDING in self.by_name:
+            return {EMBEDDING: condition if condition.dim() > 2 else condition.unsqueeze(1)}
+        shape = "×".join(["B", *map(str, condition.shape[1:])])
+        if not self.embeds_classes:
+            raise ConditionError(
+                f"the images have embeddings {shape}, but {self.name} takes none: use a network with {EMBEDDING}, or images "
+                "without a condition"
+            )
         if condition.dim() != 2 or self.null_class is not None:
-            shape = "×".join(["B", *map(str, condition.shape[1:])])
             raise ConditionError(
                 f"the images have embeddings {shape}, but {self.name} takes classes ({_CLASS}): use these as conditions"
             )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from attribution.checks import FieldError
 from attribution.diffusion.denoiser import denoiser, eval_mode, without_label_dropout
-from attribution.diffusion.network_arguments import ConditionError, null_class
+from attribution.diffusion.network_arguments import EMBEDDING, ConditionError, NetworkArguments, null_class
 from attribution.images.conditions import null
 from attribution.images.draws import random_draws
 from attribution.measurements import Inputs
@@ -116,7 +116,9 @@ def _output(experiment: Experiment, network: nn.Module, inputs: Inputs) -> Tenso
         raise FieldError(experiment, "model", str(error)) from error
     except Exception as error:  # the network may be anyone's
         shape = "×".join(map(str, experiment.shape))
-        message = f"the network fails on images of {shape} ({one_line(error)}): change its settings, or the data"
+        lacks = condition is None and EMBEDDING in NetworkArguments(network).names
+        without = f" without a condition ({EMBEDDING}), which it may need" if lacks else ""
+        message = f"the network fails on images of {shape}{without} ({one_line(error)}): change its settings, or the data"
         raise FieldError(experiment, "model", message) from error
 
 

@@ -105,6 +105,7 @@ SD3 = functools.partial(
         (PIXART, CLASS, r"the images have classes, but PixArtTransformer2DModel takes embeddings"),
         (DIT, EMBEDDING, r"the images have embeddings B×3×4, but DiTTransformer2DModel takes classes"),
         (CLASS_UNET, EMBEDDING[:, 0], r"the images have embeddings B×4, but UNet2DModel takes classes"),
+        (UNET, EMBEDDING[:, 0], r"the images have embeddings B×4, but UNet2DModel takes none: use a network with encoder_hidden"),
         (SD3, EMBEDDING, r"SD3Transformer2DModel\.forward needs pooled_projections, which denoisers are not called with"),
     ],
 )

@@ -403,6 +403,7 @@ def _known_before_training() -> Iterator[BadInput]:
         ),
         ("model=dit_digits", own, ("model",)),
         ("model=unet_digits_embeddings", own, ("model",)),
+        ("model=pixart_digits", own, ("encoder_hidden_states",)),
         ("condition=labels", own, ("model",)),
         ("condition=embeddings", own, ("condition.path",)),
         ("condition.path=nowhere.npy", (*own, "condition=embeddings", "condition.size=4"), ("condition.path",)),
