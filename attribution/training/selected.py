@@ -125,6 +125,7 @@ class SelectedRecorded(Selected, Recorded):  # pyright: ignore[reportIncompatibl
 
     NAME = "SelectedRecorded"
     VERSION = 1
+    TITLE = "a part of the parameters"
 
     trained: Recorded
 
