@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from attribution.diffusion import Process
+from attribution.diffusion.network_arguments import null_class
 from attribution.estimators.base import Estimator
 from attribution.estimators.by_name import estimator_by_name
 from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import Images, ImageSet
+from attribution.images.conditions import NULL_CLASS
 from attribution.images.given import image_set
 from attribution.measurements import Loss, Measure
 from attribution.models.given import GivenModel
@@ -85,6 +87,7 @@ def attribute(
     images, explained = image_set(train), image_set(queries)
     get = get or InMemory()
     model: Copies = Copies(getattr(network, "_orig_mod", network))  # of a compiled network
+    _check_classes(model.network, objective, train=get(images), queries=get(explained))
     trained: Trained
     if record is not None and checkpoints is None:
         trained = _recorded(model, objective, str(record), get(images).index)
@@ -110,6 +113,23 @@ def attribute(
         return variants[0][1]
     values = np.stack([of_variant.values for _, of_variant in variants])
     return Scores(values, scores.query_index, scores.train_index, {VARIANT: [setting for setting, _ in variants]}, scores.halves)
+
+
+def _check_classes(network: nn.Module, objective: Measure, **given: Images) -> None:
+    """Raise ValueError: an image has a class that the network does not have, or training dropped classes and it has none for that."""
+    name, last = type(network).__name__, null_class(network)
+    for argument, images in given.items():
+        classes = images.condition
+        if classes is None or classes.dtype.kind not in "iu":
+            continue
+        if last is None and objective.condition_dropout:
+            message = f"training drops classes by the objective, but {name} has no class for that"
+            raise ValueError(f"{message}: give it an attribute null_class, or set condition_dropout=0")
+        if last is not None and classes.size and not (classes.min() >= NULL_CLASS and classes.max() <= last):
+            found = f"classes {classes.min()}..{classes.max()}"
+            raise ValueError(
+                f"{argument} has {found}, but {name} has a table of 0..{last}: give these, or {NULL_CLASS} for no class"
+            )
 
 
 def _recorded(model: Copies, objective: Measure, folder: str, ids: np.ndarray) -> GivenRecord:

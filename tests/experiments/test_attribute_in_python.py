@@ -1,5 +1,6 @@
 """``attribution.attribute``: the scores of the command line in one call."""
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -173,6 +174,29 @@ def test_wrong_images(world, images):
     """Claim: arrays of other shapes and types, and none at all, are refused."""
     with pytest.raises(ValueError, match="give"):
         attribute(world[0], PROCESS, images, world[2], "grad_dot")
+
+
+class Classified(Net):
+    """A network with a table of three classes, the last of which is for none."""
+
+    null_class: int | None = 2
+
+    def forward(self, x: Tensor, t: Tensor, kind: Tensor) -> Tensor:
+        return super().forward(x * (1 + kind[:, None, None, None]), t)
+
+
+def test_classes_that_the_network_does_not_have_are_refused(world):
+    """Claim: a class beyond the table, and dropped classes where no class stands for none, are named before anything is computed."""
+    _, train, queries = world
+    train, queries = (dataclasses.replace(images, condition=images.label) for images in (train, queries))
+    network = Classified()
+    loss = Loss(PROCESS, condition_dropout=0.5)
+    assert attribute(network, PROCESS, train, queries, "trak", objective=loss, draws=2).values.shape == (3, 10)
+    with pytest.raises(ValueError, match=r"train has classes 0\.\.3, but Classified has a table of 0\.\.2: give these, or -1"):
+        attribute(network, PROCESS, dataclasses.replace(train, condition=train.label * 3), queries, "trak", draws=2)
+    network.null_class = None
+    with pytest.raises(ValueError, match="Classified has no class for that: give it an attribute null_class, or set condition"):
+        attribute(network, PROCESS, train, queries, "trak", objective=loss, draws=2)
 
 
 def test_importing_is_light():
