@@ -116,7 +116,11 @@ def attribute(
 
 
 def _check_classes(network: nn.Module, objective: Measure, **given: Images) -> None:
-    """Raise ValueError: an image has a class that the network does not have, or training dropped classes and it has none for that."""
+    """Check the classes of ``given`` images.
+
+    Raises:
+        ValueError: the network does not have such a class, or has none for no class although training dropped classes.
+    """
     name, last = type(network).__name__, null_class(network)
     for argument, images in given.items():
         classes = images.condition

@@ -186,7 +186,7 @@ class Classified(Net):
 
 
 def test_classes_that_the_network_does_not_have_are_refused(world):
-    """Claim: a class beyond the table, and dropped classes where no class stands for none, are named before anything is computed."""
+    """Claim: a class beyond the table, and dropped classes without a class for none, are refused before anything is computed."""
     _, train, queries = world
     train, queries = (dataclasses.replace(images, condition=images.label) for images in (train, queries))
     network = Classified()

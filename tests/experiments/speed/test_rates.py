@@ -57,8 +57,12 @@ def test_times_are_sums_over_the_work(tmp_path):
 
 
 def test_a_network_without_per_example_gradients_has_a_plan(tmp_path):
-    """Claim: a layer that attribution does not know is no error of a plan, which may be that of training alone."""
-    measured = rates(tmp_path, torch.nn.ConvTranspose2d)
+    """Claim: a layer that attribution refuses is no error of a plan, which may be that of training alone."""
+
+    def normalized(*arguments, **settings):
+        return torch.nn.Sequential(torch.nn.Conv2d(*arguments, **settings), torch.nn.BatchNorm2d(1))
+
+    measured = rates(tmp_path, normalized)
     assert measured.activations == 0
     assert measured.flops > 0
 
