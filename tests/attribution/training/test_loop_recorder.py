@@ -268,23 +268,41 @@ class Module(L.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_lightning_module_is_recorded(tmp_path):
-    """Claim: the callback records rates before the scheduler, losses of accumulated batches, and checkpoints that replay."""
-    recorder = LoopRecorder(tmp_path / "record", every=1)
+def fit(recorder: LoopRecorder, network: str) -> None:
+    """Four steps of ``Module``, with two batches for each."""
     data = torch.utils.data.TensorDataset(IMAGES.ids(), IMAGES.x0())
     trainer = L.Trainer(
         max_steps=4,
         accelerator="cpu",
         accumulate_grad_batches=2,
-        callbacks=[LoopCallback(recorder, "net")],
+        callbacks=[LoopCallback(recorder, network)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=recorder.folder.parent,
     )
     trainer.fit(Module(recorder), torch.utils.data.DataLoader(data, batch_size=2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_callback_that_does_not_fit_is_refused(tmp_path):
+    """Claim: an attribute that is no network, and a recorder of another step or process, are refused before training."""
+    with pytest.raises(ValueError, match="Module has no network 'unet'; choose from net"):
+        fit(LoopRecorder(tmp_path / "record"), "unet")
+    with pytest.raises(ValueError, match=r"process=1, but training is at 0: make LoopRecorder\(folder, process=0\)"):
+        fit(LoopRecorder(tmp_path / "record", process=1), "net")
+    recorder = LoopRecorder(tmp_path / "record")
+    recorder.step = 3
+    with pytest.raises(ValueError, match=r"start=3, but training is at 0: make LoopRecorder\(folder, start=0\)"):
+        fit(recorder, "net")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_module_is_recorded(tmp_path):
+    """Claim: the callback records rates before the scheduler, losses of accumulated batches, and checkpoints that replay."""
+    recorder = LoopRecorder(tmp_path / "record", every=1)
+    fit(recorder, "net")
     node, record, get = read(tmp_path / "record", PROCESSES["epsilon"])
     np.testing.assert_allclose(record.step_table["learning_rate"][:, 0], RATE * 0.5 ** np.arange(4))
     assert np.bincount(record.visits["step"]).tolist() == [4, 4, 4, 4]
