@@ -24,6 +24,7 @@ from attribution.models.trained import one_line
 from attribution.nodes import Get, InMemory
 from attribution.training.given_checkpoints import GivenCheckpoints
 from attribution.training.given_record import GivenRecord, RecordFolder
+from attribution.training.selected import Matching
 
 Pictures = Tensor | np.ndarray | Images | ImageSet
 Checkpoint = nn.Module | Mapping[str, Tensor] | str | Path
@@ -43,6 +44,7 @@ def attribute(
     steps: Sequence[int] | None = None,
     learning_rates: Sequence[float] | None = None,
     record: str | Path | None = None,
+    parameters: str | None = None,
     objective: Measure | None = None,
     seed: int = 0,
     flips: bool = False,
@@ -64,6 +66,7 @@ def attribute(
         learning_rates: of each checkpoint; None: all have weight 1.
         record: in place of checkpoints, the folder of a ``LoopRecorder``. Of its checkpoints, tracin, retrac and guided take those
             by which training had visited every image.
+        parameters: a regular expression found in the names of the parameters whose gradients count; None: all.
         objective: the training loss; None: the loss of ``process``.
         seed: of the draws; flips: whether training mirrored images at random.
         execution: device, memory and batch size; None: a GPU if there is one.
@@ -115,6 +118,8 @@ def attribute(
         raise ValueError(f"{'steps' if steps is not None else 'learning_rates'}: give checkpoints as well, one for each")
     else:
         trained = GivenModel(model=model, objective=objective, weights=weights_of(model.network, model.network))
+    if parameters is not None:
+        trained = Matching(parameters).of(trained)
     scores = get(chosen.scores(trained, images, explained))
     variants = chosen.variants(scores)
     if len(variants) == 1:
