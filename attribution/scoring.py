@@ -18,8 +18,8 @@ from attribution.execution import Execution
 from attribution.images import Images, ImageSet
 from attribution.images.given import image_set
 from attribution.measurements import Loss, Measure
-from attribution.models.given import GivenModel
-from attribution.models.in_memory import Copies, weights_of
+from attribution.models.given import GivenModel, Weights
+from attribution.models.in_memory import Copies, State, weights_of
 from attribution.models.trained import one_line
 from attribution.nodes import Get, InMemory
 from attribution.training.given_checkpoints import GivenCheckpoints
@@ -104,12 +104,13 @@ def attribute(
         if isinstance(estimator, str) and chosen.RECORDED_DRAWS and visited:
             chosen = replace(chosen, checkpoints=visited)
     elif checkpoints is not None:
-        states = _listed("checkpoints", checkpoints)
+        weights = tuple(weights_of(model.network, checkpoint) for checkpoint in _listed("checkpoints", checkpoints))
+        _check_copies(weights)
         trained = GivenCheckpoints(
             model=model,
             objective=objective,
-            weights=tuple(weights_of(model.network, checkpoint) for checkpoint in states),
-            steps=tuple(range(1, len(states) + 1)) if steps is None else _listed("steps", steps),
+            weights=weights,
+            steps=tuple(range(1, len(weights) + 1)) if steps is None else _listed("steps", steps),
             learning_rates=None if learning_rates is None else _listed("learning_rates", learning_rates),
             seed=seed,
             flips=flips,
@@ -169,6 +170,18 @@ def _check_network(model: Copies, objective: Measure, images: Images, name: str)
         f"{name}: the network cannot denoise images {list(x.shape[1:])} ({one_line(failed)}): give the shape that it was trained "
         "on, and a network called as network(x, t)"
     ) from failed
+
+
+def _check_copies(checkpoints: Sequence[Weights]) -> None:
+    """Raise ValueError if two checkpoints are the same tensors in memory, which have the latest values only."""
+    places: dict[int, int] = {}
+    for i, checkpoint in enumerate(checkpoints):
+        for tensor in list(checkpoint.state.values())[:1] if isinstance(checkpoint, State) else ():
+            if (first := places.setdefault(tensor.data_ptr(), i)) != i:
+                raise ValueError(
+                    f"checkpoints {first} and {i} are the same tensors, so both have the latest weights: state_dict() copies "
+                    "nothing, copy.deepcopy(network.state_dict()) does"
+                )
 
 
 def _listed(name: str, values: Any) -> tuple:

@@ -255,7 +255,7 @@ def _tensor(name: str, values: Values) -> Tensor:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name and rename it, so that no half of it is left."""
+    """Write a file under another name and rename it, so that no half-written file is left."""
     temporary = path.with_name(f"new-{path.name}")
     write(temporary)
     os.replace(temporary, path)

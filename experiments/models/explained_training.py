@@ -24,7 +24,7 @@ class FromCheckpoints(Explained):
     """The network of the run (``model=``) with the weights in several files, in the order of training, the explained model last.
 
     ``paths``, ``steps`` and ``learning_rates`` list them, or the file ``listing`` does: a CSV file with the columns path, step and,
-    if known, learning_rate, or a JSON list of objects with these keys. Its paths are relative to its folder. ``prefix``: as of
+    if known, learning_rate, or a JSON list of objects with these keys. Its paths are relative to its folder. ``prefix``: as in
     ``FromCheckpoint``.
 
     Raises:

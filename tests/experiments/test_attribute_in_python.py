@@ -182,6 +182,9 @@ def test_numbers_of_numpy_are_numbers(world):
     np.testing.assert_array_equal(attribute(network, PROCESS, half, queries, "raw_dot").values, rounded)
 
 
+NET = Net()
+
+
 class Wide(Net):
     """A network that returns another shape than its input's."""
 
@@ -207,6 +210,7 @@ class Wide(Net):
         ({"learning_rates": [1.0]}, "learning_rates: give checkpoints as well"),
         ({"record": "x", "learning_rates": [1.0]}, "give either record"),
         ({"checkpoints": Net()}, "checkpoints has the type Net: give a list"),
+        ({"checkpoints": [NET.state_dict(), NET]}, "checkpoints 0 and 1 are the same tensors"),
         ({"checkpoints": [3]}, "a checkpoint has the type int"),
         ({"checkpoints": [Net()], "learning_rates": 0.1}, "learning_rates has the type float: give a list"),
         ({"projection": 512}, "projection=512: give an object of the class Projection, such as attribution.projection"),
