@@ -147,13 +147,18 @@ def _check_kinds(network: Any, process: Any, estimator: Any) -> None:
 
 
 def _check_network(model: Copies, objective: Measure, images: Images, name: str) -> None:
-    """Check that the network denoises the first of ``images``: on the meta device, or on the CPU if it does not run there.
+    """Check that the network denoises ``images``: one on the meta device, or on the CPU if it does not run there.
+
+    Of classes the smallest and the largest are tried, on the CPU, because only values show whether the network has them.
 
     Raises:
         ValueError: it does not.
     """
-    x, t, condition, failed = images.x0([0]), torch.tensor([objective.process.T]), images.conditions([0]), None
-    for device in ("meta", "cpu"):
+    classes = None if images.condition is None or images.condition.ndim > 1 else images.condition
+    rows = [0] if classes is None else [int(classes.argmin()), int(classes.argmax())]
+    x, condition = images.x0(rows), images.conditions(rows)
+    t, failed = torch.full((len(rows),), objective.process.T), None
+    for device in ("meta", "cpu") if classes is None else ("cpu",):
         with torch.device(device):
             network = model().eval()
         dtype = next(network.parameters(), x).dtype
@@ -166,9 +171,11 @@ def _check_network(model: Copies, objective: Measure, images: Images, name: str)
             failed = error
     if isinstance(failed, ValueError):
         raise failed
+    assert failed is not None
+    of = "" if classes is None else f" of the classes {classes.min()} to {classes.max()}"
     raise ValueError(
-        f"{name}: the network cannot denoise images {list(x.shape[1:])} ({one_line(failed)}): give the shape that it was trained "
-        "on, and a network called as network(x, t)"
+        f"{name}: the network cannot denoise images {list(x.shape[1:])}{of} ({one_line(failed)}): give images like those that "
+        "it was trained on, and a network called as network(x, t)"
     ) from failed
 
 

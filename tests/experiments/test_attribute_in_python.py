@@ -16,6 +16,7 @@ from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.estimators import ReTrac
 from attribution.estimators.by_name import ESTIMATORS, estimator_by_name
 from attribution.execution import Execution
+from attribution.images import Images
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory, describe
@@ -182,7 +183,19 @@ def test_numbers_of_numpy_are_numbers(world):
     np.testing.assert_array_equal(attribute(network, PROCESS, half, queries, "raw_dot").values, rounded)
 
 
+class Classes(Net):
+    """A network with three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 1)
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        return super().forward(x, t) + self.table(class_labels)[:, :, None, None]
+
+
 NET = Net()
+LABELLED = Images(np.zeros((4, 1, 8, 8), np.uint8), np.arange(4), np.arange(4), condition=np.arange(4))
 
 
 class Wide(Net):
@@ -205,6 +218,8 @@ class Wide(Net):
         ({"queries": np.zeros((2, 3, 8, 8), np.uint8)}, "queries: the network cannot denoise images [3, 8, 8]"),
         ({"queries": np.full((2, 1, 8, 8), np.nan)}, "not finite"),
         ({"network": nn.Sequential(nn.Conv2d(1, 1, 1))}, "a network called as network(x, t)"),
+        ({"network": Classes(), "train": LABELLED, "queries": LABELLED}, "images [1, 8, 8] of the classes 0 to 3 (IndexError"),
+        ({"parameters": ["up"]}, "is not a regular expression"),
         ({"network": Wide()}, "the network returns (1, 1, 1) for an image of (1, 8, 8)"),
         ({"steps": [1]}, "steps: give checkpoints as well"),
         ({"learning_rates": [1.0]}, "learning_rates: give checkpoints as well"),
