@@ -10,13 +10,15 @@ from diffusers import AutoencoderKL, UNet2DModel
 
 from attribution.checks import FieldError
 from attribution.diffusion.samplers import DDIMSampler
+from attribution.execution import Execution
 from attribution.images import Images
+from attribution.models.given import UntrainedModel
 from attribution.nodes import InMemory, describe
 from experiments.datasets import DataError, Digits, Latents, Split
 from experiments.datasets.autoencoder import Autoencoder
 from experiments.models.samples import Samples
 from experiments.report.colors import colors
-from tests.worlds import trained
+from tests.worlds import OBJECTIVE, trained
 
 IMAGES = Digits(n_train=20, n_validation=6)
 
@@ -149,6 +151,29 @@ def test_generated_images_of_another_autoencoder_are_others(path, tmp_path):
     assert Samples(**made).fingerprint == Samples(**made, display=2.0).fingerprint
     a, b = latents(path).load(), latents(str(tmp_path / "other")).load()
     assert (a.train.pixels == b.train.pixels).all()
+
+
+class Latent(torch.nn.Module):
+    """A network of latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_generated_latents_have_pictures(path):
+    """Claim: they are the decoded latents, also when shards are joined and rows are taken."""
+    given: Any = {"sampler": DDIMSampler(steps=2, clip=False), "shape": (2, 4, 4), "n": 5, "seed": 0}
+    untrained, autoencoder = UntrainedModel(model=Latent, objective=OBJECTIVE), Autoencoder(path)
+    samples = Samples(trained=untrained, **given, execution=Execution("cpu", shard=2), decoder=autoencoder)
+    images = InMemory()(samples)
+    assert len(samples.parts(InMemory())) == 3
+    expected = (autoencoder.decode(images.x0()).clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(images.visible(), expected, rtol=0, atol=1.1 / 255)
+    torch.testing.assert_close(images.take([4, 1]).visible(), images.visible([4, 1]))
 
 
 def test_what_does_not_fit_is_refused(path, tmp_path):
