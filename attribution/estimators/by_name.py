@@ -1,9 +1,11 @@
 """Estimators by the names that they have on the command line, with the same default settings."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
 
 from attribution.curvature import EKFAC, KFAC
 from attribution.estimators.base import Estimator
@@ -73,7 +75,7 @@ def estimator_by_name(
         objective: the training loss, which is measured as well unless ``measurement`` is given.
         seed: of draws and projections.
         flips: whether training mirrored images at random.
-        settings: fields of the class in place of their defaults. ``draws`` may be a number of draws.
+        settings: fields of the class in place of their defaults. ``draws`` may be a number of draws; numbers may be NumPy's.
 
     Raises:
         ValueError: there is no such estimator, or it has no such setting, or a setting cannot have this value.
@@ -86,8 +88,12 @@ def estimator_by_name(
         raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: {name} has no such setting{_nearest(unknown[0], names)}")
     own = {key: known[value.name] if isinstance(value, _Default) else value for key, value in choice.settings.items()}
     found = {**{key: value for key, value in known.items() if key in names}, **own}
+    settings = {key: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for key, value in settings.items()}
     if isinstance(settings.get("draws"), int) and not isinstance(settings["draws"], bool):
         settings["draws"] = replace(found["draws"], n=settings["draws"])
+    hints = get_type_hints(choice.kind)
+    for key, value in settings.items():
+        _check_kind(key, value, hints[key], found.get(key))
     return choice.kind(**{**found, **settings})
 
 
@@ -106,6 +112,17 @@ def _defaults(objective: Measure, seed: int, flips: bool, execution: Execution) 
         _EKFAC.name: EKFAC(**of_curvature),
         _SQUARE.name: SquareNorm(objective.process),
     }
+
+
+def _check_kind(setting: str, value: Any, hint: Any, default: Any) -> None:
+    """Check that a setting whose type ``hint`` is a class of this package is not a name, a number or a class."""
+    kinds = get_args(hint) or (hint,)
+    objects = [kind for kind in kinds if isinstance(kind, type) and kind.__module__.startswith("attribution.")]
+    plain = isinstance(value, str | int | float | Sequence | type) or (value is None and type(None) not in kinds)
+    if objects and plain:
+        example = "" if default is None else f", such as {type(default).__module__}.{type(default).__name__}"
+        number = "a number of draws, or " if setting == "draws" else ""
+        raise ValueError(f"{setting}={value!r}: give {number}an object of the class {objects[0].__name__}{example}")
 
 
 def _nearest(name: str, names: Any) -> str:

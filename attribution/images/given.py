@@ -45,12 +45,14 @@ def image_set(images: Images | ImageSet | Tensor | np.ndarray) -> ImageSet:
     The ids of the images of an array are 0..N-1.
 
     Raises:
-        ValueError: an array of another shape or type, or without images.
+        ValueError: an array of another shape or type, without images, or with values that are not finite.
     """
     if isinstance(images, ImageSet):
         return images
     if not isinstance(images, Images):
-        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        if isinstance(images, Tensor):
+            images = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()  # NumPy has no bfloat16
+        pixels = np.asarray(images)
         if pixels.ndim != 4 or not len(pixels):
             raise ValueError(f"images of the shape {list(pixels.shape)}: give [N, C, H, W], with at least one image")
         if pixels.dtype.kind == "f":
@@ -58,4 +60,6 @@ def image_set(images: Images | ImageSet | Tensor | np.ndarray) -> ImageSet:
         elif pixels.dtype != np.uint8:
             raise ValueError(f"images of the type {pixels.dtype}: give uint8 in 0..255, or floats as the network takes them")
         images = Images(pixels, np.arange(len(pixels)), np.full(len(pixels), -1))
+    if images.pixels.dtype.kind == "f" and not np.isfinite(images.pixels).all():
+        raise ValueError("images with values that are not finite: give pixels or latents without NaN and infinity")
     return GivenImages(images)

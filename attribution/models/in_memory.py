@@ -25,7 +25,8 @@ _names: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 class Copies:
     """The constructor of a network that makes copies of ``network`` on the CPU, half precision as float32.
 
-    Its identity is that of the object, within this process: code and settings of anyone's network are unknown.
+    Its identity is that of the object within this process, because the code of anyone's network is unknown, of its modules as they
+    print, and of the parameters that are trainable: these change in place.
     """
 
     NAME = "Copies"
@@ -38,8 +39,9 @@ class Copies:
         return copied.float() if any(tensor.dtype in _HALF for tensor in copied.state_dict().values()) else copied
 
     def description(self) -> dict[str, Any]:
-        """The name of the network in this process."""
-        return {"network": _names.setdefault(self.network, uuid.uuid4().hex)}
+        """The name of the network in this process, its modules and its trainable parameters."""
+        trainable = [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
+        return {"network": _names.setdefault(self.network, uuid.uuid4().hex), "modules": str(self.network), "trainable": trainable}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +59,14 @@ def weights_of(network: nn.Module, checkpoint: nn.Module | Mapping[str, Tensor] 
     """Weights of ``network``: those of a module, of a state dict, or in a file (``WeightsFile``).
 
     Raises:
-        ValueError: names or shapes differ from those of ``network``.
+        ValueError: names or shapes differ from those of ``network``, or it is none of these.
     """
     if isinstance(checkpoint, str | Path):
         return WeightsFile(str(checkpoint)).of_network(network)
+    checkpoint = getattr(checkpoint, "_orig_mod", checkpoint)  # of a compiled network
     state = checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else checkpoint
+    if not isinstance(state, Mapping):
+        raise ValueError(f"a checkpoint has the type {type(state).__name__}: give a network, a state dict or a file")
     own = network.state_dict()
     wrong = [name for name in {**own, **state} if name not in own or name not in state or own[name].shape != state[name].shape]
     if wrong:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from attribution.checks import FieldError
-from attribution.diffusion import Process
+from attribution.diffusion import Process, RectifiedFlow
 from attribution.diffusion.continuous import ContinuousProcess
 from attribution.models.given import Weights
 from attribution.nodes import Cost, Get, digest
@@ -97,14 +97,27 @@ class RecordFolder:
         if self.is_continuous != isinstance(process, ContinuousProcess):
             levels = "continuous noise levels" if self.is_continuous else "timesteps"
             raise FieldError(self, "path", f"has {levels}, but the process is {kind}: choose the process of that training")
-        if not self.is_continuous and (most := int(self.visits["timestep"].max())) > process.T:
-            message = f"has timesteps up to {most} of 1..T, but the process has T={process.T}: choose the process of that training"
-            raise FieldError(self, "path", message)
+        self._check_levels(process)
         if (absent := np.setdiff1d(ids, self.visits["example"])).size:
             message = (
                 f"has no visit of {absent.size} of the {ids.size} training images (first: id {absent[0]}): give the images that "
                 "the loop trained on, and record the ids that these have here"
             )
+            raise FieldError(self, "path", message)
+
+    def _check_levels(self, process: Process) -> None:
+        if self.is_continuous:
+            levels, flow = self.visits["level"], isinstance(process, RectifiedFlow)
+            known = (levels >= 0) & (levels <= 1) if flow else (levels > 0) & np.isfinite(levels)
+            if not known.all():
+                right = "s, in 0..1" if flow else "σ, which is above 0"
+                raise FieldError(self, "path", f"has the noise level {levels[~known][0]:g}: record {right}, as levels=")
+            return
+        least, most = int(self.visits["timestep"].min()), int(self.visits["timestep"].max())
+        if least < 1:
+            raise FieldError(self, "path", f"has the timestep {least - 1}: record timesteps as the network gets them, 0..T-1")
+        if most > process.T:
+            message = f"has timesteps up to {most} of 1..T, but the process has T={process.T}: choose the process of that training"
             raise FieldError(self, "path", message)
 
     def _table(self, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ levels are continuous, and ``noise`` ("recorded" or "drawn anew") in ``record.js
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ from attribution.images.draws import random_draws
 from attribution.training.given_checkpoints import checkpoint_path
 from attribution.training.record import LEVEL_VISIT, SCHEMA, VISIT, step_dtype
 
+Values = Tensor | np.ndarray | Sequence[int] | Sequence[float] | Sequence[bool]
+"""One value for each image of a batch."""
 RECORDED, DRAWN_ANEW = "recorded", "drawn anew"
+_AVERAGE = "average.safetensors"
 _INTERVAL = 500
 """Steps whose ids, timesteps and losses stay on the device before the host waits for them."""
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -66,6 +69,7 @@ class LoopRecorder:
         self._of_step: list[tuple] = []
         self._rows_of_step, self._anew = 0, False
         self._rate: float | None = None
+        self._checkpoints: set[int] = set()  # steps of this training run: an earlier one may have left files in the folder
         if (self.folder / "record.json").is_file():
             if not start:
                 raise ValueError(f"{folder} has a record: choose another folder, or continue it with start=STEP")
@@ -83,12 +87,12 @@ class LoopRecorder:
 
     def before_step(
         self,
-        ids: Tensor,
-        timesteps: Tensor | None = None,
+        ids: Values,
+        timesteps: Values | None = None,
         *,
-        levels: Tensor | None = None,
+        levels: Values | None = None,
         noise_seeds: Tensor | None = None,
-        flips: Tensor | None = None,
+        flips: Values | None = None,
         learning_rate: float | None = None,
     ) -> None:
         """Record the visits of a batch. A step that accumulates several batches calls it for each.
@@ -103,21 +107,24 @@ class LoopRecorder:
             learning_rate: of this step, read before a scheduler changes it; here or in ``after_step``.
 
         Raises:
-            ValueError: neither timesteps nor levels, or both; another number of values than ids; timesteps that are not whole.
+            ValueError: neither timesteps nor levels, or both; another number of values than ids; ids or timesteps that are not
+                whole.
         """
         if (timesteps is None) == (levels is None):
             raise ValueError("give either timesteps (whole numbers 0..T-1) or levels (continuous)")
-        if timesteps is not None and timesteps.is_floating_point():
-            raise ValueError("timesteps are whole numbers 0..T-1: give continuous noise levels as levels=")
         seeds = self.noise_seeds if noise_seeds is None else noise_seeds
-        known = {"timesteps": timesteps, "levels": levels, "noise_seeds": seeds, "flips": flips}
+        given = {"ids": ids, "timesteps": timesteps, "levels": levels, "noise_seeds": seeds, "flips": flips}
+        # Tensors stay on the device until they are written, because the host waits for the device when it reads one.
+        known = {name: None if values is None else _tensor(name, values) for name, values in given.items()}
+        for name in ("ids", "timesteps"):
+            if (values := known[name]) is not None and (values.is_floating_point() or values.dtype == torch.bool):
+                hint = "0..T-1: give continuous noise levels as levels=" if name == "timesteps" else "of the images"
+                raise ValueError(f"{name} are whole numbers {hint}")
         for name, values in known.items():
             if values is not None and len(values) != len(ids):
                 hint = ": of several processes, gather recorder.noise_seeds as well" if name == "noise_seeds" else ""
                 raise ValueError(f"before_step has {len(ids)} ids and {len(values)} {name}{hint}")
-        # Tensors stay on the device until they are written, because the host waits for the device when it reads one.
-        values = tuple(None if value is None else value.detach() for value in known.values())
-        self._of_step.append((self.step, ids.detach(), *values))
+        self._of_step.append((self.step, *known.values()))
         self._rows_of_step, self.noise_seeds = self._rows_of_step + len(ids), None
         self._rate = self._rate if learning_rate is None else learning_rate
 
@@ -125,13 +132,15 @@ class LoopRecorder:
         """Record an optimizer step with the mean ``loss`` of its batch, and a checkpoint of ``model`` if one is due.
 
         Raises:
-            ValueError: no ``before_step`` since the last step, or no learning rate.
+            ValueError: no ``before_step`` since the last step, no learning rate, or several losses.
         """
         rate = self._rate if learning_rate is None else learning_rate
         if not self._of_step:
             raise ValueError(f"step {self.step}: call before_step before after_step")
         if rate is None:
             raise ValueError("give learning_rate=optimizer.param_groups[0]['lr'] to before_step")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(f"the loss has the shape {list(loss.shape)}: give the mean over the batch, one number")
         loss = loss.detach() if isinstance(loss, Tensor) else loss
         self._visits += self._of_step
         self._steps.append((self.step, loss, float(rate)))
@@ -140,10 +149,12 @@ class LoopRecorder:
         if len(self._steps) == _INTERVAL:
             self._convert()
         if self.every is not None and self.step % self.every == 0 and self.process == 0:
-            self._write_weights(model.state_dict(), checkpoint_path(self._made_folder(), self.step))
+            self._write_checkpoint(model)
 
     def save(self, model: nn.Module, average: nn.Module | Mapping[str, Tensor] | None = None) -> None:
         """Write the record of all steps so far, with a checkpoint of ``model`` and, if training keeps one, the ``average`` model.
+
+        Without ``average``, the record has none, even if an earlier call gave one.
 
         Raises:
             ValueError: no step was recorded.
@@ -154,10 +165,12 @@ class LoopRecorder:
             return
         folder = self._made_folder()
         visits, steps = self._written()
-        self._write_weights(model.state_dict(), checkpoint_path(folder, self.step))
-        if average is not None:
+        self._write_checkpoint(model)
+        if average is None:
+            (folder / _AVERAGE).unlink(missing_ok=True)
+        else:
             state = average.state_dict() if isinstance(average, nn.Module) else average
-            self._write_weights(state, folder / "average.safetensors")
+            self._write_weights(state, folder / _AVERAGE)
         _replace(folder / "visits.npy", lambda path: np.save(path, visits))
         _replace(folder / "steps.npy", lambda path: np.save(path, steps))
         examples, first = np.unique(visits["example"], return_index=True)
@@ -169,7 +182,7 @@ class LoopRecorder:
             "precision": "32-true",
             "steps_per_epoch": int(visits["step"][first].max()) + 1,  # the first step after which every example was visited
             "noise": DRAWN_ANEW if self._anew else RECORDED,
-            "checkpoints": sorted(int(path.stem) for path in (folder / "checkpoints").glob("*.safetensors")),
+            "checkpoints": sorted(self._checkpoints),
         }
         _replace(folder / "record.json", lambda path: path.write_text(json.dumps(info, indent=1)))
 
@@ -178,10 +191,9 @@ class LoopRecorder:
         if len(steps) < start:
             raise ValueError(f"start={start}: the record in {self.folder} ends at step {len(steps)}; resume from there or earlier")
         self._visit_rows, self._step_rows = [visits[visits["step"] < start]], [steps[steps["step"] < start]]
-        self._anew = json.loads((self.folder / "record.json").read_text())["noise"] == DRAWN_ANEW
-        for path in (self.folder / "checkpoints").glob("*.safetensors"):
-            if int(path.stem) > start:
-                path.unlink()
+        info = json.loads((self.folder / "record.json").read_text())
+        self._anew = info["noise"] == DRAWN_ANEW
+        self._checkpoints = {step for step in info["checkpoints"] if step <= start}
 
     def _written(self) -> tuple[np.ndarray, np.ndarray]:
         """All visits and steps so far as rows."""
@@ -219,6 +231,10 @@ class LoopRecorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder
 
+    def _write_checkpoint(self, model: nn.Module) -> None:
+        self._write_weights(model.state_dict(), checkpoint_path(self._made_folder(), self.step))
+        self._checkpoints.add(self.step)
+
     def _write_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
         for wrapper in _WRAPPERS * 2:
             if all(name.startswith(wrapper) for name in state):
@@ -227,8 +243,19 @@ class LoopRecorder:
         _replace(path, lambda temporary: save_file(copies, temporary))
 
 
+def _tensor(name: str, values: Values) -> Tensor:
+    """``values`` as a tensor without gradients."""
+    try:
+        tensor = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be numbers: give a tensor, an array or a list of them") from error
+    if tensor.dim() != 1:
+        raise ValueError(f"{name} have the shape {list(tensor.shape)}: give one number for each image, [B]")
+    return tensor
+
+
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name and rename it, so that no half of it is left."""
+    """Write a file under another name and rename it, so that no half-written file is left."""
     temporary = path.with_name(f"new-{path.name}")
     write(temporary)
     os.replace(temporary, path)

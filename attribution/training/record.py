@@ -37,7 +37,7 @@ VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("no
 VISIT_WITH_DROPOUT = np.dtype([*VISIT.descr, ("condition_dropped", "?")])
 
 LEVEL_VISIT = np.dtype([*VISIT.descr, ("level", "<f8")])
-"""A visit at a continuous noise level, for training loops of others; ``timestep`` is the nearest level of the process."""
+"""A visit at a continuous noise level, for external training loops; ``timestep`` is the nearest level of the process."""
 
 
 def step_dtype(groups: int) -> np.dtype:
@@ -164,8 +164,8 @@ class TrainingRecord(TrainingResult):
         """The latest visit before ``step`` of every example, sorted by example."""
         if step not in self._latest:
             stop = int(np.searchsorted(self.visits["step"], step))
-            # Each epoch visits every example once, so the last two epochs contain the latest visit of each. Training loops of
-            # others may draw examples at random: then look further back.
+            # Each epoch visits every example once, so the last two epochs contain the latest visit of each. External
+            # loops may draw examples at random: then look further back.
             span, start = 2 * self.info["steps_per_epoch"], 1
             recent, first = self.visits[:0], np.zeros(0, dtype=np.int64)
             while start and len(first) < self.info["examples"]:

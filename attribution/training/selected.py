@@ -48,7 +48,7 @@ class Matching(Parameters):
     def __post_init__(self):
         try:
             re.compile(self.pattern)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise FieldError(self, "pattern", f"is not a regular expression ({error})") from error
 
     def of(self, trained: Trained) -> Trained:

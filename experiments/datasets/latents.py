@@ -31,7 +31,7 @@ class Latents(Source):
     """The latents of ``images`` under ``autoencoder``. Models see latents; figures and pages show the images.
 
     ``channels`` and ``size`` are those of a latent. Latents are kept in the store in the folder ``store`` (None: in memory only).
-    ``root`` is not used: files belong to ``images``.
+    ``root`` must be None: files belong to ``images``.
     """
 
     NAME = "Latents"
@@ -46,6 +46,8 @@ class Latents(Source):
         super().__post_init__()
         if self.flips:
             raise FieldError(self, "flips", "must be false: a mirrored latent is not the latent of the mirrored image")
+        if self.root is not None:
+            raise FieldError(self, "root", "must be null: files belong to the images that are encoded (data.images.root)")
 
     @property
     def bounded(self) -> bool:

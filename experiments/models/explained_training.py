@@ -24,7 +24,7 @@ class FromCheckpoints(Explained):
     """The network of the run (``model=``) with the weights in several files, in the order of training, the explained model last.
 
     ``paths``, ``steps`` and ``learning_rates`` list them, or the file ``listing`` does: a CSV file with the columns path, step and,
-    if known, learning_rate, or a JSON list of objects with these keys. Its paths are relative to its folder. ``prefix``: as of
+    if known, learning_rate, or a JSON list of objects with these keys. Its paths are relative to its folder. ``prefix``: as in
     ``FromCheckpoint``.
 
     Raises:
@@ -98,13 +98,16 @@ def read_listing(owner: Any, listing: str) -> tuple[list[str], list[int], list[f
             rows = json.loads(file.read_text())
         else:
             with file.open(newline="", encoding="utf-8-sig") as text:
-                rows = list(csv.DictReader(text))
+                rows = list(table := csv.DictReader(text, skipinitialspace=True))
+            if lacking := {"path", "step"} - {*(table.fieldnames or ())}:
+                raise ValueError(f"no column {min(lacking)} in its first line")
         paths = [str(file.parent / str(row["path"])) for row in rows]
-        steps = [int(row["step"]) for row in rows]
+        steps = [int(str(row["step"])) for row in rows]  # 1.5 is refused
         known = [row.get("learning_rate") not in (None, "") for row in rows]
         rates = [float(row["learning_rate"]) for row in rows] if all(known) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        message = f"must be a CSV or JSON file with {', '.join(COLUMNS)} of each checkpoint ({type(error).__name__}: {error})"
+        columns = f"{', '.join(COLUMNS[:-1])} and, if known, {COLUMNS[-1]}"
+        message = f"must be a CSV or JSON file with {columns} of each checkpoint ({type(error).__name__}: {error})"
         raise FieldError(owner, "listing", message) from error
     if any(known) and rates is None:
         raise FieldError(owner, "listing", "has the learning rates of some checkpoints only: give all of them, or none")

@@ -35,7 +35,7 @@ class SampleShard(ImageSet):
     rows: tuple[int, int]
     conditions: SampleConditions | None = added(default=None)
     display: float = execution(default=1.0)
-    decoder: Decoder | None = execution(default=None)
+    decoder: Decoder | None = added(default=None)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -77,7 +77,7 @@ class Samples(ImageSet):
     seed: int
     conditions: SampleConditions | None = added(default=None)
     display: float = execution(default=1.0)
-    decoder: Decoder | None = execution(default=None)
+    decoder: Decoder | None = added(default=None)
     execution: Execution = execution(default=Execution())
 
     @property

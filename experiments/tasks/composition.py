@@ -27,7 +27,12 @@ from experiments.tasks.settings import SettingError, build, by_setting
 from experiments.tasks.suggestions import nearest
 
 NOT_SETTINGS = ("task", "store", "report", "tracker", "hydra", "execution", "hardware", "threads", "workers")
-PLACES = ("data.root", "data.store", "data.download", "benchmark.keep_models", "estimator.keep_models")
+PLACES = (
+    *(f"{data}.{name}" for data in ("data", "data.images") for name in ("root", "store", "download")),
+    "data.autoencoder.batch_size",
+    "benchmark.keep_models",
+    "estimator.keep_models",
+)
 """Groups and settings that choose the task, the place where it runs or files lie, or what is kept, and do not change results."""
 SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.draws.train", "estimator.strength")
 """Settings that accept a list; each row names its one value."""

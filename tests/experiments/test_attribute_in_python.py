@@ -17,6 +17,7 @@ from attribution.diffusion import DDPM, NoiseSchedule
 from attribution.estimators import ReTrac
 from attribution.estimators.by_name import ESTIMATORS, estimator_by_name
 from attribution.execution import Execution
+from attribution.images import Images
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import Loss
 from attribution.nodes import InMemory, describe
@@ -124,12 +125,20 @@ def test_several_values_of_a_setting_and_a_shared_get(world):
 
 
 def test_a_network_that_changes_in_place_is_another_model(world):
-    """Claim: a shared get does not return the scores of earlier weights."""
+    """Claim: a shared get does not return the scores of earlier weights, of more trainable parameters or of other modules."""
     _, train, queries = world
     network, get = Net(), InMemory()
     before = attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values
     nn.init.zeros_(network.last.weight)
-    assert not np.allclose(before, attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values)
+    zero = attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values
+    assert not np.allclose(before, zero)
+    network.first.requires_grad_(False)
+    frozen = attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values
+    np.testing.assert_array_equal(frozen, attribute(network, PROCESS, train, queries, "grad_dot", draws=2).values)
+    nn.init.normal_(network.last.weight)
+    partly = attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values
+    network.add_module("last", nn.Sequential(nn.ReLU(), network.last))
+    assert not np.allclose(partly, attribute(network, PROCESS, train, queries, "grad_dot", draws=2, get=get).values)
 
 
 def test_a_record_is_read(world, tmp_path):
@@ -148,6 +157,93 @@ def test_a_record_is_read(world, tmp_path):
     np.testing.assert_allclose(twice.values, 2 * scores.values, rtol=1e-5)
 
 
+def test_checkpoints_before_the_first_epoch_are_left_out(world, tmp_path):
+    """Claim: of a record, estimators that take recorded visits use the checkpoints by which every image was visited."""
+    network, train, queries = world
+    scores = []
+    for name, every in (("all", 1), ("late", 2)):
+        recorder = LoopRecorder(tmp_path / name, every=every)
+        for half in (slice(0, 5), slice(5, 10)):
+            recorder.before_step(train.ids(half), torch.arange(5), noise_seeds=torch.arange(5), learning_rate=1.0)
+            recorder.after_step(network, 1.0)
+        recorder.save(network)
+        scores.append(attribute(network, PROCESS, train, queries, "tracin", record=tmp_path / name, draws=2).values)
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+def test_numbers_of_numpy_are_numbers(world):
+    """Claim: settings, steps and learning rates may be NumPy's or torch's; bfloat16 images are float32."""
+    network, train, queries = world
+    swept = attribute(network, PROCESS, train, queries, "trak", draws=np.int64(2), damping=np.array([1e-3, 1e-2]))
+    assert swept.values.shape == (2, 3, 10)
+    given: Any = {"checkpoints": [network], "draws": 2, "steps": np.array([7]), "learning_rates": torch.tensor([0.5])}
+    expected = attribute(network, PROCESS, train, queries, "tracin", **{**given, "steps": [7], "learning_rates": [0.5]})
+    np.testing.assert_array_equal(attribute(network, PROCESS, train, queries, "tracin", **given).values, expected.values)
+    half = train.x0().bfloat16()
+    rounded = attribute(network, PROCESS, half.float(), queries, "raw_dot").values
+    np.testing.assert_array_equal(attribute(network, PROCESS, half, queries, "raw_dot").values, rounded)
+
+
+class Classes(Net):
+    """A network with three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 1)
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        return super().forward(x, t) + self.table(class_labels)[:, :, None, None]
+
+
+NET = Net()
+LABELLED = Images(np.zeros((4, 1, 8, 8), np.uint8), np.arange(4), np.arange(4), condition=np.arange(4))
+
+
+class Wide(Net):
+    """A network that returns another shape than its input's."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t).mean((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": {}}, "network has the type dict: give a torch.nn.Module"),
+        ({"process": DDPM}, "process is the class DDPM: give a process"),
+        ({"process": NoiseSchedule()}, "process has the type NoiseSchedule"),
+        ({"estimator": None}, "estimator has the type NoneType: give one of kfac"),
+        ({"estimator": ReTrac(measurement=Loss(PROCESS), draws=Even(3)), "execution": Execution()}, "execution: set it in"),
+        ({"objective": Loss(DDPM(NoiseSchedule(T=3)))}, "objective is a loss of another process"),
+        ({"train": np.zeros((2, 3, 8, 8), np.uint8)}, "train: the network cannot denoise images [3, 8, 8]"),
+        ({"queries": np.zeros((2, 3, 8, 8), np.uint8)}, "queries: the network cannot denoise images [3, 8, 8]"),
+        ({"queries": np.full((2, 1, 8, 8), np.nan)}, "not finite"),
+        ({"network": nn.Sequential(nn.Conv2d(1, 1, 1))}, "a network called as network(x, t)"),
+        ({"network": Classes(), "train": LABELLED, "queries": LABELLED}, "images [1, 8, 8] of the classes 0 to 3 (IndexError"),
+        ({"parameters": ["up"]}, "is not a regular expression"),
+        ({"network": Wide()}, "the network returns (1, 1, 1) for an image of (1, 8, 8)"),
+        ({"steps": [1]}, "steps: give checkpoints as well"),
+        ({"learning_rates": [1.0]}, "learning_rates: give checkpoints as well"),
+        ({"record": "x", "learning_rates": [1.0]}, "give either record"),
+        ({"checkpoints": Net()}, "checkpoints has the type Net: give a list"),
+        ({"checkpoints": [NET.state_dict(), NET]}, "checkpoints 0 and 1 are the same tensors"),
+        ({"checkpoints": [3]}, "a checkpoint has the type int"),
+        ({"checkpoints": [Net()], "learning_rates": 0.1}, "learning_rates has the type float: give a list"),
+        ({"projection": 512}, "projection=512: give an object of the class Projection, such as attribution.projection"),
+        ({"measurement": "loss"}, "measurement='loss': give an object of the class Measure"),
+        ({"draws": 2.5}, "draws=2.5: give a number of draws, or an object of the class DrawScheme"),
+        ({"estimator": "kfac", "curvature": "ekfac"}, "curvature='ekfac': give an object of the class Curvature"),
+    ],
+)
+def test_wrong_kinds_of_arguments(world, arguments, message):
+    """Claim: they are refused in a sentence before anything is computed."""
+    network, train, queries = world
+    given = {"network": network, "process": PROCESS, "train": train, "queries": queries, "estimator": "trak", **arguments}
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        attribute(**given)
+    assert message in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -157,7 +253,7 @@ def test_a_record_is_read(world, tmp_path):
         ("tracin", {}, "TracIn needs the record"),
         ("tracin", {"checkpoints": []}, "give at least one checkpoint"),
         ("tracin", {"checkpoints": [{}]}, "a checkpoint differs from Net in first.weight"),
-        ("tracin", {"checkpoints": [Net()], "record": "x"}, "give either checkpoints or record"),
+        ("tracin", {"checkpoints": [Net()], "record": "x"}, "give either record"),
         ("tracincp", {"checkpoints": [Net()], "weighted": True}, "without learning rates"),
         ("tracin", {"record": "nowhere"}, "is no folder with a record"),
     ],

@@ -119,7 +119,7 @@ def test_paths_that_are_no_files(tmp_path, name):
 
 def test_damaged_files(tmp_path):
     """Claim: damaged files are refused in a sentence in both formats."""
-    for name in ("a.pt", "a.safetensors"):
-        (tmp_path / name).write_bytes(b"no weights")
+    for name, content in (("a.pt", b"no weights"), ("b.pt", b"hello"), ("a.safetensors", b"no weights")):
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read as weights only"):
             WeightsFile(str(tmp_path / name)).of_network(Small())

@@ -148,6 +148,39 @@ def test_a_resumed_loop_has_the_same_record(tmp_path):
         LoopRecorder(tmp_path / "pieces")
 
 
+def test_files_of_another_training_run_are_not_in_the_record(tmp_path):
+    """Claim: checkpoints of a run that was killed before its first save, half-written files and an earlier average are ignored."""
+    killed = LoopRecorder(tmp_path, every=1)
+    loop(killed, network(), PROCESSES["epsilon"], 5)
+    (tmp_path / "checkpoints" / "new-6.safetensors").write_bytes(b"half")
+    model, recorder = network(), LoopRecorder(tmp_path, every=2)
+    loop(recorder, model, PROCESSES["epsilon"], 3)
+    recorder.save(model, average=model)
+    assert RecordFolder(str(tmp_path)).average is not None
+    recorder.save(model)
+    record = RecordFolder(str(tmp_path))
+    assert record.info["checkpoints"] == [2, 3]
+    assert record.average is None
+    resumed = LoopRecorder(tmp_path, start=2)
+    loop(resumed, model, PROCESSES["epsilon"], 4)
+    resumed.save(model)
+    assert RecordFolder(str(tmp_path)).info["checkpoints"] == [2, 4]
+
+
+def test_arrays_and_lists_are_recorded_like_tensors(tmp_path):
+    """Claim: ids, timesteps, levels and flips may be arrays and lists; levels remain float64."""
+    for i, kind in enumerate((torch.tensor, np.array, list)):
+        for name, values in (("timesteps", [3, 5]), ("levels", [0.1, 0.7])):
+            recorder = LoopRecorder(tmp_path / f"{name}{i}")
+            given: Any = {name: torch.from_numpy(np.array(values)) if kind is torch.tensor else kind(values)}
+            recorder.before_step(kind([0, 1]), **given, flips=kind([True, False]), learning_rate=1.0)
+            recorder.after_step(Net(), 1.0)
+            recorder.save(Net())
+    for name in ("timesteps", "levels"):
+        tables = [RecordFolder(str(tmp_path / f"{name}{i}")).visits for i in range(3)]
+        assert all((table == tables[0]).all() for table in tables)
+
+
 def test_noise_that_is_not_the_recorder_s_is_unknown(tmp_path):
     """Claim: the record says so, and the notes of the model."""
     model, recorder = network(), LoopRecorder(tmp_path)
@@ -165,6 +198,12 @@ def test_wrong_calls_and_records(tmp_path):
         recorder.before_step(ids)
     with pytest.raises(ValueError, match="give continuous noise levels as levels"):
         recorder.before_step(ids, torch.rand(4))
+    with pytest.raises(ValueError, match="ids are whole numbers"):
+        recorder.before_step(torch.rand(4), ids)
+    with pytest.raises(ValueError, match="ids must be numbers"):
+        recorder.before_step(["a.png"], [1])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"ids have the shape \[4, 1\]: give one number for each image"):
+        recorder.before_step(ids[:, None], ids)
     recorder.noise_like(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match="4 ids and 2 noise_seeds: of several processes, gather"):
         recorder.before_step(ids, ids)
@@ -176,6 +215,8 @@ def test_wrong_calls_and_records(tmp_path):
     recorder.before_step(ids, 99 - ids)
     with pytest.raises(ValueError, match="give learning_rate"):
         recorder.after_step(Net(), 1.0)
+    with pytest.raises(ValueError, match=r"the loss has the shape \[4\]: give the mean"):
+        recorder.after_step(Net(), torch.ones(4), learning_rate=0.0)
     recorder.after_step(Net(), 1.0, learning_rate=0.0)
     recorder.save(nn.DataParallel(Net()))
     record = RecordFolder(str(tmp_path))
@@ -188,6 +229,25 @@ def test_wrong_calls_and_records(tmp_path):
             record.check(process, wanted.numpy())
     with pytest.raises(ValueError, match="is no folder with a record"):
         RecordFolder(str(tmp_path / "nowhere")).check(PROCESSES["epsilon"], ids.numpy())
+
+
+@pytest.mark.parametrize(
+    ("process", "given", "message"),
+    [
+        ("epsilon", {"timesteps": [0, -1]}, "has the timestep -1"),
+        ("rectified flow", {"levels": [0.5, 500.0]}, "has the noise level 500: record s, in 0..1"),
+        ("rectified flow", {"levels": [0.5, float("nan")]}, "has the noise level nan"),
+        ("EDM", {"levels": [0.5, 0.0]}, "has the noise level 0: record σ"),
+    ],
+)
+def test_levels_that_the_process_cannot_have(tmp_path, process, given, message):
+    """Claim: they are refused before anything is computed."""
+    recorder = LoopRecorder(tmp_path)
+    recorder.before_step([0, 1], **given, learning_rate=1.0)
+    recorder.after_step(Net(), 1.0)
+    recorder.save(Net())
+    with pytest.raises(ValueError, match=message):
+        RecordFolder(str(tmp_path)).check(PROCESSES[process], np.arange(2))
 
 
 class Module(L.LightningModule):
@@ -208,23 +268,41 @@ class Module(L.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_lightning_module_is_recorded(tmp_path):
-    """Claim: the callback records rates before the scheduler, losses of accumulated batches, and checkpoints that replay."""
-    recorder = LoopRecorder(tmp_path / "record", every=1)
+def fit(recorder: LoopRecorder, network: str) -> None:
+    """Four steps of ``Module``, with two batches for each."""
     data = torch.utils.data.TensorDataset(IMAGES.ids(), IMAGES.x0())
     trainer = L.Trainer(
         max_steps=4,
         accelerator="cpu",
         accumulate_grad_batches=2,
-        callbacks=[LoopCallback(recorder, "net")],
+        callbacks=[LoopCallback(recorder, network)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=recorder.folder.parent,
     )
     trainer.fit(Module(recorder), torch.utils.data.DataLoader(data, batch_size=2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_callback_that_does_not_fit_is_refused(tmp_path):
+    """Claim: an attribute that is no network, and a recorder of another step or process, are refused before training."""
+    with pytest.raises(ValueError, match="Module has no network 'unet'; choose from net"):
+        fit(LoopRecorder(tmp_path / "record"), "unet")
+    with pytest.raises(ValueError, match=r"process=1, but training is at 0: make LoopRecorder\(folder, process=0\)"):
+        fit(LoopRecorder(tmp_path / "record", process=1), "net")
+    recorder = LoopRecorder(tmp_path / "record")
+    recorder.step = 3
+    with pytest.raises(ValueError, match=r"start=3, but training is at 0: make LoopRecorder\(folder, start=0\)"):
+        fit(recorder, "net")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_module_is_recorded(tmp_path):
+    """Claim: the callback records rates before the scheduler, losses of accumulated batches, and checkpoints that replay."""
+    recorder = LoopRecorder(tmp_path / "record", every=1)
+    fit(recorder, "net")
     node, record, get = read(tmp_path / "record", PROCESSES["epsilon"])
     np.testing.assert_allclose(record.step_table["learning_rate"][:, 0], RATE * 0.5 ** np.arange(4))
     assert np.bincount(record.visits["step"]).tolist() == [4, 4, 4, 4]

@@ -1,6 +1,7 @@
 """Latent diffusion: images are encoded once, models see latents, people see pictures."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +9,16 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
 from attribution.checks import FieldError
+from attribution.diffusion.samplers import DDIMSampler
+from attribution.execution import Execution
 from attribution.images import Images
+from attribution.models.given import UntrainedModel
 from attribution.nodes import InMemory, describe
 from experiments.datasets import DataError, Digits, Latents, Split
 from experiments.datasets.autoencoder import Autoencoder
+from experiments.models.samples import Samples
 from experiments.report.colors import colors
+from tests.worlds import OBJECTIVE, trained
 
 IMAGES = Digits(n_train=20, n_validation=6)
 
@@ -133,6 +139,43 @@ def test_images_of_people_are_encoded_too(path):
     assert found.pictures is not None
 
 
+def test_generated_images_of_another_autoencoder_are_others(path, tmp_path):
+    """Claim: pictures belong to the identity of samples, so that those of another decoder of the same latents are not shown."""
+    torch.manual_seed(0)
+    other = AutoencoderKL.from_pretrained(path)
+    torch.nn.init.zeros_(other.decoder.conv_out.weight)
+    other.save_pretrained(tmp_path / "other")
+    made: Any = {"trained": trained(), "sampler": DDIMSampler(steps=2, clip=False), "shape": (2, 4, 4), "n": 2, "seed": 0}
+    samples = [Samples(**made, decoder=Autoencoder(str(at))) for at in (path, tmp_path / "other")]
+    assert samples[0].fingerprint != samples[1].fingerprint
+    assert Samples(**made).fingerprint == Samples(**made, display=2.0).fingerprint
+    a, b = latents(path).load(), latents(str(tmp_path / "other")).load()
+    assert (a.train.pixels == b.train.pixels).all()
+
+
+class Latent(torch.nn.Module):
+    """A network of latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_generated_latents_have_pictures(path):
+    """Claim: they are the decoded latents, also when shards are joined and rows are taken."""
+    given: Any = {"sampler": DDIMSampler(steps=2, clip=False), "shape": (2, 4, 4), "n": 5, "seed": 0}
+    untrained, autoencoder = UntrainedModel(model=Latent, objective=OBJECTIVE), Autoencoder(path)
+    samples = Samples(trained=untrained, **given, execution=Execution("cpu", shard=2), decoder=autoencoder)
+    images = InMemory()(samples)
+    assert len(samples.parts(InMemory())) == 3
+    expected = (autoencoder.decode(images.x0()).clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(images.visible(), expected, rtol=0, atol=1.1 / 255)
+    torch.testing.assert_close(images.take([4, 1]).visible(), images.visible([4, 1]))
+
+
 def test_what_does_not_fit_is_refused(path, tmp_path):
     """Claim: the sentence names the setting and the right value."""
     with pytest.raises(DataError, match=r"data\.channels=4, data\.size=8.*set data\.channels=2 data\.size=4"):
@@ -141,6 +184,8 @@ def test_what_does_not_fit_is_refused(path, tmp_path):
         latents(path, images=replace(IMAGES, n_train=0)).load()
     with pytest.raises(FieldError, match=r"Latents\.flips=True: must be false"):
         latents(path, flips=True)
+    with pytest.raises(FieldError, match=r"Latents\.root=files: must be null.*data\.images\.root"):
+        latents(path, root="files")
     with pytest.raises(FieldError, match=r"Autoencoder\.path=.*nowhere: no autoencoder can be read there"):
         latents(str(tmp_path / "nowhere")).load()
     levels = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "attention_head_dim": 4}

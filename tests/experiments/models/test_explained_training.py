@@ -14,6 +14,7 @@ from attribution.images.draws import random_draws
 from attribution.nodes import InMemory
 from attribution.training import RecordError
 from experiments.models.experiment import Experiment
+from experiments.models.explained_training import FromCheckpoints, read_listing
 from experiments.tasks.composition import experiment_of, named
 from experiments.tasks.settings import SettingError, build
 from tests.experiments.tasks.compositions import composed
@@ -153,6 +154,30 @@ def test_wrong_settings(files, settings, message):
     with pytest.raises((ValueError, SettingError)) as refused:
         make_node()
     assert message in str(named(config, refused.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "path;step\na.pt;1", "no column path in its first line"),
+        ("a.csv", "path, steps\na.pt, 1", "no column step in its first line"),
+        ("a.csv", "path, step\na.pt, 1.5", "'1.5'"),
+        ("a.json", '[{"path": "a.pt", "step": 1.5}]', "'1.5'"),
+        ("a.json", '[{"path": "a.pt"}]', "'step'"),
+    ],
+)
+def test_wrong_listings(tmp_path, name, text, message):
+    """Claim: what a listing lacks is named; steps are not rounded."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="must be a CSV or JSON file with path, step and") as refused:
+        FromCheckpoints(listing=str(tmp_path / name))
+    assert message in str(refused.value)
+
+
+def test_spaces_in_listings(tmp_path):
+    """Claim: a space after a comma belongs to no name."""
+    (tmp_path / "a.csv").write_text("path, step\na.pt, 1\n")
+    assert read_listing(None, str(tmp_path / "a.csv")) == ([str(tmp_path / "a.pt")], [1], None)
 
 
 def test_what_needs_visits_is_refused(files):
