@@ -37,7 +37,8 @@ class Decisions:
         ``operation`` is what identifies the operation in passes of any size; its name comes first.
 
         Raises:
-            RuntimeError: there is more than one possibility; the message names the parameters.
+            RuntimeError: there is more than one possibility, or the first passes had no such operation; the message names the
+                parameters.
         """
         if not self.closed:
             self._seen.setdefault(operation, {}).setdefault(inputs, set()).add(sizes)
@@ -45,6 +46,11 @@ class Decisions:
             self._known[operation] = self._possible(operation)
         possible = self._known[operation] if self.closed else self._possible(operation)
         fits = [decision for decision in possible if _at(decision, inputs) == sizes]
+        if inputs in sizes and inputs > 1 and self.closed and operation not in self._seen:
+            raise RuntimeError(
+                f"{', '.join(sorted(names))}: {operation[0]} was not among the operations of the first passes, which are compared "
+                "with autograd: use the parameter in the same operations for all inputs, with a factor of 0 where it has no effect"
+            )
         # The first pass has nothing to compare with, and at a single input any decision is right if the output has one row.
         if len(fits) > 1 and inputs > 1 and len(self._seen[operation]) > 1:
             raise RuntimeError(
