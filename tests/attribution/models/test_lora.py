@@ -1,5 +1,7 @@
 """LoRA adapters: only they are trained, on parameters that are the same in every training."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +18,7 @@ from tests.worlds import UNET
 peft = pytest.importorskip("peft")
 
 ADAPTED = LoRA(model=UNET, targets=("to_q", "to_v"), rank=2, alpha=4.0)
+ATTENTION = partial(nn.TransformerEncoderLayer, 4, 2, 8)
 
 
 def state(network: nn.Module) -> dict[str, Tensor]:
@@ -72,10 +75,13 @@ def test_frozen_parameters_come_from_a_file(tmp_path):
     [
         ({"rank": 0}, "LoRA.rank=0: must be a whole number, at least 1"),
         ({"targets": ()}, r"LoRA.targets=\(\): give a list of the modules"),
-        ({"targets": ("query",)}, "peft found no module to adapt .* names end in .*to_k, to_q"),
+        ({"alpha": 0.0}, "LoRA.alpha=0.0: must be above 0"),
+        ({"targets": ("to_q", "query")}, "no module has the name query: names end in .*to_k, to_q"),
+        ({"targets": ("norm1",)}, "peft cannot adapt one of them .*: choose Linear or Conv2d"),
+        ({"model": ATTENTION, "targets": ("linear1", "out_proj")}, "self_attn.out_proj is a part of nn.MultiheadAttention"),
         ({"weights": WeightsFile("nowhere.pt")}, "LoRA.weights=nowhere.pt: is not a file"),
     ],
-    ids=["rank", "no targets", "unknown targets", "no file"],
+    ids=["rank", "no targets", "alpha", "unknown target", "a norm", "attention of torch", "no file"],
 )
 def test_bad_settings_are_errors(changes, message):
     """Claim: each raises an error that names the field and a remedy."""
