@@ -46,8 +46,8 @@ class LoRA:
         """Return the network.
 
         Raises:
-            FieldError: peft is not installed, a name in ``targets`` has no module or one that takes no adapter, or the file does not
-                have the weights.
+            FieldError: peft is not installed, a name in ``targets`` has no module or one that takes no adapter, or the file lacks
+                the weights.
         """
         try:
             from peft import LoraConfig, inject_adapter_in_model  # slow to import, and needed here only
@@ -68,9 +68,8 @@ class LoRA:
         try:
             return inject_adapter_in_model(config, network)
         except ValueError as error:
-            raise FieldError(
-                self, "targets", f"peft cannot adapt them ({one_line(error)}): choose Linear or Conv2d modules"
-            ) from error
+            refused = f"peft cannot adapt one of them ({one_line(error)}): choose Linear or Conv2d modules"
+            raise FieldError(self, "targets", refused) from error
 
     def _check_targets(self, network: nn.Module) -> None:
         modules = dict(network.named_modules())
