@@ -9,6 +9,7 @@ convolutions of any kind, attention, norms.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ OUT_OF_PLACE = {
     Tensor.mul_: torch.mul,
     Tensor.div_: torch.div,
 }
+IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|matmul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)__|\w*[^_]_")
+"""The names of operations that change a tensor."""
 CASTS = {Tensor.to, Tensor.type_as}
 """Operations whose other tensors only name a type or a device."""
 PRECISIONS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
@@ -83,8 +86,6 @@ class Argument:
 
     def rows(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the given inputs, as the first dimension."""
-        if self.tensor._version != self.version:
-            raise RuntimeError("a tensor was changed in place after an operation with a parameter: use an out-of-place operation")
         picked = self.tensor.movedim(self.dim, 0)[rows]
         return picked.to(dtype) if picked.is_floating_point() else picked
 
@@ -125,6 +126,10 @@ class Use(ParameterLayer):
             vjp: Any = torch.func.vjp(lambda p: self._function({**values, self.name: p}, batch), parameter)[1]
             return vjp(b.unsqueeze(self._dim))[0]
 
+        if any(argument.tensor._version != argument.version for argument in self._arguments):
+            raise RuntimeError(
+                f"{self.name}: a tensor was changed in place after its {self._operation}; use an out-of-place operation"
+            )
         tensors = [argument.rows(rows, b.dtype) for argument in self._arguments]
         # vmap has no rule for fused attention, and falls back to a loop over inputs for a few other operations.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
@@ -217,8 +222,9 @@ def traced(trace: Trace, value: Tensor, names: frozenset[str], function: Callabl
 def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
     name, again = _name(func), OUT_OF_PLACE.get(func, func)
     names = frozenset[str]().union(*(leaf.names for leaf in leaves if isinstance(leaf, Traced)))
-    in_place = func in OUT_OF_PLACE
-    if isinstance(leaves[0], Traced) if in_place else name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+    in_place, x = func in OUT_OF_PLACE, leaves[0]
+    refused = isinstance(x, Traced) or x.nbytes < x.untyped_storage().nbytes() if in_place else IN_PLACE.fullmatch(name)
+    if refused:
         raise ValueError(f"{', '.join(sorted(names))}: {name} changes a tensor in place; use an out-of-place operation")
 
     def call(tensors: Mapping[int, Any]) -> Any:

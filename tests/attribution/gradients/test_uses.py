@@ -157,11 +157,10 @@ def test_the_model_is_left_as_it_was():
     """Claim: after a pass, also one that fails, the modules have their own parameters again."""
     model: Any = randomized(MODELS["tokens and positions"]())
     before = {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()}
-    gradients = PerExampleGradients(model)
-    gradients.capture(BENT, *batch()).mean()
+    PerExampleGradients(model).capture(BENT, *batch()).mean()
     model.run = lambda m, x: x * torch.einsum("nchw,k->chw", x, m.token[0, 0])
     with pytest.raises(ValueError, match="token: einsum combines it with the inputs of a pass"):
-        gradients.capture(BENT, *batch()).mean()
+        PerExampleGradients(model).capture(BENT, *batch()).mean()
     assert before == {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()}
 
 
@@ -170,7 +169,13 @@ def wrong_rows(m: Any, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("forward", [wrong_rows, lambda m, x: m.a.mul_(x[0, 0, 0, 0]) * x])
+def part(m: Any, x: Tensor) -> Tensor:
+    x = x * m.a
+    x[:, 1] += m.a
+    return x
+
+
+@pytest.mark.parametrize("forward", [wrong_rows, part, lambda m, x: m.a.mul_(x[0, 0, 0, 0]) * x, lambda m, x: x.__ipow__(m.a)])
 def test_changes_in_place_are_errors(forward):
     """Claim: writing a parameter into a tensor, or a tensor into a parameter, raises an error with its name."""
     with pytest.raises(ValueError, match=r"a: .* changes a tensor in place"):
