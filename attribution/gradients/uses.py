@@ -189,7 +189,7 @@ class Trace:
 
     def repeats(self, function: Any, source: "Traced", output: Tensor, names: frozenset[str]) -> bool:
         """Return whether ``function`` repeats ``source`` once for each input."""
-        if self.inputs == 1 or not (output.dim() > source.value.dim() or source.value.shape[0] == 1):
+        if output.dim() == source.value.dim() and source.value.shape[0] != 1:
             return False
         operation = _name(function), tuple(source.value.shape), tuple(output.shape[1:])
         return self.decisions.decide(operation, (output.shape[0],), self.inputs, names)[0]

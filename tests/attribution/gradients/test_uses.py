@@ -55,6 +55,11 @@ def multiplied(m: Any, x: Tensor) -> Tensor:
     return y.tanh()
 
 
+def expanded(m: Any, x: Tensor) -> Tensor:
+    latents = m.a(m.latents.expand(len(x), -1, -1)) + m.place(torch.arange(3).expand(len(x), -1))
+    return F.scaled_dot_product_attention(latents.tanh(), positions(x), positions(x))
+
+
 def mixed(m: Any, x: Tensor) -> Tensor:
     table = m.table[None] + m.a(positions(x).mean(1)).reshape(len(x), 2, 4)
     shift, scale = table.chunk(2, dim=1)
@@ -88,6 +93,7 @@ MODELS = {
     "Embedding, called twice": lambda: Net(lambda m, x: m.a(labels(x)) * m.a(labels(-x)), a=nn.Embedding(4, 6)),
     "Embedding tied to the output": table_tied_to_output,
     "tokens and positions": lambda: Own(tokens, {"token": (1, 1, 5), "place": (1, 40, 5)}, a=nn.Linear(4, 5), b=nn.Linear(5, 3)),
+    "modules on latents and places": lambda: Own(expanded, {"latents": (1, 3, 5)}, a=nn.Linear(5, 4), place=nn.Embedding(3, 4)),
     "scale and shift table": lambda: Own(mixed, {"table": (2, 4)}, a=nn.Linear(4, 8)),
     "in place": lambda: Own(multiplied, {"gain": (4,), "shift": (4,)}, a=nn.Conv2d(4, 4, 1)),
     "first and last": lambda: Own(lambda m, x: m.a * (x + m.a).tanh() * m.b, {"a": (6,), "b": (1,)}),

@@ -11,7 +11,9 @@ from attribution.checks import FieldError
 from attribution.models.lora import LoRA
 from attribution.models.weights import WeightsFile
 from attribution.nodes import key
+from attribution.retraining.modes import Together
 from tests.attribution.gradients.test_gradients import assert_right, batch
+from tests.attribution.retraining.test_together import SELECTIONS, Small, assert_close, by_fit, members, trained
 from tests.experiments.test_docs_run import TINY, TINY_LDS, program
 from tests.worlds import UNET
 
@@ -94,6 +96,20 @@ def test_weights_of_another_network_are_an_error(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(FieldError, match=r"LoRA.weights=.*other.safetensors: has no weights of UNet2DModel"):
         LoRA(model=UNET, targets=("to_q",), rank=2, alpha=2.0, weights=WeightsFile(str(tmp_path / "other.safetensors")))()
+
+
+def test_training_leaves_the_base_as_it_is(tmp_path):
+    """Claim: models trained side by side agree with training alone, and their frozen parameters equal those of the base."""
+    lora = LoRA(model=Small, targets=("first", "time"), rank=2, alpha=4.0)
+    of, base = members(tmp_path / "together", SELECTIONS[:2], [3, 5]), state(built(lora, 0))
+    for m, parameters in enumerate(trained(of, Together(), lora)):
+        alone = by_fit(of[m], tmp_path / f"alone{m}", lora)
+        assert_close(parameters, alone)
+        for found in (parameters, alone):
+            frozen = {name.replace(".base_layer", ""): p for name, p in found.items() if "lora" not in name}
+            assert frozen.keys() == base.keys()
+            assert all(torch.equal(p, base[name].to(p)) for name, p in frozen.items())
+            assert all(p.abs().sum() > 0 for name, p in found.items() if "lora_B" in name)
 
 
 @pytest.mark.slow
