@@ -21,6 +21,7 @@ from attribution.models.trained import Trained
 from attribution.nodes import Get, InMemory
 from attribution.training.given_checkpoints import GivenCheckpoints
 from attribution.training.given_record import GivenRecord, RecordFolder
+from attribution.training.selected import Matching
 
 Pictures = Tensor | np.ndarray | Images | ImageSet
 Checkpoint = nn.Module | Mapping[str, Tensor] | str | Path
@@ -40,6 +41,7 @@ def attribute(
     steps: Sequence[int] | None = None,
     learning_rates: Sequence[float] | None = None,
     record: str | Path | None = None,
+    parameters: str | None = None,
     objective: Measure | None = None,
     seed: int = 0,
     flips: bool = False,
@@ -60,6 +62,7 @@ def attribute(
         steps: of each checkpoint; None: 1, 2, ...
         learning_rates: of each checkpoint; None: all have weight 1.
         record: in place of checkpoints, the folder of a ``LoopRecorder``.
+        parameters: a regular expression found in the names of the parameters whose gradients count; None: all.
         objective: the training loss; None: the loss of ``process``.
         seed: of the draws; flips: whether training mirrored images at random.
         execution: device, memory and batch size; None: a GPU if there is one.
@@ -99,6 +102,8 @@ def attribute(
         )
     else:
         trained = GivenModel(model=model, objective=objective, weights=weights_of(model.network, model.network))
+    if parameters is not None:
+        trained = Matching(parameters).of(trained)
     scores = get(estimator.scores(trained, images, explained))
     variants = estimator.variants(scores)
     if len(variants) == 1:

@@ -193,6 +193,16 @@ def _blocks(outline: nn.Module) -> list[tuple[int, int]]:
     return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
 
 
+def without_factors(trained: Trained) -> dict[str, int]:
+    """The number of trainable parameters without factors by the class of their module; "bare parameters" without a formula."""
+    found: dict[str, int] = {}
+    for name, layer in layer_check.find_layers(trained.outline).values():
+        if name == layer.name and not isinstance(layer, KroneckerLayer):
+            kind = type(layer.module).__name__ if hasattr(layer, "module") else "bare parameters"
+            found[kind] = found.get(kind, 0) + sum(p.numel() for p in layer.parameters.values())
+    return found
+
+
 def largest_factor(trained: Trained) -> int:
     """The number of values in the largest factor."""
     return max(max(out, columns) for out, columns in blocks(trained)) ** 2

@@ -53,6 +53,9 @@ class Estimator(ABC):
     RECORDED_DRAWS: ClassVar[bool] = False
     """Whether training images are taken at the draws that training recorded, so that ``draws`` are of the queries alone."""
 
+    GRADIENTS: ClassVar[bool] = True
+    """Whether scores are computed from gradients of the model's parameters."""
+
     execution: Execution = execution(default=Execution())
 
     @abstractmethod

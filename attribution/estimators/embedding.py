@@ -43,6 +43,8 @@ class EmbeddingSimilarity(Estimator):
     NAME = "EmbeddingSimilarity"
     VERSION = 1
 
+    GRADIENTS = False
+
     embedding: Embedding
     cosine: bool
 
@@ -77,6 +79,7 @@ class Random(Estimator):
 
     NAME = "Random"
     VERSION = 1
+    GRADIENTS = False
 
     seed: int = 0
 

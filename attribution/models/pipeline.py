@@ -1,11 +1,13 @@
-"""Denoisers trained elsewhere: the network and the noise schedule of a pipeline of diffusers without text."""
+"""Denoisers trained elsewhere: the network and the noise schedule of a pipeline of diffusers."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from attribution.diffusion import DDPM, NoiseSchedule
@@ -19,14 +21,17 @@ SHARED = ("attribution.models.given",)
 _PREDICTIONS: dict[str, Literal["epsilon", "v", "sample"]] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 """``prediction`` of a DDPM by the name that diffusers has for it."""
 _CONTENT = (".safetensors", ".bin", ".json")
+_UNUSED = ("vae", "text_encoder", "tokenizer", "image_encoder", "safety_checker", "feature_extractor")
+"""Parts of pipelines that are not read: the images of a run are latents already, and its texts embeddings."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A DDPMPipeline, DDIMPipeline or DiTPipeline at ``path``: a folder written by ``save_pretrained``, or a name in the Hugging
-    Face cache.
+    """A DDPMPipeline, DDIMPipeline, DiTPipeline or StableDiffusionPipeline at ``path``: a folder written by ``save_pretrained``, or
+    a name in the Hugging Face cache.
 
-    Nothing is downloaded. The network may take a class. That of a DiTPipeline denoises latents, which the images have to be.
+    Nothing is downloaded. The network may take a class or embeddings of a text. Those of the last two pipelines denoise latents,
+    which the images have to be.
     """
 
     NAME = "Pipeline"
@@ -77,6 +82,14 @@ class Pipeline:
         """The folder if it exists, otherwise the name in the cache."""
         return str(self._folder) if self._folder.is_dir() else self.path
 
+    @property
+    def _index(self) -> dict[str, Any]:
+        """The parts of the pipeline by name."""
+        path = self._folder / "model_index.json"
+        if not self._folder.is_dir():
+            path = Path(hf_hub_download(self.path, path.name, local_files_only=True))
+        return json.loads(path.read_text(encoding="utf-8"))
+
     @cached_property
     def _content(self) -> dict[str, str]:
         root = self._folder
@@ -85,13 +98,14 @@ class Pipeline:
 
     @cached_property
     def _parts(self) -> tuple[nn.Module, DDPM]:
-        from diffusers import DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+        from diffusers import DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
         try:
+            unused = {name: None for name in _UNUSED if name in self._index}
             components = DiffusionPipeline.from_pretrained(
-                self._location, local_files_only=True, low_cpu_mem_usage=False
+                self._location, local_files_only=True, low_cpu_mem_usage=False, **unused
             ).components
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
             if (self._folder / "model_index.json").is_file():
@@ -101,20 +115,24 @@ class Pipeline:
                 f"or download it first (hf download {self.path})"
             ) from error
         network = components.get("unet", components.get("transformer"))
-        unused = ("vae",) if isinstance(network, DiTTransformer2DModel) else ()
         networks = [name for name, part in components.items() if isinstance(part, nn.Module)]
-        if others := [name for name in networks if components[name] is not network and name not in unused]:
+        if others := [name for name in networks if components[name] is not network]:
             raise ValueError(
                 f"the pipeline {self.path} has further networks ({', '.join(others)}): choose one of images, which has none"
             )
         scheduler = components.get("scheduler")
         config: Any = getattr(network, "config", None)
-        known = isinstance(network, UNet2DModel | DiTTransformer2DModel)
+        known = isinstance(network, UNet2DModel | DiTTransformer2DModel | UNet2DConditionModel)
         predicts = known and config.out_channels in (None, config.in_channels, 2 * config.in_channels)
         if network is None or not predicts or not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
-                f"the pipeline {self.path} has no UNet2DModel or DiTTransformer2DModel that denoises images: choose a DDPM, DDIM "
-                "or DiT pipeline"
+                f"the pipeline {self.path} has no UNet2DModel, DiTTransformer2DModel or UNet2DConditionModel that denoises "
+                "images: choose a DDPM, DDIM, DiT or Stable Diffusion pipeline"
+            )
+        if further := config.get("addition_embed_type"):
+            raise ValueError(
+                f"the network of the pipeline {self.path} takes further inputs (addition_embed_type={further}), which a run does "
+                "not have: choose a pipeline without them"
             )
         return network.eval(), _process(self.path, scheduler)
 

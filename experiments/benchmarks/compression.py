@@ -68,12 +68,13 @@ class CompressionFidelity(QueryBenchmark):
                     )
                 for compression in (Uncompressed(), *self.compressions):
                     compressed = replace(estimator, compression=compression)
-                    yield kind, name, compressed, compressed.scores(experiment.trained, experiment.train, queries.node(experiment))
+                    scores = compressed.scores(experiment.attributed, experiment.train, queries.node(experiment))
+                    yield kind, name, compressed, scores
 
 
 def _ratio(estimator: KFACInfluence, experiment: Experiment, get: Get) -> float:
     """Bytes of a query's gradients before compression over bytes after."""
-    basis = get(estimator.curvature.basis(experiment.trained, experiment.train, estimator.flips))
+    basis = get(estimator.curvature.basis(experiment.attributed, experiment.train, estimator.flips))
     shapes = [values.shape for values in basis.values.values()]
     return round(sum(map(Uncompressed().size, shapes)) / sum(map(estimator.compression.size, shapes)), 2)
 

@@ -114,7 +114,7 @@ class TimestepLDS(SubsetBenchmark):
             for name, estimator in estimators.items():
                 by_t = {**{t: estimator.measuring(loss) for t, loss in losses.items()}, ALL: estimator}
                 by_t |= {measure: estimator.measuring(of_network) for measure, of_network in self.predictors.items()}
-                scores[kind, name] = {t: (e, e.scores(experiment.trained, experiment.train, images)) for t, e in by_t.items()}
+                scores[kind, name] = {t: (e, e.scores(experiment.attributed, experiment.train, images)) for t, e in by_t.items()}
         return scores
 
     def _measured(self, experiment: Experiment) -> dict[tuple[str, Timestep], list[Measured]]:

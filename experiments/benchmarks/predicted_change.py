@@ -112,7 +112,7 @@ class PredictedChange(SubsetBenchmark):
             for target, measure in self._targets(experiment).items():
                 for name, estimator in estimators.items():
                     measuring = estimator.measuring(measure)
-                    scores[kind, target, name] = measuring, measuring.scores(experiment.trained, experiment.train, images)
+                    scores[kind, target, name] = measuring, measuring.scores(experiment.attributed, experiment.train, images)
         return scores
 
     def _measured(self, experiment: Experiment) -> dict[tuple[str, Target], list[Measured]]:

@@ -44,7 +44,7 @@ def scores_of(
         name: [kind for kind in nodes if estimator.explains(nodes[kind])] or list(nodes) for name, estimator in estimators.items()
     }
     return {
-        (kind, name): estimator.scores(experiment.trained, experiment.train, node)
+        (kind, name): estimator.scores(experiment.attributed, experiment.train, node)
         for kind, node in nodes.items()
         for name, estimator in estimators.items()
         if kind in explained[name]

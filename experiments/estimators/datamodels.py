@@ -34,13 +34,14 @@ from attribution.nodes import Cost, Get, InMemory, Node, added, execution
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
+from attribution.training.selected import unselected
 from experiments.models.measured import Measured
 from experiments.models.quadrature import quadrature_notes
 from experiments.models.subsets import Subsets, check_variation
 from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
-SHARED = ("attribution.estimators.base", "attribution.estimators.sharded")
+SHARED = ("attribution.training.selected", "attribution.estimators.base", "attribution.estimators.sharded")
 
 GRID = (0.0, *(10.0**e for e in range(-6, 5)))
 """The dampings that are always computed and stored."""
@@ -58,6 +59,7 @@ class Datamodels(Estimator):
 
     NAME = "Datamodels"
     VERSION = 2
+    GRADIENTS = False
 
     FIRST_SEED: ClassVar[int] = 1000
     """The first training seed minus that of the explained model. Benchmarks retrain with other seeds."""
@@ -98,6 +100,7 @@ class Datamodels(Estimator):
         Raises:
             ValueError: ``trained`` is not a ``TrainedModel``, ``train`` is not its training set, or the subsets show nothing.
         """
+        trained = unselected(trained)
         if not isinstance(trained, TrainedModel):
             kind = type(trained).__name__
             raise ValueError(f"{kind} cannot be trained again: choose an estimator that trains no models, or train the model here")

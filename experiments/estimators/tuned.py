@@ -21,6 +21,7 @@ from attribution.nodes import Get, InMemory, Node, added, execution
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
+from attribution.training.selected import unselected
 from experiments.metrics import lds
 from experiments.models.measured import Measured
 from experiments.models.samples import Samples
@@ -29,6 +30,7 @@ from experiments.models.trained import TrainedModel
 from experiments.models.truth import Truth
 
 SHARED = (
+    "attribution.training.selected",
     "attribution.estimators.base",
     "attribution.estimators.kernel",
     "attribution.estimators.sharded",
@@ -84,8 +86,9 @@ class TunedTRAK(TRAK):
         Raises:
             ValueError: ``trained`` is not a ``TrainedModel``, or the subsets show nothing.
         """
-        if not isinstance(trained, TrainedModel):
-            kind = type(trained).__name__
+        retrained = unselected(trained)
+        if not isinstance(retrained, TrainedModel):
+            kind = type(retrained).__name__
             raise ValueError(f"{kind} cannot be trained again: choose an estimator that trains no models, or train the model here")
         plain = TRAK(**{field.name: getattr(self, field.name) for field in fields(TRAK)})
         pool = replace(queries, n=self.pool) if isinstance(queries, Samples) else queries
@@ -96,9 +99,9 @@ class TunedTRAK(TRAK):
         of_queries, of_pool = plain.scores(trained, train, queries), plain.scores(trained, train, pool)
         assert isinstance(of_queries, KernelScores)
         assert isinstance(of_pool, KernelScores)
-        mode = self.mode.choose(trained.outline, images.shape, trained.recipe)
+        mode = self.mode.choose(retrained.outline, images.shape, retrained.recipe)
         chosen = replace(self, mode=mode, projection=of_queries.estimator.projection)
-        return TunedScores(chosen, train, queries, trained, of_queries, of_pool, selections)
+        return TunedScores(chosen, train, queries, retrained, of_queries, of_pool, selections)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from attribution.models.trained import Trained
 from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.recipe import Hardware, Recipe
+from attribution.training.selected import ALL, Parameters
 from experiments.datasets import Source, Split
 from experiments.models.explained import TRAINED_HERE, Explained
 from experiments.models.sample_conditions import SampleConditions
@@ -46,6 +47,7 @@ class Experiment:
     hardware: Hardware
     execution: Execution
     explained: Explained = TRAINED_HERE
+    parameters: Parameters = ALL
     logger: LoggerFor | None = None
 
     def __post_init__(self):
@@ -76,6 +78,15 @@ class Experiment:
         self.explained.check_shape(self.shape)
         return self.explained.of(self.training)
 
+    @cached_property
+    def attributed(self) -> Trained:
+        """The explained model with gradients of the chosen ``parameters`` only.
+
+        Raises:
+            FieldError: there are no such parameters.
+        """
+        return self.parameters.of(self.trained)
+
     @property
     def recorded(self) -> Recorded:
         """The explained model with the record of its training.
@@ -83,7 +94,7 @@ class Experiment:
         Raises:
             RecordError: it has no record, or checkpoints only.
         """
-        return require_record(self.trained, "this benchmark", visits=True)
+        return require_record(self.attributed, "this benchmark", visits=True)
 
     @property
     def checkpointed(self) -> Recorded:
@@ -92,7 +103,7 @@ class Experiment:
         Raises:
             RecordError: it has final parameters only.
         """
-        return require_record(self.trained, "this benchmark")
+        return require_record(self.attributed, "this benchmark")
 
     @property
     def training(self) -> TrainedModel:

@@ -65,6 +65,7 @@ class Report:
         self.attributions: list[Attributions] = []
         self.figures: list[Path] = []
         self.tables: list[Path] = []
+        self.notes: list[str] = []
         self.warnings: list[str] = []
         self.data = data
         self.command = command or command_line()
@@ -124,17 +125,21 @@ class Report:
         self.tables.append(path)
         return path
 
+    def note(self, message: str) -> None:
+        """Add a line on what the results are of."""
+        self.notes.append(message)
+
     def warn(self, message: str) -> None:
         """Add a line that is shown beside the results."""
         self.warnings.append(message)
 
     def close(self, console: Console | None = None) -> None:
-        """Write ``rows.jsonl``; print the tables, the warnings and the paths of all files."""
+        """Write ``rows.jsonl``; print the tables, the notes, the warnings and the paths of all files."""
         path = write_rows(self.folder, self.rows)
         console = console or Console()
         print_rows(self.rows, console)
         figures = [file for figure in self.figures for file in self.in_formats(figure).values()]
-        for line in (*(f"warning: {message}" for message in self.warnings), path, *self.tables, *figures):
+        for line in (*self.notes, *(f"warning: {message}" for message in self.warnings), path, *self.tables, *figures):
             console.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 

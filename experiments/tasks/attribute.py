@@ -41,7 +41,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
         check_before_training(run, estimator)
-        node = estimator.scores(experiment.trained, experiment.train, queries)
+        node = estimator.scores(experiment.attributed, experiment.train, queries)
         print_notes(estimator.notes())
         announce([experiment.trained, node], get)
         scores, train, explained = get(node), get(experiment.train), get(queries)
@@ -63,6 +63,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
         run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown))
+        run.report_coverage(estimator)
         report_given_model(run, estimator)
         warn_of_poor_model(run)
         if isinstance(estimator, TrajectoryEstimator) and self_influence:

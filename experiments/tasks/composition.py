@@ -67,7 +67,19 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
         SettingError: If a setting is invalid.
         FieldError: If ``execution.device`` is not available.
     """
-    names = ("explained", "data", "condition", "model", "objective", "optimizer", "trainer", "checkpoints", "hardware", "execution")
+    names = (
+        "explained",
+        "parameters",
+        "data",
+        "condition",
+        "model",
+        "objective",
+        "optimizer",
+        "trainer",
+        "checkpoints",
+        "hardware",
+        "execution",
+    )
     parts = {name: build(config, name) for name in names}
     parts["execution"].torch_device()  # a missing device must not be found only after training
     condition = parts.pop("condition")

@@ -44,6 +44,7 @@ def evaluate(config: DictConfig) -> float | None:
             used = select(chosen.checkpoints, record.steps, record.losses, chosen) if replayed else ()
             show_training(run, record, used)
         show_samples(run)
+        run.report_coverage(*evaluation.estimators.values())
         report_given_model(run, *evaluation.estimators.values())
         warn_of_poor_model(run)
     return None if selection is None else selection.value

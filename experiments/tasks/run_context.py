@@ -9,9 +9,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from attribution.estimators import Estimator
 from attribution.nodes import Node
 from attribution.precision import allow_tf32
 from experiments.disk import explained
+from experiments.models.coverage import coverage
 from experiments.models.experiment import Experiment
 from experiments.report.page.page import write_page
 from experiments.report.report import Report
@@ -44,6 +46,11 @@ class RunContext:
     def folder(self) -> Path:
         """The folder to which the run writes its results."""
         return self.report.folder
+
+    def report_coverage(self, *estimators: Estimator) -> None:
+        """Say in the report which parameters the scores of ``estimators`` are of."""
+        if (said := coverage(self.experiment.attributed, estimators)) is not None:
+            self.report.note(said)
 
 
 _THREADS = torch.get_num_threads()

@@ -75,5 +75,5 @@ def _work(config: DictConfig) -> Work:
         parameters=experiment.training.parameter_count,
         rates=rates,
         parents=[experiment.trained, experiment.train, queries],
-        scores=estimator.scores(experiment.trained, experiment.train, queries),
+        scores=estimator.scores(experiment.attributed, experiment.train, queries),
     )

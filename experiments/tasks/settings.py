@@ -25,6 +25,7 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained, one_line
 from attribution.training.checkpoints import CheckpointRule
 from attribution.training.recipe import Hardware, Recipe
+from attribution.training.selected import Parameters
 from experiments.benchmarks.base import Benchmark
 from experiments.datasets import Source
 from experiments.datasets.conditions import Condition
@@ -157,6 +158,7 @@ _SCHEMAS = {
 _CLASSES = {
     "data": Source,
     "condition": Condition,
+    "parameters": Parameters,
     "model": nn.Module,
     "objective": Measure,
     "optimizer": torch.optim.Optimizer,

@@ -41,6 +41,7 @@ def write_page(report: Report, config: str, provenance: Mapping[str, Any]) -> Pa
         "run.html.j2",
         title=title_of(report.rows, report.data, "attribution" if report.attributions else "figures"),
         command=report.command,
+        notes=report.notes,
         warnings=report.warnings,
         **tables(report.rows),
         checks=found,

@@ -22,7 +22,7 @@ from experiments.models.rehearsal import rehearse
 from experiments.models.trained import TrainedModel
 from experiments.tasks.composition import experiment_of, named
 from experiments.tasks.settings import build
-from tests.conditional_networks import DIT
+from tests.conditional_networks import DIT, EMBEDDED_UNET, SIZE
 from tests.experiments.tasks.compositions import composed
 from tests.worlds import UNET
 
@@ -88,6 +88,39 @@ def test_a_class_conditional_pipeline_is_explained(kind, tmp_path):
     assert np.isfinite(samples.pixels).all()
     with pytest.raises(FieldError, match="needs a condition of each image"):
         rehearse(experiment_of(composed(*arguments)))
+
+
+def text_to_image(**settings: Any) -> diffusers.StableDiffusionPipeline:
+    """A pipeline of texts without its text encoder, whose embeddings are vectors."""
+    autoencoder = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=1)
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    scheduler = diffusers.PNDMScheduler(num_train_timesteps=50, skip_prk_steps=True, steps_offset=1)
+    parts = {"vae": autoencoder, "unet": EMBEDDED_UNET(**settings), "scheduler": scheduler}
+    return diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
+
+
+def test_a_text_to_image_pipeline_is_explained(tmp_path):
+    """Claim: its U-Net takes the embeddings of the images in place of those of texts; its other networks are not used."""
+    torch.manual_seed(1)
+    text_to_image().save_pretrained(tmp_path / "pipeline")
+    np.save(tmp_path / "texts.npy", np.random.default_rng(0).standard_normal((1797, 3, SIZE)).astype(np.float32))
+    arguments = ["explained=pipeline", f"explained.path={tmp_path / 'pipeline'}", *SMALL, *SIZES, "diffusion.sampler.steps=2"]
+    given = ["condition=embeddings", f"condition.path={tmp_path / 'texts.npy'}", f"condition.size={SIZE}", "estimator=trak"]
+    config = composed(*arguments, *given)
+    experiment = experiment_of(config)
+    rehearse(experiment)
+    assert np.isfinite(InMemory()(experiment.samples(2, 0)).pixels).all()
+    assert np.isfinite(scores(experiment, config)).all()
+    with pytest.raises(FieldError, match="needs a condition of each image"):
+        rehearse(experiment_of(composed(*arguments)))
+
+
+def test_a_network_with_further_inputs_is_refused(tmp_path):
+    """Claim: as that of SDXL, which also takes the size of the image."""
+    further = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 8}
+    text_to_image(**further).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"takes further inputs \(addition_embed_type=text_time\)"):
+        _ = Pipeline(str(tmp_path)).network
 
 
 def test_the_final_model_is_the_last_checkpoint(pipeline):

@@ -145,6 +145,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     for group in ("diffusion", "optimizer", "trainer"):
         for choice in set(options(group)) - {"pipeline"}:
             yield group, (f"{group}={choice}", *SMALL, "task=train")
+    yield "parameters", (*SCORES, "parameters=matching", "parameters.pattern=up_blocks")
     for choice in options("checkpoints"):
         small = {
             "at": ("checkpoints.steps=[3]",),
