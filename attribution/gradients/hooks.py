@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attribution.diffusion import Denoiser, denoiser, eval_mode
 from attribution.gradients.layers import Layer
-from attribution.gradients.uses import ParameterLayer, Trace, Use
+from attribution.gradients.uses import ParameterLayer, Trace, Traced, Use
 from attribution.measurements import Inputs, Measure
 
 SHARED = ("attribution.diffusion.denoiser", "attribution.gradients.uses")
@@ -182,10 +182,12 @@ class _Recorder:
             return None
         name, layer = self.recorded[module]
         a: Tensor = args[0] if args else kwargs["input"]
-        if not layer.fits(a, self.inputs):
+        if isinstance(a, Traced) or not layer.fits(a, self.inputs):
+            given = f"the parameter {', '.join(sorted(a.names))}" if isinstance(a, Traced) else f"an input {list(a.shape)}"
             raise ValueError(
-                f"{layer.name} ({type(module).__name__}) was called with an input {list(a.shape)} in a pass of {self.inputs} "
-                "network inputs: for per-example gradients its first dimension must be the batch"
+                f"{layer.name} ({type(module).__name__}) was called with {given} in a pass of {self.inputs} network inputs: for "
+                "per-example gradients the first dimension of its input must be the batch; repeat a parameter or a constant for "
+                "each input first (expand)"
             )
         return self.track(output, 0, [(name, layer, a.detach())])
 
@@ -261,7 +263,6 @@ def _tracing(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
         for module, key, p in places:
             module._parameters[key] = cast(Any, trace.traced(cast(nn.Parameter, p)))
         yield
-        trace.decisions.close()
     finally:
         for module, key, p in places:
             module._parameters[key] = p

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from attribution.diffusion import denoiser
 from attribution.gradients.convolution import ConvLayer
+from attribution.gradients.decisions import Decisions
 from attribution.gradients.embedding import EmbeddingLayer
 from attribution.gradients.layers import GroupNormLayer, Layer, LayerNormLayer, LinearLayer
-from attribution.gradients.uses import Decisions, ParameterLayer
+from attribution.gradients.uses import ParameterLayer
 from attribution.images.draws import Draws
 from attribution.measurements import Inputs, Measure
 
@@ -151,9 +152,9 @@ def check(
                 )
             if not difference <= allowed:
                 raise RuntimeError(
-                    f"the gradient of {name} is {difference:.1e} away from plain autograd (allowed: {allowed:.1e}). Use the "
-                    "parameter only by calling its module, and make the output for an example independent of other examples and of "
-                    "random numbers"
+                    f"the gradient of {name} is {difference:.1e} away from plain autograd (allowed: {allowed:.1e}). Take the "
+                    "parameter from its module in every pass, keep the batch in the first dimension where it is used, and make the "
+                    "output for an example independent of other examples and of random numbers"
                 )
 
 

@@ -19,8 +19,10 @@ from attribution.diffusion import eval_mode
 from attribution.gradients import hooks, layer_check
 from attribution.gradients.activations import activation_bytes
 from attribution.gradients.contraction import Contraction, contracted, square_norms
+from attribution.gradients.decisions import Decisions
 from attribution.gradients.hooks import Call, OnLayer
 from attribution.gradients.layers import Layer, pieces
+from attribution.gradients.uses import ParameterLayer
 from attribution.images.draws import Draws
 from attribution.measurements import Inputs, Measure
 from attribution.transfers import to_device
@@ -109,6 +111,7 @@ class PerExampleGradients:
         condition = None if condition is None else condition.to(p.device)
         # Always in full precision: the tolerance depends on the precision, and what the check detects does not.
         with torch.autocast(p.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
+            self._decide(measure, x0, draws, condition)
             captured = Captured(self, measure, x0, draws, condition)
             if math.isfinite(self.pass_memory):
                 self.batch_size = inputs_that_fit(self.batch_size, self.pass_memory, captured.activation_bytes())
@@ -116,6 +119,18 @@ class PerExampleGradients:
             with eval_mode(self.model):
                 layer_check.check(self.model, self.layers, ours, measure, x0, draws, condition)
         self._checked = len(draws) * draws.count
+        for layer in self.layers.values():
+            if isinstance(layer, ParameterLayer):
+                layer.decisions.closed = True
+
+    def _decide(self, measure: Measure, x0: Tensor, draws: Draws, condition: Tensor | None) -> None:
+        """Run a pass that shows which tensors have one row for each input, where parameters have no formula (``uses``)."""
+        layers = [layer for layer in self.layers.values() if isinstance(layer, ParameterLayer)]
+        if layers and layers[0].decisions.empty:
+            inputs = measure.inputs(x0, draws, condition)
+            repeated = inputs.rows(torch.arange(Decisions.INPUTS, device=inputs.t.device) % len(inputs.t))
+            autocast = torch.autocast(inputs.t.device.type, enabled=False)
+            hooks.run(self.model, self.recorded, measure, repeated, lambda name, calls: None, autocast)
 
 
 def inputs_that_fit(most: int, memory: float, size: float) -> int:

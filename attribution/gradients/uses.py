@@ -9,9 +9,11 @@ convolutions of any kind, attention, norms.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from attribution.gradients.decisions import Decisions
 from attribution.gradients.layers import Layer, pieces, step
 
-SHARED = ("attribution.gradients.layers",)
+SHARED = ("attribution.gradients.decisions", "attribution.gradients.layers")
 
 Values = Mapping[str, Tensor]
 """Parameters by name, in the precision of a gradient."""
@@ -40,50 +43,13 @@ OUT_OF_PLACE = {
     Tensor.mul_: torch.mul,
     Tensor.div_: torch.div,
 }
+IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|matmul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)__|\w*[^_]_")
+"""The names of operations that change a tensor."""
 CASTS = {Tensor.to, Tensor.type_as}
 """Operations whose other tensors only name a type or a device."""
+PRECISIONS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
+"""Conversions, which repeated operations do in the precision of the gradient."""
 REPEATS = {Tensor.expand, Tensor.repeat, torch.broadcast_to, Tensor.broadcast_to, torch.tile, Tensor.tile}
-
-
-class Decisions:
-    """Which tensors have one row for each input, for every operation of the first pass over more than one input.
-
-    By its size alone, a constant is mistaken for a tensor of the batch in a pass of as many inputs. The first pass is checked
-    against autograd, so later passes follow it.
-    """
-
-    def __init__(self):
-        self._seen: dict[Any, set[tuple[int | None, ...]]] = {}
-        self._closed = False
-
-    def decide(self, operation: Any, sizes: tuple[int | None, ...], inputs: int, names: frozenset[str]) -> tuple[bool, ...]:
-        """Return which of ``sizes``, those of first dimensions (or None), are the number of inputs.
-
-        ``operation`` is what identifies the operation in passes of any size.
-
-        Raises:
-            RuntimeError: the first pass has more than one possibility; the message names the parameters.
-        """
-        decision = tuple(None if size == inputs else size for size in sizes)
-        if inputs > 1 and not self._closed:
-            self._seen.setdefault(operation, set()).add(decision)
-        elif inputs > 1:
-            fits = [
-                earlier
-                for earlier in self._seen.get(operation, ())
-                if all(size == (inputs if own is None else own) for own, size in zip(earlier, sizes, strict=True))
-            ]
-            if len(fits) > 1:
-                raise RuntimeError(
-                    f"{', '.join(sorted(names))}: in a pass over {inputs} network inputs, {operation[0]} does not show which "
-                    "tensors have one row for each input, because another dimension has the same size: choose another batch size"
-                )
-            decision = fits[0] if fits else decision
-        return tuple(size is not None and own is None for own, size in zip(decision, sizes, strict=True))
-
-    def close(self) -> None:
-        """End a pass."""
-        self._closed = bool(self._seen)
 
 
 class ParameterLayer(Layer):
@@ -120,8 +86,6 @@ class Argument:
 
     def rows(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the given inputs, as the first dimension."""
-        if self.tensor._version != self.version:
-            raise RuntimeError("a tensor was changed in place after an operation with a parameter: use an out-of-place operation")
         picked = self.tensor.movedim(self.dim, 0)[rows]
         return picked.to(dtype) if picked.is_floating_point() else picked
 
@@ -130,9 +94,16 @@ class Use(ParameterLayer):
     """One use of a parameter. The "input" of its calls is the number of each input, ``[N]``."""
 
     def __init__(
-        self, layer: ParameterLayer, function: Function, arguments: Sequence[Argument], dim: int, others: Mapping[str, nn.Parameter]
+        self,
+        layer: ParameterLayer,
+        operation: str,
+        function: Function,
+        arguments: Sequence[Argument],
+        dim: int,
+        others: Mapping[str, nn.Parameter],
     ):
         super().__init__(layer.name, layer.parameter, layer.decisions)
+        self._operation = operation
         self._function, self._arguments, self._dim, self._others = function, arguments, dim, others
         self.kept = tuple(argument.tensor for argument in arguments)
 
@@ -155,11 +126,23 @@ class Use(ParameterLayer):
             vjp: Any = torch.func.vjp(lambda p: self._function({**values, self.name: p}, batch), parameter)[1]
             return vjp(b.unsqueeze(self._dim))[0]
 
+        if any(argument.tensor._version != argument.version for argument in self._arguments):
+            raise RuntimeError(
+                f"{self.name}: a tensor was changed in place after its {self._operation}; use an out-of-place operation"
+            )
         tensors = [argument.rows(rows, b.dtype) for argument in self._arguments]
         # vmap has no rule for fused attention, and falls back to a loop over inputs for a few other operations.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            return torch.func.vmap(of_input)(b, *tensors).detach()
+            try:
+                return torch.func.vmap(of_input)(b, *tensors).detach()
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                raise RuntimeError(
+                    f"{self.name}: {self._operation} cannot be repeated for one input at a time ({str(error).splitlines()[0]}). "
+                    "Keep the batch in the first dimension of its tensors, and repeat a parameter for each input by expand only"
+                ) from error
 
 
 Record = Callable[[Tensor, int, Sequence[Use]], Tensor]
@@ -181,10 +164,12 @@ class Trace:
         name = self._names[p]
         return traced(self, p.detach(), frozenset([name]), lambda values: values[name])
 
-    def use(self, names: frozenset[str], output: Tensor, dim: int, function: Function, arguments: Sequence[Argument]) -> Tensor:
+    def use(
+        self, operation: str, names: frozenset[str], output: Tensor, dim: int, function: Function, arguments: Sequence[Argument]
+    ) -> Tensor:
         """Record an operation with all parameters in it, and return its output to go on with."""
         parameters = {name: self.layers[name].parameter for name in names}
-        uses = [Use(self.layers[name], function, arguments, dim, parameters) for name in sorted(names)]
+        uses = [Use(self.layers[name], operation, function, arguments, dim, parameters) for name in sorted(names)]
         return self.record(output, dim, uses)
 
     def batch_dims(self, function: Any, leaves: Sequence[Any], names: frozenset[str]) -> dict[int, int]:
@@ -204,7 +189,7 @@ class Trace:
 
     def repeats(self, function: Any, source: "Traced", output: Tensor, names: frozenset[str]) -> bool:
         """Return whether ``function`` repeats ``source`` once for each input."""
-        if self.inputs == 1 or not (output.dim() > source.value.dim() or source.value.shape[0] == 1):
+        if output.dim() == source.value.dim() and source.value.shape[0] != 1:
             return False
         operation = _name(function), tuple(source.value.shape), tuple(output.shape[1:])
         return self.decisions.decide(operation, (output.shape[0],), self.inputs, names)[0]
@@ -237,8 +222,9 @@ def traced(trace: Trace, value: Tensor, names: frozenset[str], function: Callabl
 def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
     name, again = _name(func), OUT_OF_PLACE.get(func, func)
     names = frozenset[str]().union(*(leaf.names for leaf in leaves if isinstance(leaf, Traced)))
-    in_place = func in OUT_OF_PLACE
-    if isinstance(leaves[0], Traced) if in_place else name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+    in_place, x = func in OUT_OF_PLACE, leaves[0]
+    refused = isinstance(x, Traced) or x.nbytes < x.untyped_storage().nbytes() if in_place else IN_PLACE.fullmatch(name)
+    if refused:
         raise ValueError(f"{', '.join(sorted(names))}: {name} changes a tensor in place; use an out-of-place operation")
 
     def call(tensors: Mapping[int, Any]) -> Any:
@@ -252,6 +238,14 @@ def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
         return result
 
     dims = trace.batch_dims(func, leaves, names) if func not in CASTS else {}
+    if trace.inputs == 1 and not all(_rows(x, _dim(func, i)) == 1 for i, x in enumerate(outputs) if isinstance(x, Tensor)):
+        dims = {}  # a constant with one row
+    for i, x in enumerate(leaves):
+        if isinstance(x, Tensor) and not isinstance(x, Traced) and x.requires_grad and i not in dims and func not in CASTS:
+            raise ValueError(
+                f"{', '.join(sorted(names))}: {name} combines it with a tensor {list(x.shape)} computed from the inputs of a pass, "
+                f"which does not have one row for each of the {trace.inputs} inputs: the batch must be in the first dimension"
+            )
     if not dims and func in REPEATS and trace.repeats(func, leaves[0], outputs[0], names):
         return _repeated(trace, names, leaves[0], outputs[0])
     read = [before if i == 0 else x for i, x in enumerate(leaves)]
@@ -266,7 +260,7 @@ def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
         tensors: dict[int, Any] = dict(zip(arguments, batch, strict=True))
         given = [tensors[i] if i in tensors else _at(x, parameters, dtype) for i, x in enumerate(fixed)]
         args, kwargs = tree_unflatten(given, spec)
-        return tree_flatten(again(*args, **kwargs))[0][output]
+        return args[0].to(dtype) if func in PRECISIONS else tree_flatten(again(*args, **kwargs))[0][output]
 
     if not dims:
         return tree_unflatten(
@@ -281,14 +275,24 @@ def _operation(trace: Trace, func: Any, leaves: list[Any], spec: Any) -> Any:
         if not isinstance(output, Tensor):
             used.append(output)
             continue
-        dim = 1 if func is F.multi_head_attention_forward and i == 0 else 0
-        if output.dim() <= dim or output.shape[dim] != trace.inputs:
+        dim = _dim(func, i)
+        if _rows(output, dim) != trace.inputs:
             raise ValueError(
                 f"{', '.join(sorted(names))}: {name} combines it with the inputs of a pass, but its output {list(output.shape)} "
                 f"does not have one row for each of the {trace.inputs} inputs: the batch must be in the first dimension"
             )
-        used.append(trace.use(names, output, dim, lambda values, batch, i=i: replay(values, batch, i), list(arguments.values())))
+        function = partial(replay, output=i)
+        used.append(trace.use(name, names, output, dim, function, list(arguments.values())))
     return tree_unflatten(used, result_spec)
+
+
+def _dim(function: Any, output: int) -> int:
+    """The dimension of the inputs in an output of ``function``."""
+    return 1 if function is F.multi_head_attention_forward and output == 0 else 0
+
+
+def _rows(x: Tensor, dim: int) -> int | None:
+    return x.shape[dim] if x.dim() > dim else None
 
 
 def _name(function: Any) -> str:
@@ -300,11 +304,13 @@ def _repeated(trace: Trace, names: frozenset[str], source: Traced, output: Tenso
     shape = (1, *output.shape[1:])
     sizes = (1,) * (output.dim() - source.value.dim()) + tuple(source.value.shape)
     counts = [size // own for size, own in zip(shape, sizes, strict=True)]
-    return trace.use(names, output, 0, lambda values, _: source.function(values).repeat(counts), [])
+    return trace.use("repetition", names, output, 0, lambda values, _: source.function(values).repeat(counts), [])
 
 
 def _at(x: Any, parameters: Values, dtype: torch.dtype) -> Any:
     """Return a traced argument at other values of the parameters, and any other one in their precision."""
     if isinstance(x, Traced):
         return x.function(parameters)
+    if isinstance(x, torch.dtype) and x.is_floating_point:
+        return dtype
     return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attribution.checks import FieldError, whole
-from attribution.models.trained import untrained
+from attribution.checks import FieldError, positive, whole
+from attribution.models.trained import one_line, untrained
 from attribution.models.weights import WeightsFile
 
 SHARED = ("attribution.models.trained", "attribution.models.weights")
@@ -34,6 +34,7 @@ class LoRA:
 
     def __post_init__(self):
         whole(self, "rank", least=1)
+        positive(self, "alpha")
         if not self.targets or isinstance(self.targets, str):
             raise FieldError(self, "targets", "give a list of the modules that get an adapter, such as [to_q,to_k,to_v]")
         try:
@@ -45,7 +46,8 @@ class LoRA:
         """Return the network.
 
         Raises:
-            FieldError: peft is not installed, no module has a name in ``targets``, or the file does not have the weights.
+            FieldError: peft is not installed, a name in ``targets`` has no module or one that takes no adapter, or the file lacks
+                the weights.
         """
         try:
             from peft import LoraConfig, inject_adapter_in_model  # slow to import, and needed here only
@@ -61,14 +63,29 @@ class LoRA:
                 raise FieldError(self, "weights", error.message, self.weights.path) from error
             if not next(network.parameters()).is_meta:  # an outline has no values
                 network.load_state_dict(weights.tensors())
+        self._check_targets(network)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), lora_dropout=0.0)  # type: ignore
         try:
             return inject_adapter_in_model(config, network)
         except ValueError as error:
-            last = sorted({name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)})
-            raise FieldError(
-                self, "targets", f"peft found no module to adapt ({str(error).partition('. ')[0]}): names end in {', '.join(last)}"
-            ) from error
+            refused = f"peft cannot adapt one of them ({one_line(error)}): choose Linear or Conv2d modules"
+            raise FieldError(self, "targets", refused) from error
+
+    def _check_targets(self, network: nn.Module) -> None:
+        modules = dict(network.named_modules())
+        for target in self.targets:
+            named = [name for name in modules if f".{name}".endswith(f".{target}")]
+            if not named:
+                last = sorted({name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)})
+                raise FieldError(self, "targets", f"no module has the name {target}: names end in {', '.join(last)}")
+            # It uses the weight of its output projection without calling it: an adapter there has no effect.
+            attention = [name for name in named for part in (name, name.rpartition(".")[0]) if _is_attention(modules[part])]
+            if attention:
+                raise FieldError(self, "targets", f"{attention[0]} is a part of nn.MultiheadAttention, which takes no adapter")
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention)
 
 
 def lora(

@@ -11,8 +11,10 @@ from attribution.curvature.vector_products import Hessian
 from attribution.diffusion import denoiser
 from attribution.gradients.embedding import EmbeddingLayer
 from attribution.gradients.per_example import PerExampleGradients
+from attribution.measurements import Loss
 from attribution.projection import SJLT, Kronecker
 from tests.attribution.gradients.test_gradients import BENT, Net, Scaled, Standardized, assert_right, batch, positions, randomized
+from tests.worlds import PROCESS
 
 P = nn.Parameter
 
@@ -53,6 +55,11 @@ def multiplied(m: Any, x: Tensor) -> Tensor:
     return y.tanh()
 
 
+def expanded(m: Any, x: Tensor) -> Tensor:
+    latents = m.a(m.latents.expand(len(x), -1, -1)) + m.place(torch.arange(3).expand(len(x), -1))
+    return F.scaled_dot_product_attention(latents.tanh(), positions(x), positions(x))
+
+
 def mixed(m: Any, x: Tensor) -> Tensor:
     table = m.table[None] + m.a(positions(x).mean(1)).reshape(len(x), 2, 4)
     shift, scale = table.chunk(2, dim=1)
@@ -86,6 +93,7 @@ MODELS = {
     "Embedding, called twice": lambda: Net(lambda m, x: m.a(labels(x)) * m.a(labels(-x)), a=nn.Embedding(4, 6)),
     "Embedding tied to the output": table_tied_to_output,
     "tokens and positions": lambda: Own(tokens, {"token": (1, 1, 5), "place": (1, 40, 5)}, a=nn.Linear(4, 5), b=nn.Linear(5, 3)),
+    "modules on latents and places": lambda: Own(expanded, {"latents": (1, 3, 5)}, a=nn.Linear(5, 4), place=nn.Embedding(3, 4)),
     "scale and shift table": lambda: Own(mixed, {"table": (2, 4)}, a=nn.Linear(4, 8)),
     "in place": lambda: Own(multiplied, {"gain": (4,), "shift": (4,)}, a=nn.Conv2d(4, 4, 1)),
     "first and last": lambda: Own(lambda m, x: m.a * (x + m.a).tanh() * m.b, {"a": (6,), "b": (1,)}),
@@ -155,11 +163,10 @@ def test_the_model_is_left_as_it_was():
     """Claim: after a pass, also one that fails, the modules have their own parameters again."""
     model: Any = randomized(MODELS["tokens and positions"]())
     before = {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()}
-    gradients = PerExampleGradients(model)
-    gradients.capture(BENT, *batch()).mean()
+    PerExampleGradients(model).capture(BENT, *batch()).mean()
     model.run = lambda m, x: x * torch.einsum("nchw,k->chw", x, m.token[0, 0])
     with pytest.raises(ValueError, match="token: einsum combines it with the inputs of a pass"):
-        gradients.capture(BENT, *batch()).mean()
+        PerExampleGradients(model).capture(BENT, *batch()).mean()
     assert before == {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()}
 
 
@@ -168,7 +175,13 @@ def wrong_rows(m: Any, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("forward", [wrong_rows, lambda m, x: m.a.mul_(x[0, 0, 0, 0]) * x])
+def part(m: Any, x: Tensor) -> Tensor:
+    x = x * m.a
+    x[:, 1] += m.a
+    return x
+
+
+@pytest.mark.parametrize("forward", [wrong_rows, part, lambda m, x: m.a.mul_(x[0, 0, 0, 0]) * x, lambda m, x: x.__ipow__(m.a)])
 def test_changes_in_place_are_errors(forward):
     """Claim: writing a parameter into a tensor, or a tensor into a parameter, raises an error with its name."""
     with pytest.raises(ValueError, match=r"a: .* changes a tensor in place"):
@@ -184,6 +197,58 @@ def test_sizes_equal_to_the_number_of_inputs(B):
         return x * waves + x * m.b.expand(5, 6)[:1]
 
     assert_right(randomized(Own(forward, {"a": (6,), "b": (1, 6)})), *batch(B, 1))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+@pytest.mark.parametrize(("B", "K"), [(1, 1), (3, 2), (5, 1)])
+def test_constants_of_any_number_of_rows(rows, B, K):
+    """Claim: a constant that is no buffer may have as many rows as any of the first passes, or a single one."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        waves = m.a * torch.linspace(0.5, 1, rows).to(x).unsqueeze(1)  # [rows, 6]
+        return x * waves.sum(0) + x * (m.b + torch.ones(1, 6).to(x))
+
+    assert_right(randomized(Own(forward, {"a": (6,), "b": (6, 6)})), *batch(B, K))
+
+
+def test_operations_that_the_first_passes_lack_are_errors():
+    """Claim: an operation that was not compared with autograd raises an error with the name of the parameter."""
+    model: Any = randomized(Own(lambda m, x: x * m.a, {"a": (6,)}))
+    gradients = PerExampleGradients(model)
+    gradients.capture(BENT, *batch(3, 1)).mean()
+    model.run = lambda m, x: x * m.a + m.a.exp() * (m.a * torch.ones(3, 1).to(x)).sum(0)
+    with pytest.raises(RuntimeError, match="a: mul was not among the operations of the first passes"):
+        gradients.capture(BENT, *batch(3, 1)).mean()
+
+
+UNCLEAR = {
+    r"a: mul cannot be repeated for one input at a time \(.*\). Keep the batch": lambda m, x: (
+        torch.stack([m.a] * len(x))[:, None] * x
+    ),
+    r"a: linear combines it with a tensor \[120, 6\] computed from the inputs of a pass": (
+        lambda m, x: F.linear(m.b(x).flatten(0, 2), m.a).view_as(x)
+    ),
+    r"b \(Linear\) was called with the parameter a in a pass": lambda m, x: x + m.b(m.a),
+}
+
+
+@pytest.mark.parametrize("message", UNCLEAR)
+def test_parameters_without_a_batch_are_errors(message):
+    """Claim: repetition by other means than expand, a merged batch, and a module called with a parameter raise clear errors."""
+    model = randomized(Own(UNCLEAR[message], {"a": (6, 6)}, b=nn.Linear(6, 6)))
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        PerExampleGradients(model).capture(BENT, *batch())
+
+
+def test_conversions_are_repeated_in_the_precision_of_gradients():
+    """Claim: in a network in half precision that converts parameters, gradients are close to those of one without conversions."""
+    converting = Own(lambda m, x: F.linear(x, m.a.to(x.dtype)) * m.b.float().to(x.dtype), {"a": (6, 6), "b": (6,)})
+    plain = Own(lambda m, x: F.linear(x, m.a) * m.b, {"a": (6, 6), "b": (6,)})
+    plain.load_state_dict(randomized(converting).bfloat16().state_dict())
+    (x0, draws), exact = batch(2, 1), plain.double()
+    found = PerExampleGradients(converting).capture(Loss(PROCESS), x0.bfloat16(), draws).mean()
+    for name, block in PerExampleGradients(exact).capture(Loss(PROCESS), x0, draws).mean().items():
+        assert (found[name] - block).norm() < 0.02 * block.norm()
 
 
 def test_ambiguous_sizes_are_errors():

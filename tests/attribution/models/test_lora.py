@@ -1,5 +1,7 @@
 """LoRA adapters: only they are trained, on parameters that are the same in every training."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,13 +11,16 @@ from attribution.checks import FieldError
 from attribution.models.lora import LoRA
 from attribution.models.weights import WeightsFile
 from attribution.nodes import key
+from attribution.retraining.modes import Together
 from tests.attribution.gradients.test_gradients import assert_right, batch
+from tests.attribution.retraining.test_together import SELECTIONS, Small, assert_close, by_fit, members, trained
 from tests.experiments.test_docs_run import TINY, TINY_LDS, program
 from tests.worlds import UNET
 
 peft = pytest.importorskip("peft")
 
 ADAPTED = LoRA(model=UNET, targets=("to_q", "to_v"), rank=2, alpha=4.0)
+ATTENTION = partial(nn.TransformerEncoderLayer, 4, 2, 8)
 
 
 def state(network: nn.Module) -> dict[str, Tensor]:
@@ -72,10 +77,13 @@ def test_frozen_parameters_come_from_a_file(tmp_path):
     [
         ({"rank": 0}, "LoRA.rank=0: must be a whole number, at least 1"),
         ({"targets": ()}, r"LoRA.targets=\(\): give a list of the modules"),
-        ({"targets": ("query",)}, "peft found no module to adapt .* names end in .*to_k, to_q"),
+        ({"alpha": 0.0}, "LoRA.alpha=0.0: must be above 0"),
+        ({"targets": ("to_q", "query")}, "no module has the name query: names end in .*to_k, to_q"),
+        ({"targets": ("norm1",)}, "peft cannot adapt one of them .*: choose Linear or Conv2d"),
+        ({"model": ATTENTION, "targets": ("linear1", "out_proj")}, "self_attn.out_proj is a part of nn.MultiheadAttention"),
         ({"weights": WeightsFile("nowhere.pt")}, "LoRA.weights=nowhere.pt: is not a file"),
     ],
-    ids=["rank", "no targets", "unknown targets", "no file"],
+    ids=["rank", "no targets", "alpha", "unknown target", "a norm", "attention of torch", "no file"],
 )
 def test_bad_settings_are_errors(changes, message):
     """Claim: each raises an error that names the field and a remedy."""
@@ -88,6 +96,20 @@ def test_weights_of_another_network_are_an_error(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(FieldError, match=r"LoRA.weights=.*other.safetensors: has no weights of UNet2DModel"):
         LoRA(model=UNET, targets=("to_q",), rank=2, alpha=2.0, weights=WeightsFile(str(tmp_path / "other.safetensors")))()
+
+
+def test_training_leaves_the_base_as_it_is(tmp_path):
+    """Claim: models trained side by side agree with training alone, and their frozen parameters equal those of the base."""
+    lora = LoRA(model=Small, targets=("first", "time"), rank=2, alpha=4.0)
+    of, base = members(tmp_path / "together", SELECTIONS[:2], [3, 5]), state(built(lora, 0))
+    for m, parameters in enumerate(trained(of, Together(), lora)):
+        alone = by_fit(of[m], tmp_path / f"alone{m}", lora)
+        assert_close(parameters, alone)
+        for found in (parameters, alone):
+            frozen = {name.replace(".base_layer", ""): p for name, p in found.items() if "lora" not in name}
+            assert frozen.keys() == base.keys()
+            assert all(torch.equal(p, base[name].to(p)) for name, p in frozen.items())
+            assert all(p.abs().sum() > 0 for name, p in found.items() if "lora_B" in name)
 
 
 @pytest.mark.slow
