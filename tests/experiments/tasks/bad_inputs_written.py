@@ -17,6 +17,22 @@ _SMALL_LDS = (
     "benchmark.queries.validation.n=4",
     "benchmark.queries.generated.n=4",
 )
+_WITHOUT_SETTINGS = tuple(
+    f"~model.{name}"
+    for name in (
+        "sample_size",
+        "in_channels",
+        "out_channels",
+        "block_out_channels",
+        "down_block_types",
+        "up_block_types",
+        "layers_per_block",
+        "attention_head_dim",
+        "norm_num_groups",
+        "dropout",
+    )
+)
+"""Overrides for a network that has no settings."""
 _GIVEN = ("data.n_train=24", "data.n_validation=12", "hardware.accelerator=cpu", "execution.device=cpu", "task=attribute")
 _TRAJECTORY = (*SCORES, "estimator=tracin", "estimator.draws.n=2", "estimator.checkpoints=2")
 
@@ -364,8 +380,9 @@ def _known_before_training() -> Iterator[BadInput]:
     """What would fail after training."""
     networks = "tests.experiments.tasks.bad_networks"
     own = tuple(argument for argument in TRAIN if not argument.startswith("model."))
+    normalized = (*_WITHOUT_SETTINGS, f"model._target_={networks}.Normalized")
     for argument, rest, names in (
-        ("model.out_channels=2", TRAIN, ("model",)),
+        ("model.out_channels=3", TRAIN, ("model",)),
         ("model.in_channels=3", TRAIN, ("model",)),
         ("model.norm_num_groups=3", TRAIN, ("model",)),
         ("model.norm_num_groups=0", TRAIN, ("model",)),
@@ -394,12 +411,12 @@ def _known_before_training() -> Iterator[BadInput]:
         ("estimator.damping=[]", SCORES, ("estimator.damping",)),
         ("estimator.damping=-1", SCORES, ("estimator.damping",)),
         ("estimator.damping=[1e-8,abc]", SCORES, ("estimator.damping",)),
-        ("task.check_layers=true", (*TRAIN, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000"), ("model",)),
-        ("estimator=kfac", (*SCORES, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000"), ("time_proj",)),
+        ("task.check_layers=true", (*own, *normalized), ("model",)),
+        ("estimator=kfac", (*own[:-1], "task=attribute", "queries.n=2", *normalized), ("norm.weight",)),
         (
             "estimator=tracin",
-            (*SCORES, "+model.time_embedding_type=learned", "+model.num_train_timesteps=1000", "estimator.checkpoints=2"),
-            ("time_proj",),
+            (*own[:-1], "task=attribute", "queries.n=2", *normalized, "estimator.checkpoints=2"),
+            ("norm.weight",),
         ),
         ("model=dit_digits", own, ("model",)),
         ("model=unet_digits_embeddings", own, ("model",)),
@@ -433,20 +450,7 @@ def _known_before_training() -> Iterator[BadInput]:
         "FixedSize",
         "NotANetwork",
     ):
-        keep = (
-            "sample_size",
-            "in_channels",
-            "out_channels",
-            "block_out_channels",
-            "down_block_types",
-            "up_block_types",
-            "layers_per_block",
-            "attention_head_dim",
-            "norm_num_groups",
-            "dropout",
-        )
-        removed = tuple(f"~model.{name}" for name in keep)
-        yield BadInput(f"model._target_={networks}.{network}", (*own, *removed), ("model",))
+        yield BadInput(f"model._target_={networks}.{network}", (*own, *_WITHOUT_SETTINGS), ("model",))
 
 
 def _on_a_finished_store() -> Iterator[BadInput]:
