@@ -8,7 +8,9 @@ from torch import nn
 
 from attribution.checks import FieldError
 from attribution.diffusion import Process
-from attribution.models.given import GivenModel
+from attribution.models.adapters import AdapterWeights, adapters_in
+from attribution.models.given import GivenModel, Weights
+from attribution.models.lora import LoRA
 from attribution.models.pipeline import PipelineNetwork, PipelineWeights, pipeline_at
 from attribution.models.trained import Trained
 from attribution.models.weights import WeightsFile
@@ -65,6 +67,8 @@ class FromPipeline(Explained):
 class FromCheckpoint(Explained):
     """The network of the run (``model=``) with the weights in the file ``path``: a state dict, or a checkpoint that has one.
 
+    With ``model=lora``, the file may have the adapters alone.
+
     ``prefix``: of the names of these weights in the file; null finds it if there is only one.
 
     Raises (in ``of``):
@@ -76,10 +80,23 @@ class FromCheckpoint(Explained):
 
     def of(self, training: TrainedModel) -> GivenModel:
         try:
-            weights = WeightsFile(self.path, self.prefix or "").of_network(training.outline)
+            weights = self._weights(training)
         except FieldError as error:
             raise FieldError(self, error.field, error.message) from error
         return GivenModel(model=training.model, objective=training.objective, weights=weights)
+
+    def _weights(self, training: TrainedModel) -> Weights:
+        file, model = WeightsFile(self.path, self.prefix or ""), training.model
+        if isinstance(model, LoRA):
+            try:
+                names = file.tensors()
+            except ValueError as error:
+                raise FieldError(self, "path", str(error)) from error
+            if adapters_in(file) and not any(".base_layer." in name for name in names):
+                adapters = AdapterWeights(file, model)
+                adapters.content  # noqa: B018 (raises if the adapters are not those of the network)
+                return adapters
+        return file.of_network(training.outline)
 
 
 TRAINED_HERE = FromTraining()

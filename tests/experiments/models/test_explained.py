@@ -233,3 +233,30 @@ def test_wrong_settings(pipeline, settings, message):
     with pytest.raises(ValueError, match=r"pipeline|file") as refused:
         _ = experiment_of(config).trained
     assert message in str(named(config, refused.value))
+
+
+def test_adapters_of_a_text_to_image_pipeline_are_explained(tmp_path):
+    """Claim: LoRA weights as diffusers writes them, on the U-Net of a pipeline: gradients are those of the adapters."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    made = text_to_image()
+    made.save_pretrained(tmp_path / "pipeline")
+    made.unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    adapters = peft.get_peft_model_state_dict(made.unet)
+    diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=adapters)
+    np.save(tmp_path / "texts.npy", np.random.default_rng(0).standard_normal((1797, 3, SIZE)).astype(np.float32))
+    folder = tmp_path / "pipeline"
+    config = composed(
+        *("explained=checkpoint", f"explained.path={tmp_path / 'pytorch_lora_weights.safetensors'}"),
+        *("model=lora", "model@model.base=pipeline", f"model.base.path={folder}", "model.rank=2", "model.targets=[to_q,to_v]"),
+        f"model.weights={folder / 'unet' / 'diffusion_pytorch_model.safetensors'}",
+        *("diffusion=pipeline", f"diffusion.process.path={folder}", "diffusion.sampler.steps=2", *SMALL, *SIZES),
+        *("condition=embeddings", f"condition.path={tmp_path / 'texts.npy'}", f"condition.size={SIZE}", "estimator=trak"),
+    )
+    experiment = experiment_of(config)
+    rehearse(experiment)
+    network = experiment.trained.network(InMemory())
+    for name, tensor in made.unet.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+    assert experiment.trained.parameter_count == sum(tensor.numel() for tensor in adapters.values())
+    assert np.isfinite(scores(experiment, config)).all()
