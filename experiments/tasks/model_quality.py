@@ -6,7 +6,6 @@ from attribution.double_precision import on_device
 from attribution.estimators import Estimator
 from attribution.models.given import UntrainedModel
 from attribution.training.given_record import GivenRecord
-from attribution.training.replay import replay_loss
 from experiments.datasets import Split
 from experiments.metrics.bootstrap import Bootstrap
 from experiments.metrics.estimate import Estimate
@@ -50,6 +49,8 @@ def report_given_model(run: RunContext, *estimators: Estimator) -> None:
 
 def _report_replay(run: RunContext, trained: GivenRecord) -> None:
     """Report by how much the losses of recorded steps differ when they are computed again at the recorded draws."""
+    from attribution.training.replay import replay_loss  # Lightning, which takes seconds to import
+
     record, images, device = run.store(trained), run.store(run.experiment.train), run.experiment.execution.torch_device()
     followed = [step for step in record.steps if step < len(record.losses)]  # a step was taken from these checkpoints
     followed = [step for step in followed if np.isin(record.visits_of_step(step)["example"], images.index).all()]
