@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 
 import pdoc
@@ -21,4 +22,6 @@ def forget_exports() -> None:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     forget_exports()
+    # A subclass of Tensor has attributes that no class declares.
+    warnings.filterwarnings("ignore", message=r"Cannot determine where attribution\.gradients\.uses\.Traced")
     pdoc.pdoc(*PACKAGES, output_directory=Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "api"))
