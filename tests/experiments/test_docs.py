@@ -106,7 +106,8 @@ def test_commands_compose(arguments, given):
             first, last = compared[: "benchmark" in arguments], compared[-1:] if "estimator." in arguments else []
             config.benchmark.compare = list(dict.fromkeys([*first, *last]))
             HydraConfig.instance().set_config(config)
-            build(config, nodes=config.hydra.runtime.choices.data in EMBEDDED and not PLACEHOLDER.search(arguments))
+            known = config.hydra.runtime.choices.data in EMBEDDED and "condition.path=" not in arguments
+            build(config, nodes=known and not PLACEHOLDER.search(arguments))
 
 
 def build(config: Any, nodes: bool) -> None:

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from attribution.diffusion.samplers import DDIMSampler
 from attribution.execution import Execution
 from attribution.projection import SJLT
 from attribution.training.recipe import Recipe
@@ -24,7 +25,7 @@ def experiment() -> Experiment:
     return Experiment(
         data=Digits(channels=1, size=8, flips=False, levels=16),
         model=functools.partial(worlds.UNET, dropout=0.0),
-        diffusion=Diffusion(worlds.PROCESS, None),  # pyright: ignore[reportArgumentType]
+        diffusion=Diffusion(worlds.PROCESS, DDIMSampler(steps=5)),
         objective=worlds.OBJECTIVE,
         optimizer=model.optimizer,
         trainer=Recipe(steps=3, batch_size=4),
