@@ -37,6 +37,18 @@ class Weights(ABC):
         """The digest of each tensor."""
         return digests(self.tensors())
 
+    def copy(self, path: Path) -> None:
+        """Write them to a file, whose folder is made.
+
+        Raises:
+            ValueError: they are not those that the run began with.
+        """
+        tensors = self.tensors()
+        if digests(tensors) != self.content:
+            raise ValueError("the given weights changed since the run began: start the run again")
+        path.parent.mkdir(exist_ok=True)
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
+
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The digest of each tensor by name."""
@@ -97,8 +109,6 @@ class GivenModel(Trained[FinalParameters]):
         return Cost(disk=sum(tensor.nbytes for tensor in self.outline.state_dict().values()))
 
     def compute(self, get: Get) -> FinalParameters:
-        folder, tensors = get.workspace(self), self.weights.tensors()
-        if digests(tensors) != self.weights.content:
-            raise ValueError("the given weights changed since the run began: start the run again")
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / PARAMETERS)
+        folder = get.workspace(self)
+        self.weights.copy(folder / PARAMETERS)
         return FinalParameters(folder)

@@ -1,22 +1,20 @@
 """Checkpoints of a network that was trained elsewhere: weights, steps and learning rates, without a record of the visits."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from attribution.checks import FieldError, listed, number, whole
 from attribution.images.draws import Draws, random_draws
-from attribution.models.given import Weights, digests
+from attribution.models.given import Weights
 from attribution.nodes import Cost, Get
+from attribution.nodes.files import write_json
 from attribution.training.checkpoints import check_selection
-from attribution.training.record import SCHEMA, Recorded, TrainingRecord
+from attribution.training.record import SCHEMA, Recorded, TrainingRecord, checkpoint_file
 
 SHARED = ("attribution.images.draws", "attribution.training.checkpoints", "attribution.training.record")
 
@@ -90,7 +88,7 @@ class GivenCheckpoints(Recorded):
     def compute(self, get: Get) -> Checkpoints:
         folder = get.workspace(self)
         for weights, step in zip(self.weights, self.steps, strict=True):
-            copy_checkpoint(weights, checkpoint_path(folder, step))
+            weights.copy(checkpoint_file(folder, step))
         info = {
             "schema": SCHEMA,
             "checkpoints": list(self.steps),
@@ -99,7 +97,7 @@ class GivenCheckpoints(Recorded):
             "seed": self.seed,
             "flips": self.flips,
         }
-        (folder / "record.json").write_text(json.dumps(info, indent=1))
+        write_json(folder / "record.json", info)
         return Checkpoints(folder)
 
 
@@ -123,22 +121,3 @@ def check_listed_checkpoints(owner: Any, first: str) -> None:
             raise FieldError(owner, "learning_rates", f"give one for each of the {count} checkpoints, or leave it out")
         if not any(owner.learning_rates):
             raise FieldError(owner, "learning_rates", "are all 0, so all scores would be 0: give those of training")
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of a record in ``folder`` with the parameters after ``step`` steps. Its folder is made."""
-    path = folder / "checkpoints" / f"{step}.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    return path
-
-
-def copy_checkpoint(weights: Weights, path: Path) -> None:
-    """Write ``weights`` to a file of a record.
-
-    Raises:
-        ValueError: they are not those that the run began with.
-    """
-    tensors = weights.tensors()
-    if digests(tensors) != weights.content:
-        raise ValueError("the given weights changed since the run began: start the run again")
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)

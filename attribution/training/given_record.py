@@ -14,12 +14,12 @@ from attribution.diffusion import Process, RectifiedFlow
 from attribution.diffusion.continuous import ContinuousProcess
 from attribution.models.given import Weights
 from attribution.nodes import Cost, Get, digest
+from attribution.nodes.files import write_json
 from attribution.training.checkpoints import check_selection, check_visited
-from attribution.training.given_checkpoints import checkpoint_path, copy_checkpoint
 from attribution.training.loop_recorder import RECORDED
-from attribution.training.record import SCHEMA, Recorded, TrainingRecord
+from attribution.training.record import AVERAGE, SCHEMA, Recorded, TrainingRecord, checkpoint_file
 
-SHARED = ("attribution.training.checkpoints", "attribution.training.given_checkpoints", "attribution.training.record")
+SHARED = ("attribution.models.given", "attribution.training.checkpoints", "attribution.training.record")
 
 DRAWN_NOISE = (
     "the noise of training was not recorded: each training image is taken at the timestep of its last visit, with noise drawn anew"
@@ -78,12 +78,12 @@ class RecordFolder:
 
     def checkpoint(self, step: int) -> Path:
         """The file of a checkpoint."""
-        return self.folder / "checkpoints" / f"{step}.safetensors"
+        return checkpoint_file(self.folder, step)
 
     @property
     def average(self) -> Path | None:
         """The file of the averaged parameters, if there is one."""
-        path = self.folder / "average.safetensors"
+        path = self.folder / AVERAGE
         return path if path.is_file() else None
 
     def check(self, process: Process, ids: np.ndarray) -> None:
@@ -163,16 +163,16 @@ class GivenRecord(Recorded):
     def compute(self, get: Get) -> TrainingRecord:
         folder = get.workspace(self)
         for weights, step in zip(self.weights, self.steps, strict=True):
-            copy_checkpoint(weights, checkpoint_path(folder, step))
+            weights.copy(checkpoint_file(folder, step))
         if self.average is not None:
-            copy_checkpoint(self.average, folder / "average.safetensors")
+            self.average.copy(folder / AVERAGE)
         visits = np.array(self.record.visits)
         if self.record.is_continuous:
             assert isinstance(self.process, ContinuousProcess)
             visits["timestep"] = nearest(self.process, visits["level"])
         np.save(folder / "visits.npy", visits)
         np.save(folder / "steps.npy", self.record.steps)
-        (folder / "record.json").write_text(json.dumps(self.record.info, indent=1))
+        write_json(folder / "record.json", self.record.info)
         return TrainingRecord(folder)
 
 

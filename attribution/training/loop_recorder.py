@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from attribution.images import philox
 from attribution.images.draws import random_draws
-from attribution.training.given_checkpoints import checkpoint_path
-from attribution.training.record import LEVEL_VISIT, SCHEMA, VISIT, step_dtype
+from attribution.nodes.files import write_json
+from attribution.training.record import AVERAGE, LEVEL_VISIT, SCHEMA, VISIT, checkpoint_file, step_dtype
 
 Values = Tensor | np.ndarray | Sequence[int] | Sequence[float] | Sequence[bool]
 """One value for each image of a batch."""
 RECORDED, DRAWN_ANEW = "recorded", "drawn anew"
-_AVERAGE = "average.safetensors"
 _INTERVAL = 500
 """Steps whose ids, timesteps and losses stay on the device before the host waits for them."""
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -163,14 +162,13 @@ class LoopRecorder:
             raise ValueError("no step was recorded: call before_step and after_step in every step")
         if self.process != 0:
             return
-        folder = self._made_folder()
-        visits, steps = self._written()
+        folder, (visits, steps) = self.folder, self._written()
         self._write_checkpoint(model)
         if average is None:
-            (folder / _AVERAGE).unlink(missing_ok=True)
+            (folder / AVERAGE).unlink(missing_ok=True)
         else:
             state = average.state_dict() if isinstance(average, nn.Module) else average
-            self._write_weights(state, folder / _AVERAGE)
+            self._write_weights(state, folder / AVERAGE)
         _replace(folder / "visits.npy", lambda path: np.save(path, visits))
         _replace(folder / "steps.npy", lambda path: np.save(path, steps))
         examples, first = np.unique(visits["example"], return_index=True)
@@ -184,7 +182,7 @@ class LoopRecorder:
             "noise": DRAWN_ANEW if self._anew else RECORDED,
             "checkpoints": sorted(self._checkpoints),
         }
-        _replace(folder / "record.json", lambda path: path.write_text(json.dumps(info, indent=1)))
+        write_json(folder / "record.json", info)
 
     def _continue(self, start: int) -> None:
         visits, steps = np.load(self.folder / "visits.npy"), np.load(self.folder / "steps.npy")
@@ -227,12 +225,10 @@ class LoopRecorder:
         rows["flip"] = False if flips is None else flips.cpu().numpy()
         return rows
 
-    def _made_folder(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder
-
     def _write_checkpoint(self, model: nn.Module) -> None:
-        self._write_weights(model.state_dict(), checkpoint_path(self._made_folder(), self.step))
+        path = checkpoint_file(self.folder, self.step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write_weights(model.state_dict(), path)
         self._checkpoints.add(self.step)
 
     def _write_weights(self, state: Mapping[str, Tensor], path: Path) -> None:

@@ -31,6 +31,7 @@ from attribution.nodes import Get
 
 SHARED = ("attribution.models.trained",)
 
+AVERAGE = "average.safetensors"
 SCHEMA = 1
 SCHEMA_WITH_DROPOUT = 2
 VISIT = np.dtype([("step", "<i4"), ("example", "<i8"), ("timestep", "<i4"), ("noise_seed", "<i8"), ("flip", "?")])
@@ -52,6 +53,11 @@ def step_dtype(groups: int) -> np.dtype:
             ("dropout_seed", "<i8"),
         ]
     )
+
+
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """The file of a record in ``folder`` with the parameters after ``step`` steps."""
+    return folder / "checkpoints" / f"{step}.safetensors"
 
 
 def draws_of(visits: np.ndarray) -> Draws:
@@ -120,11 +126,11 @@ class TrainingRecord(TrainingResult):
         """Parameters and buffers after ``step`` steps."""
         if step not in self.steps:
             raise ValueError(f"no checkpoint at step {step}: training recorded {', '.join(map(str, self.steps))}")
-        return load_file(self.folder / "checkpoints" / f"{step}.safetensors")
+        return load_file(checkpoint_file(self.folder, step))
 
     def final_parameters(self) -> dict[str, Tensor]:
         """Parameters and buffers of the trained model: the average if training kept one, else the last checkpoint."""
-        average = self.folder / "average.safetensors"
+        average = self.folder / AVERAGE
         return load_file(average) if average.exists() else self.parameters(self.steps[-1])
 
     def visits_of_step(self, step: int) -> np.ndarray:

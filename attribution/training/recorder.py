@@ -17,7 +17,7 @@ from attribution.training.checkpoints import CheckpointRule
 from attribution.training.module import DiffusionModule
 from attribution.training.order import steps_per_epoch
 from attribution.training.recipe import Recipe
-from attribution.training.record import SCHEMA, SCHEMA_WITH_DROPOUT, VISIT, VISIT_WITH_DROPOUT, step_dtype
+from attribution.training.record import AVERAGE, SCHEMA, SCHEMA_WITH_DROPOUT, VISIT, VISIT_WITH_DROPOUT, checkpoint_file, step_dtype
 
 SHARED = ("attribution.training.order", "attribution.training.record")
 
@@ -78,7 +78,7 @@ class Recorder(L.Callback):
         np.save(self.folder / "steps.npy", steps)
         files = [self.folder / name for name in ("visits.npy", "steps.npy", "record.json")]
         if pl_module.average is not None:
-            files.append(self.folder / "average.safetensors")
+            files.append(self.folder / AVERAGE)
             _write(pl_module.average.state_dict(), files[-1])
         losses = np.bincount(steps["step"], steps["loss"]) / np.bincount(steps["step"])
         kept = self.rule.keep(sorted(self.checkpoint_steps), losses)
@@ -142,7 +142,7 @@ class Recorder(L.Callback):
         return sorted(self.saves.path("").glob(f"{kind}-{'*' if rank is None else rank}-*.npy"))
 
     def _checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"{step}.safetensors"
+        return checkpoint_file(self.folder, step)
 
     def _checkpoints(self, done: int) -> list[Path]:
         return [self._checkpoint(step) for step in sorted(self.checkpoint_steps) if step <= done]
