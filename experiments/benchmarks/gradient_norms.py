@@ -48,8 +48,8 @@ class GradientNormTrends(Benchmark):
             trends = [row for row in report.rows if row.metric in (EXPLAINED, DIRECTION) and row.minus is None]
             trends = [row for row in trends if row.settings["checkpoint"] in bias.steps]
             losses = get(experiment.recorded).losses
-            curves, log_snr = (bias.curves.timestep[0, 0], bias.profiles), experiment.diffusion.process.log_snr
-            report.figure("norm_trend", figures.norm_trend(trends, bias.steps, *curves, losses, log_snr))
+            timesteps, log_snr = bias.curves.timestep[0, 0], experiment.diffusion.process.log_snr
+            report.figure("norm_trend", figures.norm_trend(trends, bias.steps, timesteps, bias.profiles, losses, log_snr))
 
     def _study(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> NormStudy:
         """The study of norms; the settings are checked early, before anything is trained."""

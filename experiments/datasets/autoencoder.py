@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attribution.checks import FieldError, whole
-from attribution.nodes import class_identity, digest, execution
-
-_CONTENT = (".safetensors", ".bin")
+from attribution.models.given import digests
+from attribution.models.trained import one_line
+from attribution.nodes import class_identity, execution
 
 
 @dataclass(frozen=True)
@@ -124,25 +124,24 @@ def _open(path: str) -> _Opened:
             str(folder) if folder.is_dir() else path, local_files_only=True, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError) as error:
-        said = str(error).strip().splitlines()[:1]
         raise ValueError(
-            f"no autoencoder can be read there ({type(error).__name__}: {''.join(said)[:200]}): give a folder with config.json and "
-            "the weights, as save_pretrained of AutoencoderKL writes it, or a name in the Hugging Face cache"
+            f"no autoencoder can be read there ({one_line(error)}): give a folder with config.json and the weights, as "
+            "save_pretrained of AutoencoderKL writes it, or a name in the Hugging Face cache"
         ) from error
     if not (isinstance(network, nn.Module) and hasattr(network, "encode") and hasattr(network, "decode")):
         raise ValueError(f"is a {type(network).__name__}, which does not encode images: give an autoencoder, such as AutoencoderKL")
     config: Any = network.config
     mean, std = (
-        torch.zeros(1) if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-        for values in (config.get("latents_mean"), config.get("latents_std"))
+        torch.tensor([usual] if values is None else values, dtype=torch.float32).view(1, -1, 1, 1)
+        for values, usual in ((config.get("latents_mean"), 0.0), (config.get("latents_std"), 1.0))
     )
     settings = {name: value for name, value in config.items() if not name.startswith("_") and name != "sample_size"}
-    tensors = {name: digest(tensor.float().numpy()) for name, tensor in sorted(network.state_dict().items())}
+    network = network.float().eval().requires_grad_(False)
     return _Opened(
-        network=network.float().eval().requires_grad_(False),
-        content={"class": type(network).__name__, "config": settings, "weights": tensors},
+        network=network,
+        content={"class": type(network).__name__, "config": settings, "weights": digests(network.state_dict())},
         mean=mean,
-        std=std if config.get("latents_std") is not None else torch.ones(1),
+        std=std,
         shift=config.get("shift_factor") or 0.0,
         scale=config.get("scaling_factor") or 1.0,
     )

@@ -16,9 +16,8 @@ from attribution.images import Images, ImageSet
 from attribution.nodes import Arrays, Cost, Get, InMemory, Node, execution
 from experiments.datasets.autoencoder import Autoencoder
 from experiments.datasets.errors import DataError
+from experiments.datasets.pixels import store_of
 from experiments.datasets.source import Name, Source, Split, Splits
-from experiments.store.progress import track
-from experiments.store.store import Store
 
 SHARED = ("attribution.images.images", "experiments.datasets.autoencoder")
 
@@ -61,6 +60,10 @@ class Latents(Source):
     def decoder(self) -> Autoencoder:
         return self.autoencoder
 
+    @property
+    def seen(self) -> Source:
+        return self.images
+
     def encoded(self, images: ImageSet) -> ImageSet:
         return EncodedImages(images, self.autoencoder)
 
@@ -82,7 +85,7 @@ class Latents(Source):
                 f"{'×'.join(map(str, shape))} (channels, height, width): set data.channels={shape[0]} data.size="
                 f"{shape[1] if shape[1] == shape[2] else f'[{shape[1]},{shape[2]}]'}"
             )
-        get = InMemory() if self.store is None else Store(self.store, track)
+        get = store_of(self.store) or InMemory()
         train, validation = (self._split(name, get) for name in ("train", "validation"))
         return Splits(train, validation)
 

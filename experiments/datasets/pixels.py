@@ -77,16 +77,22 @@ def decoded(store: str | Path | None, made_of: Any, shape: tuple[int, ...], dtyp
     They are kept in the store in the folder ``store``, under ``made_of``, plain values that identify the files and how they are
     read. With None, or a folder that cannot be written, they are made in memory.
     """
-    if store is None or not _writable(Path(store)):
+    get = store_of(store)
+    if get is None:
         pixels = np.empty(shape, dtype)
         notes = fill(pixels)
     else:
         node = Decoded(made_of=fingerprint_of(made_of), shape=shape, dtype=dtype, fill=fill)
-        made = Store(store, track)(node)
+        made = get(node)
         pixels, notes = made.pixels, made.notes
     for sentence in notes:
         note(sentence)
     return pixels
+
+
+def store_of(folder: str | Path | None) -> Store | None:
+    """The store in ``folder``, or None for no folder and for one that cannot be written."""
+    return None if folder is None or not _writable(Path(folder)) else Store(folder, track)
 
 
 def states(paths: Iterable[Path]) -> list[list[Any]]:

@@ -106,8 +106,13 @@ class Source(ABC):
         """What turns latents into pictures, if models see latents."""
         return None
 
+    @property
+    def seen(self) -> "Source":
+        """The images as people see them: those of this source, or the ones that it encodes."""
+        return self
+
     def encoded(self, images: ImageSet) -> ImageSet:
-        """``images``, which people gave, as models see them."""
+        """``images`` like those of ``seen``, as models see them."""
         return images
 
     @property

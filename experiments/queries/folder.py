@@ -10,7 +10,6 @@ import numpy as np
 from attribution.checks import FieldError
 from attribution.images import Images, ImageSet
 from attribution.nodes import Get, digest, execution
-from experiments.datasets import Latents
 from experiments.datasets.image_files import find_images
 from experiments.datasets.image_reader import Crop, Framing, Resize, read_images
 from experiments.models.experiment import Experiment
@@ -28,9 +27,7 @@ class Folder(Queries):
     crop: Crop = "none"
 
     def node(self, experiment: Experiment) -> ImageSet:
-        data = experiment.data
-        if isinstance(data, Latents):
-            data = data.images
+        data = experiment.data.seen
         if not data.bounded:
             raise FieldError(
                 self, "path", "image files are no queries for a model of latents; choose queries=validation or generated"
