@@ -1,5 +1,6 @@
 """Attribution in one call: scores of training images for queries, without a configuration or a store."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from attribution.models.in_memory import Copies, State, weights_of
 from attribution.models.trained import one_line
 from attribution.nodes import Get, InMemory
 from attribution.training.given_checkpoints import GivenCheckpoints
-from attribution.training.given_record import GivenRecord, RecordFolder
+from attribution.training.given_record import RecordFolder, given_record
 from attribution.training.selected import Matching
 
 Pictures = Tensor | np.ndarray | Images | ImageSet
@@ -102,7 +103,8 @@ def attribute(
     if record is not None:
         if any(given is not None for given in (checkpoints, steps, learning_rates)):
             raise ValueError("give either record, which has checkpoints of its own, or checkpoints, steps and learning_rates")
-        trained = _recorded(model, objective, str(record), get(images).index)
+        ids, read = get(images).index, functools.partial(weights_of, model.network)
+        trained = given_record(model, objective, RecordFolder(str(record)), ids, read)
         visited = tuple(step for step in trained.steps if step >= trained.record.info["steps_per_epoch"])
         if isinstance(estimator, str) and chosen.RECORDED_DRAWS and visited:
             chosen = replace(chosen, checkpoints=visited)
@@ -220,11 +222,3 @@ def _listed(name: str, values: Any) -> tuple:
     if isinstance(values, str | Path | Mapping | nn.Module) or not isinstance(values, Iterable):
         raise ValueError(f"{name} has the type {type(values).__name__}: give a list, in the order of training")
     return tuple(values.tolist() if isinstance(values, Tensor | np.ndarray) else values)
-
-
-def _recorded(model: Copies, objective: Measure, folder: str, ids: np.ndarray) -> GivenRecord:
-    record = RecordFolder(folder)
-    record.check(objective.process, ids)
-    weights = tuple(weights_of(model.network, record.checkpoint(step)) for step in record.info["checkpoints"])
-    average = None if record.average is None else weights_of(model.network, record.average)
-    return GivenRecord(model=model, objective=objective, weights=weights, record=record, average=average)

@@ -1,17 +1,19 @@
 """Training that was recorded elsewhere, by ``LoopRecorder``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from attribution.checks import FieldError
 from attribution.diffusion import Process, RectifiedFlow
 from attribution.diffusion.continuous import ContinuousProcess
+from attribution.measurements import Measure
 from attribution.models.given import Weights
 from attribution.nodes import Cost, Get, digest
 from attribution.nodes.files import write_json
@@ -174,6 +176,21 @@ class GivenRecord(Recorded):
         np.save(folder / "steps.npy", self.record.steps)
         write_json(folder / "record.json", self.record.info)
         return TrainingRecord(folder)
+
+
+def given_record(
+    model: Callable[[], nn.Module], objective: Measure, record: RecordFolder, ids: np.ndarray, read: Callable[[Path], Weights]
+) -> GivenRecord:
+    """The model of ``record``, whose training images have the ``ids``; ``read`` opens the file of a checkpoint.
+
+    Raises:
+        FieldError: the record does not fit the process of ``objective`` or the images.
+        ValueError: as ``read`` does.
+    """
+    record.check(objective.process, ids)
+    weights = tuple(read(record.checkpoint(step)) for step in record.info["checkpoints"])
+    average = None if record.average is None else read(record.average)
+    return GivenRecord(model=model, objective=objective, weights=weights, record=record, average=average)
 
 
 def nearest(process: ContinuousProcess, levels: np.ndarray) -> np.ndarray:

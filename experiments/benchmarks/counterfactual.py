@@ -204,10 +204,8 @@ class Counterfactual(QueryBenchmark):
             RANDOM.label: np.repeat(sets.random[f, :1], Q),
             **{removal.variant.label: removal.sets[f] for removal in removed},
         }
-        images = {
-            label: dataclasses.replace(original, pixels=regenerated.under(chosen), pictures=None)
-            for label, chosen in indices.items()
-        }
+        bare = dataclasses.replace(original, pictures=None)
+        images = {label: dataclasses.replace(bare, pixels=regenerated.under(chosen)) for label, chosen in indices.items()}
         distances = {label: metrics.pixel_distance(image.pixels, regenerated.original) for label, image in images.items()}
         title = f"Generated from the same noise after {percent(self.fractions[f])} of the training images were removed"
         return figures.regenerated(title, original, images, distances, range(min(self.shown, Q)))

@@ -11,7 +11,7 @@ from attribution.checks import FieldError
 from attribution.models.weights import WeightsFile
 from attribution.nodes import InMemory
 from attribution.training.given_checkpoints import GivenCheckpoints, check_listed_checkpoints
-from attribution.training.given_record import GivenRecord, RecordFolder
+from attribution.training.given_record import GivenRecord, RecordFolder, given_record
 from experiments.models.explained import Explained
 from experiments.models.trained import TrainedModel
 
@@ -129,14 +129,11 @@ class FromRecord(Explained):
     path: str
 
     def of(self, training: TrainedModel) -> GivenRecord:
-        record = RecordFolder(self.path)
+        def read(file: Path) -> WeightsFile:
+            return WeightsFile(str(file)).of_network(training.outline)
+
+        ids = InMemory()(training.data).index
         try:
-            record.check(training.process, InMemory()(training.data).index)
-            files = [record.checkpoint(step) for step in record.info["checkpoints"]]
-            weights = [WeightsFile(str(file)).of_network(training.outline) for file in files]
-            average = None if record.average is None else WeightsFile(str(record.average)).of_network(training.outline)
+            return given_record(training.model, training.objective, RecordFolder(self.path), ids, read)
         except FieldError as error:
             raise FieldError(self, "path", error.message) from error
-        return GivenRecord(
-            model=training.model, objective=training.objective, weights=tuple(weights), record=record, average=average
-        )
