@@ -43,5 +43,6 @@ def _label(axes: Axes, labels: Mapping[float, str]) -> None:
     axis = axes.secondary_xaxis("top")
     axis.set_xticks(list(labels), [label.replace("-", "−").replace("inf", "∞") for label in labels.values()])
     axis.tick_params(labelsize=8, length=3)
+    axis.tick_params(which="minor", length=0)  # those of a logarithmic axis below
     axis.spines["top"].set_visible(False)
     axis.set_xlabel("log-SNR", fontsize=8, labelpad=2)
