@@ -13,7 +13,9 @@ SHARED = ("attribution.images.conditions",)
 _TIME, _CLASS, EMBEDDING = "timestep", "class_labels", "encoder_hidden_states"
 """The names that diffusers gives the arguments of its networks."""
 _POOLED = "pooled_projections"
-"""A second embedding of the text, which SD3 and Flux need although their ``forward`` has a default for it."""
+"""The second embedding of SD3 and Flux."""
+_NEEDED = (_POOLED, "img_ids")
+"""Arguments that networks need although their ``forward`` has a default for them: those of SD3 and Flux."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -30,6 +32,8 @@ class NetworkArguments:
     - a class (int64 ``[B]``) is ``class_labels``. No class becomes ``null_class(network)``.
     - an embedding ``[B, L, D]``, or ``[B, D]`` as a sequence of one, is ``encoder_hidden_states``; without such an argument,
       ``[B, D]`` is ``class_labels`` (``class_embed_type="identity"`` of diffusers). It gets the dtype of the image.
+    - an embedding ``[B, L, D + P]`` whose vectors all end in the same P numbers is ``encoder_hidden_states`` ``[B, L, D]`` and
+      ``pooled_projections`` ``[B, P]`` of networks that take both (SD3), where P is ``pooled_projection_dim``.
     """
 
     def __init__(self, network: nn.Module):
@@ -39,8 +43,9 @@ class NetworkArguments:
         self.names = [p.name for p in parameters if p.kind in _POSITIONAL]
         self.any = any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters)
         named = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
-        self.required = [p.name for p in parameters if p.name == _POOLED or (p.default is p.empty and p.kind in named)]
+        self.required = [p.name for p in parameters if p.name in _NEEDED or (p.default is p.empty and p.kind in named)]
         self.by_name = {_CLASS, EMBEDDING} & set(self.names)
+        self.sizes = _sizes(network) if _POOLED in self.names else None
         self.time_is_named = _TIME in self.names[2:]  # in the second place it needs no name
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -78,6 +83,8 @@ class NetworkArguments:
                     "plus one, for a dropped class, or use images without a condition"
                 )
             return {_CLASS: condition}
+        if self.sizes is not None:
+            return self._with_pooled(condition, *self.sizes)
         if EMBEDDING in self.by_name:
             return {EMBEDDING: condition if condition.dim() > 2 else condition.unsqueeze(1)}
         shape = "×".join(["B", *map(str, condition.shape[1:])])
@@ -91,6 +98,15 @@ class NetworkArguments:
                 f"the images have embeddings {shape}, but {self.name} takes classes ({_CLASS}): use these as conditions"
             )
         return {_CLASS: condition}
+
+    def _with_pooled(self, condition: Tensor, size: int, pooled: int) -> dict[str, Tensor]:
+        if condition.dim() != 3 or condition.shape[-1] != size + pooled:
+            shape = "×".join(["B", *map(str, condition.shape[1:])])
+            raise ConditionError(
+                f"the images have embeddings {shape}, but {self.name} takes sequences of {size} numbers, each followed by the "
+                f"{pooled} numbers of a pooled embedding ({_POOLED}): use embeddings B×L×{size + pooled}"
+            )
+        return {EMBEDDING: condition[..., :size], _POOLED: condition[:, 0, size:]}
 
     def _in_order(self, inputs: tuple[Tensor, ...], condition: Tensor) -> tuple[Tensor, ...]:
         if len(inputs) + self.time_is_named >= len(self.names) and not self.any:
@@ -106,6 +122,7 @@ class NetworkArguments:
         if condition is None and _CLASS in self.by_name and self.null_class is not None:
             needed = [_CLASS]
         of_condition = self.names[1:2] if self.time_is_named else self.names[2:3]
+        of_condition += [_POOLED] if self.sizes is not None else []
         if condition is None and needed and needed[0] in (*self.by_name, *of_condition):
             raise ConditionError(
                 f"{self.name} needs a condition of each image ({needed[0]}), but the images have none: use images with conditions"
@@ -115,6 +132,13 @@ class NetworkArguments:
                 f"{self.name}.forward needs {', '.join(needed)}, which denoisers are not called with: choose a network that needs "
                 "the image, the time and at most one condition"
             )
+
+
+def _sizes(network: nn.Module) -> tuple[int, int] | None:
+    """The numbers in a vector of the sequence and in the pooled embedding; None: the network does not say."""
+    config: Any = getattr(network, "config", None) or {}
+    sizes = config.get("joint_attention_dim"), config.get("pooled_projection_dim")
+    return None if None in sizes else sizes
 
 
 def null_class(network: nn.Module) -> int | None:

@@ -1,6 +1,7 @@
 """Denoisers trained elsewhere: the network and the noise schedule of a pipeline of diffusers."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
-from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.diffusion import DDPM, NoiseSchedule, Process, RectifiedFlow
 from attribution.measurements import Loss, Measure
 from attribution.models.given import Weights
 from attribution.models.trained import one_line
@@ -20,18 +21,22 @@ SHARED = ("attribution.models.given",)
 
 _PREDICTIONS: dict[str, Literal["epsilon", "v", "sample"]] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 """``prediction`` of a DDPM by the name that diffusers has for it."""
+_NETWORKS = (
+    "UNet2DModel", "DiTTransformer2DModel", "UNet2DConditionModel", "PixArtTransformer2DModel", "SD3Transformer2DModel",
+)  # fmt: skip
 _CONTENT = (".safetensors", ".bin", ".json")
-_UNUSED = ("vae", "text_encoder", "tokenizer", "image_encoder", "safety_checker", "feature_extractor")
+_TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+_UNUSED = ("vae", *_TEXT, "image_encoder", "safety_checker", "feature_extractor")
 """Parts of pipelines that are not read: the images of a run are latents already, and its texts embeddings."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A DDPMPipeline, DDIMPipeline, DiTPipeline or StableDiffusionPipeline at ``path``: a folder written by ``save_pretrained``, or
-    a name in the Hugging Face cache.
+    """A pipeline of diffusers at ``path``: a folder written by ``save_pretrained``, or a name in the Hugging Face cache.
 
-    Nothing is downloaded. The network may take a class or embeddings of a text. Those of the last two pipelines denoise latents,
-    which the images have to be.
+    It is a DDPMPipeline, DDIMPipeline, DiTPipeline, StableDiffusionPipeline, StableDiffusion3Pipeline, PixArtAlphaPipeline or
+    PixArtSigmaPipeline. Nothing is downloaded. The network may take a class or embeddings of a text. Those of all but the first two
+    pipelines denoise latents, which the images have to be.
     """
 
     NAME = "Pipeline"
@@ -49,11 +54,11 @@ class Pipeline:
         return self._parts[0]
 
     @property
-    def process(self) -> DDPM:
+    def process(self) -> Process:
         """The forward process of the pipeline.
 
         Raises:
-            ValueError: no pipeline at ``path``, or one that is not a DDPM of images or of latents.
+            ValueError: no pipeline at ``path``, or one that is neither a DDPM nor a rectified flow of images or of latents.
         """
         return self._parts[1]
 
@@ -97,14 +102,14 @@ class Pipeline:
         return {path.relative_to(root).as_posix(): digest(np.frombuffer(path.read_bytes(), np.uint8)) for path in files}
 
     @cached_property
-    def _parts(self) -> tuple[nn.Module, DDPM]:
-        from diffusers import DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+    def _parts(self) -> tuple[nn.Module, Process]:
+        import diffusers
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
         try:
             unused = {name: None for name in _UNUSED if name in self._index}
-            components = DiffusionPipeline.from_pretrained(
+            components = diffusers.DiffusionPipeline.from_pretrained(
                 self._location, local_files_only=True, low_cpu_mem_usage=False, **unused
             ).components
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
@@ -122,18 +127,20 @@ class Pipeline:
             )
         scheduler = components.get("scheduler")
         config: Any = getattr(network, "config", None)
-        known = isinstance(network, UNet2DModel | DiTTransformer2DModel | UNet2DConditionModel)
+        known = any(isinstance(network, getattr(diffusers, name)) for name in _NETWORKS)
         predicts = known and config.out_channels in (None, config.in_channels, 2 * config.in_channels)
-        if network is None or not predicts or not hasattr(scheduler, "alphas_cumprod"):
+        noises = isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler) or hasattr(scheduler, "alphas_cumprod")
+        if network is None or not predicts or not noises:
             raise ValueError(
-                f"the pipeline {self.path} has no UNet2DModel, DiTTransformer2DModel or UNet2DConditionModel that denoises "
-                "images: choose a DDPM, DDIM, DiT or Stable Diffusion pipeline"
+                f"the pipeline {self.path} has no {', '.join(_NETWORKS[:-1])} or {_NETWORKS[-1]} that denoises images: choose a "
+                "DDPM, DDIM, DiT, PixArt, Stable Diffusion or Stable Diffusion 3 pipeline"
             )
-        if further := config.get("addition_embed_type"):
-            raise ValueError(
-                f"the network of the pipeline {self.path} takes further inputs (addition_embed_type={further}), which a run does "
-                "not have: choose a pipeline without them"
-            )
+        for further in ("addition_embed_type", "use_additional_conditions"):
+            if config.get(further):
+                raise ValueError(
+                    f"the network of the pipeline {self.path} takes further inputs ({further}={config[further]}), which a run does "
+                    "not have: choose a pipeline without them"
+                )
         return network.eval(), _process(self.path, scheduler)
 
 
@@ -180,11 +187,31 @@ def pipeline_at(path: str) -> Pipeline:
     return Pipeline(path)
 
 
-def _process(path: str, scheduler: Any) -> DDPM:
+def _process(path: str, scheduler: Any) -> Process:
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return _flow(path, scheduler.config)
     name = scheduler.config.get("prediction_type", "epsilon")
     if name not in _PREDICTIONS:
         raise ValueError(f"the pipeline {path} predicts {name}: choose one that predicts {', '.join(_PREDICTIONS)}")
     return DDPM(_schedule(scheduler), _PREDICTIONS[name])
+
+
+def _flow(path: str, config: Any) -> RectifiedFlow:
+    """The flow that Stable Diffusion 3 was trained with (Esser et al. 2024): s of u, whose logit is normal with mean 0.
+
+    The scheduler's shift α for the resolution, ``s = α u/(1 + (α - 1) u)`` (eq. 23), adds log α to the logit.
+    """
+    if config.use_dynamic_shifting:
+        raise ValueError(
+            f"the scheduler of the pipeline {path} has another shift for each resolution (use_dynamic_shifting), so that the noise "
+            "levels of its training are not known: choose a pipeline with a constant shift"
+        )
+    if config.num_train_timesteps != 1000:
+        raise ValueError(
+            f"the pipeline {path} has {config.num_train_timesteps} timesteps, so that its network does not get 1000 s as time: "
+            "choose a pipeline with 1000"
+        )
+    return RectifiedFlow(time="logit_normal", logit_mean=math.log(config.shift))
 
 
 def _schedule(scheduler: Any) -> NoiseSchedule:

@@ -98,6 +98,9 @@ class Embeddings(Condition):
     ``embeddings`` or the only one. An array ``names`` or ``ids`` ``[M]`` beside it says which images the rows are of; without
     either, row i belongs to the image with id i. Or an .npz or .safetensors file with an array ``[D]`` or ``[L, D]`` for each
     image, under its name. ``validation``: the file of the validation images (None: ``path``).
+
+    ``pooled``: the size P of a second embedding of each image, the array ``pooled [M, P]`` beside the other one, which networks
+    such as SD3 take. It follows every vector of the sequence: conditions are ``[N, L, D + P]``.
     """
 
     NAME = "Embeddings"
@@ -107,10 +110,12 @@ class Embeddings(Condition):
     size: int
     key: str | None = None
     validation: str | Path | None = None
+    pooled: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         whole(self, "size", least=1)
+        whole(self, "pooled", least=0)
         if self.generated != "training":
             raise FieldError(self, "generated", "embeddings belong to images, not to classes: set training")
 
@@ -125,9 +130,10 @@ class Embeddings(Condition):
                 f"condition.path={path}: no embedding for {len(absent):,} of {len(images):,} {name} images (first: "
                 f"{images.name(absent[0])}, id {images.index[absent[0]]}); {found}"
             )
-        embeddings = file.read([places[image] for image in wanted])
+        chosen = [places[image] for image in wanted]
+        embeddings = file.read(chosen)
         self._check(name, path, embeddings)
-        return embeddings
+        return self._with_pooled(name, path, embeddings, file.read_pooled(chosen)) if self.pooled else embeddings
 
     def check_ids(self, train: Images, validation: Images) -> None:
         common = np.intersect1d(train.index, validation.index)
@@ -144,6 +150,18 @@ class Embeddings(Condition):
             setting = "condition.validation" if own else "condition.path"
             raise DataError(f"{setting}={path}: must be a file that exists, one of {', '.join(SUFFIXES)}")
         return _EmbeddingFile(path, self.key)
+
+    def _with_pooled(self, name: str, path: Path, embeddings: np.ndarray, pooled: np.ndarray) -> np.ndarray:
+        if pooled.ndim != 2 or pooled.shape[1] != self.pooled:
+            shape = "×".join(map(str, pooled.shape))
+            raise FieldError(
+                self, "pooled", f"the pooled embeddings of the {name} images are {shape}: set the last number, or give N×P"
+            )
+        if not np.isfinite(pooled).all():
+            raise DataError(f"condition.path={path}: pooled embeddings of {name} images have values that are not finite")
+        sequences = embeddings if embeddings.ndim == 3 else embeddings[:, None]
+        repeated = np.broadcast_to(pooled[:, None], (*sequences.shape[:2], self.pooled))
+        return np.concatenate([sequences, repeated], axis=2)
 
     def _check(self, name: str, path: Path, embeddings: np.ndarray) -> None:
         if embeddings.ndim not in (2, 3) or 0 in embeddings.shape:
@@ -162,7 +180,7 @@ class _EmbeddingFile:
     def __init__(self, path: Path, key: str | None):
         arrays = arrays_in(path)
         names = next(iter([arrays.pop(name) for name in (*NAMES, "ids") if name in arrays]), None)
-        self.path = path
+        self.path, self.pooled = path, arrays.pop("pooled", None)
         self.table = self._table(arrays, key)
         self.by_id = self.table is not None and (names is None or names.name == "ids")
         if self.table is None:
@@ -196,6 +214,16 @@ class _EmbeddingFile:
         if shapes := {part.shape for part in parts} - {parts[0].shape}:
             raise DataError(f"condition.path={self.path}: embeddings of different shapes, {parts[0].shape} and {shapes.pop()}")
         return np.stack(parts)
+
+    def read_pooled(self, places: list) -> np.ndarray:
+        """The pooled embeddings at ``places``, float32 ``[N, ...]``."""
+        if self.table is None or self.pooled is None or self.pooled.shape[:1] != self.table.shape[:1]:
+            has = "has none" if self.pooled is None else f"has {'×'.join(map(str, self.pooled.shape))}"
+            raise DataError(
+                f"condition.pooled: {self.path} needs an array pooled [M, P] with a row for every row of the array embeddings, but "
+                f"{has}: add it, or set condition.pooled=0"
+            )
+        return self._numbers(self.pooled)[places]
 
     def _numbers(self, array: ArrayView) -> np.ndarray:
         values = array.all()

@@ -54,7 +54,8 @@ def check_sampler(experiment: Experiment) -> None:
     except FieldError:
         raise
     except ValueError as error:
-        raise FieldError(experiment, "diffusion", f"{error}: choose both by one diffusion=") from error
+        message = f"{error}: choose both by one diffusion=, which is pipeline_flow for a pipeline with a rectified flow"
+        raise FieldError(experiment, "diffusion", message) from error
 
 
 def _inputs(experiment: Experiment, dtype: torch.dtype) -> Inputs:

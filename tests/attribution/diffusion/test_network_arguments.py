@@ -9,12 +9,14 @@ from torch import nn
 
 from attribution.diffusion import denoiser
 from attribution.diffusion.denoiser import without_label_dropout
-from tests.conditional_networks import CLASSES, DIT, EMBEDDED_UNET, LEARNED_VARIANCE, LENGTH, PIXART, SIZE
+from tests.conditional_networks import CLASSES, DIT, EMBEDDED_UNET, LEARNED_VARIANCE, LENGTH, PIXART, POOLED, SD3, SIZE
 from tests.worlds import UNET
 
 X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 70])
 CLASS, NULL = torch.tensor([1, 2]), torch.tensor([-1, 2])
 EMBEDDING = torch.randn(2, LENGTH, SIZE, generator=torch.Generator().manual_seed(1))
+VECTOR = torch.randn(2, 1, POOLED, generator=torch.Generator().manual_seed(2))
+WITH_POOLED = torch.cat([EMBEDDING, VECTOR.expand(2, LENGTH, POOLED)], 2)
 CLASS_UNET = functools.partial(UNET, num_class_embeds=CLASSES + 1)
 
 
@@ -61,6 +63,7 @@ class Bare(nn.Module):
         (EMBEDDED_UNET, EMBEDDING, lambda net: net(X, T, EMBEDDING).sample),
         (EMBEDDED_UNET, EMBEDDING[:, 0], lambda net: net(X, T, EMBEDDING[:, :1]).sample),
         (PIXART, EMBEDDING, lambda net: net(X, EMBEDDING, T, added_cond_kwargs={}).sample[:, :1]),
+        (SD3, WITH_POOLED, lambda net: net(X, EMBEDDING, VECTOR[:, 0], T).sample),
         (Swapped, CLASS, lambda net: net(X, CLASS, T)),
         (NamedTime, CLASS, lambda net: net(X, T, CLASS)),
         (Own, NULL, lambda net: net(X, T, torch.tensor([7, 2]))),
@@ -85,9 +88,9 @@ def test_of_a_learned_variance_only_the_prediction_is_taken():
     assert torch.equal(output, net(X, T, CLASS).sample[:, :1])
 
 
-SD3 = functools.partial(
-    diffusers.SD3Transformer2DModel, sample_size=8, patch_size=2, in_channels=1, out_channels=1, num_layers=1, attention_head_dim=4,
-    num_attention_heads=2, joint_attention_dim=SIZE, caption_projection_dim=8, pooled_projection_dim=SIZE, pos_embed_max_size=8,
+FLUX = functools.partial(
+    diffusers.FluxTransformer2DModel, in_channels=1, num_layers=1, num_single_layers=0, attention_head_dim=8, num_attention_heads=1,
+    joint_attention_dim=SIZE, pooled_projection_dim=POOLED, axes_dims_rope=(2, 2, 4),
 )  # fmt: skip
 
 
@@ -106,7 +109,15 @@ SD3 = functools.partial(
         (DIT, EMBEDDING, r"the images have embeddings B×3×4, but DiTTransformer2DModel takes classes"),
         (CLASS_UNET, EMBEDDING[:, 0], r"the images have embeddings B×4, but UNet2DModel takes classes"),
         (UNET, EMBEDDING[:, 0], r"the images have embeddings B×4, but UNet2DModel takes none: use a network with encoder_hidden"),
-        (SD3, EMBEDDING, r"SD3Transformer2DModel\.forward needs pooled_projections, which denoisers are not called with"),
+        (SD3, None, r"SD3Transformer2DModel needs a condition of each image \(pooled_projections\)"),
+        (SD3, CLASS, r"the images have classes, but SD3Transformer2DModel takes embeddings"),
+        (
+            SD3,
+            EMBEDDING,
+            r"B×3×4, but SD3Transformer2DModel takes sequences of 4 numbers, each followed by the 5 .*: use embeddings B×L×9",
+        ),
+        (SD3, WITH_POOLED[:, 0], r"the images have embeddings B×9, but SD3Transformer2DModel takes sequences of 4 numbers"),
+        (FLUX, WITH_POOLED, r"FluxTransformer2DModel\.forward needs img_ids, which denoisers are not called with"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, condition, said):

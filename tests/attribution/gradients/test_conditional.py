@@ -8,19 +8,27 @@ import torch
 from attribution.gradients.per_example import per_example_gradients
 from attribution.images.draws import Uniform
 from attribution.measurements import Loss
-from tests.conditional_networks import CLASSES, DIT, EMBEDDED_UNET, LEARNED_VARIANCE, LENGTH, PIXART, SIZE
+from tests.conditional_networks import CLASSES, DIT, EMBEDDED_UNET, LEARNED_VARIANCE, LENGTH, PIXART, POOLED, SD3, SIZE
 from tests.references import as_parameters, draw_gradients
 from tests.worlds import PROCESSES, UNET
 
 CLASS = torch.tensor([2, 0, 1])
 EMBEDDING = torch.randn(3, LENGTH, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+POOLED_TOO = torch.cat([EMBEDDING, EMBEDDING[:, :1, :1].expand(3, LENGTH, POOLED)], 2)
 CLASS_UNET = functools.partial(UNET, num_class_embeds=CLASSES + 1)
 
 
 @pytest.mark.parametrize(
     ("build", "condition"),
-    [(CLASS_UNET, CLASS), (DIT, CLASS), (LEARNED_VARIANCE, CLASS), (EMBEDDED_UNET, EMBEDDING), (PIXART, EMBEDDING)],
-    ids=["unet", "dit", "learned variance", "embedded unet", "pixart"],
+    [
+        (CLASS_UNET, CLASS),
+        (DIT, CLASS),
+        (LEARNED_VARIANCE, CLASS),
+        (EMBEDDED_UNET, EMBEDDING),
+        (PIXART, EMBEDDING),
+        (SD3, POOLED_TOO),
+    ],
+    ids=["unet", "dit", "learned variance", "embedded unet", "pixart", "sd3"],
 )
 def test_gradients_with_dropped_conditions_are_those_of_autograd(build, condition):
     """Claim: in float64, for each image and every trainable parameter, at draws some of which drop the condition."""

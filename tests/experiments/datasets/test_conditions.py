@@ -95,6 +95,22 @@ def test_embeddings_are_found_by_id_or_name(written, tmp_path):
     assert Split(replace(DIGITS, condition=condition), "train").fingerprint == Split(plain, "train").fingerprint
 
 
+@pytest.mark.parametrize("sequence", [True, False])
+def test_a_pooled_embedding_follows_every_vector(sequence, tmp_path):
+    """Claim: an image's row of the array ``pooled`` is at the end of each vector of its sequence, or of its only vector."""
+    order, pooled = np.random.default_rng(1).permutation(len(ROWS)), ROWS[:, 0, :2] + 1
+    rows = ROWS if sequence else ROWS[:, :1]
+    np.savez(tmp_path / "e.npz", embeddings=(rows if sequence else rows[:, 0])[order], pooled=pooled[order], ids=order)
+    loaded = splits(Embeddings(path=tmp_path / "e.npz", size=4, pooled=2))
+    for images in (loaded.train, loaded.validation):
+        assert images.condition is not None
+        np.testing.assert_array_equal(images.condition[..., :4], rows[images.index])
+        for vector in range(rows.shape[1]):
+            np.testing.assert_array_equal(images.condition[:, vector, 4:], pooled[images.index])
+    plain = splits(Embeddings(path=tmp_path / "e.npz", size=4))  # networks that take one embedding can use the file too
+    np.testing.assert_array_equal(plain.train.condition, (rows if sequence else rows[:, 0])[plain.train.index])
+
+
 def saved(folder: Path, **arrays) -> Path:
     np.savez(folder / "e.npz", **arrays)
     return folder / "e.npz"
@@ -141,3 +157,11 @@ def test_bad_conditions_are_refused(tmp_path):
     np.savez(tmp_path / "e.npz", **{"train/0": ROWS[0], "train/1": ROWS[1, :2], "train/2": ROWS[2], "train/3": ROWS[3]})
     with pytest.raises(DataError, match=r"embeddings of different shapes, \(3, 4\) and \(2, 4\)"):
         splits(Embeddings(path=tmp_path / "e.npz", size=4), Few())
+    for arrays, message in (
+        ({"embeddings": ROWS}, r"condition\.pooled: .*e\.npz needs an array pooled \[M, P\] .* but has none: add it"),
+        ({"embeddings": ROWS, "pooled": ROWS[:5, 0]}, r"condition\.pooled: .* but has 5×4"),
+        ({"embeddings": ROWS, "pooled": ROWS[:, 0]}, r"pooled=3: the pooled embeddings of the train images are 20×4: set the last"),
+        ({"embeddings": ROWS, "pooled": np.full((1797, 3), np.inf)}, "pooled embeddings of train images have values that are not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            splits(Embeddings(path=saved(tmp_path, **arrays), size=4, pooled=3))

@@ -18,11 +18,11 @@ from attribution.models.trained import FinalParameters, Trained
 from attribution.nodes import InMemory
 from attribution.training import RecordError
 from experiments.models.experiment import Experiment
-from experiments.models.rehearsal import rehearse
+from experiments.models.rehearsal import check_sampler, rehearse
 from experiments.models.trained import TrainedModel
 from experiments.tasks.composition import experiment_of, named
 from experiments.tasks.settings import build
-from tests.conditional_networks import DIT, EMBEDDED_UNET, SIZE
+from tests.conditional_networks import DIT, EMBEDDED_UNET, PIXART, POOLED, SD3, SIZE
 from tests.experiments.tasks.compositions import composed
 from tests.worlds import UNET
 
@@ -113,6 +113,59 @@ def test_a_text_to_image_pipeline_is_explained(tmp_path):
     assert np.isfinite(scores(experiment, config)).all()
     with pytest.raises(FieldError, match="needs a condition of each image"):
         rehearse(experiment_of(composed(*arguments)))
+
+
+def diffusion_transformer(kind: str) -> tuple[diffusers.DiffusionPipeline, dict[str, np.ndarray]]:
+    """A pipeline of texts without its text encoders, and the embeddings of all digits."""
+    autoencoder = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=1)
+    embeddings = np.random.default_rng(0).standard_normal((1797, 3, SIZE + POOLED)).astype(np.float32)
+    arrays = {"embeddings": embeddings[..., :SIZE], "pooled": embeddings[:, 0, SIZE:]}
+    if kind == "pixart":
+        scheduler = diffusers.DPMSolverMultistepScheduler(num_train_timesteps=50)
+        parts = {"transformer": PIXART(), "vae": autoencoder, "scheduler": scheduler}
+        return diffusers.PixArtSigmaPipeline(**parts, tokenizer=None, text_encoder=None), arrays
+    names = [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
+    parts = {"transformer": SD3(), "vae": autoencoder, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    return diffusers.StableDiffusion3Pipeline(**parts, **dict.fromkeys(names)), arrays
+
+
+@pytest.mark.parametrize("kind", ["pixart", "sd3"])
+def test_a_diffusion_transformer_of_texts_is_explained(kind, tmp_path):
+    """Claim: PixArt, and Stable Diffusion 3 with its second embedding and its flow, are sampled and scored."""
+    torch.manual_seed(1)
+    made, arrays = diffusion_transformer(kind)
+    made.save_pretrained(tmp_path / "pipeline")
+    np.savez(tmp_path / "texts.npz", **arrays)
+    arguments = ["explained=pipeline", f"explained.path={tmp_path / 'pipeline'}", *SMALL, *SIZES, "estimator=trak"]
+    arguments += ["condition=embeddings", f"condition.path={tmp_path / 'texts.npz'}", f"condition.size={SIZE}"]
+    if kind == "sd3":
+        with pytest.raises(FieldError, match="which is pipeline_flow for a pipeline with a rectified flow"):
+            check_sampler(experiment_of(composed(*arguments, f"condition.pooled={POOLED}")))
+        arguments += ["diffusion=pipeline_flow"]
+        with pytest.raises(FieldError, match="takes sequences of 4 numbers, each followed by the 5 numbers of a pooled embedding"):
+            rehearse(experiment_of(composed(*arguments)))
+        arguments += [f"condition.pooled={POOLED}"]
+    config = composed(*arguments, "diffusion.sampler.steps=2", "diffusion.sampler.guidance=2")
+    experiment = experiment_of(config)
+    if kind == "sd3":
+        levels = torch.tensor([100, 500, 501, 900])
+        u = torch.sigmoid(torch.special.ndtri((levels.double() - 0.5) / 1000))
+        torch.testing.assert_close(experiment.trained.process.level(levels, torch.float64), 3 * u / (1 + 2 * u), rtol=1e-12, atol=0)
+    rehearse(experiment)
+    assert np.isfinite(InMemory()(experiment.samples(2, 0)).pixels).all()
+    assert np.isfinite(scores(experiment, config)).all()
+
+
+def test_flows_that_are_refused(tmp_path):
+    """Claim: a shift that depends on the resolution, and another number of timesteps, are named."""
+    made, _ = diffusion_transformer("sd3")
+    for i, (settings, message) in enumerate(
+        [({"use_dynamic_shifting": True}, "use_dynamic_shifting"), ({"num_train_timesteps": 50}, "has 50")]
+    ):
+        made.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+        made.save_pretrained(tmp_path / str(i))
+        with pytest.raises(ValueError, match=message):
+            _ = Pipeline(str(tmp_path / str(i))).process
 
 
 def test_a_network_with_further_inputs_is_refused(tmp_path):

@@ -143,7 +143,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     conditional = (*_RUN, *_DIGITS, *_EVERY, "model=unet_digits_classes", "model.block_out_channels=[8,8]", "task=train")
     yield "condition", (*conditional, "condition=labels")
     for group in ("diffusion", "optimizer", "trainer"):
-        for choice in set(options(group)) - {"pipeline"}:
+        for choice in set(options(group)) - {"pipeline", "pipeline_flow"}:
             yield group, (f"{group}={choice}", *SMALL, "task=train")
     yield "parameters", (*SCORES, "parameters=matching", "parameters.pattern=up_blocks")
     for choice in options("checkpoints"):
