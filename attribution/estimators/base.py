@@ -11,7 +11,7 @@ from attribution.checks import listed, number
 from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
-from attribution.images.draws import DrawScheme
+from attribution.images.draws import DrawScheme, Side
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Get, Node, execution
@@ -52,6 +52,9 @@ class Estimator(ABC):
 
     RECORDED_DRAWS: ClassVar[bool] = False
     """Whether training images are taken at the draws that training recorded, so that ``draws`` are of the queries alone."""
+
+    REPLICATED: ClassVar[tuple[Side, ...]] = ()
+    """The sides whose draws may be cut into groups (``draws.replicates``): those in whose gradients scores are linear."""
 
     GRADIENTS: ClassVar[bool] = True
     """Whether scores are computed from gradients of the model's parameters."""

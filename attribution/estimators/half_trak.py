@@ -38,6 +38,7 @@ class HalfPrecisionTRAK(KernelEstimator):
 
     NAME = "HalfPrecisionTRAK"
     VERSION = 1
+    REPLICATED = ()
 
     precision: Literal["float16", "bfloat16"] = "float16"
 

@@ -21,6 +21,7 @@ from attribution.estimators.balance import Balance, TimestepNorms
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
 from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
+from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
@@ -74,6 +75,7 @@ class KFACInfluence(ShardedEstimator):
     VERSION = 1
     DRAW_LISTS = True
     DRAW_BINS = True
+    REPLICATED = ("query", "train")
 
     curvature: Curvature
     damping: float | Sequence[float] = 1e-8
@@ -94,7 +96,8 @@ class KFACInfluence(ShardedEstimator):
         gradient_shapes(trained)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
-        return InfluenceScores(replace(self, damping=tuple(sorted({*GRID, *self.dampings}))), train, queries, trained)
+        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
+        return with_replicates(self, InfluenceScores(stored, train, queries, trained))
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}

@@ -10,8 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.checks import whole
+from attribution.checks import FieldError, whole
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
+from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
@@ -47,6 +48,8 @@ class KernelEstimator(Estimator):
     averaged.
     """
 
+    REPLICATED = ("query",)
+
     measurement: Measure | None = None
     query_feature: Measure | None = None
     train_feature: Measure | None = None
@@ -59,7 +62,9 @@ class KernelEstimator(Estimator):
     def __post_init__(self):
         check_dampings(self)
         whole(self, "models", least=1)
-        self.draws.refuse_lists("a feature")
+        self.draws.refuse_lists("a feature", replicates="query" in self.REPLICATED)
+        if self.draws.replicates > 1 and self.models > 1:
+            raise FieldError(self, "models", "an ensemble has no errors by groups of draws: set models=1, or draws.replicates=1")
         if (self.measurement is None) == (self.query_feature is None):
             raise ValueError(f"{type(self).__name__}: give exactly one of measurement and query_feature")
 
@@ -96,7 +101,7 @@ class KernelEstimator(Estimator):
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         projection = self.projection.chosen(gradient_shapes(trained))
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1, projection=projection)
-        members = [KernelScores(stored, train, queries, trained.member(i)) for i in range(self.models)]
+        members = [with_replicates(self, KernelScores(stored, train, queries, trained.member(i))) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
 
     def features(self, trained: Trained, images: ImageSet, role: str) -> Features:

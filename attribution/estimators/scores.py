@@ -19,7 +19,8 @@ class Scores(Artifact):
     ``values`` float32 ``[.., Q, N]``: the leading axes are the swept values that ``axes`` names, in order (damping, draws).
     ``query_index [Q]`` and ``train_index [N]``: the ids of rows and columns in their sources. ``halves`` float32 ``[2, Q, N]``: the
     scores from each half of the query draws, over all bins of timesteps. Their agreement is the reliability of ``values``. Only
-    some estimators provide them.
+    some estimators provide them. ``cross`` float32 ``[.., R, S, Q, N]``: the scores from group r of a query's draws and group s of
+    a training image's, whose mean is ``values``; S is 1 if training images have no groups. None: there are no replicates.
     """
 
     values: np.ndarray
@@ -27,6 +28,7 @@ class Scores(Artifact):
     train_index: np.ndarray
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     halves: np.ndarray | None = None
+    cross: np.ndarray | None = None
 
     def at(self, **axes: Any) -> "Scores":
         """Return the scores at one value of each swept axis, ``[Q, N]``.
@@ -43,7 +45,8 @@ class Scores(Artifact):
                 )
             position.append(list(values).index(axes[name]))
         whole = all(value == ALL for name, value in axes.items() if name.endswith("_bin"))
-        return Scores(self.values[tuple(position)], self.query_index, self.train_index, {}, self.halves if whole else None)
+        cross = None if self.cross is None else self.cross[tuple(position)]
+        return Scores(self.values[tuple(position)], self.query_index, self.train_index, {}, self.halves if whole else None, cross)
 
     def save(self, folder: Path) -> None:
         np.save(folder / "scores.npy", self.values)
@@ -51,6 +54,8 @@ class Scores(Artifact):
         np.save(folder / "train_index.npy", self.train_index)
         if self.halves is not None:
             np.save(folder / "halves.npy", self.halves)
+        if self.cross is not None:
+            np.save(folder / "cross.npy", self.cross)
         (folder / "axes.json").write_text(json.dumps({name: list(values) for name, values in self.axes.items()}))
 
     @classmethod
@@ -66,5 +71,5 @@ class Scores(Artifact):
             read("query_index"),
             read("train_index"),
             json.loads((folder / "axes.json").read_text()),
-            read("halves") if (folder / "halves.npy").exists() else None,
+            *(read(name) if (folder / f"{name}.npy").exists() else None for name in ("halves", "cross")),
         )

@@ -8,6 +8,7 @@ import numpy as np
 
 from attribution.checks import FieldError
 from attribution.estimators.base import Estimator
+from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.estimators.training_trajectory import refuse_zero_rates
@@ -46,6 +47,7 @@ class GradientSimilarity(Estimator):
 
     NAME = "GradientSimilarity"
     VERSION = 1
+    REPLICATED = ("query", "train")
 
     measurement: Measure
     draws: DrawScheme
@@ -58,7 +60,7 @@ class GradientSimilarity(Estimator):
     def __post_init__(self):
         if self.weighted and self.checkpoints is None:
             raise FieldError(self, "weighted", "there are learning rates only of checkpoints: leave it false for the final model")
-        self.draws.refuse_lists("a feature")
+        self.draws.refuse_lists("a cosine" if self.cosine else "a feature", replicates=not self.cosine)
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
@@ -71,7 +73,8 @@ class GradientSimilarity(Estimator):
             if self.weighted:
                 recorded.check_learning_rates(self, "weighted")
         self.draws.check(trained.process.T)
-        return SimilarityScores(replace(self, projection=self.projection.chosen(gradient_shapes(trained))), train, queries, trained)
+        stored = replace(self, projection=self.projection.chosen(gradient_shapes(trained)))
+        return with_replicates(self, SimilarityScores(stored, train, queries, trained))
 
     def features(self, trained: Trained, images: ImageSet, role: str, step: int | None) -> Features:
         """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryBatch, half_columns
@@ -42,6 +43,7 @@ class TrajectoryEstimator(CheckpointEstimator):
 
     DRAW_BINS = True
     RECORDED_DRAWS = True
+    REPLICATED = ("query",)
 
     checkpoints: int | str | Sequence[int] = 4
 
@@ -58,7 +60,7 @@ class TrajectoryEstimator(CheckpointEstimator):
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         recorded.check_checkpoints(self.checkpoints, self, visited=True)
         self.draws.check(trained.process.T)
-        return TrajectoryScores(self, train, queries, recorded)
+        return with_replicates(self, TrajectoryScores(self, train, queries, recorded))
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ class DrawScheme(ABC):
 
     seed: int
     bins: int
+    replicates: int = 1
 
     @property
     @abstractmethod
@@ -150,12 +151,17 @@ class DrawScheme(ABC):
         """The draws at the checkpoint ``step``, the same as this scheme's if it makes no difference between checkpoints."""
         return self
 
-    def refuse_lists(self, what: str) -> None:
-        """Raises FieldError: bins or several numbers of draws, which are for scores; ``what`` takes neither."""
+    def refuse_lists(self, what: str, replicates: bool = False) -> None:
+        """Raises FieldError: bins or several numbers of draws, which are for scores; ``what`` takes neither.
+
+        Nor does it take groups of draws, unless ``replicates`` is true.
+        """
         if len(self.prefixes) > 1:
             raise FieldError(self, "n", f"{what} takes one number of draws")
         if self.bins > 1:
             raise FieldError(self, "bins", f"{what} takes no bins")
+        if self.replicates > 1 and not replicates:
+            raise FieldError(self, "replicates", f"{what} has no errors by groups of draws: set 1")
 
     def refuse_sides(self, why: str) -> None:
         """Raises FieldError: a number of draws of training images, where there are none to choose; ``why`` says so."""
@@ -217,6 +223,19 @@ class TwoSided(DrawScheme):
         same = list(self.train) == list(self.n) if isinstance(self.train, Sequence) and several else self.train == self.n
         if same:
             object.__setattr__(self, "train", None)
+        self._check_replicates()
+
+    def _check_replicates(self) -> None:
+        whole(self, "replicates", least=1)
+        if self.replicates == 1:
+            return
+        if len(self.pairs) > 1 or self.bins > 1:
+            raise FieldError(self, "replicates", "the groups are of one number of draws, over all timesteps: set one n, and bins=1")
+        for number in self.pairs[0]:
+            if number % self.replicates:
+                raise FieldError(
+                    self, "replicates", f"{number} draws cannot be cut into as many equal groups: choose a divisor of it"
+                )
 
     @property
     def prefixes(self) -> list[int]:
@@ -249,7 +268,8 @@ class Uniform(TwoSided):
     """``n`` independent draws, t ~ U{1..T} (K-FAC influence). The first k of n are the draws of ``Uniform(k)``.
 
     With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it. ``train``:
-    the number for training images, or a list that goes with that of ``n`` (None: as many).
+    the number for training images, or a list that goes with that of ``n`` (None: as many). ``replicates``: the number of groups
+    that the draws of either side are cut into, from which scores get standard errors (``attribution.images.replicates``).
     """
 
     NAME = "Uniform"
@@ -260,6 +280,7 @@ class Uniform(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
+    replicates: int = added(default=1)
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         number = torch.arange(self.count, device=example.device)

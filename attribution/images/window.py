@@ -17,8 +17,8 @@ SHARED = ("attribution.images.draws",)
 class Window(TwoSided):
     """``n`` independent draws, t ~ U{low..high}. The first k of n are the draws of ``Window(k)``; noises are those of ``Uniform``.
 
-    Scores from a window explain the loss at its timesteps. ``n`` and ``train`` may be lists, as in ``Uniform``. ``bins`` divide all
-    timesteps 1..T, as in other schemes; bins outside the window have scores of 0.
+    Scores from a window explain the loss at its timesteps. ``n``, ``train`` and ``replicates`` are as in ``Uniform``. ``bins``
+    divide all timesteps 1..T, as in other schemes; bins outside the window have scores of 0.
     """
 
     NAME = "Window"
@@ -31,6 +31,7 @@ class Window(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
+    replicates: int = added(default=1)
 
     def __post_init__(self):
         super().__post_init__()

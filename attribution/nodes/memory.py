@@ -34,6 +34,9 @@ class InMemory:
         if parts := [part for node in missing.values() for part in node.parts(self)]:
             self.many(parts, title)
         for group in groups(list(missing.values())):
+            group = [node for node in group if node.fingerprint not in self._artifacts]  # an earlier group may have needed it
+            if not group:
+                continue
             artifacts = type(group[0]).compute_together(group, self)
             for node in group:  # nothing resumes from here
                 shutil.rmtree(self._folder / node.fingerprint / PROGRESS, ignore_errors=True)

@@ -11,6 +11,7 @@ from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks.compare import compare
+from experiments.benchmarks.draw_noise import DrawNoise, noise_bands, of_variants
 from experiments.benchmarks.proponents import report_proponents
 from experiments.benchmarks.selection import Selection, Selective
 from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAINING, SubsetBenchmark, levels
@@ -59,7 +60,8 @@ class LDS(SubsetBenchmark, Selective):
     the other half of the subsets, and, as papers report it, at the one that is best on all subsets. Scores that are not finite have
     NaN. Exact retraining as an estimator and the noise ceiling are computed from all
     subsets if ``seeds`` is at least 2, and from the repeated ones otherwise. The figures show ``rows`` queries, each with ``shown``
-    proponents.
+    proponents. Scores with replicates (``estimator.draws.replicates``) have intervals over their draws too, and the table
+    ``expected_lds`` says what other numbers of draws would give.
     """
 
     rows: int = 4
@@ -80,7 +82,7 @@ class LDS(SubsetBenchmark, Selective):
         retrained = self._measured(experiment)
         train = get(experiment.train)
         removed = self.subsets.removed(train)
-        values, held_out, table = [], [], []
+        values, held_out, table, expected = [], [], [], []
         for kind, queries in self.queries.items():
             measurements = Measurements(truth.measured(retrained[kind], get), truth.replicates(retrained[kind], get), removed)
             ceiling = self.ceiling(measurements.replicates, len(removed))
@@ -88,7 +90,8 @@ class LDS(SubsetBenchmark, Selective):
             images = get(queries.node(experiment))
             predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
             per_query = PERCENT * metrics.per_query(predictions, measurements.target)
-            values += report.add(self._rows(kind, variants, predictions, per_query, measurements, ceiling))
+            noises = of_variants(variants, removed)
+            values += report.add(self._rows(kind, variants, noises, predictions, per_query, measurements, ceiling))
             report.add(_ceiling_rows(kind, measurements.replicates, ceiling))
             swept = [
                 Variant(subject_of(name, estimator, nodes[kind, name], get), scores[kind, name])
@@ -97,9 +100,16 @@ class LDS(SubsetBenchmark, Selective):
             ]
             held_out += report.add(self._tuned(kind, swept, measurements, ceiling))
             table += _table(kind, images, variants, per_query)
+            for noise, value in zip(noises, per_query.mean(1).tolist(), strict=True):
+                if noise is not None and noise.variant.all_timesteps:
+                    expected += noise.expected(kind, value)
+                    report.note(noise.sentence(kind, value))
             shown = {v.label: v.scores.values for v in variants if v.all_timesteps and np.isfinite(v.scores.values).all()}
-            report_proponents(report, kind, images, train, shown, range(min(self.rows, len(images))), top=self.shown)
+            first, noise = range(min(self.rows, len(images))), noise_bands([v for v in variants if v.label in shown])
+            report_proponents(report, kind, images, train, shown, first, noise, top=self.shown)
         report.table("lds_of_queries", table)
+        if expected:
+            report.table("expected_lds", expected)
         values = [row for row in values if row.minus is None]
         tuned = [row for row in held_out if row.metric == HELD_OUT]
         bars = [row for row in [*values, *tuned] if row.minus is None and row.subject.all_timesteps]
@@ -154,6 +164,7 @@ class LDS(SubsetBenchmark, Selective):
         self,
         kind: str,
         variants: Sequence[Variant],
+        noises: Sequence[DrawNoise | None],
         predictions: np.ndarray,
         per_query: np.ndarray,
         measurements: Measurements,
@@ -163,17 +174,24 @@ class LDS(SubsetBenchmark, Selective):
 
         ``predictions [P, Q, M]`` are those of the variants, ``per_query [P, Q]`` their LDS in per cent.
         """
-        values = metrics.lds(predictions, measurements.target[None], self.bootstrap) * PERCENT
+        over_subsets = metrics.lds(predictions, measurements.target[None], self.bootstrap)
+        values = [
+            over_subsets[p, 0] if noise is None else noise.statistic(over_subsets[p, 0], measurements.target, self.bootstrap)
+            for p, noise in enumerate(noises)
+        ]
         quartiles = np.percentile(per_query, [25, 50, 75], axis=1).T
         yield from compare(
             [variant.subject for variant in variants],
-            [values[p, 0] for p in range(len(variants))],
+            [value * PERCENT for value in values],
             benchmark=BENCHMARK,
             metric=METRIC,
             queries=kind,
             levels=levels(ceiling),
             about={"subsets": len(measurements.removed), "seeds": self.seeds},
-            about_each=[{"quartiles_of_queries": row} for row in quartiles],
+            about_each=[
+                {"quartiles_of_queries": row, **({} if noise is None else noise.about())}
+                for row, noise in zip(quartiles, noises, strict=True)
+            ],
         )
         if len(measurements.replicates) > 1:
             seeds, _, subsets = measurements.replicates.shape

@@ -12,11 +12,19 @@ from experiments.report.report import Report
 
 
 def report_proponents(
-    report: Report, kind: str, queries: Images, train: Images, scores: Mapping[str, np.ndarray], rows: Sequence[int], **look: Any
+    report: Report,
+    kind: str,
+    queries: Images,
+    train: Images,
+    scores: Mapping[str, np.ndarray],
+    rows: Sequence[int],
+    noise: Mapping[str, np.ndarray] | None = None,
+    **look: Any,
 ) -> None:
     """Draw ``rows`` of the queries as ``proponents_KIND``, and add all queries to the page.
 
-    ``scores`` are τ ``[Q, N]`` by the label of the estimator, and ``look`` further arguments of :func:`figures.proponents`.
+    ``scores`` are τ ``[Q, N]`` by the label of the estimator, ``noise`` half the widths of their intervals, and ``look`` further
+    arguments of :func:`figures.proponents`.
     """
-    report.attribute(Attributions(kind, queries, train, scores))
-    report.figure(f"proponents_{kind}", figures.proponents(queries, train, scores, rows, **look))
+    report.attribute(Attributions(kind, queries, train, scores, noise or {}))
+    report.figure(f"proponents_{kind}", figures.proponents(queries, train, scores, rows, noise=noise, **look))

@@ -67,6 +67,7 @@ class TunedTRAK(TRAK):
             raise FieldError(self, "damping", "give at least one value", "[]")
         whole(self, "models", least=1, most=1)
         check_precision(self, "target_precision")
+        self.draws.refuse_lists("a tuned estimator")
         self.target_draws.refuse_lists("a measurement")
         self.target_draws.refuse_sides("n is the number of draws of every query")
 

@@ -22,6 +22,8 @@ _MEANING = (
     "A score above 0: training on the image lowered the query's cost. Top: the largest scores; most negative: the smallest"
 )
 
+_NOISE = "Grey: the score is within the noise of the draws (95 %)."
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -58,6 +60,7 @@ def proponents(
     top: int = 6,
     neutral: int = 3,
     boxed: Mapping[str, Collection[int]] | None = None,
+    noise: Mapping[str, np.ndarray] | None = None,
     box_caption: str = "generally influential: among the top proponents of many queries",
 ) -> Figure:
     """For each query, the training images with the largest scores, the scores nearest 0 and the smallest (K-FAC influence, fig. 1).
@@ -73,6 +76,7 @@ def proponents(
         top: the number of images with the largest scores, and of those with the smallest.
         neutral: the number of images with scores nearest 0.
         boxed: for each variant, positions of generally influential training images, which get a red box (ReTrac §6.2).
+        noise: for some variants, half the width of the interval of each score, ``[Q, N]``; a score within it is grey.
         box_caption: the explanation of a red box in the legend.
     """
     by_query = len(scores) > SECTIONS
@@ -83,6 +87,8 @@ def proponents(
 
     line_height = _SIZE + _TEXT + names_height(train, queries.take(list(rows)))
     notes = [_MEANING + ("." if by_query or not neutral else "; neutral: those nearest 0.")]
+    if noise:
+        notes.append(_NOISE)
     if groups[0].count < min(top, len(train)):
         notes.append(f"{groups[0].count} of {top} top and most negative images shown.")
     legend = wrapped(box_caption, width - 0.5, 9) if boxed else []
@@ -103,7 +109,9 @@ def proponents(
             if by_query:
                 label = "\n".join(wrapped(name, names - _BETWEEN, 9))
                 axes.text(_MARGIN + query + _BETWEEN, line_y + _SIZE / 2, label, va="center", fontsize=9, color=INK)
-            _line(axes, train, np.asarray(scores[name][row]), groups, line_y, red[name])
+            values, within = np.asarray(scores[name][row]), (noise or {}).get(name)
+            grey = np.zeros(len(values), bool) if within is None else np.abs(values) <= within[row]
+            _line(axes, train, values, groups, line_y, red[name], grey)
             line_y += line_height
         y += section.height + 0.12
     foot(axes, _MARGIN, y, legend, below)
@@ -167,11 +175,14 @@ def _head(axes: Axes, section: _Section, groups: list[_Group], query: float, y: 
     return y + _HEADING
 
 
-def _line(axes: Axes, train: Images, scores: np.ndarray, groups: list[_Group], y: float, red: Collection[int]) -> None:
+def _line(
+    axes: Axes, train: Images, scores: np.ndarray, groups: list[_Group], y: float, red: Collection[int], grey: np.ndarray
+) -> None:
     for group in groups:
         for place, position in enumerate(top_k(group.rank(scores[None]), group.count)[0]):
             text = f"{caption(train, int(position), _SIZE)}\n{_short(float(scores[position]))}"
-            thumbnail(axes, train, position, group.x + place * _STEP, y, _SIZE, text, int(position) in red)
+            color = FAINT if grey[position] else INK
+            thumbnail(axes, train, position, group.x + place * _STEP, y, _SIZE, text, int(position) in red, color)
 
 
 def _short(score: float) -> str:

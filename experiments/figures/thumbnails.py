@@ -71,7 +71,9 @@ def foot(axes: Axes, x: float, y: float, boxed: Sequence[str], notes: Sequence[s
         y += 0.16
 
 
-def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: float, text: str, box: bool = False) -> None:
+def thumbnail(
+    axes: Axes, images: Images, row: int, x: float, y: float, size: float, text: str, box: bool = False, color: str = INK
+) -> None:
     """Draw an image with ``text`` below."""
     pixels = colors(images, [int(row)])[0]
     pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
@@ -80,7 +82,7 @@ def thumbnail(axes: Axes, images: Images, row: int, x: float, y: float, size: fl
     axes.imshow(pixels, extent=(left, left + width, top + height, top), interpolation="nearest", aspect="auto")
     edge = {"edgecolor": RED, "linewidth": 2.5} if box else {"edgecolor": FAINT, "linewidth": 0.4}
     axes.add_patch(Rectangle((left, top), width, height, fill=False, **edge))
-    look = {"ha": "center", "va": "top", "fontsize": _FONT, "linespacing": 1.0, "color": INK}
+    look = {"ha": "center", "va": "top", "fontsize": _FONT, "linespacing": 1.0, "color": color}
     axes.text(x + size / 2, y + size + 0.03, text, parse_math=False, **look)
 
 

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from attribution.estimators import SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from experiments import figures
+from experiments.benchmarks.draw_noise import noise_bands
 from experiments.benchmarks.variants import subject_of, variants_of
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
@@ -20,6 +21,8 @@ from experiments.tasks.settings import SettingError, build
 
 _SHOWN = 8
 """The largest number of queries in the figure."""
+_RESAMPLES = 1000
+"""Of the draws, for the probability of a training image to be among the first."""
 
 
 def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
@@ -54,15 +57,16 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         for variant in variants:
             path = folder if len(variants) == 1 else folder / variant.label
             path.mkdir(parents=True, exist_ok=True)
-            write_proponents(path, variant.scores, explained, train, top)
+            write_proponents(path, variant.scores, explained, train, top, Bootstrap(_RESAMPLES, config.seed))
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:
             reliability = Bootstrap(seed=config.seed).mean(split_half_spearman(scores.halves), limits=CORRELATION_LIMITS).estimate()
             subject = subject_of(name, estimator, node, get)
             run.report.add([Row(benchmark="attribute", metric="split_half_spearman", subject=subject, estimate=reliability)])
         shown, values = range(min(_SHOWN, len(scores.query_index))), {v.label: v.scores.values for v in variants}
-        run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values))
-        run.report.figure("proponents", figures.proponents(explained, train, values, shown))
+        noise = noise_bands(variants)
+        run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values, noise))
+        run.report.figure("proponents", figures.proponents(explained, train, values, shown, noise=noise))
         run.report_coverage(estimator)
         report_given_model(run, estimator)
         warn_of_poor_model(run)

@@ -45,6 +45,7 @@ def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, monkey
 
 
 def test_the_page_has_a_command_of_each_kind():
-    """Claim: a DiT, a U-Net with classes, one with embeddings and a transformer with two embeddings are trained by commands of the page."""
+    """Claim: commands of the page train a DiT, a U-Net with classes, one with embeddings and a transformer with two of them."""
     found = " ".join(commands(CONDITIONS))
-    assert all(f"model={name}" in found for name in ("dit_digits", "unet_digits_classes", "unet_digits_embeddings", "sd3_digits"))
+    models = ("dit_digits", "unet_digits_classes", "unet_digits_embeddings", "sd3_digits")
+    assert all(f"model={name}" in found for name in models)

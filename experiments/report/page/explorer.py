@@ -86,7 +86,8 @@ def explorer(sets: Sequence[Ranked], shown: Shown) -> dict[str, Any]:
     """The queries of every kind with their proponents and opponents by place in ``shown``, which gets the images.
 
     Each kind of queries has: ``name``; ``count``, the number of all queries; ``queries``; ``estimators``, each with its ``label``,
-    places of ``proponents`` and ``opponents`` ``[C][k]``, and their scores ``up`` and ``down`` ``[C][k]``.
+    places of ``proponents`` and ``opponents`` ``[C][k]``, and their scores ``up`` and ``down`` ``[C][k]``. With replicates of
+    draws, ``up_noise`` and ``down_noise`` are 1 where a score is within its noise.
     """
     kinds = [_kind(of_kind, shown, IMAGE_BYTES // len(sets)) for of_kind in sets if of_kind.rankings]
     return {"kinds": kinds, "train": shown.described()}
@@ -102,7 +103,10 @@ def _kind(of_kind: Ranked, shown: Shown, room: int) -> dict[str, Any]:
         for side, values, positions in (("proponents", "up", ranking.proponents), ("opponents", "down", ranking.opponents)):
             positions = positions[:count]
             entry[side] = [[shown.place(train, position) for position in line] for line in positions.tolist()]
-            entry[values] = [[_rounded(s) for s in line] for line in np.take_along_axis(scores, positions, 1).tolist()]
+            chosen = np.take_along_axis(scores, positions, 1)
+            entry[values] = [[_rounded(s) for s in line] for line in chosen.tolist()]
+            if (noise := attributions.noise.get(ranking.label)) is not None:
+                entry[f"{values}_noise"] = (np.abs(chosen) <= np.take_along_axis(noise[:count], positions, 1)).astype(int).tolist()
         estimators.append(entry)
     queries = descriptions(attributions.queries, range(count), thumbnails.folder_of(attributions.kind))
     return {"name": attributions.kind, "count": len(attributions.queries), "queries": queries, "estimators": estimators}

@@ -285,14 +285,17 @@
       const general = new Set(estimator.general);
       return element("section", { class: "estimator", "aria-label": estimator.label },
         element("h4", {}, estimator.label),
+        estimator.up_noise ? element("p", { class: "note" }, "Faded: a score within the noise of the draws (95 %).") : null,
         element("div", { class: "sides" }, ...SIDES.map(([side, values, name, which]) => element("div", {},
           element("h5", {}, element("b", { class: values }, name), none(side, estimator[values][state.query]) ? ` · none; ${which}` : ` · ${which} first`),
           element("ol", { class: "strip-of-images" }, ...estimator[side][state.query].slice(0, state.top).map((place, rank) => {
             const image = train[place], value = estimator[values][state.query][rank];
-            const label = `Training image ${full(image)}, score ${score(value)}, ${side} rank ${rank + 1}${general.has(place) ? ", generally influential" : ""}. Show the queries it serves`;
+            const noisy = estimator[`${values}_noise`]?.[state.query][rank];
+            const label = `Training image ${full(image)}, score ${score(value)}${noisy ? ", within the noise of the draws" : ""}, ${side} rank ${rank + 1}${general.has(place) ? ", generally influential" : ""}. Show the queries it serves`;
             const made = thumb(image, [[`score ${value < 0 ? "down" : "up"}`, score(value)], ["caption", caption(image)]], Math.abs(value) / largest, label,
               () => goTo({ view: "image", image: place }), { "data-train": place });
             made.querySelector(".amount").classList.add(value < 0 ? "down" : "up");
+            if (noisy) made.classList.add("noisy");
             if (general.has(place)) made.append(element("span", { class: "mark", "aria-hidden": "true" }));
             return element("li", {}, made);
           }))))));

@@ -1,0 +1,90 @@
+"""Scores with replicates: from groups of the draws of a query and, in estimators that are linear in it, of a training image.
+
+An estimator that takes ``draws.replicates`` is linear in the gradients of a side, given its curvature or kernel, which comes from
+all draws. Its score is therefore the mean of the cross scores ``τ_rs`` of group r of the query's draws and group s of the training
+image's, and their scatter shows how far other draws would move it (``experiments.metrics.replicates``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from attribution.estimators.base import Estimator
+from attribution.estimators.scores import Scores
+from attribution.estimators.sharded import ShardedScores
+from attribution.images.draws import DrawScheme
+from attribution.images.replicates import CrossGroups, Group
+from attribution.models.trained import Trained
+from attribution.nodes import Cost, Get, Node, class_identity
+
+SHARED = ("attribution.estimators.sharded", "attribution.images.replicates")
+
+
+@dataclass(frozen=True)
+class ReplicatedScores(ShardedScores):
+    """The scores of ``estimator``, whose draws have several ``replicates``, with all cross scores."""
+
+    NAME = "ReplicatedScores"
+    VERSION = 1
+    TITLE = "scores by groups of draws"
+
+    estimator: Any
+    trained: Trained
+
+    @property
+    def members(self) -> list[list[Node[Scores]]]:
+        """The nodes of the cross scores, ``[R, R]``, or ``[R, 1]`` if only the draws of queries are in groups."""
+        estimator, draws = self.estimator, self.estimator.draws
+        whole, groups = replace(draws, replicates=1), range(draws.replicates)
+
+        def scheme(query: int, train: int | None) -> DrawScheme:
+            return Group(whole, query, len(groups)) if estimator.RECORDED_DRAWS else CrossGroups(whole, query, train, len(groups))
+
+        sides: Sequence[int | None] = list(groups) if "train" in estimator.REPLICATED else [None]
+        return [
+            [replace(estimator, draws=scheme(r, s)).scores(self.trained, self.train, self.queries) for s in sides] for r in groups
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """With the version of the cross scores."""
+        return {**super().description(), "member": class_identity(type(self.members[0][0]))}
+
+    def parts(self, get: Get) -> list[Node]:
+        # The parts of all members together, so that those with the same group of draws on a side share its passes.
+        parts = [part for row in self.members for member in row for part in member.parts(get)]
+        return list({part.fingerprint: part for part in parts}.values())
+
+    def parents(self) -> list[Node]:
+        parents = [parent for row in self.members for member in row for parent in member.parents()]
+        return list({parent.fingerprint: parent for parent in parents}.values())
+
+    def cost(self) -> Cost:
+        member, count = self.members[0][0].cost(), sum(map(len, self.members))
+        return replace(member, memory=(1 + count) * member.memory, disk=(1 + count) * member.disk)
+
+    def passes(self, get: Get) -> float:
+        rows, columns = len(self.members), len(self.members[0])
+        if columns == rows:  # each side is drawn once
+            return rows * self.members[0][0].passes(get)
+        member = self.members[0][0].passes(get)
+        of_queries = self.queries.count * self.estimator.draws.side("query").count
+        return member + of_queries * (rows - 1) / rows
+
+    def compute(self, get: Get) -> Scores:
+        members = [[member.compute(get) for member in row] for row in self.members]
+        first = members[0][0]
+        cross = np.stack([np.stack([scores.values for scores in row], -3) for row in members], -4)
+        axes = {**first.axes, **({"draws": self.estimator.draws.prefixes} if "draws" in first.axes else {})}
+        values = cross.mean((-4, -3), dtype=np.float64).astype(np.float32)
+        return Scores(values, first.query_index, first.train_index, axes, cross=cross)
+
+
+def with_replicates(estimator: Estimator, node: Node[Scores]) -> Node[Scores]:
+    """``node``, the scores of ``estimator``, or the scores with replicates if its draws have several."""
+    draws = getattr(estimator, "draws", None)
+    if not isinstance(draws, DrawScheme) or draws.replicates == 1:
+        return node
+    assert isinstance(node, ShardedScores)
+    return ReplicatedScores(node.estimator, node.train, node.queries, node.trained)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,97 @@
+"""The part of an LDS that is noise of the draws, for scores with replicates (``estimator.draws.replicates``)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.variants import Variant
+from experiments.metrics import lds
+from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.estimate import PERCENT
+from experiments.metrics.replicates import Noise, noise_band, with_draws
+
+_TIMES = (0.25, 0.5, 1, 2, 4, 8, math.inf)
+"""The multiples of the draws of a side at which the table gives the expected LDS."""
+
+
+@dataclass(frozen=True)
+class DrawNoise:
+    """What the groups of draws of one variant predict for the subsets, ``[R, S, Q, M]``, and the noise in it."""
+
+    variant: Variant
+    predictions: np.ndarray
+    noise: Noise
+
+    @classmethod
+    def of(cls, variant: Variant, removed: np.ndarray) -> "DrawNoise | None":
+        """From the weights that subsets remove, ``[M, N]``; None for scores without replicates."""
+        if variant.scores.cross is None:
+            return None
+        predictions = lds.predicted(variant.scores.cross, removed)
+        return cls(variant, predictions, Noise.of(predictions))
+
+    def statistic(self, value: Statistic, target: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+        """The LDS with its deviations in resamples of the groups too."""
+        return with_draws(value, self.predictions, target, bootstrap)
+
+    def about(self) -> dict[str, Any]:
+        """Facts for the row of the LDS: the shares of the variance of predictions."""
+        noise = self.noise
+        return {
+            "reliability": noise.signal,
+            "noise_of_query_draws": noise.query,
+            "noise_of_training_draws": noise.train,
+            "noise_of_both_draws": noise.both,
+            "replicates": len(self.predictions),
+        }
+
+    def expected(self, kind: str, value: float) -> Iterator[dict[str, Any]]:
+        """Lines of a table: the LDS to expect with more or fewer draws of either side, if it is ``value`` with those taken.
+
+        Where the draws of training images are not in groups, they stay as many.
+        """
+        effort = self.variant.subject.effort
+        assert effort is not None
+        for query in _TIMES:
+            for train in _TIMES if self.predictions.shape[1] > 1 else (1,):
+                yield {
+                    "queries": kind,
+                    "estimator": self.variant.label,
+                    "draws_query": _times(effort.draws_query, query),
+                    "draws_train": _times(effort.draws_train, train),
+                    "expected_lds_%": self.noise.expected(value, query, train),
+                }
+
+    def sentence(self, kind: str, value: float) -> str:
+        """How much of the LDS ``value`` draws cost, and of which side more would help."""
+        noise = self.noise
+        if not noise.signal > 0:
+            return (
+                f"{self.variant.label}, {kind} queries: predictions are noise of the draws; take more of them (estimator.draws.n)"
+            )
+        shares = f"{PERCENT * noise.query:.0f} % of the draws of queries"
+        if self.predictions.shape[1] > 1:
+            shares += f", {PERCENT * noise.train:.0f} % of those of training images, {PERCENT * noise.both:.0f} % of both together"
+        endless = noise.expected(value, math.inf, math.inf if self.predictions.shape[1] > 1 else 1)
+        return (
+            f"{self.variant.label}, {kind} queries: of the variance of predictions {shares} is noise; with endless draws an LDS of "
+            f"{endless:.1f} % in place of {value:.1f} % is expected (expected_lds.csv)"
+        )
+
+
+def noise_bands(variants: Sequence[Variant]) -> dict[str, np.ndarray]:
+    """Half the width of the 95 % interval of each score, ``[Q, N]``, by the label of a variant with replicates."""
+    return {v.label: noise_band(np.asarray(v.scores.cross)) for v in variants if v.scores.cross is not None}
+
+
+def of_variants(variants: Sequence[Variant], removed: np.ndarray) -> list[DrawNoise | None]:
+    """The noise in each variant's predictions."""
+    return [DrawNoise.of(variant, removed) for variant in variants]
+
+
+def _times(number: int | None, factor: float) -> float | None:
+    """``factor`` times a number of draws, "inf" for endless ones."""
+    return None if number is None else number * factor

@@ -1,0 +1,147 @@
+"""What groups of draws say about scores: standard errors, reliability, and what more draws would buy. Pure functions.
+
+``cross [.., R, S, ..]`` has one value for each of R groups of a query's draws and S groups of a training image's. Both groups are
+random and crossed, so every value is
+
+    x_rs = x + a_r + b_s + e_rs
+
+with independent deviations of variances σ_a², σ_b², σ_e²; the estimate is the mean over r and s. S is 1 if training images have
+no groups; b and e are then unknown and taken as 0. The noise of curvatures and kernels, which come from all draws, is not in it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from experiments.metrics import lds
+from experiments.metrics.bootstrap import Bootstrap, Statistic
+from experiments.metrics.estimate import LEVEL
+
+QUERY_DRAWS, TRAINING_DRAWS = "query draws", "training draws"
+"""The axes that are resampled."""
+
+
+def standard_errors(cross: np.ndarray) -> np.ndarray:
+    """The standard error of the mean of ``cross [R, S, ..]``: ``[..]`` float64.
+
+    It is the two-way jackknife over groups (delete one r, delete one s), less what both count: ``Var = J_r + J_s - J_rs`` with
+
+        J_r = Σ_r (x̄_r - x̄)² / (R (R - 1)),   J_s alike,   J_rs = Σ_rs (x_rs - x̄_r - x̄_s + x̄)² / (RS (R - 1)(S - 1)),
+
+    whose expectation is ``σ_a²/R + σ_b²/S + σ_e²/(RS)``. Where the difference is below ``J_rs``, that is taken, so that errors are
+    somewhat too large where σ_e dominates.
+    """
+    cross = cross.astype(np.float64)
+    R, S = cross.shape[:2]
+    mean, by_query, by_train = cross.mean((0, 1)), cross.mean(1), cross.mean(0)
+    of_query = ((by_query - mean) ** 2).sum(0) / (R * (R - 1))
+    if S == 1:
+        return np.sqrt(of_query)
+    of_train = ((by_train - mean) ** 2).sum(0) / (S * (S - 1))
+    rest = cross - by_query[:, None] - by_train[None] + mean
+    of_both = (rest**2).sum((0, 1)) / (R * S * (R - 1) * (S - 1))
+    return np.sqrt(np.maximum(of_query + of_train - of_both, of_both))
+
+
+def noise_band(cross: np.ndarray) -> np.ndarray:
+    """Half the width of the 95 % interval of each score ``[Q, N]``, from ``cross [R, S, Q, N]``.
+
+    Student's t has the degrees of freedom of the side with fewer groups. A score within the band around 0 may be noise.
+    """
+    R, S = cross.shape[:2]
+    return stats.t.ppf((1 + LEVEL) / 2, (R if S == 1 else min(R, S)) - 1) * standard_errors(cross)
+
+
+def membership(cross: np.ndarray, k: int, bootstrap: Bootstrap) -> np.ndarray:
+    """How often each training image is among the ``k`` largest scores of its query in resamples of the groups: ``[Q, N]``.
+
+    ``cross [R, S, Q, N]``. Resamples draw groups of either side with replacement. Deviations from the mean are enlarged by
+    √(R/(R - 1)) and √(S/(S - 1)), because resamples of few groups scatter too little.
+    """
+    R, S, Q, N = cross.shape
+    mean = cross.mean((0, 1), dtype=np.float64)
+    deviations = [(cross.mean(1 - side, dtype=np.float64) - mean) * np.sqrt(n / max(1, n - 1)) for side, n in enumerate((R, S))]
+    shares = [_shares(bootstrap, axis, n) for axis, n in ((QUERY_DRAWS, R), (TRAINING_DRAWS, S))]
+    inside = np.zeros((Q, N))
+    for r, s in zip(*shares, strict=True):
+        drawn = mean + np.tensordot(r, deviations[0], 1) + np.tensordot(s, deviations[1], 1)
+        top = np.argpartition(-drawn, min(k, N) - 1, axis=1)[:, : min(k, N)]
+        np.add.at(inside, (np.arange(Q)[:, None], top), 1)
+    return inside / len(shares[0])
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The shares of the variance of predictions over subsets, which add up to 1, with the numbers of draws that were taken.
+
+    ``signal``: what endless draws would leave, which is the reliability (Spearman-Brown). ``query``, ``train`` and ``both``: the
+    noise of the draws of queries, of those of training images, and of their combination. All are NaN if predictions are constant.
+    """
+
+    signal: float
+    query: float
+    train: float
+    both: float
+
+    @classmethod
+    def of(cls, predictions: np.ndarray) -> "Noise":
+        """From cross predictions ``[R, S, Q, M]`` over M subsets; a mean over queries.
+
+        The signal of a query is the covariance over subsets of predictions that share no group, which no noise enters.
+        """
+        R, S, _, M = predictions.shape
+        x = predictions - predictions.mean(-1, keepdims=True)
+        covariance = np.einsum("rsqm,tuqm->rstuq", x, x) / (M - 1)
+        same_r = np.eye(R, dtype=bool)[:, None, :, None] & np.ones((R, S, R, S), bool)
+        same_s = np.eye(S, dtype=bool)[None, :, None, :] & np.ones((R, S, R, S), bool)
+
+        def mean(where: np.ndarray) -> np.ndarray | float:
+            return covariance[where].mean(0) if where.any() else 0.0
+
+        total, apart = mean(same_r & same_s), mean(~same_r & ~same_s)
+        if S == 1:
+            apart = mean(~same_r)
+            query, train, both = total - apart, 0.0, 0.0
+        else:
+            query, train = mean(same_r & ~same_s) - apart, mean(~same_r & same_s) - apart
+            both = total - apart - query - train
+        parts = np.broadcast_arrays(apart, query / R, train / S, both / (R * S))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = np.stack(parts) / np.sum(parts, 0)
+        known = np.isfinite(shares).all(0)
+        return cls(*(shares[:, known].mean(1) if known.any() else np.full(4, np.nan)).tolist())
+
+    def reliability(self, query: float, train: float) -> float:
+        """The reliability with ``query`` and ``train`` times the draws of either side (``inf``: endless)."""
+        signal = max(self.signal, 0.0)
+        noise = max(self.query, 0.0) / query + max(self.train, 0.0) / train + max(self.both, 0.0) / (query * train)
+        return signal / (signal + noise) if signal > 0 else 0.0
+
+    def expected(self, value: float, query: float, train: float) -> float:
+        """The LDS with other numbers of draws, if it is ``value`` with those taken: it goes with the root of the reliability."""
+        now = self.reliability(1, 1)
+        return value * np.sqrt(self.reliability(query, train) / now) if now > 0 else np.nan
+
+
+def with_draws(statistic: Statistic, predictions: np.ndarray, target: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+    """The mean LDS over queries, one number, with its deviations in resamples of the groups of draws of either side too.
+
+    ``predictions [R, S, Q, M]``, ``target [Q, M]``. Few groups have few different resamples, each of which is evaluated once.
+    """
+    resampled = {}
+    for side, (axis, n) in enumerate(((QUERY_DRAWS, predictions.shape[0]), (TRAINING_DRAWS, predictions.shape[1]))):
+        if n == 1:
+            continue
+        of_groups = predictions.mean(1 - side)  # [n, Q, M]
+        distinct, position = np.unique(_shares(bootstrap, axis, n), axis=0, return_inverse=True)
+        values = lds.per_query(np.tensordot(distinct, of_groups, 1), target).mean(1)
+        resampled[axis] = (values[position.ravel()], n)
+    of_draws = bootstrap.statistic(statistic.value, resampled, statistic.limits)
+    spread, degrees = {**statistic.spread, **of_draws.spread}, {**statistic.degrees, **of_draws.degrees}
+    return Statistic(statistic.value, spread, degrees, statistic.limits, statistic.count)
+
+
+def _shares(bootstrap: Bootstrap, axis: str, n: int) -> np.ndarray:
+    """The share of each of ``n`` groups in each resample, ``[B, n]``."""
+    return bootstrap.counts(axis, n) / n
