@@ -125,18 +125,20 @@ class Noise:
 
 
 def with_draws(statistic: Statistic, predictions: np.ndarray, target: np.ndarray, bootstrap: Bootstrap) -> Statistic:
-    """The mean LDS over queries, one number, with its deviations in resamples of the groups of draws of either side too.
+    """The mean LDS over queries, one number, with its deviations for other draws of either side too.
 
-    ``predictions [R, S, Q, M]``, ``target [Q, M]``. Few groups have few different resamples, each of which is evaluated once.
+    ``predictions [R, S, Q, M]``, ``target [Q, M]``. The variance is that of the jackknife, which leaves out one group after the
+    other: ``(R - 1)/R Σ_r (L_(r) - L̄)²``. Resamples with replacement would repeat groups, and fewer different draws lower an LDS. They
+    draw from the jackknife's linear approximation of the LDS instead, so that differences are paired.
     """
     resampled = {}
     for side, (axis, n) in enumerate(((QUERY_DRAWS, predictions.shape[0]), (TRAINING_DRAWS, predictions.shape[1]))):
         if n == 1:
             continue
         of_groups = predictions.mean(1 - side)  # [n, Q, M]
-        distinct, position = np.unique(_shares(bootstrap, axis, n), axis=0, return_inverse=True)
-        values = lds.per_query(np.tensordot(distinct, of_groups, 1), target).mean(1)
-        resampled[axis] = (values[position.ravel()], n)
+        without = np.array([lds.per_query(np.delete(of_groups, group, 0).mean(0), target).mean() for group in range(n)])
+        influence = (n - 1) * (without.mean() - without)
+        resampled[axis] = (statistic.value + _shares(bootstrap, axis, n) @ influence, n)
     of_draws = bootstrap.statistic(statistic.value, resampled, statistic.limits)
     spread, degrees = {**statistic.spread, **of_draws.spread}, {**statistic.degrees, **of_draws.degrees}
     return Statistic(statistic.value, spread, degrees, statistic.limits, statistic.count)

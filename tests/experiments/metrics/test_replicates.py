@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from experiments.metrics import lds
-from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
+from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap, Statistic
 from experiments.metrics.replicates import Noise, membership, standard_errors, with_draws
 
 
@@ -91,30 +91,21 @@ def test_predictions_without_signal_are_not_reliable():
     assert np.isnan(Noise.of(np.zeros((2, 2, 3, 5))).signal)
 
 
-def test_intervals_include_the_noise_of_draws():
-    """Claim: over simulations with new draws, intervals with the draws cover the expected LDS; those without do so less often."""
-    rng, bootstrap = np.random.default_rng(4), Bootstrap(400)
-    queries, subsets, R = 6, 60, 4
-    covered = {"with": 0, "without": 0}
-    runs = 60
-    for _ in range(runs):
-        truth = rng.standard_normal((queries, subsets))
-        target = truth + 0.3 * rng.standard_normal(truth.shape)
-        # The noise of draws is common to all queries and nearly all subsets, as that of a training image is.
-        shared = np.linspace(-1, 1, subsets)
-        cross = truth + 1.2 * rng.standard_normal((R, 1, 1, 1)) * shared + 1.2 * rng.standard_normal((1, R, 1, 1)) * shared
-        centre = np.mean(
-            [
-                lds.per_query(truth + 1.2 * (rng.standard_normal() + rng.standard_normal()) / np.sqrt(R) * shared, target).mean()
-                for _ in range(60)
-            ]
-        )
-        plain = lds.lds(cross.mean((0, 1))[None], target[None], bootstrap)[0, 0]
-        for name, statistic in (("without", plain), ("with", with_draws(plain, cross, target, bootstrap))):
-            estimate = statistic.estimate()
-            covered[name] += int(estimate.low <= centre <= estimate.high)
-    assert covered["with"] > covered["without"]
-    assert covered["with"] / runs > 0.9
+def test_the_error_of_an_lds_is_the_spread_over_other_draws():
+    """Claim: over simulations with new draws, the error of the jackknife is that of the LDS, and intervals cover their mean."""
+    rng, bootstrap = np.random.default_rng(4), Bootstrap(200)
+    truth = rng.standard_normal((5, 40))
+    target = truth + rng.standard_normal(truth.shape)
+    statistics = []
+    for _ in range(150):
+        cross = crossed(rng, 4, 4, truth.shape, 1.5, 1.0, 1.0, truth)
+        alone = Statistic(lds.per_query(cross.mean((0, 1)), target).mean(), limits=CORRELATION_LIMITS)
+        statistics.append(with_draws(alone, cross, target, bootstrap))
+    values = np.array([float(statistic.value) for statistic in statistics])
+    errors = np.array([statistic.error()[0] for statistic in statistics])
+    assert np.mean(errors**2) == pytest.approx(values.var(), rel=0.35)
+    estimates = [statistic.estimate() for statistic in statistics]
+    assert np.mean([estimate.low <= values.mean() <= estimate.high for estimate in estimates]) > 0.92
 
 
 def test_an_interval_says_which_draws_were_resampled():
