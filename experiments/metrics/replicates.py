@@ -128,8 +128,8 @@ def with_draws(statistic: Statistic, predictions: np.ndarray, target: np.ndarray
     """The mean LDS over queries, one number, with its deviations for other draws of either side too.
 
     ``predictions [R, S, Q, M]``, ``target [Q, M]``. The variance is that of the jackknife, which leaves out one group after the
-    other: ``(R - 1)/R Σ_r (L_(r) - L̄)²``. Resamples with replacement would repeat groups, and fewer different draws lower an LDS. They
-    draw from the jackknife's linear approximation of the LDS instead, so that differences are paired.
+    other: ``(R - 1)/R Σ_r (L_(r) - L̄)²``. Resamples with replacement would repeat groups, and fewer different draws lower an LDS.
+    They draw from the jackknife's linear approximation of the LDS instead, so that differences are paired.
     """
     resampled = {}
     for side, (axis, n) in enumerate(((QUERY_DRAWS, predictions.shape[0]), (TRAINING_DRAWS, predictions.shape[1]))):
