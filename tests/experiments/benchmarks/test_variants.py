@@ -1,5 +1,7 @@
 """Kinds of queries that a benchmark or an estimator leaves out."""
 
+import csv
+
 import pytest
 from hydra.utils import instantiate
 
@@ -35,6 +37,29 @@ def test_an_estimator_is_left_out_for_queries_that_it_cannot_explain():
     held_out = {"validation": benchmark.queries["validation"]}
     with pytest.raises(ValueError, match="use generated queries only"):
         scores_of(experiment, {"journey_trak": journey, "raw_cos": raw}, held_out)
+
+
+@pytest.mark.slow
+def test_lds_of_scores_with_replicates(tmp_path):
+    """Claim: intervals are over draws as well, of differences too; the table and a note say what more draws would buy."""
+    draws = ["estimator.draws.n=4", "estimator.draws.replicates=2"]
+    arguments = [*MAIN, "estimator=kfac", *draws, "benchmark.compare=[trak]", "diffusion.sampler.steps=3"]
+    printed = run(tmp_path, *arguments, f"hydra.run.dir={tmp_path / 'out'}")
+    found = {
+        (row["estimator"], row["queries"]): row for row in rows(tmp_path / "out") if row["metric"] == "lds_%" and "interval" in row
+    }
+    for kind in ("validation", "generated"):
+        assert found["kfac", kind]["interval"].endswith("over queries, subsets, query draws and training draws")
+        assert found["trak", kind]["interval"].endswith("over queries, subsets and query draws")
+        assert found["kfac − trak", kind]["interval"].endswith("query draws and training draws")
+        shares = ("reliability", "noise_of_query_draws", "noise_of_training_draws", "noise_of_both_draws")
+        assert sum(found["kfac", kind][share] for share in shares) == pytest.approx(1)
+        assert found["kfac", kind]["replicates"] == 2
+    with (tmp_path / "out" / "expected_lds.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    same = [line for line in lines if (line["estimator"], line["draws_query"], line["draws_train"]) == ("kfac", "4", "4")]
+    assert {line["queries"] for line in same} == {"validation", "generated"}
+    assert "of the variance of predictions" in printed or "predictions are noise of the draws" in printed
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import csv
 
 import numpy as np
+import pytest
 
 from attribution.estimators.scores import Scores
 from attribution.images import Images
+from experiments.metrics.bootstrap import Bootstrap
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 
 NAMES = ["cats/1.png", "写真.png", 'x, "y"\n.gif', "train/7"]
@@ -34,6 +36,24 @@ def test_every_line_names_the_query_and_the_training_image(tmp_path):
             assert line["label"] == str(TRAIN.label[position])
             assert float(line["score"]) == np.float32(scores.values[row, position])
     assert [line["name"] for line in read(paths[0])][:2] == NAMES[1:3]
+
+
+def test_scores_with_replicates_have_their_errors(tmp_path):
+    """Claim: a line has the error of its score, whether its interval contains 0, and how sure its place is."""
+    cross = np.zeros((4, 4, 2, 4), np.float32) + np.array([[9.0, 5, 5, -3], [4, 1, 2, 3]], np.float32)
+    cross[..., 0, 1] += np.array([-5, 5, -4, 4])[:, None]  # a group of query draws moves this score only
+    cross[..., 1, :] = np.random.default_rng(0).normal(0, 1, (4, 4, 4))
+    scores = Scores(cross.mean((0, 1)), QUERIES.index, TRAIN.index, cross=cross)
+    first, second = (read(path) for path in write_proponents(tmp_path, scores, QUERIES, TRAIN, top=2, bootstrap=Bootstrap(200)))
+    certain, moved = first[:2]
+    assert (certain["position"], certain["within_noise"], certain["probability"]) == ("0", "0", "1.000")
+    assert float(certain["standard_error"]) == 0
+    assert moved["position"] == "1"
+    assert float(moved["standard_error"]) == pytest.approx(np.std([-5, 5, -4, 4], ddof=1) / 2, rel=1e-3)
+    assert moved["within_noise"] == "1"
+    assert 0.2 < float(moved["probability"]) < 0.8
+    assert next(line for line in first if line["side"] == "opponent")["probability"] == "1.000"
+    assert {line["within_noise"] for line in second} == {"1"}
 
 
 def test_rows_and_columns_of_the_scores_are_listed(tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,18 @@ def test_every_query_has_its_proponents_and_opponents(tmp_path):
         for row, query in enumerate(kind["queries"]):
             np.testing.assert_array_equal(pixels_of(query["image"]), made.queries.pixels[row, 0])
             assert query["label"] == made.queries.label[row]
+
+
+def test_scores_within_their_noise_are_marked(tmp_path):
+    """Claim: of an estimator with replicates, every listed score says whether it is within its noise; others say nothing."""
+    made = attributions(3, 50, ("raw", "other"))
+    noise = np.full((3, 50), np.abs(made.scores["other"]).mean())
+    estimators = data_of(page(tmp_path, replace(made, noise={"other": noise})))["kinds"][0]["estimators"]
+    assert "up_noise" not in estimators[0]
+    for values in ("up", "down"):
+        expected = np.abs(estimators[1][values]) <= noise[0, 0]
+        assert 0 < expected.sum() < expected.size or values == "down"
+        np.testing.assert_array_equal(estimators[1][f"{values}_noise"], expected)
 
 
 def test_each_training_image_is_on_the_page_once_and_only_if_it_is_listed(tmp_path):
