@@ -7,6 +7,7 @@ import numpy as np
 
 from attribution.checks import FieldError, whole
 from attribution.estimators import Estimator
+from attribution.estimators.scores import Scores
 from attribution.images import Images
 from attribution.nodes import Get, Node
 from experiments import figures
@@ -31,6 +32,8 @@ HELD_OUT = "lds_%_held_out_damping"
 BEST = "lds_%_best_damping"
 CHOICE = "as published: chosen where reported"
 """How the damping of ``BEST`` is chosen: on the subsets that report it."""
+_OTHERS = 1000
+"""Added to the seeds of further trainings of the explained model, because retrained models have the next seeds."""
 HELD_OUT_SUBSETS = "lds_%_held_out_subsets"
 
 
@@ -62,23 +65,29 @@ class LDS(SubsetBenchmark, Selective):
     subsets if ``seeds`` is at least 2, and from the repeated ones otherwise. The figures show ``rows`` queries, each with ``shown``
     proponents. Scores with replicates (``estimator.draws.replicates``) have intervals over their draws too, and the table
     ``expected_lds`` says what other numbers of draws would give.
+
+    ``trainings``: how many times the explained model is trained, with the seeds seed, seed + 1001, seed + 1002, ... All are scored
+    for the same queries; LDS at the chosen dampings are means over them, with intervals over trainings too.
     """
 
     rows: int = 4
     shown: int = 6
+    trainings: int = 1
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("rows", "shown"):
+        for name in ("rows", "shown", "trainings"):
             whole(self, name, least=1)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         measured = [node for nodes in self._measured(experiment).values() for node in nodes]
-        return [*scores_of(experiment, estimators, self.queries).values(), *measured]
+        scores = [node for nodes in self._trainings(experiment, estimators) for node in nodes.values()]
+        return [*scores, *measured]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
-        nodes, truth = scores_of(experiment, estimators, self.queries), self.truth(experiment)
-        scores = computed(nodes, get)
+        trainings, truth = self._trainings(experiment, estimators), self.truth(experiment)
+        of_trainings = [computed(nodes, get) for nodes in trainings]
+        nodes, scores = trainings[0], of_trainings[0]
         retrained = self._measured(experiment)
         train = get(experiment.train)
         removed = self.subsets.removed(train)
@@ -88,9 +97,13 @@ class LDS(SubsetBenchmark, Selective):
             ceiling = self.ceiling(measurements.replicates, len(removed))
             variants = variants_for(kind, estimators, nodes, scores, get)
             images = get(queries.node(experiment))
-            predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
-            per_query = PERCENT * metrics.per_query(predictions, measurements.target)
-            noises = of_variants(variants, removed)
+            each = [
+                variants,
+                *(variants_for(kind, estimators, *of, get) for of in zip(trainings[1:], of_trainings[1:], strict=True)),
+            ]
+            predictions = np.stack([[metrics.predicted(v.scores.values, removed) for v in of_one] for of_one in each])
+            per_query = PERCENT * metrics.per_query(predictions, measurements.target).mean(0)
+            noises = [of_variants(of_one, removed) for of_one in each]
             values += report.add(self._rows(kind, variants, noises, predictions, per_query, measurements, ceiling))
             report.add(_ceiling_rows(kind, measurements.replicates, ceiling))
             swept = [
@@ -100,7 +113,7 @@ class LDS(SubsetBenchmark, Selective):
             ]
             held_out += report.add(self._tuned(kind, swept, measurements, ceiling))
             table += _table(kind, images, variants, per_query)
-            for noise, value in zip(noises, per_query.mean(1).tolist(), strict=True):
+            for noise, value in zip(noises[0], per_query.mean(1).tolist(), strict=True):
                 if noise is not None and noise.variant.all_timesteps:
                     expected += noise.expected(kind, value)
                     report.note(noise.sentence(kind, value))
@@ -164,7 +177,7 @@ class LDS(SubsetBenchmark, Selective):
         self,
         kind: str,
         variants: Sequence[Variant],
-        noises: Sequence[DrawNoise | None],
+        noises: Sequence[Sequence[DrawNoise | None]],
         predictions: np.ndarray,
         per_query: np.ndarray,
         measurements: Measurements,
@@ -172,13 +185,20 @@ class LDS(SubsetBenchmark, Selective):
     ) -> Iterator[Row]:
         """The rows of all variants and of exact retraining.
 
-        ``predictions [P, Q, M]`` are those of the variants, ``per_query [P, Q]`` their LDS in per cent.
+        ``predictions [T, P, Q, M]`` and ``noises [T][P]`` are those of the variants for each training of the explained model,
+        ``per_query [P, Q]`` their LDS in per cent.
         """
-        over_subsets = metrics.lds(predictions, measurements.target[None], self.bootstrap)
-        values = [
-            over_subsets[p, 0] if noise is None else noise.statistic(over_subsets[p, 0], measurements.target, self.bootstrap)
-            for p, noise in enumerate(noises)
-        ]
+        target = measurements.target
+        of_trainings = []
+        for of_one, of_draws in zip(predictions, noises, strict=True):
+            over_subsets = metrics.lds(of_one, target[None], self.bootstrap)
+            of_trainings.append(
+                [
+                    over_subsets[p, 0] if noise is None else noise.statistic(over_subsets[p, 0], target, self.bootstrap)
+                    for p, noise in enumerate(of_draws)
+                ]
+            )
+        values = [metrics.over_trainings(of_variant, self.bootstrap) for of_variant in zip(*of_trainings, strict=True)]
         quartiles = np.percentile(per_query, [25, 50, 75], axis=1).T
         yield from compare(
             [variant.subject for variant in variants],
@@ -187,10 +207,10 @@ class LDS(SubsetBenchmark, Selective):
             metric=METRIC,
             queries=kind,
             levels=levels(ceiling),
-            about={"subsets": len(measurements.removed), "seeds": self.seeds},
+            about={"subsets": len(measurements.removed), "seeds": self.seeds, **self._several},
             about_each=[
                 {"quartiles_of_queries": row, **({} if noise is None else noise.about())}
-                for row, noise in zip(quartiles, noises, strict=True)
+                for row, noise in zip(quartiles, noises[0], strict=True)
             ],
         )
         if len(measurements.replicates) > 1:
@@ -238,6 +258,20 @@ class LDS(SubsetBenchmark, Selective):
             levels=levels(ceiling),
             about_each=chosen,
         )
+
+    def _trainings(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[dict[tuple[str, str], Node[Scores]]]:
+        """The scores of every training of the explained model, by kind of queries and estimator."""
+        members = [0, *(_OTHERS + i for i in range(1, self.trainings))]
+        try:
+            experiment.attributed.member(members[-1])
+        except ValueError as error:
+            raise FieldError(self, "trainings", "the explained model is given and cannot be trained again: set 1") from error
+        return [scores_of(experiment, estimators, self.queries, member) for member in members]
+
+    @property
+    def _several(self) -> dict[str, int]:
+        """A fact for rows that are means over several trainings."""
+        return {"trainings": self.trainings} if self.trainings > 1 else {}
 
     def _measured(self, experiment: Experiment) -> dict[str, list[Measured]]:
         """The measurements under all retrained models, by kind of queries."""

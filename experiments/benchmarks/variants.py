@@ -33,18 +33,20 @@ class Variant:
 
 
 def scores_of(
-    experiment: Experiment, estimators: Mapping[str, Estimator], queries: Mapping[str, Queries]
+    experiment: Experiment, estimators: Mapping[str, Estimator], queries: Mapping[str, Queries], member: int = 0
 ) -> dict[tuple[str, str], Node[Scores]]:
     """The scores that a benchmark needs, by (kind of queries, estimator).
 
-    Kinds that an estimator does not explain are left out, if it explains another one.
+    Kinds that an estimator does not explain are left out, if it explains another one. ``member``: those of the explained model
+    trained with the seed ``seed + member``, for the same queries.
     """
+    trained = experiment.attributed.member(member)
     nodes = {kind: choice.node(experiment) for kind, choice in queries.items()}
     explained = {
         name: [kind for kind in nodes if estimator.explains(nodes[kind])] or list(nodes) for name, estimator in estimators.items()
     }
     return {
-        (kind, name): estimator.scores(experiment.attributed, experiment.train, node)
+        (kind, name): estimator.scores(trained, experiment.train, node)
         for kind, node in nodes.items()
         for name, estimator in estimators.items()
         if kind in explained[name]

@@ -5,6 +5,8 @@ P predictions of T targets for Q queries, K training seeds, and B resamples of t
 once over all subsets and reused, so resampling reduces to matrix products.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap, Statistic
@@ -41,6 +43,17 @@ def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> S
     """
     M = targets.shape[2]
     return _lds(predictions, targets, bootstrap, bootstrap.counts("subsets", M), M)
+
+
+def over_trainings(statistics: Sequence[Statistic], bootstrap: Bootstrap) -> Statistic:
+    """The mean of the LDS of several trainings of the explained model, which are resampled too; one is returned as it is."""
+    if len(statistics) == 1:
+        return statistics[0]
+    mean, values = Statistic.mean(statistics), np.array([float(statistic.value) for statistic in statistics])
+    resampled = bootstrap.counts("trainings", len(values)) @ values / len(values)
+    of_trainings = bootstrap.statistic(mean.value, {"trainings": (resampled, len(values))}, mean.limits)
+    spread, degrees = {**mean.spread, **of_trainings.spread}, {**mean.degrees, **of_trainings.degrees}
+    return Statistic(mean.value, spread, degrees, CORRELATION_LIMITS, mean.count)
 
 
 def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:

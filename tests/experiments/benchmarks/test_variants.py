@@ -41,17 +41,18 @@ def test_an_estimator_is_left_out_for_queries_that_it_cannot_explain():
 
 @pytest.mark.slow
 def test_lds_of_scores_with_replicates(tmp_path):
-    """Claim: intervals are over draws as well, of differences too; the table and a note say what more draws would buy."""
-    draws = ["estimator.draws.n=4", "estimator.draws.replicates=2"]
+    """Claim: intervals are over draws and trainings as well, of differences too; a table and a note say what draws would buy."""
+    draws = ["estimator.draws.n=4", "estimator.draws.replicates=2", "benchmark.trainings=2"]
     arguments = [*MAIN, "estimator=kfac", *draws, "benchmark.compare=[trak]", "diffusion.sampler.steps=3"]
     printed = run(tmp_path, *arguments, f"hydra.run.dir={tmp_path / 'out'}")
     found = {
         (row["estimator"], row["queries"]): row for row in rows(tmp_path / "out") if row["metric"] == "lds_%" and "interval" in row
     }
     for kind in ("validation", "generated"):
-        assert found["kfac", kind]["interval"].endswith("over queries, subsets, query draws and training draws")
-        assert found["trak", kind]["interval"].endswith("over queries, subsets and query draws")
-        assert found["kfac − trak", kind]["interval"].endswith("query draws and training draws")
+        assert found["kfac", kind]["interval"].endswith("over queries, subsets, query draws, training draws and trainings")
+        assert found["trak", kind]["interval"].endswith("over queries, subsets, query draws and trainings")
+        assert found["kfac − trak", kind]["interval"].endswith("query draws, training draws and trainings")
+        assert found["kfac", kind]["trainings"] == 2
         shares = ("reliability", "noise_of_query_draws", "noise_of_training_draws", "noise_of_both_draws")
         assert sum(found["kfac", kind][share] for share in shares) == pytest.approx(1)
         assert found["kfac", kind]["replicates"] == 2

@@ -132,3 +132,17 @@ def test_membership_is_a_probability():
     assert inside[0, 1] + inside[0, 2] == pytest.approx(1)
     assert 0.3 < inside[0, 1] < 0.7
     np.testing.assert_array_equal(membership(true[None, None].repeat(2, 0).repeat(2, 1), 99, Bootstrap(10)), 1)
+
+
+def test_the_mean_over_trainings_has_their_spread():
+    """Claim: the error has the variance of a mean over trainings besides that over subsets and queries; one training has none."""
+    rng, bootstrap = np.random.default_rng(7), Bootstrap(2000)
+    target = rng.standard_normal((6, 40))
+    predictions = target + 2 * rng.standard_normal((4, *target.shape))
+    each = [lds.lds(prediction[None], target[None], bootstrap)[0, 0] for prediction in predictions]
+    mean, values = lds.over_trainings(each, bootstrap), np.array([float(statistic.value) for statistic in each])
+    assert float(mean.value) == pytest.approx(values.mean())
+    alone = Statistic.mean(each).error()[0]
+    assert mean.error()[0] ** 2 == pytest.approx(alone**2 + values.var(ddof=1) / 4, rel=0.05)
+    assert mean.estimate().interval == "95 % confidence, over queries, subsets and trainings"
+    assert lds.over_trainings(each[:1], bootstrap) is each[0]
