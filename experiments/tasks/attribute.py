@@ -3,13 +3,17 @@
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from attribution.estimators import SelfInfluence
-from attribution.estimators.training_trajectory import TrajectoryEstimator
+from attribution.checks import FieldError
+from attribution.estimators import Estimator
+from attribution.estimators.final_self_influence import self_influence as node_of_self_influence
+from attribution.estimators.self_influence import Influence
+from attribution.nodes import Node
 from experiments import figures
 from experiments.benchmarks.draw_noise import noise_bands
 from experiments.benchmarks.variants import subject_of, variants_of
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
+from experiments.models.experiment import Experiment
 from experiments.report.attributions import Attributions
 from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
@@ -36,8 +40,6 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         SettingError: If ``top`` is below 1, or ``self_influence`` is true and the estimator has none.
     """
     name, estimator = chosen_estimator(config)
-    if self_influence and not isinstance(estimator, TrajectoryEstimator):
-        raise SettingError(f"task.self_influence=true: estimator={name} has no self-influence; choose tracin or retrac")
     if top < 1:
         raise SettingError(f"task.top={top}: must be at least 1 (proponents and opponents per CSV)")
     with run_context(config) as run:
@@ -45,8 +47,9 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         queries = build(config, "queries").node(experiment)
         check_before_training(run, estimator)
         node = estimator.scores(experiment.attributed, experiment.train, queries)
+        of_itself = _self_influence(name, estimator, experiment) if self_influence else None
         print_notes(estimator.notes())
-        announce([experiment.trained, node], get)
+        announce([experiment.trained, node, *([] if of_itself is None else [of_itself])], get)
         scores, train, explained = get(node), get(experiment.train), get(queries)
         variants = [variant for variant in variants_of(name, estimator, node, scores, get) if variant.all_timesteps]
         folder = run.folder / "scores"
@@ -70,8 +73,22 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         run.report_coverage(estimator)
         report_given_model(run, estimator)
         warn_of_poor_model(run)
-        if isinstance(estimator, TrajectoryEstimator) and self_influence:
-            influence = get(SelfInfluence(estimator, experiment.checkpointed, experiment.train))
+        if of_itself is not None:
+            influence = get(of_itself)
             path = run.folder / "self_influence.csv"
             write_self_influence(path, influence.values, train)
             print(f"self-influence of every training image: {path}")
+
+
+def _self_influence(name: str, estimator: Estimator, experiment: Experiment) -> Node[Influence]:
+    """The self-influence of the training images.
+
+    Raises:
+        SettingError: the estimator has none.
+    """
+    try:
+        return node_of_self_influence(estimator, experiment.attributed, experiment.train)
+    except FieldError:
+        raise
+    except ValueError as error:
+        raise SettingError(f"task.self_influence=true: estimator={name}: {error}") from error
