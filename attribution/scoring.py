@@ -131,7 +131,9 @@ def attribute(
     if len(variants) == 1:
         return variants[0][1]
     values = np.stack([of_variant.values for _, of_variant in variants])
-    return Scores(values, scores.query_index, scores.train_index, {VARIANT: [setting for setting, _ in variants]}, scores.halves)
+    cross = None if scores.cross is None else np.stack([of_variant.cross for _, of_variant in variants])  # pyright: ignore[reportCallIssue, reportArgumentType]
+    axes = {VARIANT: [setting for setting, _ in variants]}
+    return Scores(values, scores.query_index, scores.train_index, axes, scores.halves, cross)
 
 
 def _check_classes(network: nn.Module, objective: Measure, **given: Images) -> None:

@@ -64,7 +64,7 @@ class KernelEstimator(Estimator):
         whole(self, "models", least=1)
         self.draws.refuse_lists("a feature", replicates="query" in self.REPLICATED)
         if self.draws.replicates > 1 and self.models > 1:
-            raise FieldError(self, "models", "an ensemble has no errors by groups of draws: set models=1, or draws.replicates=1")
+            raise FieldError(self, "models", "an ensemble has no errors by groups of draws: take one model, or draws in one group")
         if (self.measurement is None) == (self.query_feature is None):
             raise ValueError(f"{type(self).__name__}: give exactly one of measurement and query_feature")
 

@@ -51,6 +51,7 @@ class TunedTRAK(TRAK):
 
     NAME = "TunedTRAK"
     VERSION = 1
+    REPLICATED = ()
 
     target: Measure
     target_draws: DrawScheme
@@ -67,7 +68,6 @@ class TunedTRAK(TRAK):
             raise FieldError(self, "damping", "give at least one value", "[]")
         whole(self, "models", least=1, most=1)
         check_precision(self, "target_precision")
-        self.draws.refuse_lists("a tuned estimator")
         self.target_draws.refuse_lists("a measurement")
         self.target_draws.refuse_sides("n is the number of draws of every query")
 

@@ -116,7 +116,7 @@ def _lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, sub
 
 def _over_subsets(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     """The mean LDS over queries in each resample of the subsets, ``[B, P, T]``."""
-    x, y = _centered_ranks(_finite(predictions)), _centered_ranks(targets)
+    x, y = centered_ranks(_finite(predictions)), centered_ranks(targets)
     w = subsets / subsets.sum(1, keepdims=True)
     resampled = np.empty((len(w), len(x), len(y)))
     Q = targets.shape[1]
@@ -144,7 +144,7 @@ def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mean, np.where(variance > _CONSTANT, 1 / np.sqrt(np.maximum(variance, _CONSTANT)), 0.0)
 
 
-def _centered_ranks(values: np.ndarray) -> np.ndarray:
+def centered_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks along the last axis of ``[.., Q, M]``, minus their mean."""
     M = values.shape[-1]
     return mean_ranks(np.ascontiguousarray(values).reshape(-1, M)).reshape(values.shape) - (M - 1) / 2

@@ -75,8 +75,11 @@ def membership(cross: np.ndarray, k: int, bootstrap: Bootstrap) -> np.ndarray:
 class Noise:
     """The shares of the variance of predictions over subsets, which add up to 1, with the numbers of draws that were taken.
 
+    The variance is that of ranks, as the LDS is a correlation of ranks. The variance of the predictions themselves is
+    dominated by few draws with large gradients, and makes them look noisier than their LDS is.
+
     ``signal``: what endless draws would leave, which is the reliability (Spearman-Brown). ``query``, ``train`` and ``both``: the
-    noise of the draws of queries, of those of training images, and of their combination. All are NaN if predictions are constant.
+    noise of the draws of queries, of those of training images, and of their combination. All are NaN if predictions are equal.
     """
 
     signal: float
@@ -91,7 +94,7 @@ class Noise:
         The signal of a query is the covariance over subsets of predictions that share no group, which no noise enters.
         """
         R, S, _, M = predictions.shape
-        x = predictions - predictions.mean(-1, keepdims=True)
+        x = lds.centered_ranks(predictions)
         covariance = np.einsum("rsqm,tuqm->rstuq", x, x) / (M - 1)
         same_r = np.eye(R, dtype=bool)[:, None, :, None] & np.ones((R, S, R, S), bool)
         same_s = np.eye(S, dtype=bool)[None, :, None, :] & np.ones((R, S, R, S), bool)

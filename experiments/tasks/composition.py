@@ -221,5 +221,8 @@ def _apply(override: Override, config: DictConfig) -> None:
 
 
 def _accepts(config: DictConfig, override: Override) -> bool:
-    """Return whether the estimator accepts this override: ``draws.bins`` needs DRAW_BINS."""
-    return override.key_or_group != "estimator.draws.bins" or get_class(config.estimator._target_).DRAW_BINS
+    """Return whether the estimator accepts this override: bins and groups of draws are not for all."""
+    kind = get_class(config.estimator._target_)
+    if override.key_or_group == "estimator.draws.replicates":
+        return bool(kind.REPLICATED) and not config.estimator.get("cosine") and config.estimator.get("models", 1) == 1
+    return override.key_or_group != "estimator.draws.bins" or kind.DRAW_BINS

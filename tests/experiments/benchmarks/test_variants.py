@@ -43,7 +43,7 @@ def test_an_estimator_is_left_out_for_queries_that_it_cannot_explain():
 def test_lds_of_scores_with_replicates(tmp_path):
     """Claim: intervals are over draws and trainings as well, of differences too; a table and a note say what draws would buy."""
     draws = ["estimator.draws.n=4", "estimator.draws.replicates=2", "benchmark.trainings=2"]
-    arguments = [*MAIN, "estimator=kfac", *draws, "benchmark.compare=[trak]", "diffusion.sampler.steps=3"]
+    arguments = [*MAIN, "estimator=kfac", *draws, "benchmark.compare=[trak,grad_cos]", "diffusion.sampler.steps=3"]
     printed = run(tmp_path, *arguments, f"hydra.run.dir={tmp_path / 'out'}")
     found = {
         (row["estimator"], row["queries"]): row for row in rows(tmp_path / "out") if row["metric"] == "lds_%" and "interval" in row
@@ -51,6 +51,7 @@ def test_lds_of_scores_with_replicates(tmp_path):
     for kind in ("validation", "generated"):
         assert found["kfac", kind]["interval"].endswith("over queries, subsets, query draws, training draws and trainings")
         assert found["trak", kind]["interval"].endswith("over queries, subsets, query draws and trainings")
+        assert found["grad_cos", kind]["interval"].endswith("over queries, subsets and trainings")  # which takes no groups
         assert found["kfac − trak", kind]["interval"].endswith("query draws, training draws and trainings")
         assert found["kfac", kind]["trainings"] == 2
         shares = ("reliability", "noise_of_query_draws", "noise_of_training_draws", "noise_of_both_draws")
