@@ -67,18 +67,17 @@ class DrawNoise:
 
     def sentence(self, kind: str, value: float) -> str:
         """How much of the LDS ``value`` draws cost, and of which side more would help."""
-        noise = self.noise
+        noise, both_sides = self.noise, self.predictions.shape[1] > 1
+        of = f"{self.variant.label}, {kind} queries"
         if not noise.signal > 0:
-            return (
-                f"{self.variant.label}, {kind} queries: predictions are noise of the draws; take more of them (estimator.draws.n)"
-            )
-        shares = f"{PERCENT * noise.query:.0f} % of the draws of queries"
-        if self.predictions.shape[1] > 1:
-            shares += f", {PERCENT * noise.train:.0f} % of those of training images, {PERCENT * noise.both:.0f} % of both together"
-        endless = noise.expected(value, math.inf, math.inf if self.predictions.shape[1] > 1 else 1)
+            return f"{of}: the predictions are nothing but noise of the draws: take more of them (estimator.draws.n)"
+        parts = f"query draws {PERCENT * noise.query:.0f} %"
+        if both_sides:
+            parts += f", training draws {PERCENT * noise.train:.0f} %, both together {PERCENT * noise.both:.0f} %"
+        endless = noise.expected(value, math.inf, math.inf if both_sides else 1)
         return (
-            f"{self.variant.label}, {kind} queries: of the variance of predictions {shares} is noise; with endless draws an LDS of "
-            f"{endless:.1f} % in place of {value:.1f} % is expected (expected_lds.csv)"
+            f"{of}: {PERCENT * (1 - noise.signal):.0f} % of the variance of predictions is noise of the draws ({parts}). With endless "
+            f"draws, an LDS of about {endless:.0f} % is expected in place of {value:.1f} % (expected_lds.csv)"
         )
 
 
