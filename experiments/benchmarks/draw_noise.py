@@ -76,8 +76,8 @@ class DrawNoise:
             parts += f", training draws {PERCENT * noise.train:.0f} %, both together {PERCENT * noise.both:.0f} %"
         endless = noise.expected(value, math.inf, math.inf if both_sides else 1)
         return (
-            f"{of}: {PERCENT * (1 - noise.signal):.0f} % of the variance of predictions is noise of the draws ({parts}). With endless "
-            f"draws, an LDS of about {endless:.0f} % is expected in place of {value:.1f} % (expected_lds.csv)"
+            f"{of}: {PERCENT * (1 - noise.signal):.0f} % of the variance of predictions is noise of the draws ({parts}). With "
+            f"endless draws, an LDS of about {endless:.0f} % is expected in place of {value:.1f} % (expected_lds.csv)"
         )
 
 

@@ -1,5 +1,6 @@
 """``task=attribute``: scores of all training images for the chosen ``queries``, written to files."""
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -7,6 +8,7 @@ from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.estimators.final_self_influence import self_influence as node_of_self_influence
 from attribution.estimators.self_influence import Influence
+from attribution.images import Images
 from attribution.nodes import Node
 from experiments import figures
 from experiments.benchmarks.draw_noise import noise_bands
@@ -15,6 +17,7 @@ from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
 from experiments.models.experiment import Experiment
 from experiments.report.attributions import Attributions
+from experiments.report.group_files import GroupError, groups_of, write_groups
 from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
@@ -29,15 +32,17 @@ _RESAMPLES = 1000
 """Of the draws, for the probability of a training image to be among the first."""
 
 
-def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
+def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | None = None) -> None:
     """Score all training images and write the files of :mod:`experiments.report.score_files`.
 
     Args:
         top: Number of proponents and of opponents per CSV file.
         self_influence: Also write the self-influence of every training image.
+        groups: Also write the scores of groups of training images: "label", "folder" or a CSV file.
 
     Raises:
-        SettingError: If ``top`` is below 1, or ``self_influence`` is true and the estimator has none.
+        SettingError: If ``top`` is below 1, or ``self_influence`` is true and the estimator has none, or there are no
+            such groups.
     """
     name, estimator = chosen_estimator(config)
     if top < 1:
@@ -46,6 +51,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
         check_before_training(run, estimator)
+        grouped = None if groups is None else _groups(experiment.data.load().train, groups)
         node = estimator.scores(experiment.attributed, experiment.train, queries)
         of_itself = _self_influence(name, estimator, experiment) if self_influence else None
         print_notes(estimator.notes())
@@ -60,6 +66,8 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
         for variant in variants:
             path = folder if len(variants) == 1 else folder / variant.label
             path.mkdir(parents=True, exist_ok=True)
+            if grouped is not None:
+                write_groups(path, variant.scores, explained, grouped)
             write_proponents(path, variant.scores, explained, train, top, Bootstrap(_RESAMPLES, config.seed))
         print(f"scores and a CSV for each query: {folder}")
         if scores.halves is not None:
@@ -78,6 +86,18 @@ def attribute(config: DictConfig, top: int, self_influence: bool) -> None:
             path = run.folder / "self_influence.csv"
             write_self_influence(path, influence.values, train)
             print(f"self-influence of every training image: {path}")
+
+
+def _groups(train: Images, by: str) -> dict[str, np.ndarray]:
+    """The rows of each group of training images.
+
+    Raises:
+        SettingError: there are no such groups.
+    """
+    try:
+        return groups_of(train, by)
+    except GroupError as error:
+        raise SettingError(f"task.groups={by}: {error}") from error
 
 
 def _self_influence(name: str, estimator: Estimator, experiment: Experiment) -> Node[Influence]:
