@@ -1,10 +1,12 @@
 """One thread per process: two OpenMP processes side by side on few cores wait for each other more than they work."""
 
+import functools
 import gc
 import logging
 import os
 from types import SimpleNamespace
 
+import omegaconf
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")  # one core, on which workers=auto starts no more processes
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+# OmegaConf parses an interpolation each time it is read, a third of the time of a check. Thousands of configs share the same ones.
+omegaconf.base.parse = functools.cache(omegaconf.grammar_parser.parse)
 
 
 def pytest_collection_finish():
@@ -36,6 +40,12 @@ def _same_working_directory():
     after = os.getcwd()
     os.chdir(before)
     assert after == before, f"the test left the working directory {after}"
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory):
+    """The folder of a store for runs with much in common, which then compute once what they share."""
+    return tmp_path_factory.mktemp("shared") / "store"
 
 
 @pytest.fixture

@@ -242,23 +242,25 @@ def _target(node: DictConfig) -> Callable[..., Any]:
 
 
 def _check_value(node: DictConfig, key: str, annotation: Any) -> None:
-    name = name_of(node, key)
     if OmegaConf.is_missing(node, key):
+        name = name_of(node, key)
         raise SettingError(f"{name} is missing: give {name}=VALUE on the command line")
-    raw, value = node[key], _outline(node[key])
+    raw = node[key]
+    value = _outline(raw)
     if not annotations.fits(value, annotation):
-        raise _wrong_type(name, value, annotations.plain(annotation))
+        raise _wrong_type(name_of(node, key), value, annotations.plain(annotation))
     if isinstance(raw, DictConfig) and "_target_" in raw and not annotations.takes(annotation, _target(raw)):
         takes = annotations.class_names(annotation)
         raise SettingError(f"{name_of(raw, '_target_')}={raw._target_}: must be the name of {takes}")
-    for part, inside in _parts(value, name):
+    for part, inside in _parts(value, ""):
         if isinstance(inside, float) and math.isnan(inside):
-            raise SettingError(f"{part}=nan: must be a number")
+            raise SettingError(f"{name_of(node, key)}{part}=nan: must be a number")
         if isinstance(inside, int) and not (0 if key == "seed" else -_INT64) <= inside <= _INT64:
             least = "0" if key == "seed" else "-2^63"
-            raise SettingError(f"{part}={inside}: must be a whole number, within {least}..2^63 - 1")
+            raise SettingError(f"{name_of(node, key)}{part}={inside}: must be a whole number, within {least}..2^63 - 1")
         if inside == "":
-            raise SettingError(f"{part}=: must not be empty{'; null leaves it out' if annotations.fits(None, annotation) else ''}")
+            hint = "; null leaves it out" if annotations.fits(None, annotation) else ""
+            raise SettingError(f"{name_of(node, key)}{part}=: must not be empty{hint}")
 
 
 def _wrong_type(name: str, value: Any, annotation: Any) -> SettingError:
@@ -278,7 +280,7 @@ def _wrong_type(name: str, value: Any, annotation: Any) -> SettingError:
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the values inside lists and mappings, each with its name."""
+    """Yield the values inside lists and mappings, each with its name, which begins with ``name``."""
     if isinstance(value, list):
         for i, part in enumerate(value):
             yield from _parts(part, f"{name}[{i}]")

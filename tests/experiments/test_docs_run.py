@@ -19,6 +19,7 @@ from PIL import Image
 from tests.experiments import documents
 from tests.experiments.datasets.fake_data import write_cifar
 from tests.experiments.documents import ADDITIONS, IMAGES, PAGES, README, ROOT
+from tests.experiments.tasks.test_cli import run
 from tests.experiments.test_docs import run_commands
 
 TINY = [
@@ -68,13 +69,20 @@ TINY_SPEED = ["task.examples=4", "task.draws=[1,2]", "task.repeats=1", "task.gro
 TINY_SPEED += ["task.methods.queries=2", "task.methods.draws=2", "task.methods.steps=2"]
 
 
-def program(folder: Path, arguments: list[str], home: Path = ROOT) -> str:
+def program(folder: Path, arguments: list[str], home: Path) -> str:
     """``python run.py`` of the checkout ``home``, in ``folder``; what it printed. Fails with the output if the program does."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": ""}
     command = [sys.executable, str(home / "run.py"), *arguments, f"store.root={folder / 'store'}"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def command(folder: Path, *arguments: str, store: Path | None = None) -> str:
+    """``python run.py`` of this checkout within this process; what it printed. Hydra takes the configs from files, as there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_MAIN_MODULE", "__main__")
+        return run(folder, *arguments, store=store)
 
 
 def tiny(arguments: str, folder: Path) -> list[str]:
@@ -103,12 +111,12 @@ def readme_commands() -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", readme_commands())
-def test_commands_of_the_readme_run(arguments, tmp_path):
+def test_commands_of_the_readme_run(arguments, tmp_path, shared_store):
     """Claim: each does what it says, here at the smallest size and on data of the right format."""
     write_cifar(tmp_path / "data")
     if "queries.path=DIR" in arguments:
         pictures(tmp_path / "data")
-    program(tmp_path, tiny(arguments, tmp_path))
+    command(tmp_path, *tiny(arguments, tmp_path), store=shared_store)
 
 
 def pictures(folder: Path) -> None:
@@ -220,7 +228,7 @@ def test_images_of_one_s_own_are_trained_on_and_explained(arguments, tmp_path):
     source = next(word for word in words if word.startswith("data=")).partition("=")[2]
     root = own_images(tmp_path / "made", source, arguments)
     words = [re.sub("=(DIR|FILE)$", f"={root}", word) for word in words]
-    printed = program(tmp_path, [*words, *TINY_IMAGES, f"hydra.run.dir={tmp_path / 'out'}"])
+    printed = command(tmp_path, *words, *TINY_IMAGES, f"hydra.run.dir={tmp_path / 'out'}")
     assert "scores and a CSV for each query" in printed
     with (tmp_path / "out" / "scores" / "query-0.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))

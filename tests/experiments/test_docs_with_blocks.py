@@ -8,7 +8,7 @@ import pytest
 
 from tests.experiments import documents
 from tests.experiments.documents import ROOT
-from tests.experiments.test_docs_run import TINY, TINY_LDS, program
+from tests.experiments.test_docs_run import TINY, TINY_LDS, command
 
 CONDITIONS, LATENT = ROOT / "docs" / "conditions.md", ROOT / "docs" / "latent.md"
 FEW = {"n_train": 20, "n_validation": 12}
@@ -39,7 +39,7 @@ def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, monkey
     chosen = ["queries.n=3"] if "task=attribute" in words else [*TINY_LDS, *SCORED]
     chosen += [] if "task=attribute" in words or "model=lora" in words else ["model.block_out_channels=[8,8]"]
     settings = {setting.partition("=")[0]: setting for setting in [*words, *TINY, *chosen, *small, *DRAWS] if setting != "-m"}
-    printed = program(tmp_path, ["-m"] * ("-m" in words) + list(settings.values()))
+    printed = command(tmp_path, *["-m"] * ("-m" in words), *settings.values())
     assert ("scores and a CSV for each query" in printed) == ("task=attribute" in words)
     assert bool([*tmp_path.glob("outputs/*/*/lds.png")]) == ("task=attribute" not in words)
 

@@ -14,7 +14,7 @@ from attribution.nodes import key
 from attribution.retraining.modes import Together
 from tests.attribution.gradients.test_gradients import assert_right, batch
 from tests.attribution.retraining.test_together import SELECTIONS, Small, assert_close, by_fit, members, trained
-from tests.experiments.test_docs_run import TINY, TINY_LDS, program
+from tests.experiments.test_docs_run import TINY, TINY_LDS, command
 from tests.worlds import UNET
 
 peft = pytest.importorskip("peft")
@@ -118,5 +118,5 @@ def test_lds_of_adapters_from_the_command_line(mode, tmp_path):
     """Claim: training, K-FAC, TRAK and TracInCP of adapters, and retraining on subsets, work from the command line."""
     data = ["data.n_train=40", "data.n_validation=24", "model.base.block_out_channels=[8,8]"]
     compare = ["benchmark.compare=[trak,tracincp]", f"mode@benchmark.mode={mode}"]
-    printed = program(tmp_path, ["model=lora", "estimator=kfac", *compare, *data, *TINY, *TINY_LDS])
+    printed = command(tmp_path, "model=lora", "estimator=kfac", *compare, *data, *TINY, *TINY_LDS)
     assert all(name in printed for name in ("kfac", "trak", "tracincp"))

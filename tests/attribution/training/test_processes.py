@@ -71,7 +71,7 @@ class Interrupt(L.Callback):
 def test_processes_that_are_killed_end_where_others_do(tmp_path: Path):
     """Claim: after kills of either process, record and parameters (also the average) are bit-equal; only the first writes them."""
     whole = train(tmp_path / "whole", FirstProcessWrites())
-    for rank, step in ((1, 2), (0, 6), (1, 8), (1, 11)):
+    for rank, step in ((1, 2), (0, 6), (1, 8)):  # before any save, between two of them, at one
         with pytest.raises(Exception, match="SIGKILL"):
             train(tmp_path / "pieces", Kill(rank, step))
         assert not (tmp_path / "pieces" / "record.json").exists()

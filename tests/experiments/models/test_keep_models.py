@@ -1,8 +1,6 @@
 """Retrained models that are not kept: what is measured on them is the same, and the store deletes them as soon as it can."""
 
 import dataclasses
-import multiprocessing
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +26,9 @@ from experiments.store.plan import missing, plan
 from experiments.store.prune import prune
 from experiments.store.rehearsal import Rehearsal
 from experiments.store.store import Store
+from tests import forked
 from tests.experiments.models.test_retraining import five
-from tests.experiments.store.nodes_for_store import ROOT, Child, Draw, Numbers, work
+from tests.experiments.store.nodes_for_store import Child, Draw, Numbers, work
 from tests.experiments.tasks.test_cli import FINAL, rows, run, written
 from tests.worlds import PROCESS, Blobs
 
@@ -198,9 +197,7 @@ def test_a_model_that_a_kill_left_is_deleted_by_the_next_run(tmp_path, monkeypat
 
 def test_several_workers(tmp_path, kept, monkeypatch):
     """Claim: processes with the same list end with the same artifacts and no model, and each model is trained once."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.experiments.models.test_keep_models"])
+    context = forked.context(monkeypatch)
     barrier = context.Barrier(3)
     workers = [context.Process(target=work, args=(str(tmp_path), wanted(), barrier)) for _ in range(3)]
     for worker in workers:
@@ -310,13 +307,14 @@ def test_a_temporary_node_waits_for_what_else_its_users_need(tmp_path):
 )
 def test_a_benchmark_without_its_models(tmp_path, settings):
     """Claim: on the command line, with workers, rows are the same, only kept models are on disk, a second run trains nothing."""
-    common = [*FINAL, *settings, "benchmark.compare=[random]", "benchmark.mode.group=2", "workers=2"]
+    common = [*FINAL, *settings, "benchmark.compare=[random]", "benchmark.mode.group=2"]
     common += ["benchmark.queries.validation.n=2", "benchmark.queries.generated.n=2"]
     found = {}
     for keep in ("true", "false"):
         folder = tmp_path / keep
         folder.mkdir()
-        run(folder, *common, f"benchmark.keep_models={keep}", f"hydra.run.dir={folder}")
+        workers = {"true": 1, "false": 2}[keep]
+        run(folder, *common, f"workers={workers}", f"benchmark.keep_models={keep}", f"hydra.run.dir={folder}")
         found[keep] = rows(folder)
         for row in found[keep]:
             del row["command"]

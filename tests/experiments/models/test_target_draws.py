@@ -6,6 +6,7 @@ targets of models retrained on halves correlate with those by all timesteps.
 
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,13 +101,15 @@ def costs_of(measures: Mapping[str, Measure], denoise: Denoiser, images: ImageSe
 
 
 def _remembering(denoise: Denoiser) -> Denoiser:
-    """A denoiser that repeats its last output for the same input."""
-    last: list[Tensor] = []
+    """A denoiser that repeats its last outputs for the same input."""
+    last: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=3)
 
     def remembering(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        if not (last and torch.equal(last[0], x_t) and torch.equal(last[1], t)):
-            last[:] = [x_t, t, denoise(x_t, t, condition)]
-        return last[2]
+        for inputs, times, output in last:
+            if torch.equal(inputs, x_t) and torch.equal(times, t):
+                return output
+        last.append((x_t, t, denoise(x_t, t, condition)))
+        return last[-1][2]
 
     return remembering
 
@@ -236,7 +239,7 @@ def test_default_draws_against_all_timesteps(tmp_path):
     The root mean square of z over queries is between 0.8 and 1.2, and |mean z|·√Q below 3, the noise of the reference included.
     The variance is that of as many uniform draws at a single timestep, and less than a fifth of it elsewhere.
     """
-    found = list(lines(str(tmp_path), 64, NOISES, 4))
+    found = list(lines(str(tmp_path), 32, NOISES, 4, "model.block_out_channels=[8,8]"))  # less work than the printed table
     print(table(found))
     for line in found:
         assert 0.8 < line.spread < 1.2, line.measurement

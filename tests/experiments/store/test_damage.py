@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import multiprocessing
-import os
 import random
 import time
 from pathlib import Path
@@ -12,8 +10,7 @@ import pytest
 
 from experiments.store.errors import StoreError
 from experiments.store.store import Store
-from tests import damage
-from tests.experiments.store.nodes_for_store import ROOT
+from tests import damage, forked
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +28,9 @@ def test_a_few_damages_are_never_published():
 
 
 @pytest.mark.slow
-def test_three_hundred_damages_are_never_published():
-    assert outcomes(300, seed=0) <= {"same, one line", "same, no line"}
+def test_many_damages_are_never_published():
+    """Claim: the same for nine damages of each computation and moment of its interruption."""
+    assert outcomes(162, seed=0) <= {"same, one line", "same, no line"}
 
 
 @pytest.mark.parametrize("build", [damage.training, damage.retraining])
@@ -108,12 +106,10 @@ def saves_in(store: Path) -> int:
 @pytest.mark.parametrize("which", ["training", "retraining"])
 def test_killed_again_and_again_it_ends_the_same(tmp_path, which, monkeypatch):
     """Claim: SIGKILL at any moment, also during a save, leaves a usable save, and the end is bit-equal."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.damage", "attribution.training.fit"])
+    context = forked.context(monkeypatch)
     nodes, chance = getattr(damage, which)(3), random.Random(0)
     store, kills = Store(tmp_path / "store"), 0
-    for _ in range(40):
+    for _ in range(12):
         if all(store.has(node) for node in nodes):
             break
         worker = context.Process(target=work, args=(str(tmp_path / "store"), which))
@@ -121,7 +117,7 @@ def test_killed_again_and_again_it_ends_the_same(tmp_path, which, monkeypatch):
         progress, end = saves_in(tmp_path / "store"), time.monotonic() + 20
         while worker.is_alive() and saves_in(tmp_path / "store") == progress and time.monotonic() < end:
             time.sleep(0.001)
-        time.sleep(chance.random() * 0.02)
+        time.sleep(chance.random() * 0.05)
         kills += worker.is_alive()
         worker.kill()
         worker.join(30)

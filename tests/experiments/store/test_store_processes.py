@@ -1,7 +1,5 @@
 """Claims about several processes at one store: what a kill loses, and who computes what."""
 
-import multiprocessing
-import os
 import time
 
 import numpy as np
@@ -11,8 +9,8 @@ from experiments.store import store as store_module
 from experiments.store.locks import locked
 from experiments.store.storage import remove
 from experiments.store.store import Store
+from tests import forked
 from tests.experiments.store.nodes_for_store import (
-    ROOT,
     Child,
     Crowd,
     Draw,
@@ -29,12 +27,9 @@ from tests.experiments.store.nodes_for_store import (
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts real processes, cheaply: they are forked from one that has imported torch and nothing else ran in."""
+    """Starts real processes, cheaply: they are forked from one that has imported everything and nothing else ran in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.experiments.store.nodes_for_store"])
-        yield context
+        yield forked.context(patch)
 
 
 @pytest.fixture

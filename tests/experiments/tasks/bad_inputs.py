@@ -33,8 +33,9 @@ from experiments.speed import timing
 from experiments.store.store import Store
 from experiments.tasks import workers
 from experiments.tasks.errors import errors_as_messages
+from experiments.tasks.settings import SettingError, check
 from tests.experiments.datasets.fake_data import write_cifar, write_mnist
-from tests.experiments.tasks.compositions import CONF, composed, composed_once, options
+from tests.experiments.tasks.compositions import CONF, composed_once, options
 
 Outcome = Literal["right", "traceback", "no setting", "accepted"]
 
@@ -46,7 +47,8 @@ class BadInput:
     argument: str
     rest: tuple[str, ...]
     names: tuple[str, ...]
-    generated: bool = False
+    way: Literal["command line", "config", "checks"] = "command line"
+    """Where the input begins: at the command line, at the composed config, or at the checks of types beside the setting."""
     stored: bool = False
     """Whether everything that the rest of the command line needs is stored already."""
 
@@ -132,7 +134,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         rows = (f"task.rows={rows_of_a_run()}",) if choice == "report" else ()
         yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}", *rows)
     yield "report", SCORES
-    for choice in {"local", "wandb", "csv"}:
+    for choice in ("csv", "local", "wandb"):
         yield "tracker", (*SMALL, "task=train", f"tracker={choice}")
     yield "data", (*SMALL, "task=train")
     yield "data", (*_SOURCES, "task=train")
@@ -143,7 +145,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     conditional = (*_RUN, *_DIGITS, *_EVERY, "model=unet_digits_classes", "model.block_out_channels=[8,8]", "task=train")
     yield "condition", (*conditional, "condition=labels")
     for group in ("diffusion", "optimizer", "trainer"):
-        for choice in set(options(group)) - {"pipeline", "pipeline_flow"}:
+        for choice in _without(options(group), "pipeline", "pipeline_flow"):
             yield group, (f"{group}={choice}", *SMALL, "task=train")
     yield "parameters", (*SCORES, "parameters=matching", "parameters.pattern=up_blocks")
     for choice in options("checkpoints"):
@@ -154,7 +156,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
             "steps": _EVERY,
         }
         yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
-    for choice in set(options("estimator")) - {"clip_cos", "clip_dot"}:
+    for choice in _without(options("estimator"), "clip_cos", "clip_dot"):
         recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
         sampled = ("queries=generated",) if choice == "journey_trak" else ()
         yield "estimator", (*SCORES, *sampled, f"estimator={choice}", *recorded)
@@ -165,13 +167,13 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "feature", (*SCORES, "estimator=dtrak", f"feature={choice}")
     for choice in options("projection"):
         yield "projection", (*SCORES, "estimator=trak", f"projection={choice}")
-    for choice in set(options("curvature")) - {"exact"}:
+    for choice in _without(options("curvature"), "exact"):
         yield "curvature", (*SCORES, f"curvature={choice}")
     for choice in options("compression"):
         yield "compression", (*SCORES, f"compression={choice}")
     for choice in options("draws"):
         yield "estimator.draws", (*SCORES, "estimator=trak", f"draws@estimator.draws={choice}")
-    for choice in set(options("queries")) - {"folder", "generated_of_each", "held_out_of_each", "none"}:
+    for choice in _without(options("queries"), "folder", "generated_of_each", "held_out_of_each", "none"):
         yield "queries", (*SCORES, f"queries={choice}")
     for choice in options("benchmark"):
         yield "benchmark", (*SMALL_BENCHMARK[choice], f"benchmark={choice}")
@@ -179,16 +181,24 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "benchmark.mode", (*SMALL_BENCHMARK["lds"], f"mode@benchmark.mode={choice}")
 
 
+def _without(choices: Sequence[str], *absent: str) -> list[str]:
+    return [choice for choice in choices if choice not in absent]
+
+
 def generated(nodes: Iterable[tuple[str, tuple[str, ...]]] | None = None) -> list[BadInput]:
-    """Every setting of ``nodes`` (all ``contexts``) with every wrong value; the same field of a class is tried once."""
+    """Every setting of ``nodes`` (all ``contexts``) with every wrong value; the same field of a class is tried once.
+
+    The first wrong value of a setting shows that a run reaches its check. The others go to the check first.
+    """
     inputs: dict[tuple[str, str, str], BadInput] = {}
     for node, arguments in contexts() if nodes is None else nodes:
-        config = composed(*arguments)
+        config = pickle.loads(_composed(arguments))
         for kind, name, value in leaves(OmegaConf.select(config, node) if node else config, node, recurse=bool(node)):
-            for wrong in wrong_values(value):
+            for i, wrong in enumerate(wrong_values(value)):
                 if not any(re.fullmatch(pattern, f"{name}={wrong}") for pattern in VALID):
                     key = (kind or node, name.rpartition(".")[2], wrong)
-                    inputs.setdefault(key, BadInput(f"{name}={wrong}", arguments, (name,), generated=True))
+                    way = "checks" if i and "." in name else "config"
+                    inputs.setdefault(key, BadInput(f"{name}={wrong}", arguments, (name,), way))
     return list(inputs.values())
 
 
@@ -249,12 +259,14 @@ VALID = (
 def outcome(given: BadInput, folder: Path) -> Result:
     """Run the command line up to the first computation that would be stored, and classify how it ends.
 
-    Output goes to ``folder``; the store of inputs with ``stored`` is in its folder ``stored``. A written input takes the whole way
-    of the command line. A generated one takes it from the composed config on, to which its setting is applied as Hydra does it,
-    because composing takes longer than everything else.
+    Output goes to ``folder``; the store of inputs with ``stored`` is in its folder ``stored``. Composing takes longer than all the
+    rest, so an input that only gives a setting another value begins at the composed config, to which its setting is applied as
+    Hydra does it. An input that begins at the checks of types ends there if they refuse it, and else begins at the config.
     """
-    store = folder / "stored" if given.stored else folder / "empty"
-    arguments = [f"store.root={store}", *given.rest] if "store.root=" not in given.argument else [*given.rest]
+    if given.way == "checks" and (refused := _refused(given)) is not None:
+        return refused
+    store = f"store.root={folder / ('stored' if given.stored else 'empty')}"
+    changes = [store, given.argument] if "store.root=" not in given.argument else [given.argument]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         patch.chdir(folder)
@@ -263,13 +275,13 @@ def outcome(given: BadInput, folder: Path) -> Result:
         patch.setattr(workers.subprocess, "Popen", _accepted)
         patch.setattr(timing, "in_turns", _accepted)  # task=speed stores nothing
         try:
-            if given.generated:
+            if given.way != "command line":
                 with errors_as_messages():
-                    config = _config(tuple(arguments), given.argument, folder / "out")
+                    config = _config(given.rest, changes, folder / "out")
                     with initialize_config_dir(str(CONF), version_base="1.3"):
                         program.task(config)
             else:
-                patch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={folder}/out", *arguments, given.argument])
+                patch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={folder}/out", *changes[:-1], *given.rest, given.argument])
                 with composed_once():
                     program.main()
         except _Accepted:
@@ -289,23 +301,48 @@ def store(arguments: tuple[str, ...], folder: Path) -> None:
         program.main()
 
 
-def _config(arguments: tuple[str, ...], argument: str, out: Path) -> DictConfig:
-    """Return the config of the arguments with one more setting, and make it Hydra's."""
+def _refused(given: BadInput) -> Result | None:
+    """How the checks of types refuse a setting and those beside it; None if they accept them."""
+    try:
+        config = _changed(given.rest, [given.argument])
+        check(OmegaConf.select(config, given.argument.partition("=")[0].rpartition(".")[0]))
+    except SettingError as error:
+        return _classified(given, SystemExit(f"error: {error}"), "")
+    except Exception:  # of the run
+        return None
+    return None
+
+
+def _changed(arguments: tuple[str, ...], changes: Sequence[str]) -> DictConfig:
+    """The config of the arguments with further settings."""
     config = pickle.loads(_composed(arguments))
-    override = OverridesParser.create().parse_override(argument)
     OmegaConf.set_struct(config, True)
-    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    for change in changes:
+        name, _, value = change.partition("=")
+        OmegaConf.update(config, name, _value(value), merge=True)
+    return config
+
+
+@functools.cache
+def _value(text: str) -> Any:
+    """A value as the command line writes it."""
+    return OverridesParser.create().parse_override(f"name={text}").value()
+
+
+def _config(arguments: tuple[str, ...], changes: Sequence[str], out: Path) -> DictConfig:
+    """Return the config of the arguments with further settings, and make it Hydra's."""
+    config = _changed(arguments, changes)
     with open_dict(config):
         config.hydra.runtime.output_dir = str(out)
         config.hydra.mode = RunMode.RUN
-        config.hydra.overrides.task.append(argument)
+        config.hydra.overrides.task.extend(changes)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]
     return config
 
 
-@functools.lru_cache(maxsize=2)
+@functools.cache
 def _composed(arguments: tuple[str, ...]) -> bytes:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return pickle.dumps(compose("config", list(arguments), return_hydra_config=True))

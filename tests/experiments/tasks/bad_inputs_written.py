@@ -2,12 +2,15 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tests.experiments.tasks.bad_inputs import SCORES, SMALL, STORED, BadInput, files
+from tests.experiments.tasks.compositions import CONF
 
 TRAIN = (*SMALL, "task=train")
 _SMALL_LDS = (
@@ -58,8 +61,15 @@ def made() -> Path:
 
 
 def written() -> list[BadInput]:
-    """All of them."""
-    return [*_spelling(), *_syntax(), *_objects(), *_values(), *_files(), *_known_before_training(), *_on_a_finished_store()]
+    """All of them. Those that only give a setting another value begin at the composed config."""
+    others = [*_objects(), *_values(), *_files(), *_known_before_training(), *_on_a_finished_store()]
+    return [*_spelling(), *_syntax(), *(replace(given, way="config") if _sets(given.argument) else given for given in others)]
+
+
+def _sets(argument: str) -> bool:
+    """Return whether an argument gives one setting another value, without choosing, adding or deleting anything."""
+    name = argument.partition("=")[0]
+    return re.fullmatch(r"[\w.]+", name) is not None and not (CONF / name).is_dir()
 
 
 def _spelling() -> Iterator[BadInput]:

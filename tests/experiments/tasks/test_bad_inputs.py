@@ -8,9 +8,6 @@ import pytest
 from tests.experiments.tasks.bad_inputs import STORED, BadInput, contexts, generated, outcome, store
 from tests.experiments.tasks.bad_inputs_written import written
 
-PARTS = 8
-"""The slow test is divided so that several processes share it."""
-
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # of wandb-workspaces
 
 
@@ -33,28 +30,25 @@ def test_generated_bad_inputs_of_some_settings(tmp_path):
     assert not wrong(inputs[::4], tmp_path)
 
 
-@pytest.fixture(scope="module")
-def inputs():
-    """All inputs, those of the same command line one after the other."""
-    return [*written(), *generated()]
+@pytest.mark.slow
+def test_all_written_bad_inputs(tmp_path):
+    """Claim: no traceback, no sentence without the setting, and nothing wrong is accepted, over all inputs written down."""
+    store(STORED, tmp_path)
+    assert not wrong(written(), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
-def test_all_bad_inputs(tmp_path, inputs, part):
-    """Claim: no traceback, no sentence without the setting, and nothing wrong is accepted, over all settings of all choices."""
+def test_all_generated_bad_inputs(tmp_path):
+    """Claim: the same over all settings of all choices."""
+    inputs = generated()
     assert len(inputs) > 2000
-    size = -(-len(inputs) // PARTS)
-    chosen = inputs[part * size : (part + 1) * size]
-    if any(given.stored for given in chosen):
-        store(STORED, tmp_path)
-    assert not wrong(chosen, tmp_path)
+    assert not wrong(inputs, tmp_path)
 
 
 @pytest.mark.slow
 def test_the_rest_of_a_bad_input_is_valid(tmp_path):
     """Claim: without its one wrong setting, each command line of the generated inputs reaches a computation."""
-    for _, arguments in contexts():
-        valid = BadInput("seed=0", arguments, ("seed",), generated=True)
+    for arguments in dict.fromkeys(arguments for _, arguments in contexts()):
+        valid = BadInput("seed=0", arguments, ("seed",), "config")
         result = outcome(valid, tmp_path)
         assert result.outcome == "accepted", (arguments[-3:], result.said)

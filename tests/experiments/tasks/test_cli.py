@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 import run as program
 from attribution.estimators.scores import Scores
+from tests import forked
 from tests.experiments.report.page.made import data_of
 from tests.experiments.tasks.compositions import composed_once
 
@@ -67,13 +69,13 @@ def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def run(folder: Path, *arguments: str) -> str:
-    """The same within this process, which saves the imports and a composition; what it printed."""
+def run(folder: Path, *arguments: str, store: Path | None = None) -> str:
+    """The same within this process, which saves the imports and a composition; what it printed. Another ``store`` may be given."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), composed_once():
         patch.chdir(folder)
         patch.setenv("COLUMNS", "200")
-        patch.setattr(sys, "argv", ["run.py", *arguments, f"store.root={folder / 'store'}"])
+        patch.setattr(sys, "argv", ["run.py", *arguments, f"store.root={store or folder / 'store'}"])
         program.main()
     return printed.getvalue()
 
@@ -378,9 +380,13 @@ def test_two_processes_train_with_an_average(tmp_path):
     for devices in (1, 2):
         folder = tmp_path / str(devices)
         folder.mkdir()
-        settings = ("model.dropout=0", "trainer.ema=0.9", "trainer.precision=64-true", f"hardware.devices={devices}")
-        done = process(folder, *FINAL, *settings, "task=train", "workers=1", f"hydra.run.dir={folder / 'out'}")
-        assert done.returncode == 0, done.stderr
+        settings = (*FINAL, "model.dropout=0", "trainer.ema=0.9", "trainer.precision=64-true", "task=train", "workers=1")
+        words = (*settings, f"hardware.devices={devices}", f"hydra.run.dir={folder / 'out'}")
+        if devices == 1:
+            run(folder, *words)
+        else:
+            done = process(folder, *words)
+            assert done.returncode == 0, done.stderr
         assert (folder / "out" / "samples.png").exists()
         (average,) = (folder / "store").glob("TrainedModel/*/average.safetensors")
         parameters.append(load_file(average))
@@ -450,8 +456,16 @@ def test_wandb_offline(tmp_path):
     assert list((out / "wandb").glob("offline-run-*/*.wandb"))
 
 
+def in_a_process(begun: Event, folder: Path, *arguments: str) -> None:
+    """``run`` in a process of its own, which says when it begins."""
+    torch.set_num_threads(1)
+    begun.set()
+    with contextlib.redirect_stderr(io.StringIO()):
+        run(folder, *arguments)
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_the_same(tmp_path):
+def test_killed_at_any_moment_it_ends_the_same(tmp_path, monkeypatch):
     """Claim: SIGKILL again and again, then the same command: bit-equal scores, parameters and rows."""
     settings = [
         *TINY,
@@ -463,23 +477,21 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path):
     ]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    process(tmp_path / "whole", *settings, f"hydra.run.dir={tmp_path / 'whole' / 'out'}")
-    command = [sys.executable, str(ROOT / "run.py"), f"store.root={tmp_path / 'killed' / 'store'}", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kills = 0
-    for patience in np.linspace(6, 20, 12):
-        started = subprocess.Popen(
-            command, cwd=tmp_path / "killed", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            started.wait(timeout=float(patience))
+    run(tmp_path / "whole", *settings, f"hydra.run.dir={tmp_path / 'whole' / 'out'}")
+    processes, kills = forked.context(monkeypatch), 0
+    for patience in np.linspace(0.5, 4, 8):
+        begun = processes.Event()
+        started = processes.Process(target=in_a_process, args=(begun, tmp_path / "killed", *settings))
+        started.start()
+        assert begun.wait(60)
+        started.join(float(patience))
+        if not started.is_alive():
             break
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
-            kills += 1
+        started.kill()
+        started.join()
+        kills += 1
     assert kills >= 2, "the machine was too fast for this test to kill anything"
-    process(tmp_path / "killed", *settings, f"hydra.run.dir={tmp_path / 'killed' / 'out'}")
+    run(tmp_path / "killed", *settings, f"hydra.run.dir={tmp_path / 'killed' / 'out'}")
     for kind in ("TrainedModel", "TrajectoryScores", "Samples"):
         whole, killed = (sorted((tmp_path / name / "store" / kind).iterdir()) for name in ("whole", "killed"))
         assert [p.name for p in whole] == [p.name for p in killed]

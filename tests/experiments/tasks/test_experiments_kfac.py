@@ -105,7 +105,7 @@ def test_every_experiment_composes_at_every_scale(name, scale):
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in EXPERIMENTS])
-def test_every_experiment_takes_a_step(name, tmp_path):
+def test_every_experiment_takes_a_step(name, tmp_path, shared_store):
     """Claim: at digits, each trains, scores, retrains and reports at the smallest sizes; of a sweep, the first job. Published
     numbers stand beside the rows that measure the same."""
     first = [f"{setting}={values[0]}" for setting, values in swept(configured(name, "scale=digits")).items()]
@@ -113,7 +113,8 @@ def test_every_experiment_takes_a_step(name, tmp_path):
     draws = [setting for setting in first if setting.startswith(("estimator.draws.n", "projection.k", "trainer"))]
     first = [setting for setting in first if setting not in draws]
     sizes += [f"{setting.split('=')[0]}={ONE_STEP.get(setting.split('=')[0], 4)}" for setting in draws]
-    printed = run(tmp_path, f"experiment={name}", "scale=digits", *first, *sizes, f"hydra.run.dir={tmp_path / 'out'}")
+    words = [f"experiment={name}", "scale=digits", *first, *sizes]
+    printed = run(tmp_path, *words, f"hydra.run.dir={tmp_path / 'out'}", store=shared_store)
     found = rows(tmp_path / "out")
     assert found
     assert {(row["experiment"], row["scale"]) for row in found} == {(name, "digits")}

@@ -21,6 +21,7 @@ RUN = [
     "execution.device=cpu",
     "execution.pass_memory=3e8",
     "samples.n=4",
+    "diffusion.sampler.steps=5",
     "benchmark=targeted",
     "benchmark.n=2",
     "benchmark.k=[4]",
@@ -31,7 +32,7 @@ RUN = [
     "estimator.draws.n=4",
 ]
 FAMILIES = {
-    "kfac": ["estimator=kfac", "curvature.draws.n=2"],
+    "kfac": ["estimator=kfac", "curvature.draws.n=2", "model.block_out_channels=[96,128]"],  # eigendecompositions take long
     "trak": ["estimator=trak", "projection=none"],
     "retrac": ["estimator=retrac", "estimator.checkpoints=2"],
 }

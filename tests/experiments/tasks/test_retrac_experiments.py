@@ -47,12 +47,12 @@ def tiny(config: DictConfig) -> list[str]:
         if name.startswith("retrac/")
     ],
 )
-def test_every_experiment_runs_on_digits(name, tmp_path):
+def test_every_experiment_runs_on_digits(name, tmp_path, shared_store):
     """Claim: each ends with rows and figures, and with its published numbers beside rows that measure the same."""
     config = composed(f"experiment={name}", "scale=digits")
     data = DATA[config.data._target_.rpartition(".")[2]]
     words = [*data, "model.block_out_channels=[8,8]", *TINY, *tiny(config)]
-    run(tmp_path, f"experiment={name}", "scale=digits", *words, f"hydra.run.dir={tmp_path / 'out'}")
+    run(tmp_path, f"experiment={name}", "scale=digits", *words, f"hydra.run.dir={tmp_path / 'out'}", store=shared_store)
     found = rows(tmp_path / "out")
     assert all(row["experiment"] == name and row["scale"] == "digits" for row in found)
     assert list((tmp_path / "out").glob("*.png"))

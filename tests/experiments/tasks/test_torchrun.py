@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.experiments.tasks.test_cli import FINAL, ROOT, SMALL_BENCHMARK
+from tests.experiments.tasks.test_cli import FINAL, ROOT, SMALL_BENCHMARK, run
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def visits(record: Path) -> bytes:
 
 
 def last(record: Path) -> dict[str, torch.Tensor]:
-    return load_file(record / "checkpoints" / "20.safetensors")
+    return load_file(max((record / "checkpoints").iterdir(), key=lambda path: int(path.stem)))
 
 
 def processes(condition: Callable[[dict[str, str], int], bool]) -> list[int]:
@@ -75,56 +75,67 @@ def wait_for(condition: Callable[[], object], seconds: float = 90.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", ["torchrun", "ddp"])
-def test_the_model_of_one_process(tmp_path, how):
-    """Claim: the same record to the bit, parameters to rounding, one folder of results, and every process ends."""
+def test_the_model_of_one_process(tmp_path):
+    """Claim: the same record to the bit, parameters to rounding, one folder of results, and every process ends; by both ways."""
     settings = [*TRAIN, "trainer.precision=64-true", "trainer.ema=0.9"]
-    one = start(tmp_path / "one", *settings)
-    several = {"torchrun": ([], TORCHRUN), "ddp": (["hardware.strategy=ddp", "hardware.devices=2"], [])}[how]
-    two = start(tmp_path / "two", *settings, *several[0], launcher=several[1])
-    outputs = finish(one), finish(two)
-    assert (one.returncode, two.returncode) == (0, 0), outputs
-    assert outputs[1].count("index.html") == 1
-    (first,), (second,) = records(tmp_path / "one"), records(tmp_path / "two")
-    assert first.name == second.name
-    assert json.loads((second / "record.json").read_text())["processes"] == 2
-    assert visits(first) == visits(second)
-    for name, tensor in last(first).items():
-        torch.testing.assert_close(last(second)[name], tensor, rtol=1e-8, atol=1e-10)
-    averages = [load_file(record / "average.safetensors") for record in (first, second)]
-    for name, tensor in averages[0].items():
-        torch.testing.assert_close(averages[1][name], tensor, rtol=1e-8, atol=1e-10)
+    (tmp_path / "one").mkdir()
+    run(tmp_path / "one", *settings, "hydra.run.dir=out")
+    (first,) = records(tmp_path / "one")
+    for how, added, launcher in (("torchrun", [], TORCHRUN), ("ddp", ["hardware.strategy=ddp", "hardware.devices=2"], [])):
+        two = start(tmp_path / how, *settings, *added, launcher=launcher)
+        output = finish(two)
+        assert two.returncode == 0, output
+        assert output.count("index.html") == 1
+        (second,) = records(tmp_path / how)
+        assert first.name == second.name
+        assert json.loads((second / "record.json").read_text())["processes"] == 2
+        assert visits(first) == visits(second)
+        for name, tensor in last(first).items():
+            torch.testing.assert_close(last(second)[name], tensor, rtol=1e-8, atol=1e-10)
+        averages = [load_file(record / "average.safetensors") for record in (first, second)]
+        for name, tensor in averages[0].items():
+            torch.testing.assert_close(averages[1][name], tensor, rtol=1e-8, atol=1e-10)
 
 
 def test_torchrun_trains_several_models_and_then_one_process_goes_on(tmp_path):
     """Claim: each model of an ensemble is trained by all processes, the rest by one; a second run trains nothing and ends too."""
     settings = [*FINAL, *SMALL_BENCHMARK, "benchmark.compare=[]", "estimator=trak", "estimator.models=2", "estimator.draws.n=2"]
     for _ in range(2):
-        run = start(tmp_path, *settings, launcher=TORCHRUN)
-        output = finish(run)
-        assert run.returncode == 0, output
+        started = start(tmp_path, *settings, launcher=TORCHRUN)
+        output = finish(started)
+        assert started.returncode == 0, output
         assert output.count("index.html") == 1
     found = records(tmp_path)
     assert len(found) == 2
     assert all(json.loads((record / "record.json").read_text())["processes"] == 2 for record in found)
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_process_of_torchrun_that_is_killed_ends_the_run(tmp_path, rank):
-    """Claim: soon, with an error; the next run continues from the last save, and ends with the bits of a run without kills."""
-    settings = [*TRAIN, "trainer.steps=400", "checkpoints.every=20", "hardware.interval=20"]
+def kill(rank: str, folder: Path, *settings: str) -> None:
+    """Start a run and kill one of its processes after the next save; the run ends soon, with an error."""
+
+    def saves() -> set[Path]:
+        return {*(folder / "store").rglob("progress/0*.json")}
+
+    before, started = saves(), start(folder, *settings, launcher=TORCHRUN)
+    wait_for(lambda: saves() - before)
+    (victim,) = processes(lambda environment, parent: (parent, environment.get("RANK")) == (started.pid, rank))
+    os.kill(victim, signal.SIGKILL)
+    begin = time.monotonic()
+    output = finish(started, 90)
+    assert started.returncode != 0, output
+    assert time.monotonic() - begin < 60
+
+
+def test_a_process_of_torchrun_that_is_killed_ends_the_run(tmp_path):
+    """Claim: soon, with an error, whichever is killed; the next run continues from the last save, and ends with the bits of a run
+    without kills."""
+    settings = [*TRAIN, "trainer.steps=200", "checkpoints.every=20", "hardware.interval=20"]
     whole = start(tmp_path / "whole", *settings, launcher=TORCHRUN)
     output = finish(whole)
     assert whole.returncode == 0, output
-    killed = start(tmp_path / "killed", *settings, launcher=TORCHRUN)
-    wait_for(lambda: [*(tmp_path / "killed" / "store").rglob("progress/0*.json")])
-    (victim,) = processes(lambda environment, parent: parent == killed.pid and environment.get("RANK") == rank)
-    os.kill(victim, signal.SIGKILL)
-    begin = time.monotonic()
-    output = finish(killed, 90)
-    assert killed.returncode != 0, output
-    assert time.monotonic() - begin < 60
-    assert records(tmp_path / "killed") == []
+    for rank in ("0", "1"):
+        kill(rank, tmp_path / "killed", *settings)
+        assert records(tmp_path / "killed") == []
     again = start(tmp_path / "killed", *settings, launcher=TORCHRUN)
     output = finish(again)
     assert again.returncode == 0, output
@@ -135,11 +146,12 @@ def test_a_process_of_torchrun_that_is_killed_ends_the_run(tmp_path, rank):
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     """Claim: after SIGKILL of the process that started them, those of ddp end within seconds."""
-    run = start(tmp_path, *TRAIN, "trainer.steps=2000", "hardware.strategy=ddp", "hardware.devices=2", "hardware.interval=20")
+    settings = ["trainer.steps=2000", "hardware.strategy=ddp", "hardware.devices=2", "hardware.interval=20"]
+    started = start(tmp_path, *TRAIN, *settings)
     wait_for(lambda: [*(tmp_path / "store").rglob("progress/0*.json")])
-    (other,) = processes(lambda environment, parent: parent == run.pid)
-    run.kill()
-    run.communicate()
+    (other,) = processes(lambda environment, parent: parent == started.pid)
+    started.kill()
+    started.communicate()
     wait_for(lambda: not Path(f"/proc/{other}").exists(), 20)
 
 
@@ -150,7 +162,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 def test_settings_that_torchrun_decides(tmp_path, setting, message):
     """Claim: another number of devices and more workers are refused by a sentence."""
     settings = [*FINAL, *SMALL_BENCHMARK, "benchmark.compare=[]", "estimator=random", setting]
-    run = start(tmp_path, *settings, launcher=TORCHRUN)
-    output = finish(run)
-    assert run.returncode != 0
+    started = start(tmp_path, *settings, launcher=TORCHRUN)
+    output = finish(started)
+    assert started.returncode != 0
     assert message in output
