@@ -36,6 +36,7 @@ from attribution.training.fit import Recipe
 from experiments.benchmarks.removals import Ranking, Removals
 from experiments.datasets import Digits, Split
 from experiments.estimators.datamodels import Datamodels
+from experiments.models.planted import PlantedImages
 from experiments.models.samples import Samples
 from experiments.models.subsets import RandomSubsets
 from experiments.queries.by_source import OfEachSource
@@ -105,6 +106,7 @@ def nodes(folder: Path) -> list[Node]:
         OfEachSource(samples, RECORD.data, 2),
         Split(Digits(n_train=6, n_validation=4), "train"),
         ImageFolder(path=folder, shape=(1, 8, 8)),
+        PlantedImages(train=RECORD.data, queries=[QUERIES], copies=2, noise=0.1, brightness=0.3, seed=1),
         Removals(
             trained=RECORD,
             rankings=[Ranking(QUERIES, trac, scores)],

@@ -26,8 +26,9 @@ from attribution.images.window import Window
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
 from experiments.datasets.selection import random_order
+from experiments.models.planted import PlantedImages
 from experiments.models.samples import _seed
-from experiments.models.subsets import RandomSubsets
+from experiments.models.subsets import RandomSubsets, VariedSubsets
 from tests.worlds import UNET, Blobs, trained
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +68,9 @@ GENERATORS = {
     ("*", "*", 0x11554): "LiSSA: seed, repeat",
     ("*", 0x5B5E7): "subsets: seed",
     ("*", 0xC0F, "*"): "removals: seed, number",
+    ("*", 0x517E): "subsets of varied size: seed",
+    ("*", 0x91A): "rows of planted images: seed",
+    ("*", 0x91B): "noise of planted images: seed",
     ("*", 0): "examples of figures: seed",
     ("*", 1): "columns of correlations: seed",
     ("*", "*"): "held-out images of a label: seed, label",
@@ -118,10 +122,26 @@ NUMBERS = {
     "pseudo-gradient": [1423073245889668432, 9158527075992298133],
     "random scores": [0.23676298558712006, -0.8978831768035889],
     "subsets": [0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 1],
+    "varied subsets": [0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 1],
+    "planted rows": [2, 3, 5, 0],
+    "planted noise": [-0.7098039388656616, -0.9764705896377563, -0.5999999642372131, -0.8509804010391235],
 }
 """The first numbers of streams."""
 
-INTEGERS = ("uniform", "fixed", "even", "window", "stratified", "choice", "order", "samples", "pseudo-gradient", "subsets")
+INTEGERS = (
+    "uniform",
+    "fixed",
+    "even",
+    "window",
+    "stratified",
+    "choice",
+    "order",
+    "samples",
+    "pseudo-gradient",
+    "subsets",
+    "varied subsets",
+    "planted rows",
+)
 """The streams of integers."""
 
 
@@ -183,6 +203,7 @@ def numbers() -> dict[str, list[float]]:
     ids, seeds = torch.tensor([3, 2**35 + 1]), torch.tensor([5, 2**40 + 7])
     uniform = Uniform(1, seed=7).draw("query", ids, 1000, flips=True)
     window = Window(1, 100, 500, seed=7).draw("query", ids, 1000)
+    planted = PlantedImages(train=Blobs(n=6), queries=[Blobs(n=2, first=900)], copies=2, noise=0.1, brightness=0.3, seed=7)
     streams = {
         "uniform": torch.cat([uniform.timestep, uniform.noise_seed, uniform.flip.long()]),
         "fixed": Fixed((5, 9), noises=2, seed=7).draw("query", ids[:1], 1000).noise_seed,
@@ -197,6 +218,9 @@ def numbers() -> dict[str, list[float]]:
         "pseudo-gradient": _seed_of_v(seeds, 0),
         "random scores": InMemory()(Random(seed=7).scores(trained(), Blobs(n=2), Blobs(n=1, first=900))).values,
         "subsets": RandomSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),
+        "varied subsets": VariedSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),
+        "planted rows": planted.rows,
+        "planted noise": InMemory()(planted).x0(planted.rows[0])[:, 0, 0, :2],
     }
     return {name: np.asarray(values).ravel().tolist() for name, values in streams.items()}
 

@@ -1,4 +1,4 @@
-"""Models trained again without the images that estimators rank first, and without random images, for counterfactuals."""
+"""Models trained again without the images that estimators rank first, or on these only, and the same with random images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -48,8 +48,9 @@ class Ranking:
 class RemovedSets:
     """M different sets of training images, and the indices 0..M-1 of the set that each removal takes away.
 
-    Set 0 is empty. ``rows`` are the training rows in each set. ``random [F, R]`` are the indices of the sets for each fraction and
-    random removal; ``top`` has an array ``[F, Q]`` of them for each ranking and variant, by fraction and query.
+    Set 0 is empty, unless models are trained on the sets. ``rows`` are the training rows in each set. ``random [F, R]`` are the
+    indices of the sets for each fraction and random removal; ``top`` has an array ``[F, Q]`` of them for each ranking and variant,
+    by fraction and query.
     """
 
     rows: Sequence[np.ndarray]
@@ -59,7 +60,7 @@ class RemovedSets:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes(Arrays):
-    """``removed`` bool ``[M, N]``: the images of each set; ``measured`` float64 ``[K, Q, M]``: queries of all kinds in order."""
+    """``removed`` bool ``[M, N]``: the images that each model lacks; ``measured`` float64 ``[K, Q, M]``: queries of all kinds."""
 
     removed: np.ndarray
     measured: np.ndarray
@@ -73,6 +74,9 @@ class Removals(Node[Outcomes], ManyRetrained):
     all images. Each is trained with each of ``seeds``, for ``steps`` steps. All queries are measured under all models, at the same
     ``draws``, in ``precision``. Without ``keep_models`` a model is deleted when its measurements and its generated images are
     stored.
+
+    With ``only`` models are trained on nothing but these sets, and none on all images. Without ``regenerate`` generated queries are
+    not generated again beforehand.
     """
 
     NAME = "Removals"
@@ -91,6 +95,8 @@ class Removals(Node[Outcomes], ManyRetrained):
     draws: DrawScheme
     mode: Mode
     precision: str = added(default=FLOAT32)
+    only: bool = added(default=False)
+    regenerate: bool = execution(default=True)
     keep_models: bool = execution(default=True)
     execution: Execution = execution(default=Execution())
 
@@ -107,11 +113,11 @@ class Removals(Node[Outcomes], ManyRetrained):
         return slice(start, start + queries.count)
 
     def sets(self, get: Get) -> RemovedSets:
-        """The sets of images to remove. Equal sets have the same index."""
+        """The sets of images to remove, or to train on. Equal sets have the same index."""
         get.many([ranking.scores for ranking in self.rankings])  # together, in the passes that they share
         N = self.trained.data.count
         counts = [removed_count(fraction, N) for fraction in self.fractions]
-        rows, indices = [np.zeros(0, np.int64)], {b"": 0}
+        rows, indices = ([], {}) if self.only else ([np.zeros(0, np.int64)], {b"": 0})
 
         def index_of(removed: np.ndarray) -> int:
             removed = np.sort(removed).astype(np.int64)
@@ -131,7 +137,7 @@ class Removals(Node[Outcomes], ManyRetrained):
         """The retrained models, with a selection for each set."""
         return Truth(
             trained=self.trained,
-            selections=[Selection.without(removed, self.trained.data.count) for removed in sets.rows],
+            selections=[Selection(rows) if self.only else Selection.without(rows, self.trained.data.count) for rows in sets.rows],
             seeds=self.seeds,
             steps=self.steps,
             draws=self.draws,
@@ -157,7 +163,7 @@ class Removals(Node[Outcomes], ManyRetrained):
         sets = self.sets(get)
         truth = self.truth(sets)
         measured = [node for queries in self.queries for node in truth.nodes(self.measurement, queries)]
-        samples = [queries for queries in self.queries if isinstance(queries, Samples)]
+        samples = [queries for queries in self.queries if isinstance(queries, Samples) and self.regenerate]
         return [*measured, *(node for queries in samples for node in self.regenerated(queries, sets)[1])]
 
     def compute(self, get: Get) -> Outcomes:
@@ -167,14 +173,15 @@ class Removals(Node[Outcomes], ManyRetrained):
         removed = np.zeros((len(sets.rows), self.trained.data.count), dtype=bool)
         for mask, rows in zip(removed, sets.rows, strict=True):
             mask[rows] = True
-        return Outcomes(removed, np.concatenate(measured, 1))
+        return Outcomes(removed != self.only, np.concatenate(measured, 1))
 
     def cost(self) -> Cost:
         """An upper bound for one variant of each estimator: which sets are equal is known only from the scores."""
         model, models = self.most_retrained()
         one = model.cost()
         measuring = sum(queries.count for queries in self.queries) * self.draws.count / 3
-        sampling = sum(queries.cost().passes for queries in self.queries if isinstance(queries, Samples))
+        samples = [queries for queries in self.queries if isinstance(queries, Samples) and self.regenerate]
+        sampling = sum(queries.cost().passes for queries in samples)
         return Cost(
             passes=models * (one.passes + measuring + sampling),
             inputs=one.inputs,
@@ -184,14 +191,14 @@ class Removals(Node[Outcomes], ManyRetrained):
         )
 
     def most_retrained(self) -> tuple[Retrained, int]:
-        sets = 1 + len(self.fractions) * (self.random + sum(ranking.queries.count for ranking in self.rankings))
+        sets = (not self.only) + len(self.fractions) * (self.random + sum(ranking.queries.count for ranking in self.rankings))
         all_images = Selection(np.arange(self.trained.data.count))
         model = Retrained.of(self.trained, all_images, self.seeds[0], self.steps, self.mode, self.execution)
         return model, len(self.seeds) * sets
 
     def most_measured(self) -> float:
         values = FLOAT64_BYTES * sum(queries.count for queries in self.queries)
-        images = sum(queries.cost().disk for queries in self.queries if isinstance(queries, Samples))
+        images = sum(queries.cost().disk for queries in self.queries if isinstance(queries, Samples) and self.regenerate)
         return self.most_retrained()[1] * (values + images)
 
 

@@ -8,6 +8,8 @@ from attribution.estimators import Estimator
 from attribution.estimators.influence import InfluenceScores
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
+from attribution.images import ImageSet
+from attribution.models.trained import Trained
 from attribution.nodes import Get, Node
 from experiments.models.experiment import Experiment
 from experiments.queries import Queries
@@ -40,13 +42,19 @@ def scores_of(
     Kinds that an estimator does not explain are left out, if it explains another one. ``member``: those of the explained model
     trained with the seed ``seed + member``, for the same queries.
     """
-    trained = experiment.attributed.member(member)
+    return scores_under(experiment.attributed.member(member), experiment.train, experiment, estimators, queries)
+
+
+def scores_under(
+    trained: Trained, train: ImageSet, experiment: Experiment, estimators: Mapping[str, Estimator], queries: Mapping[str, Queries]
+) -> dict[tuple[str, str], Node[Scores]]:
+    """The same scores under another model ``trained`` on the images ``train``."""
     nodes = {kind: choice.node(experiment) for kind, choice in queries.items()}
     explained = {
         name: [kind for kind in nodes if estimator.explains(nodes[kind])] or list(nodes) for name, estimator in estimators.items()
     }
     return {
-        (kind, name): estimator.scores(trained, experiment.train, node)
+        (kind, name): estimator.scores(trained, train, node)
         for kind, node in nodes.items()
         for name, estimator in estimators.items()
         if kind in explained[name]

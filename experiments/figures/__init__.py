@@ -16,6 +16,7 @@ from experiments.figures.loss_weights import loss_weights
 from experiments.figures.noise_axis import log_snr_axis
 from experiments.figures.norm_trend import norm_trend
 from experiments.figures.norms import Curve, Scatter, algorithm_1, norm_curves, norms_by_timestep
+from experiments.figures.panels import panels
 from experiments.figures.rank_rises import rank_rises
 from experiments.figures.regenerated import regenerated
 from experiments.figures.scaling import scaling
@@ -51,6 +52,7 @@ __all__ = [
     "norm_trend",
     "norms_by_timestep",
     "over_k",
+    "panels",
     "proponents",
     "rank_rises",
     "ranked",

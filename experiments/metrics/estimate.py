@@ -42,6 +42,25 @@ class Estimate:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
+def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """``numerator / denominator`` with an interval that has the uncertainty of both; unknown unless the denominator is above 0.
+
+    The distances to the ends are the roots of the sums of squares of those that each interval alone would give (Zou & Donner 2008).
+    """
+    n, d = numerator.value, denominator.value
+    if not d > 0:
+        return Estimate(math.nan, level=numerator.level)
+    value = n / d
+    if not (numerator.has_interval and denominator.has_interval):
+        return Estimate(value, level=numerator.level)
+    rises, falls = (abs(n) * (end - d) / d**2 for end in (denominator.high, denominator.low))
+    if n < 0:
+        rises, falls = falls, rises  # the larger the denominator, the larger the ratio
+    low = value - math.hypot((n - numerator.low) / d, rises)
+    high = value + math.hypot((numerator.high - n) / d, falls)
+    return Estimate(value, low, high, numerator.level, numerator.kind)
+
+
 def quantiles(sample: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     """Return the (1 ± level)/2 quantiles of a sample; (NaN, NaN) for fewer than two numbers."""
     numbers = np.asarray(sample, dtype=np.float64)

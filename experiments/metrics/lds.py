@@ -74,6 +74,27 @@ def best(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple
     return lds(sweep[None, chosen], measured[None], bootstrap)[0, 0], chosen
 
 
+def without(control: np.ndarray, predictions: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+    """The mean LDS over queries that is left when the effect of ``control [M]`` is removed, ``[P]``: ``[P, Q, M], [Q, M]``.
+
+    It is the partial rank correlation (r_xy - r_xz r_yz)/√((1 - r_xz²)(1 - r_yz²)) of each query, and 0 if predictions or
+    measurements follow from the control.
+    """
+    x, y, z = centered_ranks(_finite(predictions)), centered_ranks(measured), centered_ranks(control[None])
+    Q, M = measured.shape
+
+    def partial(shares: np.ndarray) -> np.ndarray:  # [M, b] -> [P, Q, b]
+        r_yz = _correlations(y, z, shares)
+        return np.stack([_partial(_correlations(side, y, shares), _correlations(side, z, shares), r_yz) for side in x])
+
+    of_queries = np.where(np.isfinite(predictions).all(-1), partial(np.full((M, 1), 1 / M))[..., 0], np.nan)
+    by_query = np.tensordot(bootstrap.counts("queries", Q) / Q, of_queries, (1, 1))
+    w = bootstrap.counts("subsets", M) / M
+    size = max(1, _BLOCK // (Q * len(x)))
+    by_subset = np.concatenate([partial(w[start : start + size].T).mean(1).T for start in range(0, len(w), size)])
+    return bootstrap.statistic(of_queries.mean(1), {"queries": (by_query, Q), "subsets": (by_subset, M)}, CORRELATION_LIMITS)
+
+
 def folds(subsets: int) -> np.ndarray:
     """Which of two interleaved halves each subset is in, ``[M]``: the strata of a bootstrap for ``cross_validated``."""
     return np.arange(subsets) % 2
@@ -132,6 +153,17 @@ def _over_subsets(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndar
                 covariance = (side * target) @ shares - mean * means[t]
                 resampled[block, p, t] = np.einsum("qb,qb,qb->b", covariance, scale, scales[t]) / Q
     return resampled
+
+
+def _correlations(x: np.ndarray, y: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The correlation of ranks ``[Q, M]`` with others in resamples with ``shares [M, b]``: ``[Q, b]``, 0 where one is constant."""
+    (mean_x, scale_x), (mean_y, scale_y) = _moments(x, shares), _moments(y, shares)
+    return ((x * y) @ shares - mean_x * mean_y) * scale_x * scale_y
+
+
+def _partial(r_xy: np.ndarray, r_xz: np.ndarray, r_yz: np.ndarray) -> np.ndarray:
+    rest = (1 - r_xz**2) * (1 - r_yz**2)
+    return np.where(rest > _CONSTANT, np.clip((r_xy - r_xz * r_yz) / np.sqrt(np.maximum(rest, _CONSTANT)), -1, 1), 0.0)
 
 
 def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

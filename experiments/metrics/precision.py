@@ -1,11 +1,12 @@
-"""Precision by source (ReTrac §6.1): pure functions.
+"""Precision by source (ReTrac §6.1), and of single training images that should be found: pure functions.
 
 Q queries of one source, N training examples; ``in_source [N]`` marks the training examples of that source.
 """
 
 import numpy as np
 
-from experiments.metrics.ranking import mean_ranks
+from experiments.metrics.ranking import mean_ranks, top_k
+from experiments.metrics.weighted_ranking import WeightedRanking
 
 
 def source_precision(top: np.ndarray, in_source: np.ndarray, k: int) -> np.ndarray:
@@ -45,3 +46,24 @@ def first_rank(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def random_first_rank(chosen: np.ndarray) -> float:
     """The mean of :func:`first_rank` for scores at random: (N + 1)/(n + 1) for n of N chosen examples."""
     return (len(chosen) + 1) / (int(chosen.sum()) + 1)
+
+
+def recall(scores: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
+    """The share of the ``chosen`` training examples that are among the top k: ``[Q, N], bool [Q, N] -> [Q]``."""
+    return np.take_along_axis(chosen, top_k(scores, k), 1).sum(1) / chosen.sum(1)
+
+
+def average_precision(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The mean over the ``chosen`` examples of the precision at their score: ``[Q, N], bool [Q, N] -> [Q]``."""
+    alike = np.ones((1, scores.shape[1]))
+    pairs = zip(scores, chosen, strict=True)
+    return np.array([WeightedRanking.of(of_query, found, alike).average_precision()[0] for of_query, found in pairs])
+
+
+def random_average_precision(chosen: int, examples: int) -> float:
+    """The mean of :func:`average_precision` for scores at random, with n ``chosen`` of N ``examples``.
+
+    At rank i it is (1 + (i - 1)(n - 1)/(N - 1))/i; the mean over i is (H + (n - 1)/(N - 1) (N - H))/N with H = Σ 1/i.
+    """
+    harmonic = float((1 / np.arange(1, examples + 1)).sum())
+    return (harmonic + (chosen - 1) / max(1, examples - 1) * (examples - harmonic)) / examples

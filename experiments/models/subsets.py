@@ -99,6 +99,38 @@ class RandomSubsets(Subsets):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VariedSubsets(Subsets):
+    """``count`` random subsets of different sizes, evenly from the fraction ``least`` to ``most`` of the examples.
+
+    The number of images that they leave out varies too, so that it predicts something.
+    """
+
+    NAME = "VariedSubsets"
+    VERSION = 1
+
+    count: int
+    least: float = 0.3
+    most: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole(self, "count", least=2)
+        for name in ("least", "most"):
+            if not 0 < getattr(self, name) < 1:
+                raise FieldError(self, name, "must be between 0 and 1")
+        if self.least >= self.most:
+            raise FieldError(self, "least", f"must be below the largest fraction, most={self.most}")
+
+    def masks(self, train: Images) -> np.ndarray:
+        random, N = np.random.default_rng([self.seed, 0x517E]), len(train)
+        masks = np.zeros((self.count, N), dtype=bool)
+        for mask, fraction in zip(masks, np.linspace(self.least, self.most, self.count), strict=True):
+            mask[random.permutation(N)[: round(fraction * N)]] = True
+        return masks
+
+
+@dataclass(frozen=True, kw_only=True)
 class PublishedSubsets(Subsets):
     """The first ``count`` subsets in ``path``: masks ``[M, N]``, or the positions ``[M, n]`` of their examples.
 

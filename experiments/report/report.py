@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.table import Table
 
 from experiments.report.attributions import Attributions
 from experiments.report.published import Published
@@ -67,6 +68,7 @@ class Report:
         self.tables: list[Path] = []
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self._replaced: dict[str, Table] = {}
         self.data = data
         self.command = command or command_line()
         self._run = {"data": data, "seed": seed, "command": self.command, "hardware": hardware}
@@ -125,6 +127,10 @@ class Report:
         self.tables.append(path)
         return path
 
+    def replace_table(self, benchmark: str, table: Table) -> None:
+        """Show ``table`` in the terminal in place of the tables of the rows of ``benchmark``, which may be wide."""
+        self._replaced[benchmark] = table
+
     def note(self, message: str) -> None:
         """Add a line on what the results are of."""
         self.notes.append(message)
@@ -137,7 +143,7 @@ class Report:
         """Write ``rows.jsonl``; print the tables, the notes, the warnings and the paths of all files."""
         path = write_rows(self.folder, self.rows)
         console = console or Console()
-        print_rows(self.rows, console)
+        print_rows(self.rows, console, self._replaced)
         figures = [file for figure in self.figures for file in self.in_formats(figure).values()]
         for line in (*self.notes, *(f"warning: {message}" for message in self.warnings), path, *self.tables, *figures):
             console.print(str(line), markup=False, highlight=False, soft_wrap=True)

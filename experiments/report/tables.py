@@ -58,12 +58,16 @@ class Layout:
     captions: Sequence[str]
 
 
-def print_rows(rows: Sequence[Row], console: Console) -> None:
-    """Print every number of ``rows``, grouped, and the commands that made them."""
+def print_rows(rows: Sequence[Row], console: Console, replaced: Mapping[str, Table] | None = None) -> None:
+    """Print every number of ``rows``, grouped, and the commands that made them.
+
+    ``replaced`` has tables by benchmark that are printed in place of those of its rows.
+    """
+    replaced = replaced or {}
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
-    for layout in layouts(rows):
-        console.print(table(layout))
+    for shown in (*replaced.values(), *map(table, layouts([row for row in rows if row.benchmark not in replaced]))):
+        console.print(shown)
         console.print()
     for line in dict.fromkeys(row.command for row in rows):
         if line:

@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from attribution.nodes import Cost, Node
 from experiments.models.models_on_disk import ManyRetrained, ModelsOnDisk
-from experiments.models.retrained import Retrained
 from experiments.speed.rates import Rates
 from experiments.store import inventory_table
 from experiments.store.inventory_table import duration, size
@@ -53,9 +52,8 @@ def plan(config: DictConfig, tflops: float | None = None) -> None:
 
 def models_on_disk(lacking: Sequence[tuple[Node, Cost]]) -> ModelsOnDisk:
     """Return the disk that missing retrained models will take, among all missing nodes with their costs."""
-    known = {parent.fingerprint for node, _ in lacking for parent in node.parents() if isinstance(parent, Retrained)}
-    several = [node for node, _ in lacking if isinstance(node, ManyRetrained)]
-    return ModelsOnDisk.of(lacking, [] if known else several)
+    # The passes of a node are those of parts that are not known yet.
+    return ModelsOnDisk.of(lacking, [node for node, cost in lacking if isinstance(node, ManyRetrained) and cost.passes])
 
 
 def _models(models: ModelsOnDisk) -> str:

@@ -16,6 +16,17 @@ LEVELS = {
 _METRICS = {
     r"lds_%": "Spearman's correlation, in per cent, between the change that scores predict when a random subset of the training "
     "images is left out and the change that retraining without it shows; averaged over queries. Higher is better.",
+    r"lds_%_of_ceiling": "the LDS in per cent of the noise ceiling. The interval has the uncertainty of both. Higher is better.",
+    r"lds_%_of_varied_sizes": "the LDS on subsets of different sizes. τ = 1 is that of counting the images that are left out.",
+    r"lds_%_without_size": "what is left of it without the effect of size: the partial rank correlation. Higher is better.",
+    r"deletion_%@\d+": "how much the measurement of a query rises when its top images are removed and the model is trained again, "
+    "in per cent of the measurement under models of all images. Higher is better; the random level is removal at random.",
+    r"insertion_%@\d+": "how much lower the measurement of a query is under a model of its top images only than under models of as "
+    "many random ones, in per cent. Higher is better; 0: no better than random images.",
+    r"planted_recall@\d+": "the share of the near-copies of a query, planted into the training set, that are among its top images.",
+    r"planted_average_precision": "the precision at each near-copy of the query in the ranking, averaged. 1: they are all on top.",
+    r"spearman_between_trainings": "the rank correlation of the scores of all training images with those of another training. "
+    "1 for scores that do not depend on the model.",
     r"lds_%_held_out_damping": "the LDS at the damping that is best on the other half of the subsets. Higher is better.",
     r"lds_%_by_all": "the LDS at this timestep if scores over all timesteps predict it. Higher is better.",
     r"lds_%_−_by_all": "what predicting at the timestep itself adds to the LDS.",
@@ -59,6 +70,7 @@ _SUBJECTS = {
     "exact retraining": "the measurements of one training seed, predicted by the mean of the others. It is no upper bound.",
     "random removal": "what removing as many images at random does. An estimator that does not exceed it has found nothing.",
     "nothing removed": "training again on all images.",
+    "τ = 1": "equal scores, which count the images that a subset leaves out.",
 }
 """What lines are that stand for no estimator."""
 
@@ -71,6 +83,7 @@ _FIGURES = {
     r"distinct_share": "distinct share of the top k of each estimator, with its interval",
     r"over_.*": "values of the benchmark over a setting",
     r"bins_.*": "values of the benchmark by timesteps of query and training image",
+    r"verdict": "all parts of the verdict for each estimator, with intervals",
     r"counterfactual": "rise of the measurement over the share of images that were removed",
     r"regenerated": "distances of regenerated images over the share of images that were removed",
     r"regenerated_.*": "queries generated again by models without their top images",

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, SHARE_LIMITS, Bootstrap, Statistic, listed
-from experiments.metrics.estimate import bounded_interval, constant_interval, exact_share, quantiles, t_interval
+from experiments.metrics.estimate import Estimate, bounded_interval, constant_interval, exact_share, quantiles, ratio, t_interval
 
 RANDOM = np.random.default_rng(0)
 
@@ -211,3 +211,24 @@ def test_a_median_and_those_of_resamples(n):
         assert not found.estimate().has_interval
     else:
         np.testing.assert_allclose(found.spread["queries"], (np.array(drawn) - found.value) * np.sqrt(n / (n - 1)))
+
+
+def test_the_interval_of_a_ratio_has_both_uncertainties():
+    """Claim: that of normal numbers far from 0 is their simulated one; with a known denominator, the scaled one."""
+    random = np.random.default_rng(0)
+    (a, b), (sa, sb) = (3.0, 10.0), (0.3, 0.6)
+    numerator, denominator = (Estimate(x, x - 1.96 * s, x + 1.96 * s, kind="known") for x, s in ((a, sa), (b, sb)))
+    low, high = np.quantile(random.normal(a, sa, 200_000) / random.normal(b, sb, 200_000), [0.025, 0.975])
+    found = ratio(numerator, denominator)
+    assert (found.value, found.low, found.high, found.kind) == (
+        0.3,
+        pytest.approx(low, rel=0.02),
+        pytest.approx(high, rel=0.02),
+        "known",
+    )
+    certain = ratio(numerator, Estimate(b, b, b))
+    assert (certain.low, certain.high) == pytest.approx((numerator.low / b, numerator.high / b))
+    negative = ratio(Estimate(-a, -numerator.high, -numerator.low), denominator)
+    assert (negative.low, negative.high) == pytest.approx((-found.high, -found.low))
+    assert not ratio(numerator, Estimate(b)).has_interval
+    assert np.isnan(ratio(numerator, Estimate(0.0, -1.0, 1.0)).value)

@@ -131,3 +131,35 @@ def test_predictions_that_are_not_finite():
     assert np.isnan(of_queries).tolist() == [[False, True, False], [False] * 3, [True, False, False]]
     assert lds_metrics.best(sweep, measured, Bootstrap(20))[1] == 1
     assert lds_metrics.cross_validated(sweep, measured, Bootstrap(20))[1] == [1, 1]
+
+
+def test_without_size_is_the_partial_rank_correlation():
+    """Claim: the correlation of what remains of both ranks after a regression on those of the control; in resamples as well."""
+    random = np.random.default_rng(5)
+    size = random.integers(2, 20, 12).astype(float)
+    predictions, measured = random.normal(size=(2, 3, 12)) + size, random.normal(size=(3, 12)) + size / 2
+    bootstrap = Bootstrap(6, 5)
+    found = lds_metrics.without(size, predictions, measured, bootstrap)
+    ranked = [stats.rankdata(side, axis=-1) for side in (predictions, measured, size)]
+
+    def slow(p: int, q: int, rows: np.ndarray) -> float:
+        x, y, z = ranked[0][p, q, rows], ranked[1][q, rows], ranked[2][rows]
+        rests = [side - np.polyval(np.polyfit(z, side, 1), z) for side in (x, y)]
+        return float(np.corrcoef(*rests)[0, 1])
+
+    for p in range(2):
+        value = np.mean([slow(p, q, np.arange(12)) for q in range(3)])
+        assert found.value[p] == pytest.approx(value)
+        for b, times in enumerate(bootstrap.counts("subsets", 12)):
+            drawn = np.mean([slow(p, q, np.repeat(np.arange(12), times.astype(int))) for q in range(3)])
+            assert found.spread["subsets"][b, p] == pytest.approx((drawn - value) * (12 / 11) ** 0.5)
+
+
+def test_counting_images_explains_nothing_without_size():
+    """Claim: scores that are all 1 predict measurements that follow the size; without its effect nothing is left of either."""
+    removed = np.arange(30) < np.array([[3], [8], [5], [12], [20]])
+    scores = np.stack([np.ones((2, 30)), np.random.default_rng(6).normal(size=(2, 30))])
+    predictions, size = lds_metrics.predicted(scores, removed), removed.sum(1)
+    measured = np.broadcast_to(2.0 * size, (2, 5))
+    assert lds_metrics.lds(predictions, measured[None], Bootstrap(10)).value[0, 0] == pytest.approx(1)
+    assert lds_metrics.without(size, predictions, measured, Bootstrap(10)).value.tolist() == [0, 0]

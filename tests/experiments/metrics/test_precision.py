@@ -1,8 +1,10 @@
 """Precision by source and AUROC by hand, by simulation and against scikit-learn's."""
 
+import itertools
+
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.metrics import precision as metrics
 from experiments.metrics.ranking import top_k
@@ -45,3 +47,22 @@ def test_first_rank_against_sorting():
     assert metrics.first_rank(np.ones((1, 30)), chosen).tolist() == [31 - chosen.sum()]
     reached = metrics.first_rank(random.random((4000, 30)), chosen)
     assert reached.mean() == pytest.approx(metrics.random_first_rank(chosen), abs=4 * reached.std() / 4000**0.5)
+
+
+def test_recall_and_average_precision_of_single_images():
+    """Claim: recall counts the chosen images of each query among its own top k; average precision is scikit-learn's."""
+    random = np.random.default_rng(3)
+    scores, chosen = random.integers(0, 9, (7, 60)).astype(np.float32), random.random((7, 60)) < 0.1
+    chosen[:, 0] = True
+    found = [sum(chosen[q, i] for i in top) / chosen[q].sum() for q, top in enumerate(top_k(scores, 10))]
+    assert metrics.recall(scores, chosen, 10) == pytest.approx(found)
+    by_row = [average_precision_score(*pair) for pair in zip(chosen, scores, strict=True)]
+    assert metrics.average_precision(scores, chosen) == pytest.approx(by_row)
+
+
+@pytest.mark.parametrize(("chosen", "examples"), [(1, 1), (1, 5), (2, 5), (3, 4)])
+def test_average_precision_at_random(chosen, examples):
+    """Claim: the mean over all orders of the examples."""
+    orders = [np.array(order) for order in itertools.permutations(range(examples))]
+    values = metrics.average_precision(np.stack(orders), np.stack([np.arange(examples) < chosen] * len(orders)))
+    assert metrics.random_average_precision(chosen, examples) == pytest.approx(values.mean())

@@ -7,7 +7,7 @@ import pytest
 
 from attribution.checks import FieldError
 from attribution.nodes import InMemory
-from experiments.models.subsets import PublishedSubsets, RandomSubsets, check_variation
+from experiments.models.subsets import PublishedSubsets, RandomSubsets, VariedSubsets, check_variation
 from tests.worlds import Blobs
 
 TRAIN = InMemory()(Blobs(n=24))
@@ -30,6 +30,17 @@ def test_stratified_subsets_have_their_share_of_every_class():
         assert (masks[:, inside].sum(1) == round(0.25 * inside.sum())).all()
     halves = RandomSubsets(count=200, fraction=0.5, stratified=True).masks(TRAIN.take([0]))  # a class of one image
     assert 0.35 < halves.mean() < 0.65
+
+
+def test_sizes_vary_evenly():
+    """Claim: the sizes go evenly from the least to the most; the images are random, and the seed decides."""
+    masks = VariedSubsets(count=5, least=0.25, most=0.75, seed=1).masks(TRAIN)
+    assert masks.sum(1).tolist() == [6, 9, 12, 15, 18]
+    assert (masks[0] & ~masks[4]).any()  # not nested
+    assert not np.array_equal(VariedSubsets(count=5, least=0.25, most=0.75, seed=2).masks(TRAIN), masks)
+    for name, value in (("least", 0.7), ("most", 1.0), ("least", 0.0)):
+        with pytest.raises(FieldError, match=f"{name}={value}"):
+            VariedSubsets(count=5, **{name: value})
 
 
 def test_weights_instead_of_removal():

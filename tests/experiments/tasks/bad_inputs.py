@@ -98,6 +98,7 @@ SMALL_BENCHMARK = {
     "targeted": (*_SETS, *_REPLAYED),
     "timestep_losses": (*SMALL, *_BENCHMARK, "benchmark.queries.training.n=4", "benchmark.queries.validation.n=4"),
     "timestep_bias": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.examples=20", "benchmark.correlated=10", "benchmark.k=5"),
+    "verdict": (*SMALL, *_BENCHMARK, *_POOLS, "queries@benchmark.queries.generated=generated", "benchmark.copies=1"),
 }
 """A small version of each benchmark, under which all its settings count. A new benchmark needs an entry."""
 
