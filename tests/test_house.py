@@ -18,7 +18,7 @@ ROOMS = {
     ),
     "experiments": (
         "disk", "parent", "metrics", "report", "store", "datasets", "models", "queries", "figures", "estimators", "speed",
-        "benchmarks",
+        "benchmarks", "judging",
         "tasks",
     ),
 }  # fmt: skip

@@ -38,6 +38,20 @@ SETTINGS = {"damping": "estimator.damping", "draws": "estimator.draws.n"}
 """The setting that each axis of scores sweeps, by the name of the axis."""
 
 
+def split(scores: Scores, requested: Mapping[str, Sequence[Any]] | None = None) -> list[tuple[dict[str, Any], Scores]]:
+    """Return the scores ``[Q, N]`` at each combination of the ``requested`` values, with the settings that distinguish them.
+
+    All values of an axis that is not requested are returned.
+    """
+    axes = {name: (requested or {}).get(name, values) for name, values in scores.axes.items()}
+    variants = []
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        settings = {SETTINGS.get(name, name): value for name, value in point.items() if len(axes[name]) > 1}
+        variants.append((settings, scores.at(**point)))
+    return variants
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimator(ABC):
     """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost."""
@@ -88,14 +102,7 @@ class Estimator(ABC):
 
     def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
         """Return the scores ``[Q, N]`` at each combination of requested values, with the settings that distinguish them."""
-        requested = self.requested()
-        axes = {name: requested.get(name, values) for name, values in scores.axes.items()}
-        variants = []
-        for values in itertools.product(*axes.values()):
-            point = dict(zip(axes, values, strict=True))
-            settings = {SETTINGS.get(name, name): value for name, value in point.items() if len(axes[name]) > 1}
-            variants.append((settings, scores.at(**point)))
-        return variants
+        return split(scores, self.requested())
 
     def draws_of(self, settings: Mapping[str, Any]) -> tuple[int, int] | None:
         """The numbers of draws (of a query, of a training image) behind a variant with these settings, at each checkpoint.

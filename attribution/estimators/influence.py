@@ -45,6 +45,7 @@ from attribution.transfers import to_device
 SHARED = (
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
+    "attribution.estimators.replicated",
     "attribution.estimators.sharded",
     "attribution.gradients.network_cache",
     "attribution.gradients.resident",

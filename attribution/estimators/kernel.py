@@ -28,7 +28,11 @@ from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 from attribution.projection import Projection
 
-SHARED = ("attribution.estimators.sharded", "attribution.features.spectrum")
+SHARED = (
+    "attribution.estimators.replicated",
+    "attribution.estimators.sharded",
+    "attribution.features.spectrum",
+)
 
 GRID = tuple(10.0**e for e in range(-12, 3))
 """Dampings that every score artifact holds."""

@@ -27,6 +27,7 @@ from attribution.training import Recorded, TrainingRecord, require_record
 from attribution.training.checkpoints import select
 
 SHARED = (
+    "attribution.estimators.replicated",
     "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory",
     "attribution.features.gram",

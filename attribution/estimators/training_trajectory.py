@@ -22,6 +22,7 @@ from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import at_least, select
 
 SHARED = (
+    "attribution.estimators.replicated",
     "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory_blocks",
     "attribution.images.bins",

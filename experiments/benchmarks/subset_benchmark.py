@@ -107,7 +107,15 @@ class SubsetBenchmark(QueryBenchmark):
 
     def ceiling(self, replicates: np.ndarray, subsets: int) -> Estimate | None:
         """The noise ceiling of the LDS over ``subsets``, in per cent, from ``replicates [K', Q, M']``; None for K' = 1."""
-        return None if len(replicates) == 1 else noise_ceiling(replicates, self.bootstrap, self.seeds, subsets).scaled(PERCENT)
+        return ceiling_of(replicates, self.bootstrap, self.seeds, subsets)
+
+
+def ceiling_of(replicates: np.ndarray, bootstrap: Bootstrap, seeds: int, subsets: int) -> Estimate | None:
+    """The noise ceiling of the LDS with a mean over ``seeds`` trainings, in per cent, from ``replicates [K', Q, M']``.
+
+    None for K' = 1.
+    """
+    return None if len(replicates) == 1 else noise_ceiling(replicates, bootstrap, seeds, subsets).scaled(PERCENT)
 
 
 def levels(ceiling: Estimate | None) -> Levels:

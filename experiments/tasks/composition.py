@@ -125,6 +125,11 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     For a fair comparison, compared estimators have as many draws as the chosen one (``equal_draws``), and the other ``estimator.*``
     settings of the command line apply to them where they have them.
     """
+    return {name: build(composed, "estimator") for name, composed in estimator_configs(config).items()}
+
+
+def estimator_configs(config: DictConfig) -> dict[str, DictConfig]:
+    """Return the configs with the chosen estimator and with each of ``benchmark.compare`` in its place, by name."""
     leave_out_draws(config)
     chosen = HydraConfig.get().runtime.choices["estimator"]
     names = dict.fromkeys([chosen, *(OmegaConf.select(config, "benchmark.compare") or ())])
@@ -132,7 +137,7 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     for name, compared in configs.items():
         if name != chosen:
             equal_draws(config, compared, name)
-    return {name: build(composed, "estimator") for name, composed in configs.items()}
+    return configs
 
 
 def named(config: DictConfig, error: Exception) -> Exception:

@@ -19,8 +19,10 @@ from experiments.tasks.choices import arguments_of_run, choice_of, name_of, over
 SWEPT = "swept.json"
 """The file in the folder of a sweep with the names of the swept settings."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_ESTIMATING = ("evaluate", "attribute")
+_ESTIMATING = ("evaluate", "export", "attribute")
 """Tasks about the chosen estimator."""
+_OF_FILES = ("judge",)
+"""Tasks that use neither data nor a model."""
 _SCHEME = "draws@estimator.draws"
 
 
@@ -35,9 +37,10 @@ def description_of(config: DictConfig) -> RunDescription:
     choices = {str(group): str(choice) for group, choice in hydra.runtime.choices.items() if choice is not None}
     unused = () if "experiment" in choices else ("scale",)
     groups = [group for group in choices if "@" not in group and not group.startswith("hydra") and group not in unused]
-    plain = {group: choice_of(group) for group in groups}
     task, swept = choices["task"], _swept()
-    tagged = ("data", "benchmark", "experiment") if task == "evaluate" else ("data", "experiment")
+    plain = {group: choice_of(group) for group in groups if task not in _OF_FILES or group == "task"}
+    tagged = ("data", "benchmark", "experiment") if task in ("evaluate", "export") else ("data", "experiment")
+    tagged = () if task in _OF_FILES else tagged
     return RunDescription(
         name=_name(task, plain, swept),
         sweep=_sweep_name(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None,
@@ -45,7 +48,7 @@ def description_of(config: DictConfig) -> RunDescription:
         tags=[plain[group] for group in tagged if group in plain],
         command=command_of_run(),
         choices=plain,
-        axes={**_scalars(swept, plain), **_axes(config, choices)},
+        axes={**_scalars(swept, plain), **({} if task in _OF_FILES else _axes(config, choices))},
     )
 
 
@@ -89,9 +92,9 @@ def _scalars(swept: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, 
 
 def _name(task: str, choices: Mapping[str, str], swept: Mapping[str, Any]) -> str:
     """The estimator (of tasks without one: the data and the model), and the swept values."""
-    subject = ("estimator",) if task in _ESTIMATING else ("data", "model")
+    subject = () if task in _OF_FILES else ("estimator",) if task in _ESTIMATING else ("data", "model")
     words = [f"{_shown(name)}={_text(value)}" for name, value in swept.items() if name not in subject]
-    return " ".join([*(choices[group] for group in subject), *words])
+    return " ".join([*(choices[group] for group in subject), *words]) or task
 
 
 def _shown(name: str) -> str:

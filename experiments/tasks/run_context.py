@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -80,17 +81,32 @@ def set_resources(config: DictConfig) -> None:
 @contextmanager
 def run_context(config: DictConfig) -> Iterator[RunContext]:
     """Yield the context of a run; if the task succeeds, write the report and its page, and pass them to the tracker."""
-    hydra = HydraConfig.get()
     set_resources(config)
     tracker = build(config, "tracker")
     experiment = experiment_of(config, tracker.lightning_logger)
-    tracker.start(OmegaConf.to_container(config, resolve=True), description_of(config))
+    device = hardware(experiment.execution.torch_device())
+    with report_context(config, tracker, data=choice_of("data"), seed=config.seed, hardware=device) as report:
+        yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
+
+
+@contextmanager
+def report_context(
+    config: DictConfig, tracker: Tracker, *, data: str, seed: int, hardware: str | None = None, used: DictConfig | None = None
+) -> Iterator[Report]:
+    """Yield the report of a run on ``data``; if the task succeeds, write it and its page, and pass them to the tracker.
+
+    ``used`` are the settings that the page and the tracker show; None: all.
+    """
+    hydra = HydraConfig.get()
+    used = config if used is None else used
+    settings: Any = OmegaConf.to_container(used, resolve=True)
+    tracker.start(settings, description_of(config))
     report = Report(
         Path(hydra.runtime.output_dir),
-        data=choice_of("data"),
-        seed=config.seed,
+        data=data,
+        seed=seed,
         swept=settings_of_run(),
-        hardware=hardware(experiment.execution.torch_device()),
+        hardware=hardware,
         experiment=hydra.runtime.choices["experiment"],
         scale=hydra.runtime.choices["scale"] if hydra.runtime.choices["experiment"] else None,
         published=published_numbers(config),
@@ -100,9 +116,9 @@ def run_context(config: DictConfig) -> Iterator[RunContext]:
     )
     try:
         with explained(report.folder, "hydra.run.dir", "what is in the store will be reused"):
-            yield RunContext(config, experiment, Store(config.store.root, track), report, tracker)
+            yield report
             report.close()
-            page = write_page(report, OmegaConf.to_yaml(config, resolve=True), provenance())
+            page = write_page(report, OmegaConf.to_yaml(used, resolve=True), provenance())
             tracker.rows(report.rows)
             for path in report.figures:
                 tracker.figure(path.stem, path)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import figures
-from experiments.benchmarks.lds import BENCHMARK as LDS
-from experiments.benchmarks.lds import BEST, METRIC
+from experiments.benchmarks.lds_report import BENCHMARK as LDS
+from experiments.benchmarks.lds_report import BEST, METRIC
 from experiments.benchmarks.subset_benchmark import CEILING
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.report.idle_settings import without_idle_settings

@@ -1,0 +1,1 @@
+"""Scores and measurements in files: reading them, checking them, and the bundles in which they are published."""
