@@ -45,7 +45,8 @@ class NetworkArguments:
         named = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
         self.required = [p.name for p in parameters if p.name in _NEEDED or (p.default is p.empty and p.kind in named)]
         self.by_name = {_CLASS, EMBEDDING} & set(self.names)
-        self.sizes = _sizes(network) if _POOLED in self.names else None
+        self.takes_pooled = _POOLED in self.names
+        self.sizes = _sizes(network) if self.takes_pooled else None
         self.time_is_named = _TIME in self.names[2:]  # in the second place it needs no name
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -100,6 +101,10 @@ class NetworkArguments:
         return {_CLASS: condition}
 
     def _with_pooled(self, condition: Tensor, size: int, pooled: int) -> dict[str, Tensor]:
+        if pooled == 0:
+            raise ConditionError(
+                f"{self.name} has no room for a pooled embedding ({_POOLED}): give the images one, and its size to the network"
+            )
         if condition.dim() != 3 or condition.shape[-1] != size + pooled:
             shape = "×".join(["B", *map(str, condition.shape[1:])])
             raise ConditionError(

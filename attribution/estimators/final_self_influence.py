@@ -12,11 +12,13 @@ import numpy as np
 
 from attribution.checks import FieldError
 from attribution.estimators.base import Estimator
+from attribution.estimators.held_queries import refuse_unstable
 from attribution.estimators.influence import InfluenceTrainingBlock, KFACInfluence
+from attribution.estimators.kernel import KernelScores
 from attribution.estimators.scores import Scores
 from attribution.estimators.self_influence import Influence, SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
-from attribution.execution import FLOAT32_BYTES, ranges
+from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.models.trained import Trained
@@ -57,6 +59,7 @@ class InfluenceOnItself(Node[Influence]):
         return Cost(passes=passes, disk=3 * FLOAT32_BYTES * self.train.count)
 
     def compute(self, get: Get) -> Influence:
+        refuse_unstable(get(self.estimator.basis(self.trained, self.train)), self.estimator.dampings)
         blocks = get.many(self.parts(get))
         values = [np.diagonal(block.values[0, 0, 0, 0]) for block in blocks]
         return Influence(np.concatenate(values).astype(np.float32), np.array(get(self.train).index))
@@ -91,9 +94,13 @@ class DiagonalOfScores(Node[Influence]):
         return self.scores.parents()
 
     def cost(self) -> Cost:
-        return replace(self.scores.cost(), disk=3 * FLOAT32_BYTES * self.train.count)
+        pairs = FLOAT64_BYTES * self.train.count**2 if isinstance(self.scores, KernelScores) else self.scores.cost().memory
+        return Cost(memory=4 * pairs, disk=3 * FLOAT32_BYTES * self.train.count)
 
     def compute(self, get: Get) -> Influence:
+        if isinstance(self.scores, KernelScores):
+            [damping] = self.estimator.requested()["damping"]
+            return Influence(self.scores.diagonal(damping, get).astype(np.float32), np.array(get(self.train).index))
         [(_, scores)] = self.estimator.variants(self.scores.compute(get))
         return Influence(np.diagonal(scores.values).astype(np.float32), np.array(scores.train_index))
 
@@ -101,22 +108,31 @@ class DiagonalOfScores(Node[Influence]):
 def self_influence(estimator: Estimator, trained: Trained, train: ImageSet) -> Node[Influence]:
     """The self-influence of each training example, ``[N]``.
 
-    TracIn and its relatives take the training side at the draw that training recorded.
+    TracIn and its relatives take the training side at the draw that training recorded. Groups of draws make no difference.
 
     Raises:
         FieldError: the estimator has several values of a setting.
         ValueError: it has no draws, so that an example has no two independent sides.
     """
-    if isinstance(estimator, TrajectoryEstimator):
-        return SelfInfluence(estimator, require_record(trained, "self-influence"), train)
-    if not isinstance(getattr(estimator, "draws", None), DrawScheme):
+    draws = getattr(estimator, "draws", None)
+    if not isinstance(draws, DrawScheme):
         name = type(estimator).__name__
         raise ValueError(f"{name} has no self-influence: choose an estimator with draws, such as kfac, trak or retrac")
+    if draws.replicates > 1:
+        return self_influence(replace(estimator, draws=replace(draws, replicates=1)), trained, train)  # pyright: ignore
+    if isinstance(estimator, TrajectoryEstimator):
+        return SelfInfluence(estimator, require_record(trained, "self-influence"), train)
     several: Mapping[str, Any] = {name: values for name, values in estimator.requested().items() if len(values) > 1}
     for name, values in several.items():
-        raise FieldError(estimator, "damping" if name == "damping" else name, "self-influence takes one value", list(values))
-    estimator.draws.refuse_lists("self-influence")  # pyright: ignore[reportAttributeAccessIssue]
+        raise FieldError(estimator, name, "self-influence takes one value", list(values))
+    if getattr(estimator, "models", 1) > 1:
+        raise FieldError(estimator, "models", "self-influence is of one model: set 1")
+    draws.refuse_lists("self-influence")
+    if not estimator.explains(train):
+        raise ValueError(
+            f"{type(estimator).__name__} explains generated images only, so that training images have no self-influence"
+        )
+    estimator.scores(trained, train, train)  # raises what scores raise
     if isinstance(estimator, KFACInfluence):
-        estimator.scores(trained, train, train)  # raises what scores raise
         return InfluenceOnItself(estimator, trained, train)
     return DiagonalOfScores(estimator, trained, train)

@@ -162,14 +162,29 @@ class KernelScores(ShardedScores):
         return sum(block.cost().passes for block in blocks) + len(blocks) * queries.count * queries.draws.count
 
     def compute(self, get: Get) -> Scores:
+        left, eigen = self._sides(get)
+        right = eigen.right
+        dampings = [damping for damping in self.estimator.dampings if self._stable(damping, eigen.values)]
+        values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(eigen, damping) for damping in dampings]
+        return self.assembled(np.stack(values), get, axes={"damping": dampings})
+
+    def diagonal(self, damping: float, get: Get) -> np.ndarray:
+        """The scores of training examples for themselves, ``[N]``, if the queries are the training examples.
+
+        Raises:
+            FloatingPointError: the damping is too small.
+        """
+        left, eigen = self._sides(get)
+        self._check_stable(damping, eigen.values)
+        return np.einsum("nr,nr->n", left / (eigen.values + damping), eigen.right) * self.estimator.scale(eigen, damping)
+
+    def _sides(self, get: Get) -> tuple[np.ndarray, TrainingEigen]:
+        """The coordinates of the queries ``[Q, r]``, and the training images."""
         queries, spectrum = self._features()
         eigen = get(spectrum)
         left, right = sides(get, queries, spectrum.train, eigen)
         metric = len(right) * eigen.values if eigen.gram else np.ones(len(eigen.values))
-        solved = TrainingEigen(eigen.values, right, metric, eigen.squares)
-        dampings = [damping for damping in self.estimator.dampings if self._stable(damping, eigen.values)]
-        values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(solved, damping) for damping in dampings]
-        return self.assembled(np.stack(values), get, axes={"damping": dampings})
+        return left, TrainingEigen(eigen.values, right, metric, eigen.squares)
 
     def _features(self) -> tuple[Features, Spectrum]:
         features = self.estimator.features
@@ -180,10 +195,18 @@ class KernelScores(ShardedScores):
             return True
         if damping in GRID:  # it may not have been requested
             return False
-        raise FloatingPointError(
-            f"damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
-            f"{values.max():.2g}: raise it"
-        )
+        raise _too_small(damping, values)
+
+    def _check_stable(self, damping: float, values: np.ndarray) -> None:
+        if values.min() + damping <= RESOLUTION * values.max():
+            raise _too_small(damping, values)
+
+
+def _too_small(damping: float, values: np.ndarray) -> FloatingPointError:
+    return FloatingPointError(
+        f"damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
+        f"{values.max():.2g}: raise it"
+    )
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class ReplicatedScores(ShardedScores):
 
     def cost(self) -> Cost:
         member, count = self.members[0][0].cost(), sum(map(len, self.members))
-        return replace(member, memory=(1 + count) * member.memory, disk=(1 + count) * member.disk)
+        return replace(member, memory=member.memory + (2 + count) * member.disk, disk=(1 + count) * member.disk)
 
     def passes(self, get: Get) -> float:
         rows, columns = len(self.members), len(self.members[0])
@@ -73,9 +73,13 @@ class ReplicatedScores(ShardedScores):
         return member + of_queries * (rows - 1) / rows
 
     def compute(self, get: Get) -> Scores:
-        members = [[member.compute(get) for member in row] for row in self.members]
-        first = members[0][0]
-        cross = np.stack([np.stack([scores.values for scores in row], -3) for row in members], -4)
+        members = self.members
+        first = members[0][0].compute(get)
+        *axes_of, Q, N = first.values.shape
+        cross = np.empty((*axes_of, len(members), len(members[0]), Q, N), np.float32)
+        for r, row in enumerate(members):
+            for s, member in enumerate(row):
+                cross[..., r, s, :, :] = first.values if r == s == 0 else member.compute(get).values
         axes = {**first.axes, **({"draws": self.estimator.draws.prefixes} if "draws" in first.axes else {})}
         values = cross.mean((-4, -3), dtype=np.float64).astype(np.float32)
         return Scores(values, first.query_index, first.train_index, axes, cross=cross)

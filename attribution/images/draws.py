@@ -114,6 +114,10 @@ def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, 
     return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip, dropped)
 
 
+MOST_REPLICATES = 16
+"""The most groups of draws: there are as many cross scores of each pair as the square of their number."""
+
+
 class DrawScheme(ABC):
     """A rule for the K draws of an example; ``seed`` is independent of the seed of training.
 
@@ -226,7 +230,7 @@ class TwoSided(DrawScheme):
         self._check_replicates()
 
     def _check_replicates(self) -> None:
-        whole(self, "replicates", least=1)
+        whole(self, "replicates", least=1, most=MOST_REPLICATES)
         if self.replicates == 1:
             return
         if len(self.pairs) > 1 or self.bins > 1:

@@ -136,10 +136,10 @@ class Pipeline:
                 "DDPM, DDIM, DiT, PixArt, Stable Diffusion or Stable Diffusion 3 pipeline"
             )
         for further in ("addition_embed_type", "use_additional_conditions"):
-            if config.get(further):
+            if value := config.get(further) or vars(network).get(further):
                 raise ValueError(
-                    f"the network of the pipeline {self.path} takes further inputs ({further}={config[further]}), which a run does "
-                    "not have: choose a pipeline without them"
+                    f"the network of the pipeline {self.path} takes further inputs ({further}={value}), which a run does not have: "
+                    "choose a pipeline without them"
                 )
         return network.eval(), _process(self.path, scheduler)
 

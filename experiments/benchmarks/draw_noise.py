@@ -13,7 +13,7 @@ from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.metrics.estimate import PERCENT
 from experiments.metrics.replicates import Noise, noise_band, with_draws
 
-_TIMES = (0.25, 0.5, 1, 2, 4, 8, math.inf)
+_TIMES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 """The multiples of the draws of a side at which the table gives the expected LDS."""
 
 
@@ -55,8 +55,11 @@ class DrawNoise:
         """
         effort = self.variant.subject.effort
         assert effort is not None
-        for query in _TIMES:
-            for train in _TIMES if self.predictions.shape[1] > 1 else (1,):
+        if not self.noise.signal > 0:
+            return
+        one_side = self.predictions.shape[1] == 1
+        for query in _whole(effort.draws_query):
+            for train in [1] if one_side else _whole(effort.draws_train):
                 yield {
                     "queries": kind,
                     "estimator": self.variant.label,
@@ -67,17 +70,20 @@ class DrawNoise:
 
     def sentence(self, kind: str, value: float) -> str:
         """How much of the LDS ``value`` draws cost, and of which side more would help."""
-        noise, both_sides = self.noise, self.predictions.shape[1] > 1
+        noise, both_sides = self.noise.clipped(), self.predictions.shape[1] > 1
         of = f"{self.variant.label}, {kind} queries"
         if not noise.signal > 0:
-            return f"{of}: the predictions are nothing but noise of the draws: take more of them (estimator.draws.n)"
+            return (
+                f"{of}: the predictions cannot be told from noise with {len(self.predictions)} groups of these draws: take more "
+                "draws (estimator.draws.n)"
+            )
         parts = f"query draws {PERCENT * noise.query:.0f} %"
         if both_sides:
             parts += f", training draws {PERCENT * noise.train:.0f} %, both together {PERCENT * noise.both:.0f} %"
         endless = noise.expected(value, math.inf, math.inf if both_sides else 1)
         return (
             f"{of}: {PERCENT * (1 - noise.signal):.0f} % of the variance of predictions is noise of the draws ({parts}). With "
-            f"endless draws, an LDS of about {endless:.0f} % is expected in place of {value:.1f} % (expected_lds.csv)"
+            f"infinitely many draws, an LDS of about {endless:.0f} % is expected in place of {value:.1f} % (expected_lds.csv)"
         )
 
 
@@ -91,6 +97,13 @@ def of_variants(variants: Sequence[Variant], removed: np.ndarray) -> list[DrawNo
     return [DrawNoise.of(variant, removed) for variant in variants]
 
 
+def _whole(number: int | None) -> list[float]:
+    """The multiples that are whole numbers of draws."""
+    return [factor for factor in _TIMES if number is None or math.isinf(factor) or (number * factor).is_integer()]
+
+
 def _times(number: int | None, factor: float) -> float | None:
-    """``factor`` times a number of draws, "inf" for endless ones."""
-    return None if number is None else number * factor
+    """``factor`` times a number of draws, "inf" for infinitely many."""
+    if number is None or math.isinf(factor):
+        return None if number is None else factor
+    return round(number * factor)

@@ -22,8 +22,8 @@ from experiments.models.measured import Measured
 from experiments.report.report import Report
 from experiments.report.row import Row
 
-_OTHERS = 1000
-"""Added to the seeds of further trainings of the explained model, because retrained models have the next seeds."""
+APART = 10_000
+"""The distance of the seeds of trainings of the explained model; retrained models and ensembles have the next seeds."""
 HELD_OUT_SUBSETS = "lds_%_held_out_subsets"
 
 
@@ -38,8 +38,8 @@ class LDS(SubsetBenchmark, Selective):
     proponents. Scores with replicates (``estimator.draws.replicates``) have intervals over their draws too, and the table
     ``expected_lds`` says what other numbers of draws would give.
 
-    ``trainings``: how many times the explained model is trained, with the seeds seed, seed + 1001, seed + 1002, ... All are scored
-    for the same queries; LDS at the chosen dampings are means over them, with intervals over trainings too.
+    ``trainings``: how many times the explained model is trained, with the seeds seed, seed + 10,000, seed + 20,000, ... All are
+    scored for the same queries; LDS at the chosen dampings are means over them, with intervals over trainings too.
     """
 
     rows: int = 4
@@ -131,7 +131,7 @@ class LDS(SubsetBenchmark, Selective):
 
     def _trainings(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[dict[tuple[str, str], Node[Scores]]]:
         """The scores of every training of the explained model, by kind of queries and estimator."""
-        members = [0, *(_OTHERS + i for i in range(1, self.trainings))]
+        members = [APART * i for i in range(self.trainings)]
         try:
             experiment.attributed.member(members[-1])
         except ValueError as error:

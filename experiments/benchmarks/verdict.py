@@ -30,7 +30,7 @@ from experiments.report.report import Report
 
 LDS, DELETION, INSERTION, SIZES, PLANTED, CONSISTENCY = "lds", "deletion", "insertion", "sizes", "planted", "consistency"
 PARTS = (LDS, DELETION, INSERTION, SIZES, PLANTED, CONSISTENCY)
-SECOND = 1001
+SECOND = 10_000
 """The seed of the second training minus that of the explained model: the second one of ``benchmark=lds`` with ``trainings``."""
 REMOVED_SHARE, KEPT_SHARE = 1 / 20, 1 / 4
 """The default shares of the training images that deletion removes and that insertion trains on."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from attribution.checks import FieldError, number, whole
 from attribution.images import Images
-from attribution.nodes import execution
+from attribution.nodes import added, execution
 from experiments.datasets.array_files import NAMES, SUFFIXES, ArrayView, arrays_in, texts_of
 from experiments.datasets.errors import DataError
 from experiments.datasets.splitting import NO_LABEL
@@ -110,12 +110,14 @@ class Embeddings(Condition):
     size: int
     key: str | None = None
     validation: str | Path | None = None
-    pooled: int = 0
+    pooled: int = added(default=0)
 
     def __post_init__(self):
         super().__post_init__()
         whole(self, "size", least=1)
         whole(self, "pooled", least=0)
+        if self.pooled and self.key == "pooled":
+            raise FieldError(self, "key", "the array pooled is the second embedding: name the first one, or set pooled to 0")
         if self.generated != "training":
             raise FieldError(self, "generated", "embeddings belong to images, not to classes: set training")
 
@@ -149,7 +151,7 @@ class Embeddings(Condition):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             setting = "condition.validation" if own else "condition.path"
             raise DataError(f"{setting}={path}: must be a file that exists, one of {', '.join(SUFFIXES)}")
-        return _EmbeddingFile(path, self.key)
+        return _EmbeddingFile(path, self.key, self.pooled > 0)
 
     def _with_pooled(self, name: str, path: Path, embeddings: np.ndarray, pooled: np.ndarray) -> np.ndarray:
         if pooled.ndim != 2 or pooled.shape[1] != self.pooled:
@@ -177,10 +179,10 @@ class Embeddings(Condition):
 class _EmbeddingFile:
     """The embeddings in a file: ``places`` maps an image's id (``by_id``) or name to the place of its embedding."""
 
-    def __init__(self, path: Path, key: str | None):
+    def __init__(self, path: Path, key: str | None, pooled: bool):
         arrays = arrays_in(path)
         names = next(iter([arrays.pop(name) for name in (*NAMES, "ids") if name in arrays]), None)
-        self.path, self.pooled = path, arrays.pop("pooled", None)
+        self.path, self.pooled = path, arrays.pop("pooled", None) if pooled else None
         self.table = self._table(arrays, key)
         self.by_id = self.table is not None and (names is None or names.name == "ids")
         if self.table is None:

@@ -95,25 +95,30 @@ class Noise:
         """
         R, S, _, M = predictions.shape
         x = lds.centered_ranks(predictions)
-        covariance = np.einsum("rsqm,tuqm->rstuq", x, x) / (M - 1)
-        same_r = np.eye(R, dtype=bool)[:, None, :, None] & np.ones((R, S, R, S), bool)
-        same_s = np.eye(S, dtype=bool)[None, :, None, :] & np.ones((R, S, R, S), bool)
-
-        def mean(where: np.ndarray) -> np.ndarray | float:
-            return covariance[where].mean(0) if where.any() else 0.0
-
-        total, apart = mean(same_r & same_s), mean(~same_r & ~same_s)
+        # Sums over all pairs, over those with the same r, the same s and both, from sums of predictions: [Q] each.
+        all_, same_r, same_s, same = (
+            (sums**2).sum((0, 1, 3)) / (M - 1)
+            for sums in (x.sum((0, 1), keepdims=True), x.sum(1, keepdims=True), x.sum(0, keepdims=True), x)
+        )
+        total = same / (R * S)
         if S == 1:
-            apart = mean(~same_r)
-            query, train, both = total - apart, 0.0, 0.0
+            apart = (all_ - same) / (R * (R - 1))
+            query, train, both = total - apart, np.zeros_like(total), np.zeros_like(total)
         else:
-            query, train = mean(same_r & ~same_s) - apart, mean(~same_r & same_s) - apart
+            apart = (all_ - same_r - same_s + same) / (R * (R - 1) * S * (S - 1))
+            query = (same_r - same) / (R * S * (S - 1)) - apart
+            train = (same_s - same) / (S * R * (R - 1)) - apart
             both = total - apart - query - train
         parts = np.broadcast_arrays(apart, query / R, train / S, both / (R * S))
         with np.errstate(invalid="ignore", divide="ignore"):
             shares = np.stack(parts) / np.sum(parts, 0)
         known = np.isfinite(shares).all(0)
         return cls(*(shares[:, known].mean(1) if known.any() else np.full(4, np.nan)).tolist())
+
+    def clipped(self) -> "Noise":
+        """The shares without estimates below 0, which add up to 1."""
+        parts = np.maximum([self.signal, self.query, self.train, self.both], 0.0)
+        return Noise(*(parts / parts.sum()).tolist())
 
     def reliability(self, query: float, train: float) -> float:
         """The reliability with ``query`` and ``train`` times the draws of either side (``inf``: endless)."""

@@ -11,7 +11,7 @@ from attribution.images.conditions import null
 from attribution.images.draws import random_draws
 from attribution.measurements import Inputs
 from attribution.models.trained import one_line, untrained
-from experiments.datasets.conditions import Labels
+from experiments.datasets.conditions import Embeddings, Labels
 from experiments.models.experiment import Experiment
 from experiments.models.rank_processes import hardware_of
 from experiments.models.trained import quiet_lightning
@@ -42,6 +42,7 @@ def rehearse(experiment: Experiment) -> None:
         dtype = torch.float64 if experiment.trainer.precision == "64-true" else torch.float32
         network = network.to(dtype) if dtype == torch.float64 else network
         _check_null_class(experiment, network)
+        _check_pooled(experiment, network)
         inputs = _inputs(experiment, dtype)
         _check_eval(experiment, network, inputs)
         _step(experiment, network, inputs)
@@ -54,7 +55,7 @@ def check_sampler(experiment: Experiment) -> None:
     except FieldError:
         raise
     except ValueError as error:
-        message = f"{error}: choose both by one diffusion=, which is pipeline_flow for a pipeline with a rectified flow"
+        message = f"{error}: choose both by one diffusion= (with explained=pipeline, a rectified flow: pipeline_flow)"
         raise FieldError(experiment, "diffusion", message) from error
 
 
@@ -94,6 +95,15 @@ def _check_null_class(experiment: Experiment, network: nn.Module) -> None:
         raise FieldError(experiment, "model", message)
 
 
+def _check_pooled(experiment: Experiment, network: nn.Module) -> None:
+    """Check that a network gets a pooled embedding only if it takes one."""
+    given = experiment.data.condition
+    if isinstance(given, Embeddings) and given.pooled and not NetworkArguments(network).takes_pooled:
+        raise FieldError(
+            given, "pooled", f"{type(network).__name__} takes no second embedding: set 0, or choose a network as in SD3"
+        )
+
+
 def _check_eval(experiment: Experiment, network: nn.Module, inputs: Inputs) -> None:
     with eval_mode(network), torch.no_grad():
         together, again = _output(experiment, network, inputs), _output(experiment, network, inputs)
@@ -111,7 +121,7 @@ def _output(experiment: Experiment, network: nn.Module, inputs: Inputs) -> Tenso
     try:
         return experiment.objective.output(denoiser(network), x_t, t, condition)
     except ConditionError as error:
-        message = f"{error} (condition=labels, embeddings or none, and a network for it)"
+        message = f"{error} (condition=labels, embeddings, with condition.pooled if there are two, or none, and a network for it)"
         raise FieldError(experiment, "model", message) from error
     except ValueError as error:
         raise FieldError(experiment, "model", str(error)) from error

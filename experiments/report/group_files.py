@@ -39,7 +39,8 @@ def groups_of(train: Images, by: str) -> dict[str, np.ndarray]:
             raise GroupError(f"the names of all training images have the same folder ({keys[0]}): group by label or by a CSV file")
     else:
         return _from_file(train, Path(by).expanduser())
-    return {key: np.flatnonzero(np.array(keys) == key) for key in sorted(set(keys), key=lambda key: (len(key), key))}
+    of_images = np.array(keys)
+    return {key: np.flatnonzero(of_images == key) for key in sorted(set(keys), key=lambda key: (len(key), key))}
 
 
 def write_groups(folder: Path, scores: Scores, queries: Images, groups: Mapping[str, np.ndarray]) -> Path:
@@ -81,7 +82,11 @@ def _from_file(train: Images, path: Path) -> dict[str, np.ndarray]:
         raise GroupError(f"it is not a CSV file in UTF-8 ({error}): save it as one") from error
     by = next((name for name in MEMBERS if name in columns), None)
     if GROUP not in columns or by is None:
-        raise GroupError(f"the file has the columns {', '.join(columns) or 'of nothing'}: give group and id, or name")
+        raise GroupError(
+            f"the file has the columns {', '.join(columns) or 'of nothing'}: give group and id, or name, separated by commas"
+        )
+    if by == "name" and len({train.name(row) for row in range(len(train))}) < len(train):
+        raise GroupError("several training images have the same name: give their ids (train.csv, beside the scores, lists them)")
     places = {str(train.index[row]) if by == "id" else train.name(row): row for row in range(len(train))}
     found: dict[str, list[int]] = {}
     for number, line in enumerate(lines, 2):

@@ -46,7 +46,9 @@ def test_what_has_no_self_influence_is_refused(model):
         self_influence(replace(kfac, damping=[0.1, 0.2]), model, TRAIN)
     with pytest.raises(FieldError, match=r"draws=\[2, 4\]: self-influence takes one value"):
         self_influence(replace(kfac, draws=Uniform([2, 4])), model, TRAIN)
-    with pytest.raises(FieldError, match="replicates=2: self-influence has no errors"):
-        self_influence(replace(kfac, draws=Uniform(4, replicates=2)), model, TRAIN)
+    with pytest.raises(FieldError, match="models=2: self-influence is of one model"):
+        self_influence(replace(ESTIMATORS["trak"], models=2), model, TRAIN)
+    in_groups, plain = (self_influence(replace(kfac, draws=Uniform(4, replicates=r)), model, TRAIN) for r in (2, 1))
+    assert in_groups.fingerprint == plain.fingerprint
     with pytest.raises(ValueError, match="Random has no self-influence: choose an estimator with draws"):
         self_influence(Random(seed=1), model, TRAIN)

@@ -150,7 +150,7 @@ def test_copies_of_queries_are_found_by_their_pixels(done):
     assert done.rows["planted_recall@4", "random"].levels == Levels(random=0.1, maximum=1.0)
     assert done.rows["spearman_between_trainings", "random"].estimate.value == pytest.approx(1)
     second = done.benchmark._further(done.experiment)["consistency"]
-    assert second.fingerprint == done.experiment.training.member(1001).fingerprint
+    assert second.fingerprint == done.experiment.training.member(10_000).fingerprint
 
 
 def test_what_the_run_leaves(done):

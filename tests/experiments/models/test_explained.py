@@ -139,7 +139,9 @@ def test_a_diffusion_transformer_of_texts_is_explained(kind, tmp_path):
     arguments = ["explained=pipeline", f"explained.path={tmp_path / 'pipeline'}", *SMALL, *SIZES, "estimator=trak"]
     arguments += ["condition=embeddings", f"condition.path={tmp_path / 'texts.npz'}", f"condition.size={SIZE}"]
     if kind == "sd3":
-        with pytest.raises(FieldError, match="which is pipeline_flow for a pipeline with a rectified flow"):
+        with pytest.raises(
+            FieldError, match=r"choose both by one diffusion= \(with explained=pipeline, a rectified flow: pipeline_flow\)"
+        ):
             check_sampler(experiment_of(composed(*arguments, f"condition.pooled={POOLED}")))
         arguments += ["diffusion=pipeline_flow"]
         with pytest.raises(FieldError, match="takes sequences of 4 numbers, each followed by the 5 numbers of a pooled embedding"):
@@ -174,6 +176,11 @@ def test_a_network_with_further_inputs_is_refused(tmp_path):
     text_to_image(**further).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"takes further inputs \(addition_embed_type=text_time\)"):
         _ = Pipeline(str(tmp_path)).network
+    made, _ = diffusion_transformer("pixart")
+    made.transformer = PIXART(sample_size=128, use_additional_conditions=None)  # which diffusers then takes as true
+    made.save_pretrained(tmp_path / "pixart")
+    with pytest.raises(ValueError, match=r"takes further inputs \(use_additional_conditions=True\)"):
+        _ = Pipeline(str(tmp_path / "pixart")).network
 
 
 def test_the_final_model_is_the_last_checkpoint(pipeline):

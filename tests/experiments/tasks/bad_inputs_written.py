@@ -432,6 +432,7 @@ def _known_before_training() -> Iterator[BadInput]:
         ("model=unet_digits_embeddings", own, ("model",)),
         ("model=pixart_digits", own, ("encoder_hidden_states",)),
         ("condition=labels", own, ("model",)),
+        ("model=sd3_digits", own, ("model",)),
         ("condition=embeddings", own, ("condition.path",)),
         ("condition.path=nowhere.npy", (*own, "condition=embeddings", "condition.size=4"), ("condition.path",)),
         ("condition.dropout=0.1", own, ("condition.dropout",)),
