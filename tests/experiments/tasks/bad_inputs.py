@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -124,6 +125,21 @@ def rows_of_a_run() -> str:
     return root
 
 
+@functools.cache
+def judged_files() -> tuple[str, ...]:
+    """Write scores, masks and measurements; return the settings of task=judge for them."""
+    root, random = Path(tempfile.mkdtemp(prefix="bad-inputs-")), np.random.default_rng(0)
+    atexit.register(shutil.rmtree, root)
+    arrays = {
+        "scores": random.normal(size=(3, 8)),
+        "masks": random.random((6, 8)) < 0.5,
+        "measurements": random.normal(size=(6, 3)),
+    }
+    for name, array in arrays.items():
+        np.save(root / f"{name}.npy", array)
+    return tuple(f"task.{name}={root / name}.npy" for name in arrays)
+
+
 def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield a node of the config and the arguments under which its settings are in use."""
     yield "", SCORES
@@ -132,8 +148,8 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "execution", SCORES
     yield "hardware", (*SMALL, "task=train")
     for choice in options("task"):
-        rows = (f"task.rows={rows_of_a_run()}",) if choice == "report" else ()
-        yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}", *rows)
+        given = {"report": lambda: (f"task.rows={rows_of_a_run()}",), "judge": judged_files}.get(choice, tuple)()
+        yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}", *given)
     yield "report", SCORES
     for choice in ("csv", "local", "wandb"):
         yield "tracker", (*SMALL, "task=train", f"tracker={choice}")
@@ -240,6 +256,7 @@ VALID = (
     r"(.*\.)?seed=0",
     r"(store\.root|task\.output)=no_such_word",  # a folder or file that will be made
     r"task\.(metric=no_such_word|axes=\[abc_def\])",  # names of what runs log
+    r"task\.top=0",  # of task=judge: no such file
     r"tracker\.project=no_such_word",  # a project that will be made
     r"data\.(patches|validation_patches|n_train|n_validation|classes|zeros)=null",  # all
     r"data\.pad=0",  # with data.size=28

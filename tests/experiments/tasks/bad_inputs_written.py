@@ -351,7 +351,8 @@ def _values() -> Iterator[BadInput]:
         ("task.older_than_days=-1", (*SMALL, "task=store", "task.action=prune"), ("task.older_than_days",)),
         ("task.action=prune", (*SMALL, "task=store"), ("task",)),
         ("task.processes=0", (*SMALL, "task=store", "task.action=check"), ("task.processes",)),
-        ("task.self_influence=true", (*SCORES, "estimator=kfac"), ("task.self_influence",)),
+        ("task.self_influence=true", (*SCORES, "estimator=raw_cos"), ("task.self_influence",)),
+        ("task.groups=nowhere.csv", SCORES, ("task.groups",)),
         ("task.top=0", SCORES, ("task.top",)),
         ("tracker.mode=sometimes", (*TRAIN, "tracker=wandb"), ("tracker.mode",)),
     ):

@@ -171,7 +171,7 @@ def test_subsets_from_the_command_line(at, seed):
 def test_lds_and_lds_by_timestep_retrain_the_same_models():
     """Claim: what is retrained, and how it is measured, is the same by default."""
     lds, by_timestep = (composed(f"benchmark={name}").benchmark for name in ("lds", "lds_timesteps"))
-    own = {"_target_", "compare", "queries", "rows", "shown", "timesteps", "predictors"}
+    own = {"_target_", "compare", "queries", "rows", "shown", "timesteps", "predictors", "trainings"}
     assert {k: v for k, v in lds.items() if k not in own} == {k: v for k, v in by_timestep.items() if k not in own}
 
 
