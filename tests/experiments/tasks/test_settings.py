@@ -207,5 +207,5 @@ def test_shipped_values_have_their_types(group):
             if choice == "latent"
             else []
         )
-        needed += ["+explained.path=folder"] if choice == "pipeline" else []
+        needed += ["+explained.path=folder"] if choice in ("pipeline", "pipeline_flow") else []
         check(composed(f"{group}={choice}", *needed)[group])
