@@ -88,7 +88,7 @@ class NetworkArguments:
             return self._with_pooled(condition, *self.sizes)
         if EMBEDDING in self.by_name:
             return {EMBEDDING: condition if condition.dim() > 2 else condition.unsqueeze(1)}
-        shape = "×".join(["B", *map(str, condition.shape[1:])])
+        shape = _shape(condition)
         if not self.embeds_classes:
             raise ConditionError(
                 f"the images have embeddings {shape}, but {self.name} takes none: use a network with {EMBEDDING}, or images "
@@ -106,10 +106,9 @@ class NetworkArguments:
                 f"{self.name} has no room for a pooled embedding ({_POOLED}): give the images one, and its size to the network"
             )
         if condition.dim() != 3 or condition.shape[-1] != size + pooled:
-            shape = "×".join(["B", *map(str, condition.shape[1:])])
             raise ConditionError(
-                f"the images have embeddings {shape}, but {self.name} takes sequences of {size} numbers, each followed by the "
-                f"{pooled} numbers of a pooled embedding ({_POOLED}): use embeddings B×L×{size + pooled}"
+                f"the images have embeddings {_shape(condition)}, but {self.name} takes sequences of {size} numbers, each followed "
+                f"by the {pooled} numbers of a pooled embedding ({_POOLED}): use embeddings B×L×{size + pooled}"
             )
         return {EMBEDDING: condition[..., :size], _POOLED: condition[:, 0, size:]}
 
@@ -137,6 +136,10 @@ class NetworkArguments:
                 f"{self.name}.forward needs {', '.join(needed)}, which denoisers are not called with: choose a network that needs "
                 "the image, the time and at most one condition"
             )
+
+
+def _shape(condition: Tensor) -> str:
+    return "×".join(["B", *map(str, condition.shape[1:])])
 
 
 def _sizes(network: nn.Module) -> tuple[int, int] | None:

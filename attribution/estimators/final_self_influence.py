@@ -6,6 +6,7 @@ draws on both sides the noise of the gradient would be squared, and self-influen
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class DiagonalOfScores(Node[Influence]):
     trained: Trained
     train: ImageSet
 
-    @property
+    @cached_property
     def scores(self) -> Node[Scores]:
         """The scores, which are not stored."""
         return self.estimator.scores(self.trained, self.train, self.train)

@@ -164,7 +164,7 @@ class KernelScores(ShardedScores):
     def compute(self, get: Get) -> Scores:
         left, eigen = self._sides(get)
         right = eigen.right
-        dampings = [damping for damping in self.estimator.dampings if self._stable(damping, eigen.values)]
+        dampings = [damping for damping in self.estimator.dampings if _stable(damping, eigen.values, requested=damping not in GRID)]
         values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(eigen, damping) for damping in dampings]
         return self.assembled(np.stack(values), get, axes={"damping": dampings})
 
@@ -175,7 +175,7 @@ class KernelScores(ShardedScores):
             FloatingPointError: the damping is too small.
         """
         left, eigen = self._sides(get)
-        self._check_stable(damping, eigen.values)
+        _stable(damping, eigen.values, requested=True)
         return np.einsum("nr,nr->n", left / (eigen.values + damping), eigen.right) * self.estimator.scale(eigen, damping)
 
     def _sides(self, get: Get) -> tuple[np.ndarray, TrainingEigen]:
@@ -190,23 +190,20 @@ class KernelScores(ShardedScores):
         features = self.estimator.features
         return features(self.trained, self.queries, "query"), Spectrum(features(self.trained, self.train, "attribution"))
 
-    def _stable(self, damping: float, values: np.ndarray) -> bool:
-        if values.min() + damping > RESOLUTION * values.max():
-            return True
-        if damping in GRID:  # it may not have been requested
-            return False
-        raise _too_small(damping, values)
 
-    def _check_stable(self, damping: float, values: np.ndarray) -> None:
-        if values.min() + damping <= RESOLUTION * values.max():
-            raise _too_small(damping, values)
+def _stable(damping: float, values: np.ndarray, requested: bool) -> bool:
+    """Whether a damping is large enough for the eigenvalues.
 
-
-def _too_small(damping: float, values: np.ndarray) -> FloatingPointError:
-    return FloatingPointError(
-        f"damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
-        f"{values.max():.2g}: raise it"
-    )
+    Raises:
+        FloatingPointError: it is not, and was ``requested``.
+    """
+    stable = bool(values.min() + damping > RESOLUTION * values.max())
+    if not stable and requested:
+        raise FloatingPointError(
+            f"damping={damping:g} is too small for features whose covariance has eigenvalues from {values.min():.2g} to "
+            f"{values.max():.2g}: raise it"
+        )
+    return stable
 
 
 @dataclass(frozen=True)

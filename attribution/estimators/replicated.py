@@ -7,6 +7,7 @@ image's, and their scatter shows how far other draws would move it (``experiment
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class ReplicatedScores(ShardedScores):
     estimator: Any
     trained: Trained
 
-    @property
+    @cached_property
     def members(self) -> list[list[Node[Scores]]]:
         """The nodes of the cross scores, ``[R, R]``, or ``[R, 1]`` if only the draws of queries are in groups."""
         estimator, draws = self.estimator, self.estimator.draws

@@ -15,15 +15,10 @@ SHARED = ("attribution.images.draws",)
 
 
 @dataclass(frozen=True)
-class Group(DrawScheme):
-    """Group ``index`` of ``of`` groups of the draws of ``scheme``: consecutive draws, K / ``of`` of them."""
-
-    NAME = "Group"
-    VERSION = 1
+class _OfScheme(DrawScheme):
+    """Some of the draws of ``scheme``."""
 
     scheme: DrawScheme
-    index: int
-    of: int
 
     @property
     def seed(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -35,12 +30,23 @@ class Group(DrawScheme):
         """One, because scores of replicates are over all timesteps."""
         return 1
 
+    def check(self, T: int) -> None:
+        self.scheme.check(T)
+
+
+@dataclass(frozen=True)
+class Group(_OfScheme):
+    """Group ``index`` of ``of`` groups of the draws of ``scheme``: consecutive draws, K / ``of`` of them."""
+
+    NAME = "Group"
+    VERSION = 1
+
+    index: int
+    of: int
+
     @property
     def count(self) -> int:
         return self.scheme.count // self.of
-
-    def check(self, T: int) -> None:
-        self.scheme.check(T)
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         first = self.index * self.count
@@ -48,7 +54,7 @@ class Group(DrawScheme):
 
 
 @dataclass(frozen=True)
-class CrossGroups(DrawScheme):
+class CrossGroups(_OfScheme):
     """Group ``query`` of the draws of a query, and group ``train`` of those of a training image, of ``of`` groups each.
 
     ``train`` None: all draws of a training image.
@@ -57,20 +63,9 @@ class CrossGroups(DrawScheme):
     NAME = "CrossGroups"
     VERSION = 1
 
-    scheme: DrawScheme
     query: int
     train: int | None
     of: int
-
-    @property
-    def seed(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The seed of ``scheme``."""
-        return self.scheme.seed
-
-    @property
-    def bins(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """One, because scores of replicates are over all timesteps."""
-        return 1
 
     @property
     def count(self) -> int:
@@ -83,9 +78,6 @@ class CrossGroups(DrawScheme):
     def side(self, side: Side) -> DrawScheme:
         index = self.query if side == "query" else self.train
         return self.scheme.side(side) if index is None else Group(self.scheme.side(side), index, self.of)
-
-    def check(self, T: int) -> None:
-        self.scheme.check(T)
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         return self.side("query" if role == "query" else "train").draw(role, example, T, flips, dropout)
