@@ -11,7 +11,7 @@ from experiments.benchmarks.variants import Variant
 from experiments.metrics import lds
 from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.metrics.estimate import PERCENT
-from experiments.metrics.replicates import Noise, noise_band, with_draws
+from experiments.metrics.replicates import Noise, errors_and_band, with_draws
 
 _TIMES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 """The multiples of the draws of a side at which the table gives the expected LDS."""
@@ -32,10 +32,6 @@ class DrawNoise:
             return None
         predictions = lds.predicted(variant.scores.cross, removed)
         return cls(variant, predictions, Noise.of(predictions))
-
-    def statistic(self, value: Statistic, target: np.ndarray, bootstrap: Bootstrap) -> Statistic:
-        """The LDS with its deviations in resamples of the groups too."""
-        return with_draws(value, self.predictions, target, bootstrap)
 
     def about(self) -> dict[str, Any]:
         """Facts for the row of the LDS: the shares of the variance of predictions."""
@@ -89,12 +85,24 @@ class DrawNoise:
 
 def noise_bands(variants: Sequence[Variant]) -> dict[str, np.ndarray]:
     """Half the width of the 95 % interval of each score, ``[Q, N]``, by the label of a variant with replicates."""
-    return {v.label: noise_band(np.asarray(v.scores.cross)) for v in variants if v.scores.cross is not None}
+    return {v.label: errors_and_band(np.asarray(v.scores.cross))[1] for v in variants if v.scores.cross is not None}
 
 
-def of_variants(variants: Sequence[Variant], removed: np.ndarray) -> list[DrawNoise | None]:
-    """The noise in each variant's predictions."""
-    return [DrawNoise.of(variant, removed) for variant in variants]
+def lds_of(
+    variants: Sequence[Variant], removed: np.ndarray, target: np.ndarray, bootstrap: Bootstrap
+) -> tuple[list[Statistic], np.ndarray, list[DrawNoise | None]]:
+    """The LDS of each variant, with deviations for other draws where it has groups of them; that of each query; and the noise.
+
+    ``removed [M, N]``: the weights that subsets remove; ``target [Q, M]``. The LDS of queries are ``[P, Q]``.
+    """
+    predictions = np.stack([lds.predicted(variant.scores.values, removed) for variant in variants])
+    values = lds.lds(predictions, target[None], bootstrap)
+    noises = [DrawNoise.of(variant, removed) for variant in variants]
+    statistics = [
+        values[p, 0] if noise is None else with_draws(values[p, 0], noise.predictions, target, bootstrap)
+        for p, noise in enumerate(noises)
+    ]
+    return statistics, lds.per_query(predictions, target), noises
 
 
 def _whole(number: int | None) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 from attribution.images import Images
 from experiments import figures
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.draw_noise import DrawNoise, of_variants
+from experiments.benchmarks.draw_noise import DrawNoise, lds_of
 from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAINING, ceiling_of, levels
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant
@@ -114,14 +114,11 @@ class LDSReport:
         for training in range(max(map(len, each))):
             present = [p for p, trained in enumerate(each) if training < len(trained)]
             variants = [each[p][training] for p in present]
-            predictions = np.stack([metrics.predicted(variant.scores.values, removed) for variant in variants])
-            noises, over_subsets = of_variants(variants, removed), metrics.lds(predictions, target[None], self._bootstrap)
-            of_queries = PERCENT * metrics.per_query(predictions, target)
+            statistics, of_queries, noises = lds_of(variants, removed, target, self._bootstrap)
             first = first or noises
-            for place, (p, noise) in enumerate(zip(present, noises, strict=True)):
-                value = over_subsets[place, 0]
-                values[p].append(value if noise is None else noise.statistic(value, target, self._bootstrap))
-                per_query[p].append(of_queries[place])
+            for p, statistic, of_variant in zip(present, statistics, PERCENT * of_queries, strict=True):
+                values[p].append(statistic)
+                per_query[p].append(of_variant)
         means = [metrics.over_trainings(of_variant, self._bootstrap) for of_variant in values]
         return means, np.stack([np.mean(of_variant, 0) for of_variant in per_query]), first
 

@@ -14,6 +14,7 @@ from attribution.nodes import Get, Node
 from experiments import figures
 from experiments.benchmarks import verdict_parts
 from experiments.benchmarks.disagreement import disagreements
+from experiments.benchmarks.lds import APART
 from experiments.benchmarks.removals import Ranking, Removals
 from experiments.benchmarks.subset_benchmark import SubsetBenchmark
 from experiments.benchmarks.variants import Variant, computed, scores_of, scores_under, variants_for
@@ -30,7 +31,7 @@ from experiments.report.report import Report
 
 LDS, DELETION, INSERTION, SIZES, PLANTED, CONSISTENCY = "lds", "deletion", "insertion", "sizes", "planted", "consistency"
 PARTS = (LDS, DELETION, INSERTION, SIZES, PLANTED, CONSISTENCY)
-SECOND = 10_000
+SECOND = APART
 """The seed of the second training minus that of the explained model: the second one of ``benchmark=lds`` with ``trainings``."""
 REMOVED_SHARE, KEPT_SHARE = 1 / 20, 1 / 4
 """The default shares of the training images that deletion removes and that insertion trains on."""
@@ -79,7 +80,7 @@ class Verdict(SubsetBenchmark):
         scores = scores_of(experiment, estimators, self.queries)
         retrained, others = self._subsets(experiment), self._others(experiment, estimators)
         removals = self._removals(experiment, estimators, scores)
-        self._check_budget(experiment, estimators, list(removals.values()))
+        self._check_budget(experiment, estimators, scores, list(removals.values()))
         measured = [node for of_kind in retrained.values() for nodes in of_kind.values() for node in nodes]
         return [*scores.values(), *measured, *(node for nodes in others.values() for node in nodes.values()), *removals.values()]
 
@@ -91,7 +92,7 @@ class Verdict(SubsetBenchmark):
             queries = get(choice.node(experiment))
             variants = _all_timesteps(variants_for(kind, estimators, nodes, scores, get))
             of_queries: dict[str, Sequence[np.ndarray]] = {}
-            for findings in self._findings(kind, variants, experiment, estimators, get):
+            for findings in self._findings(kind, variants, nodes, experiment, estimators, get):
                 rows += report.add(findings.rows)
                 of_queries |= findings.of_queries
             table += verdict_parts.lines_of_queries(kind, queries, variants, of_queries)
@@ -100,7 +101,7 @@ class Verdict(SubsetBenchmark):
         warnings, within_noise = disagreements(rows, self.removed(experiment))
         for warning in warnings:
             report.warn(warning)
-        for note in (*within_noise, self._note_on_steps(experiment, estimators, get)):
+        for note in (*within_noise, self._note_on_steps(experiment, estimators, nodes, get)):
             report.note(note)
         report.table("verdict_of_queries", table)
         report.replace_table(verdict_parts.BENCHMARK, verdict_table(rows, warnings))
@@ -115,10 +116,15 @@ class Verdict(SubsetBenchmark):
         return max(1, round(KEPT_SHARE * experiment.train.count)) if self.kept is None else self.kept
 
     def _findings(
-        self, kind: str, variants: Sequence[Variant], experiment: Experiment, estimators: Mapping[str, Estimator], get: Get
+        self,
+        kind: str,
+        variants: Sequence[Variant],
+        nodes: AllScores,
+        experiment: Experiment,
+        estimators: Mapping[str, Estimator],
+        get: Get,
     ) -> Iterator[verdict_parts.Findings]:
-        """The findings of each part for one kind of queries."""
-        nodes = scores_of(experiment, estimators, self.queries)
+        """The findings of each part for one kind of queries, from the scores of all kinds."""
         retrained, others = self._subsets(experiment), self._others(experiment, estimators)
         if LDS in retrained:
             truth, measured = self.truth(experiment), retrained[LDS][kind]
@@ -253,9 +259,14 @@ class Verdict(SubsetBenchmark):
             message = f"{planted} copies would replace more than half of {N} training images: plant fewer, or take fewer queries"
             raise FieldError(self, "copies", message)
 
-    def _check_budget(self, experiment: Experiment, estimators: Mapping[str, Estimator], removals: Sequence[Removals]) -> None:
+    def _check_budget(
+        self,
+        experiment: Experiment,
+        estimators: Mapping[str, Estimator],
+        scores: AllScores,
+        removals: Sequence[Removals],
+    ) -> None:
         lds = _steps(self.truth(experiment).models())
-        scores = scores_of(experiment, estimators, self.queries)
         each = [math.prod(map(len, estimators[name].requested().values())) for _, name in scores]  # variants
         total = lds * (LDS in self.parts) + sum(model.recipe.steps for model in self._further(experiment).values())
         total += _steps(self._of_varied.truth(experiment).models()) * (SIZES in self.parts)
@@ -270,9 +281,8 @@ class Verdict(SubsetBenchmark):
             )
             raise FieldError(self, "budget", message)
 
-    def _note_on_steps(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get) -> str:
+    def _note_on_steps(self, experiment: Experiment, estimators: Mapping[str, Estimator], nodes: AllScores, get: Get) -> str:
         """How many steps all training took, without models that are trained for several parts."""
-        nodes = scores_of(experiment, estimators, self.queries)
         models = self.truth(experiment).models() if LDS in self.parts else []
         models += self._of_varied.truth(experiment).models() if SIZES in self.parts else []
         for removals in self._removals(experiment, estimators, nodes).values():

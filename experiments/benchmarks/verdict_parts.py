@@ -8,7 +8,7 @@ import numpy as np
 from attribution.images import Images
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.counterfactual_effects import RANDOM
-from experiments.benchmarks.draw_noise import of_variants
+from experiments.benchmarks.draw_noise import lds_of
 from experiments.benchmarks.subset_benchmark import CEILING, levels
 from experiments.benchmarks.variants import Variant
 from experiments.metrics import counterfactual
@@ -57,13 +57,8 @@ def lds(
     seeds: int,
 ) -> Findings:
     """The LDS of ``benchmark=lds``, and in per cent of the ``ceiling``; ``target [Q, M]``, ``removed [M, N]``."""
-    predictions = np.stack([lds_metrics.predicted(variant.scores.values, removed) for variant in variants])
-    values = lds_metrics.lds(predictions, target[None], bootstrap)
-    about = {"subsets": len(removed), "seeds": seeds}
-    statistics = [
-        (values[place, 0] if noise is None else noise.statistic(values[place, 0], target, bootstrap)) * PERCENT
-        for place, noise in enumerate(of_variants(variants, removed))
-    ]
+    values, per_query, _ = lds_of(variants, removed, target, bootstrap)
+    statistics, about = [value * PERCENT for value in values], {"subsets": len(removed), "seeds": seeds}
     rows = _compared(kind, LDS, _subjects(variants), statistics, levels(ceiling), about, _all_pairs(len(variants)))
     if ceiling is not None:
         shared = {"benchmark": BENCHMARK, "queries": kind, "about": about}
@@ -71,7 +66,7 @@ def lds(
         for variant, statistic in zip(variants, statistics, strict=True):
             share, at = ratio(statistic.estimate(), ceiling).scaled(PERCENT), Levels(random=0.0, ceiling=float(PERCENT))
             rows.append(Row(metric=OF_CEILING, subject=variant.subject, estimate=share, levels=at, **shared))
-    return Findings(rows, {LDS: list(PERCENT * lds_metrics.per_query(predictions, target))})
+    return Findings(rows, {LDS: list(PERCENT * per_query)})
 
 
 def deletion(

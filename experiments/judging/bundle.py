@@ -28,6 +28,7 @@ from experiments.benchmarks.lds_report import LDSInputs, Measurements
 from experiments.benchmarks.variants import Variant
 from experiments.datasets.errors import DataError
 from experiments.judging.readme import readme
+from experiments.judging.truth import swapped, without_pixels
 from experiments.report.report import write_rows
 from experiments.report.row import Effort, Row, Subject, plain
 from experiments.report.score_files import write_images
@@ -88,9 +89,9 @@ def _write_kind(folder: Path, inputs: LDSInputs) -> dict[str, Any]:
     """Write the files of one kind of queries, and return what the card says of them."""
     measurements, arrays = inputs.measurements, {}
     K, Q, _ = measurements.measured.shape
-    truth = {"measurements": _by_subset(measurements.measured), "query_ids": np.asarray(inputs.queries.index, np.int64)}
+    truth = {"measurements": swapped(measurements.measured), "query_ids": np.asarray(inputs.queries.index, np.int64)}
     if repeats := len(measurements.replicates) > K:
-        truth["repeated"] = _by_subset(measurements.replicates[-1:])[0]
+        truth["repeated"] = swapped(measurements.replicates[-1:])[0]
     _save(truth, folder / f"{inputs.kind}.measurements.safetensors")
     write_images(folder / f"{inputs.kind}.csv", inputs.queries)
     described = {
@@ -117,10 +118,10 @@ def _described(variant: Variant, array: str, arrays: dict[str, np.ndarray]) -> d
 def _read_kind(folder: Path, kind: str, known: Mapping[str, Any], train: Images, removed: np.ndarray) -> LDSInputs:
     truth, arrays = load_file(folder / f"{kind}.measurements.safetensors"), load_file(folder / f"{kind}.scores.safetensors")
     queries = _images(folder / f"{kind}.csv", truth["query_ids"])
-    measured = _by_query(truth["measurements"])
+    measured = swapped(truth["measurements"])
     replicates = measured
     if "repeated" in truth:
-        replicates = np.concatenate([measured[:, :, : len(truth["repeated"])], _by_query(truth["repeated"][None])])
+        replicates = np.concatenate([measured[:, :, : len(truth["repeated"])], swapped(truth["repeated"][None])])
 
     def variants(described: Sequence[Mapping[str, Any]]) -> Iterator[Variant]:
         for one in described:
@@ -141,7 +142,7 @@ def _images(path: Path, index: np.ndarray) -> Images:
         lines = list(csv.DictReader(file))
     names = np.array([line["name"] for line in lines], dtype=np.str_)
     labels = np.array([int(line["label"]) for line in lines], dtype=np.int64)
-    return Images(np.zeros((len(index), 1, 0, 0), np.float32), index, labels, names=names)
+    return without_pixels(index, labels, names)
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -178,10 +179,3 @@ def _check(folder: Path) -> None:
 
 def _error(folder: Path, message: str) -> DataError:
     return DataError(f"task.bundle={folder}: {message}")
-
-
-def _by_subset(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values.transpose(0, 2, 1))
-
-
-_by_query = _by_subset

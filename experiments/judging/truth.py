@@ -59,7 +59,7 @@ def read_truth(measurements: Sequence[str], masks: str | None, utility: bool, ou
     check_measurements(given[0], values)
     sign = -1.0 if utility else 1.0
     replicates = values if repeated is None else np.stack([values[0, : len(repeated)], repeated])
-    truth = Measurements(sign * _by_query(values), sign * _by_query(replicates), (~kept).astype(np.float64))
+    truth = Measurements(sign * swapped(values), sign * swapped(replicates), (~kept).astype(np.float64))
     query_ids = _ids(given[0], tables[0].query_ids or scored.query_ids, Q, "queries")
     train_ids = _ids(mask_file, mask_table.train_ids or scored.train_ids, kept.shape[1], "training images")
     return Truth(GIVEN, truth, unseen(kept.shape[1], train_ids), unseen(Q, query_ids))
@@ -70,7 +70,17 @@ def unseen(count: int, names: Sequence[str] | None) -> Images:
     whole = names is not None and all(name.isascii() and name.isdigit() and len(name) < 19 for name in names)
     index = np.array([int(name) for name in names], dtype=np.int64) if names is not None and whole else np.arange(count)
     texts = None if names is None or whole else np.array(names, dtype=np.str_)
-    return Images(np.zeros((count, 1, 0, 0), np.float32), index, np.full(count, -1), names=texts)
+    return without_pixels(index, np.full(count, -1), texts)
+
+
+def without_pixels(index: np.ndarray, label: np.ndarray, names: np.ndarray | None) -> Images:
+    """Images of which all but the pixels are known."""
+    return Images(np.zeros((len(index), 1, 0, 0), np.float32), index, label, names=names)
+
+
+def swapped(values: np.ndarray) -> np.ndarray:
+    """Measurements by subset and query, ``[K, M, Q]``, by query and subset, ``[K, Q, M]``, or the reverse."""
+    return np.ascontiguousarray(values.transpose(0, 2, 1))
 
 
 def check_masks(given: Given, kept: np.ndarray) -> None:
@@ -167,11 +177,6 @@ def _repeated(given: Given, table: Table, values: np.ndarray) -> np.ndarray | No
     if not np.isfinite(repeated).all():
         raise given.error(f"{REPEATED} has numbers that are not finite: measure these models again")
     return repeated.astype(np.float64)
-
-
-def _by_query(values: np.ndarray) -> np.ndarray:
-    """``[K, M, Q]`` as ``[K, Q, M]``."""
-    return np.ascontiguousarray(values.transpose(0, 2, 1))
 
 
 def _ids(given: Given, ids: list[str] | None, count: int, what: str) -> list[str] | None:

@@ -52,6 +52,11 @@ class Statistic:
             total = total + statistic
         return total * (1 / len(statistics))
 
+    def also_over(self, other: "Statistic") -> "Statistic":
+        """This value with the deviations of ``other``, which are over further axes, besides its own."""
+        spread, degrees = {**self.spread, **other.spread}, {**self.degrees, **other.degrees}
+        return Statistic(self.value, spread, degrees, self.limits, self.count)
+
     def __add__(self, other: "Statistic") -> "Statistic":
         spread = {axis: _sum(self.spread.get(axis), other.spread.get(axis)) for axis in {**self.spread, **other.spread}}
         degrees = {axis: min(s.degrees[axis] for s in (self, other) if axis in s.degrees) for axis in spread}

@@ -6,6 +6,7 @@ once over all subsets and reused, so resampling reduces to matrix products.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,9 +52,8 @@ def over_trainings(statistics: Sequence[Statistic], bootstrap: Bootstrap) -> Sta
         return statistics[0]
     mean, values = Statistic.mean(statistics), np.array([float(statistic.value) for statistic in statistics])
     resampled = bootstrap.counts("trainings", len(values)) @ values / len(values)
-    of_trainings = bootstrap.statistic(mean.value, {"trainings": (resampled, len(values))}, mean.limits)
-    spread, degrees = {**mean.spread, **of_trainings.spread}, {**mean.degrees, **of_trainings.degrees}
-    return Statistic(mean.value, spread, degrees, CORRELATION_LIMITS, mean.count)
+    over_both = mean.also_over(bootstrap.statistic(mean.value, {"trainings": (resampled, len(values))}))
+    return replace(over_both, limits=CORRELATION_LIMITS)
 
 
 def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:

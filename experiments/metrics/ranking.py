@@ -29,6 +29,15 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(position, order, 1)
 
 
+def both_ends(scores: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """The positions of the k ``proponent`` s (largest scores first) and ``opponent`` s (smallest first) of each query, ``[Q, k]``.
+
+    Raises:
+        ValueError: as in :func:`top_k`.
+    """
+    return {"proponent": top_k(scores, k), "opponent": top_k(-np.asarray(scores), k)}
+
+
 def generally_influential(top: np.ndarray, share: float) -> np.ndarray:
     """The positions in the top k of more than ``share`` of the queries, ascending: ``[Q, k] -> [..]`` (red boxes, ReTrac §6.2).
 

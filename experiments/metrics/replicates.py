@@ -44,31 +44,31 @@ def standard_errors(cross: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(of_query + of_train - of_both, of_both))
 
 
-def noise_band(cross: np.ndarray) -> np.ndarray:
-    """Half the width of the 95 % interval of each score ``[Q, N]``, from ``cross [R, S, Q, N]``.
+def errors_and_band(cross: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The standard error of each score ``[Q, N]``, and half the width of its 95 % interval, from ``cross [R, S, Q, N]``.
 
     Student's t has the degrees of freedom of the side with fewer groups. A score within the band around 0 may be noise.
     """
-    R, S = cross.shape[:2]
-    return stats.t.ppf((1 + LEVEL) / 2, (R if S == 1 else min(R, S)) - 1) * standard_errors(cross)
+    (R, S), errors = cross.shape[:2], standard_errors(cross)
+    return errors, stats.t.ppf((1 + LEVEL) / 2, (R if S == 1 else min(R, S)) - 1) * errors
 
 
-def membership(cross: np.ndarray, k: int, bootstrap: Bootstrap) -> np.ndarray:
-    """How often each training image is among the ``k`` largest scores of its query in resamples of the groups: ``[Q, N]``.
+def membership(cross: np.ndarray, k: int, bootstrap: Bootstrap) -> tuple[np.ndarray, np.ndarray]:
+    """How often each training image is among the ``k`` largest scores of its query, and the ``k`` smallest: ``[Q, N]`` each.
 
-    ``cross [R, S, Q, N]``. Resamples draw groups of either side with replacement. Deviations from the mean are enlarged by
-    √(R/(R - 1)) and √(S/(S - 1)), because resamples of few groups scatter too little.
+    It is a share of resamples of the groups, which draw those of either side with replacement. ``cross [R, S, Q, N]``. Deviations
+    from the mean are enlarged by √(R/(R - 1)) and √(S/(S - 1)), because resamples of few groups scatter too little.
     """
     R, S, Q, N = cross.shape
     mean = cross.mean((0, 1), dtype=np.float64)
     deviations = [(cross.mean(1 - side, dtype=np.float64) - mean) * np.sqrt(n / max(1, n - 1)) for side, n in enumerate((R, S))]
     shares = [_shares(bootstrap, axis, n) for axis, n in ((QUERY_DRAWS, R), (TRAINING_DRAWS, S))]
-    inside = np.zeros((Q, N))
+    largest, smallest, k = np.zeros((Q, N)), np.zeros((Q, N)), min(k, N)
     for r, s in zip(*shares, strict=True):
         drawn = mean + np.tensordot(r, deviations[0], 1) + np.tensordot(s, deviations[1], 1)
-        top = np.argpartition(-drawn, min(k, N) - 1, axis=1)[:, : min(k, N)]
-        np.add.at(inside, (np.arange(Q)[:, None], top), 1)
-    return inside / len(shares[0])
+        for inside, ranked in ((largest, -drawn), (smallest, drawn)):
+            np.add.at(inside, (np.arange(Q)[:, None], np.argpartition(ranked, k - 1, axis=1)[:, :k]), 1)
+    return largest / len(shares[0]), smallest / len(shares[0])
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class Noise:
 
     def reliability(self, query: float, train: float) -> float:
         """The reliability with ``query`` and ``train`` times the draws of either side (``inf``: endless)."""
-        signal = max(self.signal, 0.0)
-        noise = max(self.query, 0.0) / query + max(self.train, 0.0) / train + max(self.both, 0.0) / (query * train)
-        return signal / (signal + noise) if signal > 0 else 0.0
+        share = self.clipped()
+        noise = share.query / query + share.train / train + share.both / (query * train)
+        return share.signal / (share.signal + noise) if share.signal > 0 else 0.0
 
     def expected(self, value: float, query: float, train: float) -> float:
         """The LDS with other numbers of draws, if it is ``value`` with those taken: it goes with the root of the reliability."""
@@ -147,9 +147,7 @@ def with_draws(statistic: Statistic, predictions: np.ndarray, target: np.ndarray
         without = np.array([lds.per_query(np.delete(of_groups, group, 0).mean(0), target).mean() for group in range(n)])
         influence = (n - 1) * (without.mean() - without)
         resampled[axis] = (statistic.value + _shares(bootstrap, axis, n) @ influence, n)
-    of_draws = bootstrap.statistic(statistic.value, resampled, statistic.limits)
-    spread, degrees = {**statistic.spread, **of_draws.spread}, {**statistic.degrees, **of_draws.degrees}
-    return Statistic(statistic.value, spread, degrees, statistic.limits, statistic.count)
+    return statistic.also_over(bootstrap.statistic(statistic.value, resampled))
 
 
 def _shares(bootstrap: Bootstrap, axis: str, n: int) -> np.ndarray:

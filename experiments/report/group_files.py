@@ -8,12 +8,12 @@ import numpy as np
 
 from attribution.estimators.scores import Scores
 from attribution.images import Images
-from experiments.metrics.replicates import noise_band, standard_errors
+from experiments.metrics.replicates import errors_and_band
+from experiments.report.score_files import NOISE_COLUMNS, noise_cells, write_lines
 
 GROUP, MEMBERS = "group", ("id", "name")
 """The columns of a file of groups: the group, and one that says which image it is of."""
 COLUMNS = ("query", "query_name", "rank", "group", "images", "score", "mean_score")
-NOISE_COLUMNS = ("standard_error", "within_noise")
 
 
 class GroupError(ValueError):
@@ -53,20 +53,17 @@ def write_groups(folder: Path, scores: Scores, queries: Images, groups: Mapping[
     members = np.stack([np.isin(np.arange(scores.values.shape[1]), rows) for rows in groups.values()]).astype(np.float64)
     sums = np.asarray(scores.values, np.float64) @ members.T
     cross = None if scores.cross is None else np.asarray(scores.cross, np.float64) @ members.T
-    noise = None if cross is None else (standard_errors(cross), noise_band(cross))
-    path = folder / "groups.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS if noise is None else (*COLUMNS, *NOISE_COLUMNS))
-        names, sizes = list(groups), members.sum(1).astype(int)
-        for row, query in enumerate(scores.query_index):
-            for rank, group in enumerate(np.argsort(-sums[row], kind="stable").tolist(), 1):
-                score, size = sums[row, group], int(sizes[group])
-                line = [query, queries.name(row), rank, names[group], size, f"{score:.8g}", f"{score / size:.8g}"]
-                if noise is not None:
-                    errors, band = noise
-                    line += [f"{errors[row, group]:.4g}", int(abs(score) <= band[row, group])]
-                writer.writerow(line)
+    errors, band = (None, None) if cross is None else errors_and_band(cross)
+    path, lines = folder / "groups.csv", []
+    names, sizes = list(groups), members.sum(1).astype(int)
+    for row, query in enumerate(scores.query_index):
+        for rank, group in enumerate(np.argsort(-sums[row], kind="stable").tolist(), 1):
+            score, size = sums[row, group], int(sizes[group])
+            line = [query, queries.name(row), rank, names[group], size, f"{score:.8g}", f"{score / size:.8g}"]
+            if errors is not None and band is not None:
+                line += noise_cells(score, errors[row, group], band[row, group])
+            lines.append(line)
+    write_lines(path, COLUMNS if errors is None else (*COLUMNS, *NOISE_COLUMNS[:2]), lines)
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from attribution.images import Images
-from experiments.metrics.ranking import top_k
+from experiments.metrics.ranking import both_ends
 from experiments.report.attributions import Attributions
 from experiments.report.colors import colors
 
@@ -40,8 +40,8 @@ def influential(attributions: Attributions) -> Iterator[Proponent]:
     for query in range(min(QUERIES, len(attributions.queries))):
         for estimator, scores in attributions.scores.items():
             values = np.asarray(scores[query])
-            for side, ranked in (("proponent", values), ("opponent", -values)):
-                for rank, image in enumerate(top_k(ranked[None], min(TOP, len(values)))[0], 1):
+            for side, places in both_ends(values[None], min(TOP, len(values))).items():
+                for rank, image in enumerate(places[0], 1):
                     yield Proponent(query, estimator, side, rank, int(image), float(values[image]))
 
 

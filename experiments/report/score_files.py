@@ -9,8 +9,8 @@ import numpy as np
 from attribution.estimators.scores import Scores
 from attribution.images import Images
 from experiments.metrics.bootstrap import Bootstrap
-from experiments.metrics.ranking import top_k
-from experiments.metrics.replicates import membership, noise_band, standard_errors
+from experiments.metrics.ranking import both_ends
+from experiments.metrics.replicates import errors_and_band, membership
 
 COLUMNS = ("query", "query_name", "side", "rank", "position", "index", "name", "label", "score")
 NOISE_COLUMNS = ("standard_error", "within_noise", "probability")
@@ -29,7 +29,7 @@ def write_proponents(
     """
     values = np.asarray(scores.values)
     top = min(top, values.shape[1])
-    sides = {"proponent": top_k(values, top), "opponent": top_k(-values, top)}
+    sides = both_ends(values, top)
     noise = None if scores.cross is None else _Noise(np.asarray(scores.cross), top, bootstrap or Bootstrap())
     paths = []
     for row, query in enumerate(scores.query_index):
@@ -42,33 +42,40 @@ def write_proponents(
             for rank, position in enumerate(places[row], 1)
         ]
         paths.append(folder / f"query-{query}.csv")
-        _write(paths[-1], COLUMNS if noise is None else (*COLUMNS, *NOISE_COLUMNS), lines)
+        write_lines(paths[-1], COLUMNS if noise is None else (*COLUMNS, *NOISE_COLUMNS), lines)
     return paths
+
+
+def noise_cells(score: float, error: float, band: float) -> tuple[str, int]:
+    """The cells of the first two of NOISE_COLUMNS: the standard error of a score, and whether its interval contains 0."""
+    return f"{error:.4g}", int(abs(score) <= band)
 
 
 class _Noise:
     """The cells of NOISE_COLUMNS."""
 
     def __init__(self, cross: np.ndarray, top: int, bootstrap: Bootstrap):
-        self.errors, self.band = standard_errors(cross), noise_band(cross)
-        self.probability = {"proponent": membership(cross, top, bootstrap), "opponent": membership(-cross, top, bootstrap)}
+        self.errors, self.band = errors_and_band(cross)
+        self.probability: dict[str, np.ndarray] = dict(
+            zip(("proponent", "opponent"), membership(cross, top, bootstrap), strict=True)
+        )
 
     def cells(self, side: str, row: int, position: int, score: float) -> tuple[object, ...]:
-        """Of a training image in the list of one side of the query in ``row``."""
-        within = int(abs(score) <= self.band[row, position])
-        return f"{self.errors[row, position]:.4g}", within, f"{self.probability[side][row, position]:.3f}"
+        """The cells of the training image at ``position`` among the proponents or opponents (``side``) of the query in ``row``."""
+        cells = noise_cells(score, self.errors[row, position], self.band[row, position])
+        return *cells, f"{self.probability[side][row, position]:.3f}"
 
 
 def write_images(path: Path, images: Images) -> None:
     """Write a CSV of images in the order of the rows or columns of scores: position, id, name and label."""
-    _write(path, ("position", "index", "name", "label"), [_image(images, position) for position in range(len(images))])
+    write_lines(path, ("position", "index", "name", "label"), [_image(images, position) for position in range(len(images))])
 
 
 def write_self_influence(path: Path, influence: np.ndarray, train: Images) -> None:
     """Write a CSV of all training images by descending self-influence."""
     order = np.argsort(-influence, kind="stable").tolist()
     lines = [(rank, *_image(train, position), f"{influence[position]:.8g}") for rank, position in enumerate(order, 1)]
-    _write(path, ("rank", "position", "index", "name", "label", "self_influence"), lines)
+    write_lines(path, ("rank", "position", "index", "name", "label", "self_influence"), lines)
 
 
 def _image(images: Images, position: int) -> tuple[int, int, str, int]:
@@ -76,7 +83,8 @@ def _image(images: Images, position: int) -> tuple[int, int, str, int]:
     return position, int(images.index[position]), images.name(position), int(images.label[position])
 
 
-def _write(path: Path, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+def write_lines(path: Path, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+    """Write a CSV with a line of ``columns`` and one for each of ``lines``."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -22,14 +22,14 @@ from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
 from experiments.tasks.composition import chosen_estimator
-from experiments.tasks.model_quality import report_given_model, warn_of_poor_model
+from experiments.tasks.model_quality import report_models
 from experiments.tasks.run_context import announce, print_notes, run_context
 from experiments.tasks.settings import SettingError, build
 
 _SHOWN = 8
 """The largest number of queries in the figure."""
 _RESAMPLES = 1000
-"""Of the draws, for the probability of a training image to be among the first."""
+"""The number of resamples of the draws that give the probability that an image is among the listed ones."""
 
 
 def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | None = None) -> None:
@@ -78,9 +78,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | 
         noise = noise_bands(variants)
         run.report.attribute(Attributions(HydraConfig.get().runtime.choices["queries"], explained, train, values, noise))
         run.report.figure("proponents", figures.proponents(explained, train, values, shown, noise=noise))
-        run.report_coverage(estimator)
-        report_given_model(run, estimator)
-        warn_of_poor_model(run)
+        report_models(run, estimator)
         if of_itself is not None:
             influence = get(of_itself)
             path = run.folder / "self_influence.csv"

@@ -1,7 +1,6 @@
 """``task=export``: the measurements and scores of ``benchmark=lds`` as a bundle that others can cite and judge scores by."""
 
 import shlex
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from experiments.benchmarks.lds import LDS
 from experiments.disk import explained
 from experiments.judging.bundle import write_bundle
 from experiments.store.provenance import provenance
-from experiments.tasks.before_training import check_before_training
 from experiments.tasks.choices import name_of, overrides_of_run
 from experiments.tasks.composition import NOT_SETTINGS, PLACES, estimator_configs, evaluation_of
-from experiments.tasks.model_quality import report_given_model, warn_of_poor_model
-from experiments.tasks.run_context import announce, print_notes, run_context
+from experiments.tasks.evaluate import compute_and_report
+from experiments.tasks.model_quality import report_models
+from experiments.tasks.run_context import run_context
 from experiments.tasks.settings import SettingError, build
-from experiments.tasks.workers import workers
 
 _RETRAINING = ("subsets", "seeds", "repeats", "steps", "mode", "draws", "precision")
 """Settings of the benchmark that say how models were retrained and measured."""
@@ -39,18 +37,12 @@ def export(config: DictConfig, output: str) -> None:
         evaluation = evaluation_of(config, run.experiment)
         benchmark, estimators = evaluation.benchmark, evaluation.estimators
         assert isinstance(benchmark, LDS)
-        check_before_training(run, benchmark, *estimators.values())
-        print_notes(evaluation.notes)
-        with workers(config, run.folder) if announce(evaluation.nodes, run.store) else nullcontext():
-            run.store.many(evaluation.nodes)
-            benchmark.evaluate(run.experiment, estimators, run.store, run.report)
+        compute_and_report(config, run, evaluation, evaluation.notes)
         inputs, train = list(benchmark.inputs(run.experiment, estimators, run.store)), run.store(run.experiment.train)
         with explained(folder.parent, "task.output", "what is in the store will be reused"):
             rows = [replace(row, command=_command()) for row in run.report.rows]
             card = write_bundle(folder, inputs, train, rows, card_of(config, run.report.data))
-        run.report_coverage(*estimators.values())
-        report_given_model(run, *estimators.values())
-        warn_of_poor_model(run)
+        report_models(run, *estimators.values())
     print(f"bundle {card['fingerprint'][:12]}: {folder}; choose a license in its README.md")
 
 

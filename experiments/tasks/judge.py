@@ -16,7 +16,7 @@ from experiments.judging.given import Given
 from experiments.judging.scores import label_of, outline, read_scores
 from experiments.judging.truth import GIVEN, data_name, read_truth
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
-from experiments.metrics.ranking import top_k
+from experiments.metrics.ranking import both_ends
 from experiments.report.report import Report
 from experiments.report.row import Row
 from experiments.tasks.run_context import report_context
@@ -155,8 +155,8 @@ def _proponents(inputs: LDSInputs, train: Images, top: int) -> Iterator[dict[str
     """The lines of the table of proponents (largest scores first) and opponents (smallest first) of each query."""
     for variant in inputs.variants:
         values = np.asarray(variant.scores.values)
-        for side, ranked in (("proponent", values), ("opponent", -values)):
-            for row, places in enumerate(top_k(ranked, min(top, len(train))).tolist()):
+        for side, of_queries in both_ends(values, min(top, len(train))).items():
+            for row, places in enumerate(of_queries.tolist()):
                 for rank, place in enumerate(places, 1):
                     yield {
                         "queries": inputs.kind,

@@ -21,6 +21,13 @@ _LARGEST_DIFFERENCE = 0.1
 """The relative difference of a recorded loss above which the record does not fit."""
 
 
+def report_models(run: RunContext, *estimators: Estimator) -> None:
+    """Report which parameters ``estimators`` cover and the losses of a given model, and warn of a model that has not learned."""
+    run.report_coverage(*estimators)
+    report_given_model(run, *estimators)
+    warn_of_poor_model(run)
+
+
 def report_given_model(run: RunContext, *estimators: Estimator) -> None:
     """Report the loss of a given model on its training and held-out images, beside that of an untrained network.
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from attribution.images import Images
-from experiments.metrics.ranking import top_k
+from experiments.metrics.ranking import both_ends
 from experiments.report.attributions import Attributions
 from experiments.report.page import thumbnails
 
@@ -50,7 +50,7 @@ def ranked(attributions: Attributions, kinds: int = 1) -> Ranked:
     for label, scores in attributions.scores.items():
         scores = np.asarray(scores[:count])
         if np.isfinite(scores).all():
-            rankings.append(Ranking(label, top_k(scores, k), top_k(-scores, k)))
+            rankings.append(Ranking(label, *both_ends(scores, k).values()))
         else:
             not_finite.append(label)
     return Ranked(attributions, rankings, not_finite)

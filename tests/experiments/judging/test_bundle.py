@@ -43,7 +43,7 @@ def images(count: int, first: int) -> Images:
 
 
 def inputs(kind: str, repeats: int, weight: float) -> LDSInputs:
-    """Of an estimator with groups of draws, and one that is swept over dampings; with ``repeats``, measurements of one run."""
+    """Inputs with an estimator that has groups of draws and one with several dampings; with ``repeats``, of one training run."""
     random, given = np.random.default_rng(len(kind)), world()
     queries, index = images(Q, 100), np.arange(N) + 7
     cross = random.normal(size=(2, 3, Q, N)).astype(np.float32)

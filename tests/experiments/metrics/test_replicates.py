@@ -125,13 +125,15 @@ def test_membership_is_a_probability():
     rng = np.random.default_rng(6)
     true = np.array([[10.0, 5.0, 5.0, 0.0, -1.0]])
     inside = np.mean(
-        [membership(crossed(rng, 4, 4, true.shape, 0.1, 0.1, 0.1, true), 2, Bootstrap(200, seed)) for seed in range(30)], axis=0
+        [membership(crossed(rng, 4, 4, true.shape, 0.1, 0.1, 0.1, true), 2, Bootstrap(200, seed))[0] for seed in range(30)], axis=0
     )
     assert inside[0, 0] == 1
     assert inside[0, 3:].max() == 0
     assert inside[0, 1] + inside[0, 2] == pytest.approx(1)
     assert 0.3 < inside[0, 1] < 0.7
     np.testing.assert_array_equal(membership(true[None, None].repeat(2, 0).repeat(2, 1), 99, Bootstrap(10)), 1)
+    cross = crossed(rng, 4, 4, true.shape, 1.0, 1.0, 1.0, true)
+    np.testing.assert_array_equal(membership(cross, 2, Bootstrap(50))[1], membership(-cross, 2, Bootstrap(50))[0])
 
 
 def test_the_mean_over_trainings_has_their_spread():
