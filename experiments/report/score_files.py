@@ -56,9 +56,8 @@ class _Noise:
 
     def __init__(self, cross: np.ndarray, top: int, bootstrap: Bootstrap):
         self.errors, self.band = errors_and_band(cross)
-        self.probability: dict[str, np.ndarray] = dict(
-            zip(("proponent", "opponent"), membership(cross, top, bootstrap), strict=True)
-        )
+        largest, smallest = membership(cross, top, bootstrap)
+        self.probability: dict[str, np.ndarray] = {"proponent": largest, "opponent": smallest}
 
     def cells(self, side: str, row: int, position: int, score: float) -> tuple[object, ...]:
         """The cells of the training image at ``position`` among the proponents or opponents (``side``) of the query in ``row``."""
