@@ -27,8 +27,8 @@ class _OfScheme(DrawScheme):
 
     @property
     def bins(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """One, because scores of replicates are over all timesteps."""
-        return 1
+        """The bins of ``scheme``."""
+        return self.scheme.bins
 
     def check(self, T: int) -> None:
         self.scheme.check(T)
