@@ -114,6 +114,8 @@ def random_draws(seed: int, role: str, example: Tensor, number: Tensor, T: int, 
     return Draws(1 + ((w2 * T) >> 32), w0 | (w1 << 32), flip, dropped)
 
 
+SHARED_ROLE = "shared"
+"""The name of the stream of draws that all images of both sides share."""
 MOST_REPLICATES = 16
 """The most groups of draws: there are as many cross scores of each pair as the square of their number."""
 
@@ -207,6 +209,8 @@ class TwoSided(DrawScheme):
 
     n: Any
     train: Any
+    shared: bool = False
+    """Whether all images of both sides have the same draws."""
 
     def __post_init__(self):
         """Check the numbers. As many draws of either side are one scheme, however they are given."""
@@ -233,6 +237,9 @@ class TwoSided(DrawScheme):
         whole(self, "replicates", least=1, most=MOST_REPLICATES)
         if self.replicates == 1:
             return
+        if self.shared:
+            message = "groups of draws that all images share are not independent between the sides: set 1, or shared=false"
+            raise FieldError(self, "replicates", message)
         if len(self.pairs) > 1 or self.bins > 1:
             raise FieldError(self, "replicates", "the groups are of one number of draws, over all timesteps: set one n, and bins=1")
         for number in self.pairs[0]:
@@ -266,6 +273,12 @@ class TwoSided(DrawScheme):
             return self
         return replace(self, n=query, train=train)  # pyright: ignore[reportArgumentType]
 
+    def random(self, role: str, example: Tensor, T: int, flips: bool, dropout: float) -> Draws:
+        """The first K ``random_draws`` of each ``example [B]`` in this role, or the same for all if they are ``shared``."""
+        number = torch.arange(self.count, device=example.device)
+        role, example = (SHARED_ROLE, torch.zeros_like(example)) if self.shared else (role, example)
+        return random_draws(self.seed, role, example[:, None], number, T, flips, dropout)
+
 
 @dataclass(frozen=True)
 class Uniform(TwoSided):
@@ -274,6 +287,7 @@ class Uniform(TwoSided):
     With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it. ``train``:
     the number for training images, or a list that goes with that of ``n`` (None: as many). ``replicates``: the number of groups
     that the draws of either side are cut into, from which scores get standard errors (``attribution.images.replicates``).
+    ``shared``: all images, queries as well as training images, have the same timesteps and noises (common random numbers).
     """
 
     NAME = "Uniform"
@@ -285,10 +299,10 @@ class Uniform(TwoSided):
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
     replicates: int = added(default=1)
+    shared: bool = added(default=False)
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
-        number = torch.arange(self.count, device=example.device)
-        return random_draws(self.seed, role, example[:, None], number, T, flips, dropout)
+        return self.random(role, example, T, flips, dropout)
 
 
 @dataclass(frozen=True)

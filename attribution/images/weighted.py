@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.checks import FieldError, listed, number
-from attribution.images.draws import Draws, Side, TwoSided, random_draws
+from attribution.images.draws import Draws, Side, TwoSided
 
 SHARED = ("attribution.images.draws",)
 
@@ -27,8 +27,8 @@ class Weighted(TwoSided):
     """``n`` independent draws of t in proportion to ``weights`` of equal stretches of 1..T. The first k of n are those of k draws.
 
     ``weights``: of the draws of queries, at least 0; only their ratios count. ``train_weights``: of those of training images (None:
-    the same). Weights of 1 and 0 give windows, which may differ between the sides. ``n``, ``train``, ``bins`` and ``replicates`` are
-    as in ``Uniform``. Scores explain the loss with these weights.
+    the same). Weights of 1 and 0 give windows, which may differ between the sides. The other fields are as in ``Uniform``. Scores
+    explain the loss with these weights.
     """
 
     NAME = "Weighted"
@@ -42,6 +42,7 @@ class Weighted(TwoSided):
     seed: int = 0
     bins: int = 1
     replicates: int = 1
+    shared: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,8 +72,7 @@ class Weighted(TwoSided):
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         self.check(T)
-        position = torch.arange(self.count, device=example.device)
-        draws = random_draws(self.seed, role, example[:, None], position, _RESOLUTION, flips, dropout)
+        draws = self.random(role, example, _RESOLUTION, flips, dropout)
         ends = torch.from_numpy(_ends(self.weights, T)).to(example.device)
         return replace(draws, timestep=1 + torch.searchsorted(ends[:-1], draws.timestep - 1, right=True))
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from attribution.checks import FieldError, whole
-from attribution.images.draws import Draws, TwoSided, random_draws
+from attribution.images.draws import Draws, TwoSided
 from attribution.nodes.identity import added
 
 SHARED = ("attribution.images.draws",)
@@ -17,8 +16,8 @@ SHARED = ("attribution.images.draws",)
 class Window(TwoSided):
     """``n`` independent draws, t ~ U{low..high}. The first k of n are the draws of ``Window(k)``; noises are those of ``Uniform``.
 
-    Scores from a window explain the loss at its timesteps. ``n``, ``train`` and ``replicates`` are as in ``Uniform``. ``bins``
-    divide all timesteps 1..T, as in other schemes; bins outside the window have scores of 0.
+    Scores from a window explain the loss at its timesteps. ``n``, ``train``, ``replicates`` and ``shared`` are as in ``Uniform``.
+    ``bins`` divide all timesteps 1..T, as in other schemes; bins outside the window have scores of 0.
     """
 
     NAME = "Window"
@@ -32,6 +31,7 @@ class Window(TwoSided):
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
     replicates: int = added(default=1)
+    shared: bool = added(default=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,6 +47,5 @@ class Window(TwoSided):
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         self.check(T)
-        number = torch.arange(self.count, device=example.device)
-        draws = random_draws(self.seed, role, example[:, None], number, self.high - self.low + 1, flips, dropout)
+        draws = self.random(role, example, self.high - self.low + 1, flips, dropout)
         return replace(draws, timestep=draws.timestep + self.low - 1)

@@ -19,12 +19,12 @@ def agreement(predictions: np.ndarray, query: float, train: float) -> np.ndarray
 
     Entry (a, b) is for the window of bins a..b; it is NaN for b < a, and where the draws say too little. ``predictions
     [R, S, B, B, Q, M]``: for each of R groups of a query's draws and S of a training image's, the part of the prediction over M
-    subsets that pairs of (query, training) timesteps in two of B equal bins contribute. ``query`` and ``train``: the draws of either
-    side for which to choose, all of them in the window, over those that the groups have together in all bins.
+    subsets that pairs of (query, training) timesteps in two of B equal bins contribute. ``query`` and ``train``: the draws of
+    either side for which to choose, all of them in the window, over those that the groups have together in all bins.
 
-    Let ρ be the correlation of ranks over subsets, averaged over queries and over pairs of groups that share none. For a window w it
-    is ρ(x_w, y), with y from all bins, at the noise of one group each. ρ(x_w, x_w) and ρ(y, y) are the reliabilities of one group.
-    With r_w the reliability of the window with the given draws, the agreement is
+    Let ρ be the correlation of ranks over subsets, averaged over queries and over pairs of groups that share none. For a window w
+    it is ρ(x_w, y), with y from all bins, at the noise of one group each. ρ(x_w, x_w) and ρ(y, y) are the reliabilities of one
+    group. With r_w the reliability of the window with the given draws, the agreement is
 
         ρ(x_w, y) · √(r_w / ρ(x_w, x_w)) / √ρ(y, y)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -94,15 +93,20 @@ def _check(name: str, estimator: Estimator, draws: Sequence[int], bins: int, gro
         message = "a window is chosen from scores of K-FAC influence: choose estimator=kfac, and set the window for this one"
         raise SettingError(f"estimator={name}: {message}")
     scheme = estimator.draws
-    if not isinstance(scheme, Uniform) or scheme.replicates > 1 or scheme.bins > 1 or len(scheme.pairs) > 1:
-        raise SettingError("estimator.draws: needs draws@estimator.draws=uniform with one number n, replicates=1 and bins=1")
+    if not isinstance(scheme, Uniform) or scheme.replicates > 1 or scheme.bins > 1 or len(scheme.pairs) > 1 or scheme.shared:
+        needed = "draws@estimator.draws=uniform with one number n, replicates=1, bins=1 and shared=false"
+        raise SettingError(f"estimator.draws: task=timesteps needs {needed}")
     if len(estimator.dampings) != 1:
         raise SettingError(f"estimator.damping={list(estimator.dampings)}: a window is chosen at one damping")
-    for setting, value, least, most in (("bins", bins, 2, 100), ("groups", groups, 2, MOST_REPLICATES), ("halves", halves, 8, 10_000)):
+    for setting, value, least, most in (
+        ("bins", bins, 2, 100),
+        ("groups", groups, 2, MOST_REPLICATES),
+        ("halves", halves, 8, 10_000),
+    ):
         if not least <= value <= most:
             raise SettingError(f"task.{setting}={value}: must be within {least}..{most}")
     if not draws or min(draws) < 1:
         raise SettingError(f"task.draws={list(draws)}: give numbers of draws of at least 1")
     for side, setting in (("query", "n"), ("train", "train")):
         if (count := scheme.side(side).count) % groups:
-            raise SettingError(f"task.groups={groups}: {count} draws (estimator.draws.{setting}) cannot be cut into as many equal groups")
+            raise SettingError(f"task.groups={groups}: estimator.draws.{setting}={count} cannot be cut into as many equal groups")

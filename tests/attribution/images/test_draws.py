@@ -1,5 +1,7 @@
 """Draws are a pure function of (seed, role, example, draw number)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
@@ -7,6 +9,7 @@ from scipy import stats
 from attribution.checks import FieldError
 from attribution.images import philox
 from attribution.images.draws import Draws, Even, Fixed, Uniform, random_draws
+from attribution.images.weighted import Weighted
 from attribution.images.window import Window
 from attribution.nodes import describe
 
@@ -86,6 +89,29 @@ def test_a_window_is_uniform_within_its_ends():
     assert torch.equal(draws.flip, uniform.flip)
     assert equal(draws.columns(slice(8)), Window(8, low=3, high=12).draw("train", examples, 40, flips=True))
     assert equal(Window(5, low=1, high=40).draw("query", examples, 40), Uniform(5).draw("query", examples, 40))
+
+
+SHARING = [Uniform(6, seed=3), Window(6, 3, 12, seed=3), Weighted(n=6, weights=[1, 2], seed=3)]
+
+
+@pytest.mark.parametrize("scheme", SHARING, ids=lambda scheme: type(scheme).__name__)
+def test_shared_draws_are_the_same_for_all_images(scheme):
+    """Claim: every image of either side has the draws of one image of the unshared scheme; a side may take more of them."""
+    shared, examples = replace(scheme, shared=True, train=4), torch.tensor([5, 2**40, 0])
+    query = shared.side("query").draw("query", examples, 40, flips=True)
+    train = shared.side("train").draw("attribution", examples.flip(0), 40, flips=True)
+    alone = scheme.draw("shared", torch.tensor([0]), 40, flips=True)
+    assert equal(query, alone.rows(torch.zeros(3, dtype=torch.int64)))
+    assert equal(train, query.columns(slice(4)))
+    assert describe(replace(scheme, shared=True)) != describe(scheme)
+
+
+def test_shared_draws_change_no_older_identity():
+    """Claim: uniform draws and windows without sharing are described as before; shared ones are in no groups."""
+    assert "shared" not in describe(Uniform(4))
+    assert "shared" not in describe(Window(4))
+    with pytest.raises(FieldError, match=r"Uniform.replicates=2: groups of draws that all images share"):
+        Uniform(4, replicates=2, shared=True)
 
 
 @pytest.mark.parametrize("scheme", [Uniform, Even, Window])

@@ -17,7 +17,7 @@ REMOVED = np.array([RNG.permutation(N) < N // 2 for _ in range(M)])
 
 
 def gradients(mean: np.ndarray, draws: float, groups: int, rng) -> np.ndarray:
-    """The sums over each bin of the gradients, over all draws: ``[groups, B, n, D]``; ``draws`` lie in each bin, inf for no noise."""
+    """The part of each bin in the mean gradients: ``[groups, B, n, D]``; ``draws`` lie in each bin, inf for no noise."""
     noise = rng.standard_normal((groups, *mean.shape)) * (NOISES / np.sqrt(draws))[:, None, None]
     return (SIZES[:, None, None] * mean + noise) / B
 
