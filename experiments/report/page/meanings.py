@@ -62,6 +62,8 @@ _METRICS = {
     "of training.",
     r"most_frequent_in_top_\d+": "the share of queries that have the same, most frequent image among their top k.",
     r"training_loss_of_last_epoch": "the mean training loss over the steps of the last epoch.",
+    r"agreement_%": "the correlation over random halves of predictions from these draws with those that endless draws of all "
+    "timesteps would give, as expected from groups of draws. Nothing was retrained. Higher is better.",
     r"weight_share\[.*\]": "the share of the total weight of a measurement that these timesteps have.",
 }
 """What metrics are, by regular expressions of their names."""
@@ -96,6 +98,7 @@ _FIGURES = {
     r"rank_rise": "rise in rank when another timestep replaces that of training",
     r"compression": "correlation of compressed with uncompressed scores",
     r"sparse_timesteps": "agreement of scores from few timesteps with those from all, and their cost",
+    r"agreement_\d+": "expected agreement of scores from windows of timesteps with those from all timesteps",
     r"loss_weights": "weight of each timestep in the measurements",
     r"lds_by_timestep": "LDS by timestep of the loss",
 }
