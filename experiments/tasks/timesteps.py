@@ -48,19 +48,20 @@ def timesteps(config: DictConfig, draws: Sequence[int], bins: int, groups: int, 
         queries = build(config, "queries").node(experiment)
         binned = replace(estimator, draws=replace(estimator.draws, bins=bins))
         check_before_training(run, binned)
-        subject, T = estimator.measurement.subject(queries), experiment.attributed.process.T
+        estimator.measurement.subject(queries)  # raises if it measures none of them
+        T = experiment.attributed.process.T
         subsets = RandomSubsets(count=halves, seed=config.seed)
-        node = TimestepGroups(binned, experiment.attributed, experiment.train, subject, groups, subsets)
+        node = TimestepGroups(binned, experiment.attributed, experiment.train, queries, groups, subsets)
         announce([experiment.trained, node], get)
         predictions = get(node).values
-        given, names = estimator.draws, labels(bins, T)[1:]
-        edges = [tuple(map(int, label.split("-"))) for label in names]
+        query, train = estimator.draws.pairs[0]
+        edges = [tuple(map(int, label.split("-"))) for label in labels(bins, T)[1:]]
         for n in draws:
-            found = windows.agreement(predictions, n / given.side("query").count, n / given.side("train").count)
+            found = windows.agreement(predictions, n / query, n / train)
             try:
                 first, last = windows.best(found)
             except ValueError as error:
-                raise SettingError(f"estimator.draws.n={given.n}: {error}; draw more, or take more queries") from error
+                raise SettingError(f"estimator.draws.n={query}: {error}; draw more, or take more queries") from error
             low, high = edges[first][0], edges[last][1]
             whole, chosen = (_row(name, kind, n, *ends) for ends in ((1, T, found[0, -1]), (low, high, found[first, last])))
             run.report.add([chosen, whole] if (low, high) != (1, T) else [whole])
@@ -107,6 +108,7 @@ def _check(name: str, estimator: Estimator, draws: Sequence[int], bins: int, gro
             raise SettingError(f"task.{setting}={value}: must be within {least}..{most}")
     if not draws or min(draws) < 1:
         raise SettingError(f"task.draws={list(draws)}: give numbers of draws of at least 1")
-    for side, setting in (("query", "n"), ("train", "train")):
-        if (count := scheme.side(side).count) % groups:
+    query, train = scheme.pairs[0]
+    for setting, count in (("n", query), ("train", train)):
+        if count % groups:
             raise SettingError(f"task.groups={groups}: estimator.draws.{setting}={count} cannot be cut into as many equal groups")
