@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from attribution.checks import FieldError, whole
 from attribution.images.draws import Draws, TwoSided, random_draws
-from attribution.nodes.identity import added
+from attribution.nodes.identity import added, execution
 
 SHARED = ("attribution.images.draws",)
 
@@ -31,7 +32,8 @@ class Window(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
-    replicates: int = added(default=1)
+    replicates: int | Literal["auto"] = added(default=1)  # pyright: ignore[reportIncompatibleVariableOverride]
+    automatic: bool = execution(init=False, default=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
