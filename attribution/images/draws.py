@@ -19,7 +19,7 @@ from torch import Tensor
 from attribution.checks import FieldError, listed, whole
 from attribution.images import philox
 from attribution.images.proposals import Proposal
-from attribution.nodes.identity import added, execution
+from attribution.nodes.identity import added
 from attribution.transfers import to_device
 
 SHARED = ("attribution.images.philox",)
@@ -291,7 +291,6 @@ class Uniform(TwoSided):
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
     replicates: int | Literal["auto"] = added(default=1)  # pyright: ignore[reportIncompatibleVariableOverride]
-    automatic: bool = execution(init=False, default=False, repr=False, compare=False)
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         number = torch.arange(self.count, device=example.device)

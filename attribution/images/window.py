@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attribution.checks import FieldError, whole
 from attribution.images.draws import Draws, TwoSided, random_draws
-from attribution.nodes.identity import added, execution
+from attribution.nodes.identity import added
 
 SHARED = ("attribution.images.draws",)
 
@@ -33,7 +33,6 @@ class Window(TwoSided):
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
     replicates: int | Literal["auto"] = added(default=1)  # pyright: ignore[reportIncompatibleVariableOverride]
-    automatic: bool = execution(init=False, default=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
