@@ -7,7 +7,7 @@ no draw is spent where the weight is small. It needs no weights in means of grad
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Weighted(TwoSided):
     train: int | Sequence[int] | None = None
     seed: int = 0
     bins: int = 1
-    replicates: int = 1
+    replicates: int | Literal["auto"] = 1  # pyright: ignore[reportIncompatibleVariableOverride]
     shared: bool = False
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Window(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
-    replicates: int = added(default=1)
+    replicates: int | Literal["auto"] = added(default=1)  # pyright: ignore[reportIncompatibleVariableOverride]
     shared: bool = added(default=False)
 
     def __post_init__(self):
