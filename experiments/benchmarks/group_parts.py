@@ -39,8 +39,8 @@ class Found:
     """What models that are trained without some groups say in one ``part``, for one kind of queries.
 
     ``replicates [K, Q, M]`` are M numbers of each training seed, which the sum of scores over the groups in ``lacking [M, G]``
-    predicts: of each subset, or of each group. ``repeated [K', Q, M']`` are those that were trained most often, ``circles [C, Q, M]``
-    those of several circles, averaged over seeds.
+    predicts: of each subset, or of each group. ``repeated [K', Q, M']`` are those that were trained most often, ``circles [C, Q,
+    M]`` those of several circles, averaged over seeds.
     """
 
     part: str

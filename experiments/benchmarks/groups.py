@@ -24,8 +24,8 @@ from experiments.benchmarks.group_parts import (
     rows_of,
     surrogate,
 )
-from experiments.benchmarks.subset_benchmark import SubsetBenchmark
-from experiments.benchmarks.variants import Variant, computed, scores_of, variants_for
+from experiments.benchmarks.subset_benchmark import CEILING, RETRAINING, SubsetBenchmark
+from experiments.benchmarks.variants import computed, scores_of, variants_for
 from experiments.benchmarks.verdict_parts import lines_of_queries
 from experiments.datasets.groups import summary
 from experiments.metrics import groups as metrics
@@ -40,10 +40,10 @@ from experiments.report.row import Row
 _TITLES = {
     "leave_one_out_spearman_%": "one group left out, Spearman, %",
     "leave_one_out_pearson_%": "one group left out, Pearson, %",
-    "group_lds_%": "LDS on subsets of groups, %",
+    "group_lds_%": "group LDS, %",
     "surrogate_spearman_%": "linear surrogate, Spearman, %",
-    "shapley_spearman_%": "Shapley values, Spearman, %",
-    "shapley_pearson_%": "Shapley values, Pearson, %",
+    "shapley_spearman_%": "Shapley, Spearman, %",
+    "shapley_pearson_%": "Shapley, Pearson, %",
 }
 """The panels of the figure."""
 _NAMES = {
@@ -65,26 +65,29 @@ class GroupBenchmark(SubsetBenchmark):
       circular orders of the groups (``experiments.metrics.groups``)
 
     All are means over queries. Every set of images is trained with ``seeds`` seeds; within a part, all models train for the same
-    number of steps. A run that would train more than ``models`` models is refused.
+    number of steps. A run that would train more than ``most_models`` is refused.
     """
 
     subsets: GroupSubsets
     parts: Sequence[str] = PARTS
     circles: int = 1
     damping: float = 0.0
-    models: int = 500
+    most_models: int = 500
 
     def __post_init__(self):
         super().__post_init__()
         listed(self, "parts", _known_part)
-        for name in ("circles", "models"):
+        for name in ("circles", "most_models"):
             whole(self, name, least=1)
         number(self, "damping", least=0)
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         truths, choices = self._truths(experiment), self.queries.values()
         measured = [
-            node for truth in truths.values() for choice in choices for node in truth.nodes(self.measurement, choice.node(experiment))
+            node
+            for truth in truths.values()
+            for choice in choices
+            for node in truth.nodes(self.measurement, choice.node(experiment))
         ]
         return [*scores_of(experiment, estimators, self.queries).values(), *measured]
 
@@ -112,13 +115,14 @@ class GroupBenchmark(SubsetBenchmark):
         report.note(summary(groups, self.subsets.groups, self.subsets.distance, len(train)))
         report.table("correlations_of_queries", of_queries)
         report.table("group_scores", of_groups)
-        report.figure("groups", figures.panels(rows, _TITLES))
+        last = {name: place for place, name in enumerate((*PREDICTORS.values(), RETRAINING, CEILING), 1)}
+        report.figure("groups", figures.panels(sorted(rows, key=lambda row: last.get(row.subject.name, 0)), _TITLES))
 
     def _truths(self, experiment: Experiment) -> dict[str, Truth]:
         """The models without some groups, for each part that trains its own.
 
         Raises:
-            FieldError: they are more than ``models``.
+            FieldError: they are more than ``most_models``.
         """
         train = experiment.data.load().train
         groups = self.subsets.groups_in(train)
@@ -140,13 +144,13 @@ class GroupBenchmark(SubsetBenchmark):
             "subsets": subsets if {LDS, SURROGATE} & set(self.parts) else 0,
             SHAPLEY: self.seeds * arcs if SHAPLEY in self.parts else 0,
         }
-        if sum(numbers.values()) > self.models:
+        if sum(numbers.values()) > self.most_models:
             each = ", ".join(f"{number:,} for {part}" for part, number in numbers.items() if number)
             message = (
-                f"{groups} groups take {sum(numbers.values()):,} models ({each}): merge groups, leave out shapley (benchmark.parts), "
-                f"take fewer seeds, circles or subsets, or raise it"
+                f"{groups} groups take {sum(numbers.values()):,} models ({each}): merge groups, leave out shapley "
+                f"(benchmark.parts), take fewer seeds, circles or subsets, or raise it"
             )
-            raise FieldError(self, "models", message)
+            raise FieldError(self, "most_models", message)
 
     def _orders(self, groups: int) -> np.ndarray:
         return metrics.circles(groups, self.circles, self.seed)

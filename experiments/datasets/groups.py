@@ -16,16 +16,20 @@ CHOICES = f"{LABEL}, {FOLDER}, {DUPLICATES} or a CSV file that exists"
 
 
 class GroupError(ValueError):
-    """Groups that the training images do not have."""
+    """Groups that the training images do not have; ``distance`` says whether another distance would help."""
+
+    def __init__(self, message: str, distance: bool = False):
+        self.distance = distance
+        super().__init__(message)
 
 
 def groups_of(train: Images, by: str, distance: float) -> dict[str, np.ndarray]:
     """The rows of the training images in each group.
 
-    ``by``: "label", the class; "folder", that of the names (``artist/1.png``); "duplicates", clusters of near-duplicates: chains of
-    images whose neighbors have a root-mean-square difference of at most ``distance``, a share of the range of pixels, each named
-    after its first image; or a CSV file with the columns ``group`` and ``id`` or ``name``, with a line for each image of a group. An
-    image without a near-duplicate, or without a line, is in no group. With a file, an image may be in several.
+    ``by``: "label", the class; "folder", that of the names (``artist/1.png``); "duplicates", clusters of near-duplicates, which are
+    chains of images whose neighbors have a root-mean-square difference of at most ``distance``, a share of the range of pixels, and
+    are named after their first image; or a CSV file with the columns ``group`` and ``id`` or ``name``, with a line for each image of
+    a group. An image without a near-duplicate, or without a line, is in no group. With a file, an image may be in several.
 
     Raises:
         GroupError: no such file, columns, images, classes, folders or near-duplicates.
@@ -37,7 +41,9 @@ def groups_of(train: Images, by: str, distance: float) -> dict[str, np.ndarray]:
     if by == FOLDER:
         folders = [str(PurePosixPath(train.name(row)).parent) for row in range(len(train))]
         if len(set(folders)) < 2:
-            raise GroupError(f"the names of all training images have the same folder ({folders[0]}): group by label or by a CSV file")
+            raise GroupError(
+                f"the names of all training images have the same folder ({folders[0]}): group by label or by a CSV file"
+            )
         return _by_key(folders)
     return _near_duplicates(train, distance) if by == DUPLICATES else _from_file(train, Path(by).expanduser())
 
@@ -58,9 +64,9 @@ def _by_key(keys: Sequence[str]) -> dict[str, np.ndarray]:
 def _near_duplicates(train: Images, distance: float) -> dict[str, np.ndarray]:
     found, complete = clusters(train, distance)
     if not complete:
-        raise GroupError(f"too many training images may differ by at most distance={distance:g}: lower it")
+        raise GroupError("too many pairs of training images may be as near: lower it", distance=True)
     if not found:
-        raise GroupError(f"no two training images differ by at most distance={distance:g} of the range of pixels: raise it")
+        raise GroupError("no two training images are as near: raise it, or choose other groups", distance=True)
     names = [train.name(int(rows[0])) for rows in found]
     if len(set(names)) < len(names):
         names = [str(train.index[rows[0]]) for rows in found]

@@ -34,7 +34,9 @@ class Duplicates:
 
 
 def duplicates(images: Images, hashes: Sequence[bytes], limit: float = SAME) -> Duplicates:
-    """Search for equal images, by their ``hashes`` from :func:`digests`, and for nearly equal ones, which differ by at most ``limit``.
+    """Search for equal images, by their ``hashes`` from :func:`digests`, and for nearly equal ones.
+
+    These have a root-mean-square difference of at most ``limit``, as a share of the range of pixels.
 
     Images with a small root-mean-square difference have similar means of the 4 × 4 parts that they are divided into: the distance
     of these means, weighted by area, is at most that difference. A tree over the means finds all pairs that may be nearly equal.

@@ -7,8 +7,8 @@ averaged over the permutations of the groups:
     φ_g = E_π [ v(before g in π) − v(before g in π, with g) ]
 
 Permutations are drawn in *circles*: a random circular order of the groups, read from each of its G places in both directions. In
-these 2G permutations every group is equally often in every position, and all their coalitions are arcs of the circle, of which there
-are G(G − 1) + 1. Each permutation alone is uniformly random, so the mean is unbiased.
+these 2G permutations every group is equally often in every position, and all their coalitions are arcs of the circle, of which
+there are G(G − 1) + 1. Each permutation alone is uniformly random, so the mean is unbiased.
 
 No model is trained on nothing. Every group is equally often the first one, so that v(∅) adds the same to all groups; it is taken as
 the mean value of single groups.
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def indicators(groups: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """1 where a group has an image, float64 ``[G, N]``, from the rows of each group. Scores @ indicators.T are those of groups."""
+    """1 where a group has an image, float64 ``[G, N]``, from the rows of each group."""
     result = np.zeros((len(groups), count))
     for line, rows in zip(result, groups.values(), strict=True):
         line[rows] = 1
@@ -33,12 +33,13 @@ def circles(groups: int, count: int, seed: int) -> np.ndarray:
 
 
 def coalitions(orders: np.ndarray) -> np.ndarray:
-    """The different arcs of circular ``orders [C, G]``, bool ``[M, G]``: true where a coalition has a group. All groups are first."""
+    """The different arcs of circular ``orders [C, G]``, bool ``[M, G]``: true where a coalition has a group."""
     G = orders.shape[1]
     arcs = {tuple([True] * G): None}
     for order in orders:
         for size in range(G - 1, 0, -1):
-            arcs |= {tuple(np.isin(np.arange(G), np.take(order, range(first, first + size), mode="wrap"))): None for first in range(G)}
+            for first in range(G):
+                arcs[tuple(np.isin(range(G), np.take(order, range(first, first + size), mode="wrap")).tolist())] = None
     return np.array(list(arcs))
 
 

@@ -40,9 +40,7 @@ def per_query(predictions: np.ndarray, measured: np.ndarray, ranked: bool = True
     return np.where(np.isfinite(predictions).all(-1), np.nan_to_num(correlations, nan=0.0), np.nan)
 
 
-def lds(
-    predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, axis: str = SUBSETS, ranked: bool = True
-) -> Statistic:
+def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, axis: str = SUBSETS, ranked: bool = True) -> Statistic:
     """The mean LDS over queries of every prediction of every target, ``[P, T]``: ``[P, Q, M], [T, Q, M]``.
 
     Subsets and queries are crossed: each is resampled on its own. Predictions that are not finite have NaN. ``axis`` names what the

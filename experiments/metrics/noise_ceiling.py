@@ -34,7 +34,8 @@ def noise_ceiling(
     """The LDS of a perfect predictor of the mean over ``seeds`` training runs K, over ``subsets`` subsets M, with its interval.
 
     ``replicates [K', Q, M']`` are the measurements under K' >= 2 training runs on M' >= 3 subsets. ``seeds`` and ``subsets`` are K'
-    and M' unless they are given; ``axis`` names what is not subsets. The interval is that of the mean correlation, over queries and subsets, carried over.
+    and M' unless they are given; ``axis`` names what the M' numbers belong to, if not subsets. The interval is that of the mean
+    correlation, over queries and subsets, carried over.
     """
     count, _, repeated = replicates.shape
     K, M = seeds or count, subsets or repeated

@@ -151,8 +151,8 @@ def with_draws(
 def jackknifed(statistic: Statistic, axis: str, without: np.ndarray, bootstrap: Bootstrap) -> Statistic:
     """``statistic``, one number, with its deviations over a further axis too, from its values ``without [n]`` one index of it each.
 
-    The variance is that of the jackknife, ``(n - 1)/n Σ_i (L_(i) - L̄)²``. Resamples with replacement would repeat indices, and fewer
-    different ones lower an LDS. They draw from the jackknife's linear approximation instead, so that differences are paired.
+    The variance is that of the jackknife, ``(n - 1)/n Σ_i (L_(i) - L̄)²``. Resamples with replacement would repeat indices, and
+    fewer different ones lower an LDS. They draw from the jackknife's linear approximation instead, so that differences are paired.
     """
     n = len(without)
     influence = (n - 1) * (without.mean() - without)

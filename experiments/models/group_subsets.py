@@ -49,7 +49,7 @@ class GroupSubsets(Subsets):
         try:
             groups = groups_of(train, self.groups, self.distance)
         except GroupError as error:
-            raise FieldError(self, "groups", str(error)) from error
+            raise FieldError(self, "distance" if error.distance else "groups", str(error)) from error
         self._check(groups, train)
         return groups
 
@@ -61,7 +61,9 @@ class GroupSubsets(Subsets):
         """
         kept = round(self.kept * groups)
         if not 0 < kept < groups:
-            raise FieldError(self, "kept", f"that is {kept} of {groups} groups: at least one must be kept, and at least one left out")
+            raise FieldError(
+                self, "kept", f"that is {kept} of {groups} groups: at least one must be kept, and at least one left out"
+            )
         if (most := math.comb(groups, kept)) < self.count:
             message = f"there are only {most} different subsets of {kept} of {groups} groups: give at most {most}"
             raise FieldError(self, "count", message)
@@ -80,16 +82,22 @@ class GroupSubsets(Subsets):
     def _check(self, groups: Mapping[str, np.ndarray], train: Images) -> None:
         times = indicators(groups, len(train)).sum(0)
         everything = next((name for name, rows in groups.items() if len(rows) == len(train)), None)
+        clustered = self.groups == DUPLICATES
+        decided_by = "distance" if clustered else "groups"
         if everything is not None:
-            raise FieldError(self, "groups", f"group {everything} has all training images: nothing would be left without it")
+            what = "lower it" if clustered else "divide them into more groups"
+            message = f"group {everything} has all training images, and nothing would be left without it: {what}"
+            raise FieldError(self, decided_by, message)
         if len(groups) < LEAST:
-            what = "raise the distance" if self.groups == DUPLICATES else "divide the images into more groups"
+            what = "raise it" if clustered else "divide the images into more groups"
             message = f"a correlation over groups needs at least {LEAST}, but the training images have {len(groups)}: {what}"
-            raise FieldError(self, "groups", message)
+            raise FieldError(self, decided_by, message)
         if (several := np.flatnonzero(times > 1)).size:
-            message = f"{several.size} training images are in several groups (such as {train.name(int(several[0]))}): give each one group"
+            message = (
+                f"{several.size} training images are in several groups (such as {train.name(int(several[0]))}): give each one group"
+            )
             raise FieldError(self, "groups", message)
-        if self.groups != DUPLICATES and (absent := np.flatnonzero(times == 0)).size:
+        if not clustered and (absent := np.flatnonzero(times == 0)).size:
             message = (
                 f"{absent.size} training images are in no group (such as {train.name(int(absent[0]))}): give each a group, for "
                 f"example one for all others"
@@ -98,5 +106,5 @@ class GroupSubsets(Subsets):
 
 
 def with_groups(kept: np.ndarray, groups: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """True where a subset has an image, ``[M, N]``: it leaves out the groups that ``kept [M, G]`` is false for, and nothing else."""
+    """True where a subset has an image, ``[M, N]``; it lacks those of groups that ``kept [M, G]`` is false for, and no others."""
     return (~kept).astype(np.float64) @ indicators(groups, count) == 0
