@@ -31,7 +31,7 @@ from experiments.datasets.groups import summary
 from experiments.metrics import groups as metrics
 from experiments.metrics.lds import predicted
 from experiments.models.experiment import Experiment
-from experiments.models.group_subsets import GroupSubsets, with_groups
+from experiments.models.group_subsets import GroupSubsets, circular_orders, with_groups
 from experiments.models.truth import Truth
 from experiments.report.attributions import Attributions
 from experiments.report.report import Report
@@ -153,7 +153,7 @@ class GroupBenchmark(SubsetBenchmark):
             raise FieldError(self, "most_models", message)
 
     def _orders(self, groups: int) -> np.ndarray:
-        return metrics.circles(groups, self.circles, self.seed)
+        return circular_orders(groups, self.circles, self.seed)
 
     def _found(self, kind: str, groups: Mapping[str, np.ndarray], experiment: Experiment, get: Get) -> Iterator[Found]:
         """What retraining finds in each part, for one kind of queries."""

@@ -28,8 +28,8 @@ def groups_of(train: Images, by: str, distance: float) -> dict[str, np.ndarray]:
 
     ``by``: "label", the class; "folder", that of the names (``artist/1.png``); "duplicates", clusters of near-duplicates, which are
     chains of images whose neighbors have a root-mean-square difference of at most ``distance``, a share of the range of pixels, and
-    are named after their first image; or a CSV file with the columns ``group`` and ``id`` or ``name``, with a line for each image of
-    a group. An image without a near-duplicate, or without a line, is in no group. With a file, an image may be in several.
+    are named after their first image; or a CSV file with the columns ``group`` and ``id`` or ``name``, with a line for each image
+    of a group. An image without a near-duplicate, or without a line, is in no group. With a file, an image may be in several.
 
     Raises:
         GroupError: no such file, columns, images, classes, folders or near-duplicates.

@@ -27,11 +27,6 @@ def indicators(groups: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     return result
 
 
-def circles(groups: int, count: int, seed: int) -> np.ndarray:
-    """``count`` random circular orders of the groups, ``[count, G]``. An order does not depend on ``count``."""
-    return np.stack([np.random.default_rng([seed, 0x5A1E, circle]).permutation(groups) for circle in range(count)])
-
-
 def coalitions(orders: np.ndarray) -> np.ndarray:
     """The different arcs of circular ``orders [C, G]``, bool ``[M, G]``: true where a coalition has a group."""
     G = orders.shape[1]

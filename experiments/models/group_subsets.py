@@ -12,6 +12,8 @@ from experiments.datasets.groups import DUPLICATES, GroupError, groups_of
 from experiments.metrics.groups import indicators
 from experiments.models.subsets import Subsets
 
+SHARED = ("experiments.datasets.groups", "experiments.metrics.duplicates", "experiments.metrics.groups")
+
 LEAST = 3
 """The fewest groups with a correlation over groups."""
 
@@ -108,3 +110,8 @@ class GroupSubsets(Subsets):
 def with_groups(kept: np.ndarray, groups: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """True where a subset has an image, ``[M, N]``; it lacks those of groups that ``kept [M, G]`` is false for, and no others."""
     return (~kept).astype(np.float64) @ indicators(groups, count) == 0
+
+
+def circular_orders(groups: int, count: int, seed: int) -> np.ndarray:
+    """``count`` random circular orders of the groups, ``[count, G]``. An order does not depend on ``count``."""
+    return np.stack([np.random.default_rng([seed, 0x5A1E, circle]).permutation(groups) for circle in range(count)])
