@@ -30,7 +30,7 @@ def group_matrices(values: Mapping[str, np.ndarray], queries: Sequence[str], gro
             _standardized(matrix), vmin=-_LIMIT, vmax=_LIMIT, cmap=colormaps["RdBu"], aspect="auto", interpolation="nearest"
         )
         axes.set_title("\n".join(wrapped(name, _PANEL - 0.2, 10)), fontsize=10)
-        slanted = sum(text_width(label, 8) + 0.05 for label in groups) > _PANEL - 0.3
+        slanted = len(groups) * max(text_width(label, 8) + 0.05 for label in groups) > _PANEL - 0.3
         axes.set_xticks(*_ticks(groups), rotation=90 if slanted else 0)
         axes.set_yticks(*_ticks(queries))
         axes.tick_params(labelsize=8, length=0)
