@@ -92,7 +92,7 @@ def measured(done: Any, kept: np.ndarray, steps: int) -> np.ndarray:
 
 def mean(correlation: Any, first: np.ndarray, second: np.ndarray) -> float:
     """The mean correlation over queries, in per cent."""
-    return 100 * np.mean([correlation(a, b)[0] for a, b in zip(first, second, strict=True)])
+    return 100 * float(np.mean([correlation(a, b)[0] for a, b in zip(first, second, strict=True)]))
 
 
 def test_one_group_is_left_out(done):
