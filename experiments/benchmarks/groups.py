@@ -68,6 +68,8 @@ class GroupBenchmark(SubsetBenchmark):
     number of steps. A run that would train more than ``most_models`` is refused.
     """
 
+    DRAW_ERRORS = True
+
     subsets: GroupSubsets
     parts: Sequence[str] = PARTS
     circles: int = 1
