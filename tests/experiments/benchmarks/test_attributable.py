@@ -155,7 +155,9 @@ def test_the_figure_marks_what_is_attributable():
     figure = figures.effects("a", [panel, panel], ["one", "two"])
     axes = figure.axes[0]
     assert len(figure.axes) == 2
-    filled = [line.get_markerfacecolor() != "white" for line in axes.lines if line.get_marker() in "os" and len(line.get_xdata())]
+    filled = [
+        line.get_markerfacecolor() != "white" for line in axes.lines if str(line.get_marker()) in "os" and np.size(line.get_xdata())
+    ]
     assert filled == [True, True, False, False]
     assert any(np.all(np.asarray(line.get_ydata()) == 1) for line in axes.lines)
 
