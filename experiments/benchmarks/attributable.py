@@ -137,7 +137,7 @@ class Attributable(QueryBenchmark):
         for kind, label in dict.fromkeys((finding.kind, finding.variant.label) for finding in found):
             of_label = [finding for finding in found if (finding.kind, finding.variant.label) == (kind, label)]
             names = [images[kind].name(row) for row in range(len(images[kind]))]
-            title = f"{label}, {kind} queries: effect of removing the top images beyond that of random ones"
+            title = f"{label}, {kind} queries: effect of the top images beyond that of random ones"
             report.figure(f"effects_{kind}_{label}".replace(" ", "_"), figures.effects(title, parts.curves(of_label), names))
         shares = [row for row in rows if row.metric.startswith(parts.ATTRIBUTABLE)]
         report.figure("attributable", figures.curve(shares, parts.IMAGES, "training images"))

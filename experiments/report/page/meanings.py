@@ -27,10 +27,10 @@ _METRICS = {
     r"planted_average_precision": "the precision at each near-copy of the query in the ranking, averaged. 1: they are all on top.",
     r"spearman_between_trainings": "the rank correlation of the scores of all training images with those of another training. "
     "1 for scores that do not depend on the model.",
-    r"attributable_%@.*": "the share of queries that get worse by the removal of their top images, of this number or of any larger one, "
-    "by more than the noise of retraining. The random level is the share that would be so by chance.",
-    r"effect_%@.*": "how much more the measurement of a query rises without its top images than without as many random ones, in per "
-    "cent of the measurement under models of all images; a mean over queries.",
+    r"attributable_%@.*": "the share of queries that get worse by more than noise without their top images, of this number and of "
+    "every larger one. The random level is the share that would be so by chance.",
+    r"effect_%@.*": "how much more the measurement of a query rises without its top images than without as many random ones, in "
+    "per cent of the measurement under models of all images; a mean over queries.",
     r"signal_to_noise@.*": "this effect on a query divided by its standard error; the median over queries.",
     r"lds_%_held_out_damping": "the LDS at the damping that is best on the other half of the subsets. Higher is better.",
     r"lds_%_by_all": "the LDS at this timestep if scores over all timesteps predict it. Higher is better.",
