@@ -174,8 +174,8 @@ def verdicts(findings: Sequence[Finding]) -> Iterator[str]:
         )
     wrong, expected = of_random_groups(findings), findings[0].significance
     yield (
-        f"random groups in place of a query's own are called attributable in {PERCENT * wrong:.1f} % of cases "
-        f"({PERCENT * expected:g} % expected); so is each query of which nothing can be said, at each number of training images"
+        f"random groups in place of a query's own pass in {PERCENT * wrong:.1f} % of cases ({PERCENT * expected:g} % expected): so "
+        f"often a query is called attributable although its top images do no more than random ones"
     )
 
 

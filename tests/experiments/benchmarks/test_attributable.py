@@ -139,7 +139,7 @@ def test_verdicts_are_in_words(done):
     assert [found.verdict(q) for q in range(2)] == ["attributable from 1 image on", "not attributable at up to 8 images"]
     first, last = parts.verdicts([found])
     assert first == "a, 16 training images: 1 of 2 validation queries are attributable (1 from 1 image on), 1 not at up to 8 images"
-    assert last.startswith("random groups in place of a query's own are called attributable in 0.0 % of cases (5 % expected)")
+    assert last.startswith("random groups in place of a query's own pass in 0.0 % of cases (5 % expected)")
     shares = [row for row in parts.rows(found, Bootstrap(50)) if row.metric.startswith("attributable")]
     assert [row.estimate.value for row in shares if row.subject.name == "a"] == [50, 50]
     images = done.get(done.queries)
