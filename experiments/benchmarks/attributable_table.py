@@ -17,12 +17,14 @@ def attributable_table(findings: Sequence[Finding], images: Mapping[str, Images]
     result.title = Text(f"attributable on {data}: can a query be attributed?", style="bold")
     numbers = sorted({finding.images for finding in findings})
     at = {(finding.kind, finding.variant.label, finding.images): finding for finding in findings}
+    groups = {finding.images: finding.groups for finding in findings}
     labels = list(dict.fromkeys(finding.variant.label for finding in findings))
     result.add_column(Text("query"), overflow="fold")
     if len(labels) > 1:
         result.add_column(Text("estimator"), overflow="fold")
     for number in numbers:
-        result.add_column(Text(f"{number} training images"), overflow="fold")
+        sizes = ", ".join(f"{group.count}" for group in groups[number])
+        result.add_column(Text(f"N = {number}\nk = {sizes}"), overflow="fold")
     for kind in dict.fromkeys(finding.kind for finding in findings):
         for row in range(len(images[kind])):
             for label in labels:
@@ -31,9 +33,9 @@ def attributable_table(findings: Sequence[Finding], images: Mapping[str, Images]
                     result.add_row(Text(images[kind].name(row)), *([Text(label)] * (len(labels) > 1)), *cells)
     first = findings[0]
     result.caption = (
-        f"from k on: removing its top k images, or a larger group, does more than removing random images (one-sided "
-        f"p ≤ {first.significance:g}). no: not attributable at these sizes. t: effect over its standard error, for the smallest to "
-        f"the largest group; the threshold is {first.test.threshold(first.significance):.2f}. Random groups pass in "
+        f"N training images. From k on: removing its top k images, and each larger group, does more than removing as many at random "
+        f"(one-sided p ≤ {first.significance:g}). no: not attributable at these sizes. t: effect over its standard error, for "
+        f"each k; the threshold is {first.test.threshold(first.significance):.2f}. Random groups pass in "
         f"{PERCENT * of_random_groups(findings):.1f} % of cases."
     )
     return result
@@ -42,6 +44,5 @@ def attributable_table(findings: Sequence[Finding], images: Mapping[str, Images]
 def _cell(finding: Finding, query: int) -> Text:
     place = int(finding.smallest[query])
     text = Text("no") if place == len(finding.groups) else Text(f"from {finding.groups[place].count} on", style="bold")
-    sizes = "…".join(dict.fromkeys(f"{finding.groups[f].count}" for f in (0, -1)))
     values = " ".join(f"{value:.1f}" for value in finding.test.t[:, query])
-    return text.append(f"\n{sizes}: t {values}", style="not bold dim")
+    return text.append(f"\nt {values}", style="not bold dim")

@@ -121,7 +121,7 @@ def test_what_the_run_leaves(done):
     done.report.close(Console(file=text, width=80, force_terminal=True, color_system=None))
     table = text.getvalue().partition("made by")[0]
     assert max(map(len, table.splitlines())) <= 80
-    assert "2…8: t" in table
+    assert "k = 2, 8" in table
 
 
 def finding(effects: list[float], sizes: tuple[int, ...] = (1, 8)) -> parts.Finding:
