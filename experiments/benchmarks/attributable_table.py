@@ -34,8 +34,8 @@ def attributable_table(findings: Sequence[Finding], images: Mapping[str, Images]
     first = findings[0]
     result.caption = (
         f"N training images. From k on: removing its top k images, and each larger group, does more than removing as many at "
-        f"random (one-sided p ≤ {first.significance:g}). no: not attributable at these sizes. t: effect over its standard error, for "
-        f"each k; the threshold is {first.test.threshold(first.significance):.2f}. Random groups pass in "
+        f"random (one-sided p ≤ {first.significance:g}). no: not attributable at these sizes. t: effect over its standard error "
+        f"for each k; the threshold is {first.test.threshold(first.significance):.2f}. Random groups pass in "
         f"{PERCENT * of_random_groups(findings):.1f} % of cases."
     )
     return result
