@@ -11,6 +11,7 @@ from experiments.figures.chosen_ranks import ranks_of_chosen
 from experiments.figures.compression import compression
 from experiments.figures.distance_to_t_max import Influential, distance_to_t_max
 from experiments.figures.effects import Effects, effects
+from experiments.figures.group_matrices import group_matrices
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
 from experiments.figures.loss_weights import loss_weights
@@ -48,6 +49,7 @@ __all__ = [
     "distinct_share",
     "effects",
     "grid",
+    "group_matrices",
     "log_snr_axis",
     "loss_weights",
     "matrix",
