@@ -10,6 +10,7 @@ from experiments.figures.checkpoint_parts import checkpoint_parts
 from experiments.figures.chosen_ranks import ranks_of_chosen
 from experiments.figures.compression import compression
 from experiments.figures.distance_to_t_max import Influential, distance_to_t_max
+from experiments.figures.effects import Effects, effects
 from experiments.figures.group_matrices import group_matrices
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
@@ -33,6 +34,7 @@ from experiments.figures.training import training_curve
 __all__ = [
     "Changes",
     "Curve",
+    "Effects",
     "Influential",
     "Scatter",
     "algorithm_1",
@@ -45,6 +47,7 @@ __all__ = [
     "curve",
     "distance_to_t_max",
     "distinct_share",
+    "effects",
     "grid",
     "group_matrices",
     "log_snr_axis",

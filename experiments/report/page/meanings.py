@@ -27,6 +27,11 @@ _METRICS = {
     r"planted_average_precision": "the precision at each near-copy of the query in the ranking, averaged. 1: they are all on top.",
     r"spearman_between_trainings": "the rank correlation of the scores of all training images with those of another training. "
     "1 for scores that do not depend on the model.",
+    r"attributable_%@.*": "the share of queries that get worse by more than noise without their top images, of this number and of "
+    "every larger one. The random level is the share that would be so by chance.",
+    r"effect_%@.*": "how much more the measurement of a query rises without its top images than without as many random ones, in "
+    "per cent of the measurement under models of all images; a mean over queries.",
+    r"signal_to_noise@.*": "this effect on a query divided by its standard error; the median over queries.",
     r"lds_%_held_out_damping": "the LDS at the damping that is best on the other half of the subsets. Higher is better.",
     r"lds_%_by_all": "the LDS at this timestep if scores over all timesteps predict it. Higher is better.",
     r"lds_%_−_by_all": "what predicting at the timestep itself adds to the LDS.",
@@ -71,6 +76,7 @@ _METRICS = {
 _SUBJECTS = {
     "exact retraining": "the measurements of one training seed, predicted by the mean of the others. It is no upper bound.",
     "random removal": "what removing as many images at random does. An estimator that does not exceed it has found nothing.",
+    "random group": "each random group in the place of a query's own: how often noise is called attributable.",
     "nothing removed": "training again on all images.",
     "τ = 1": "equal scores, which count the images that a subset leaves out.",
 }
@@ -86,6 +92,8 @@ _FIGURES = {
     r"over_.*": "values of the benchmark over a setting",
     r"bins_.*": "values of the benchmark by timesteps of query and training image",
     r"verdict": "all parts of the verdict for each estimator, with intervals",
+    r"attributable": "share of queries that can be attributed, over the number of training images",
+    r"effects_.*": "effect of removing a query's top images, in units of the smallest effect beyond noise",
     r"counterfactual": "rise of the measurement over the share of images that were removed",
     r"regenerated": "distances of regenerated images over the share of images that were removed",
     r"regenerated_.*": "queries generated again by models without their top images",

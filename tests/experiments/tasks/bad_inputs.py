@@ -84,6 +84,7 @@ _SETS = (*SMALL, *_POOLS, "benchmark.n=2", "benchmark.k=[5]", "benchmark.shown=5
 _SOURCES = (*_RUN, *_TWO_SOURCES, *_NETWORK, *_EVERY)
 SMALL_BENCHMARK = {
     "agreement": (*SMALL, *_BENCHMARK, *_POOLS),
+    "attributable": (*SMALL, *_BENCHMARK, *_POOLS, "queries@benchmark.queries.generated=generated", "benchmark.sizes=[0.25]"),
     "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
     "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.fractions=[0.25]"),
     "gradient_norms": (*SMALL, *_REPLAYED, "benchmark.examples=20", "benchmark.correlated=10"),
