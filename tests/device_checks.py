@@ -30,9 +30,11 @@ from attribution.diffusion.euler_samplers import EDMEulerSampler, FlowMatchEuler
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.estimators import Estimator, Guided, LiSSA, ReTrac, SelfInfluence, TracIn
 from attribution.estimators.balance import Balance
+from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.half_trak import HalfPrecisionTRAK
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
 from attribution.estimators.similarity import GradientSimilarity
@@ -136,7 +138,7 @@ def scores(kind: Any, model: Any = MODEL, data: Any = None, queries: Any = QUERI
         }
         return kind(draws=DRAWS, execution=execution, **on_device).scores(model, data or model.data, queries)
 
-    at = {"damping": settings["damping"]} if kind in (KFACInfluence, TRAK, RelativeIF, RenormIF) else {}
+    at = {"damping": settings["damping"]} if kind in (KFACInfluence, TRAK, RelativeIF, RenormIF, DAS) else {}
     equal(node, model, **at, **({"draws": DRAWS.count} if kind is KFACInfluence else {}))
 
 
@@ -326,8 +328,10 @@ def trak() -> None:
     features = {"query_feature": SquareNorm(PROCESS), "train_feature": LOSS, "damping": 1e-3}
     for projection in (Identity(), Gaussian(6), Rademacher(6), SJLT(12, s=2), Kronecker(3, 4)):
         scores(TRAK, projection=projection, **features)
-    for kind in (RelativeIF, RenormIF):
+    for kind in (RelativeIF, RenormIF, DAS):
         scores(kind, projection=Gaussian(6), **features)
+    for projection in (Identity(), Gaussian(6)):
+        scores(TRAK, projection=projection, balance=Balance("draw", "both"), **features)
 
 
 @check
@@ -357,6 +361,7 @@ def references() -> None:
     for cosine in (False, True):
         settings = {"embedding": Pixels(), "cosine": cosine}
         equal(lambda e, settings=settings: EmbeddingSimilarity(**settings, execution=e).scores(MODEL, MODEL.data, QUERIES))
+    equal(lambda e: NDA(timestep=3, patch=3, coarse=4, execution=e).scores(MODEL, MODEL.data, QUERIES))
     equal(lambda execution: Random(seed=1, execution=execution).scores(MODEL, MODEL.data, QUERIES))
 
 
