@@ -29,6 +29,7 @@ from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
 from attribution.diffusion.euler_samplers import EDMEulerSampler, FlowMatchEulerSampler
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.estimators import Estimator, Guided, LiSSA, ReTrac, SelfInfluence, TracIn
+from attribution.estimators.astra import ASTRA
 from attribution.estimators.balance import Balance
 from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
@@ -353,7 +354,9 @@ def training_trajectory() -> None:
 
 @check
 def lissa() -> None:
-    scores(LiSSA, measurement=LOSS, damping=0.05, scale=100.0, depth=3, batch_size=4)
+    settings: dict[str, Any] = {"measurement": LOSS, "damping": 0.05, "scale": 100.0, "depth": 3, "batch_size": 4}
+    scores(LiSSA, **settings)
+    scores(ASTRA, curvature=functools.partial(EKFAC, draws=DRAWS), **settings)
 
 
 @check

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from attribution.curvature import EKFAC, KFAC
+from attribution.estimators.astra import ASTRA
 from attribution.estimators.base import Estimator
 from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
@@ -62,6 +63,7 @@ ESTIMATORS: Mapping[str, Choice] = {
     "retrac": Choice(ReTrac, {"draws": _EVEN, "checkpoints": "all"}),
     "guided": Choice(Guided, {"draws": _EVEN, "checkpoints": "all"}),
     "lissa": Choice(LiSSA),
+    "astra": Choice(ASTRA, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
     "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
     "nda": Choice(NDA, {"timestep": _TENTH}),
