@@ -4,14 +4,14 @@ Neumann iterations as in LiSSA, preconditioned by EK-FAC: with P = Q (Λ + λ) Q
 
     u_j = u_{j-1} + P⁻¹ (v - (H_batch + λI) u_{j-1})/σ,      u_0 = P⁻¹ v/σ,      u_J → (H + λI)⁻¹ v
 
-With σ = 1 and no step this is EK-FAC. The steps add what EK-FAC leaves out: the curvature between layers, and within those where
-H is no Kronecker product. Where P is near H, all directions converge after about σ steps. In LiSSA those with a small curvature
-take σ/λ steps.
+With σ = 1 and no step this is EK-FAC. The steps add what EK-FAC leaves out: the curvature between layers, and within those where H
+is no Kronecker product. Where P is near H, all directions converge after about σ steps. In LiSSA, those with a small curvature take
+σ/λ steps.
 
-In the coordinates w = (Λ + λ)^½ Qᵀ u the iteration is that of LiSSA, with P^-½ (H_batch + λI) P^-½ in place of H_batch + λI, so that
-``lissa_recursion`` computes it. σ, the inverse of a step size, has to be at least half of the largest eigenvalue of this matrix. A
-batch of B samples of the Gauss-Newton matrix has about d/B, with d = Σ Λ/(Λ + λ): small dampings need large batches. Steps of a
-constant size and the same λ in P and H are **our** choice; the paper decays steps and may damp P more.
+In the coordinates w = (Λ + λ)^½ Qᵀ u the iteration is that of LiSSA with P^-½ (H_batch + λI) P^-½ in place of H_batch + λI, so
+``lissa_recursion`` computes it. σ, the inverse of a step, has to be at least half of the largest eigenvalue of this matrix. For
+B samples of the Gauss-Newton matrix that is about (1 + √(d/B))², with d = Σ Λ/(Λ + λ): a few times d passes in all, whatever the
+size of a batch. Steps of one size, and one λ in P and H, are **our** choices.
 
 Only the layers that EK-FAC covers enter (Linear, Conv2d, Embedding), as in K-FAC influence.
 """
@@ -45,8 +45,8 @@ class ASTRA(LiSSA):
     VERSION = 1
 
     curvature: KroneckerCurvature
-    scale: float = 8.0
-    depth: int = 32
+    scale: float = 16.0
+    depth: int = 48
     batch_size: int = 512
 
     def __post_init__(self):
