@@ -126,7 +126,12 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
         return [*super().parents(), *([] if preconditioner is None else [preconditioner])]
 
     def cost(self) -> Cost:
-        passes = self.count * self.estimator.draws.side("query").count + self.estimator.recursion.passes(self.count)
+        # The blocks of a batch share its recursion.
+        batch = self.estimator.query_batch
+        first = self.rows[0] // batch * batch
+        queries = min(batch, getattr(self.queries, "count", self.rows[1]) - first)
+        passes = self.count * self.estimator.draws.side("query").count
+        passes += self.estimator.recursion.passes(queries) * self.count / queries
         size = FLOAT32_BYTES * self.count * self.trained.parameter_count
         return Cost(passes=passes, memory=5 * size, disk=size)
 

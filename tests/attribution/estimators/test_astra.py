@@ -121,6 +121,14 @@ def test_queries_take_the_preconditioner_into_account(get):
     assert PRECONDITIONER.basis(RECORD, TRAIN).fingerprint in {parent.fingerprint for parent in one.parents()}
 
 
+def test_passes_count_a_recursion_once(get):
+    """Claim: blocks of queries that share a recursion count its passes once together, as the scores do."""
+    method = astra(scale=9.0, depth=2, execution=Execution(device="cpu", query_shard=1))
+    of_draws = (QUERIES.n + TRAIN.n) * DRAWS.count
+    scores = method.scores(RECORD, TRAIN, QUERIES)
+    assert scores.passes(get) == scores.cost().passes == of_draws + 2 * WHOLE
+
+
 def test_a_recursion_that_grows_is_an_error(get):
     """Claim: a step size that is too large ends with an error that says what to raise."""
     with pytest.raises(FloatingPointError, match="raise scale"):
