@@ -40,6 +40,7 @@ from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
 from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
+from attribution.estimators.unlearning import Unlearning
 from attribution.execution import Execution
 from attribution.gradients.compression import Quantized, TruncatedSVD
 from attribution.images.draws import Even, Fixed, Uniform
@@ -357,6 +358,11 @@ def lissa() -> None:
     settings: dict[str, Any] = {"measurement": LOSS, "damping": 0.05, "scale": 100.0, "depth": 3, "batch_size": 4}
     scores(LiSSA, **settings)
     scores(ASTRA, curvature=functools.partial(EKFAC, draws=DRAWS), **settings)
+
+
+@check
+def unlearning() -> None:
+    scores(Unlearning, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-3, strength=10.0, steps=2)
 
 
 @check

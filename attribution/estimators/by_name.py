@@ -22,6 +22,7 @@ from attribution.estimators.retrac import ReTrac
 from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.tracin import TracIn
 from attribution.estimators.trak import TRAK
+from attribution.estimators.unlearning import Unlearning
 from attribution.execution import Execution
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import Measure, SquareNorm
@@ -64,6 +65,7 @@ ESTIMATORS: Mapping[str, Choice] = {
     "guided": Choice(Guided, {"draws": _EVEN, "checkpoints": "all"}),
     "lissa": Choice(LiSSA),
     "astra": Choice(ASTRA, {"curvature": _EKFAC}),
+    "unlearning": Choice(Unlearning, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
     "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
     "nda": Choice(NDA, {"timestep": _TENTH}),

@@ -5,9 +5,9 @@ rest as little as possible. The training images whose loss rises most were the m
 
     θ_{j+1} = θ_j + s/(N J) (H + λI)⁻¹ ∇m(q; θ_j),   j = 0..J-1,      τ[q, z] = N/s (ℓ(z; θ_J) - ℓ(z; θ_0))
 
-s = ``strength`` is the weight with which q is removed, in training images. With s → 0 this is influence ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z), scale
-included, whatever J; larger s see the curvature of the losses along the step. Losses before and after are taken at the same draws. H
-is K-FAC or EK-FAC, over the layers that these cover; the paper takes the diagonal of the Fisher matrix and one step.
+s = ``strength`` is the weight with which q is removed, in training images. With s → 0 this is influence ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),
+scale included, whatever J; larger s see the curvature of the losses along the step. Losses before and after are taken at the same
+draws. H is K-FAC or EK-FAC, over the layers that these cover; the paper takes the diagonal of the Fisher matrix and one step.
 
 Every query needs a forward pass over the training set at its own parameters, which no other query shares.
 """
@@ -52,8 +52,8 @@ FORWARD = 1 / 3
 class Unlearning(ShardedEstimator):
     """The rise of the loss of each training image when the query is unlearned.
 
-    ``curvature``: K-FAC or EK-FAC; ``damping``: λ, added to the curvature of the mean loss; ``steps``: J; ``strength``: s. The draws
-    of the two sides are independent. ``flips``: mirror training images at random, as training did.
+    ``curvature``: K-FAC or EK-FAC; ``damping``: λ, added to the curvature of the mean loss; ``steps``: J; ``strength``: s. The
+    draws of the two sides are independent. ``flips``: mirror training images at random, as training did.
     """
 
     NAME = "Unlearning"

@@ -80,7 +80,7 @@ def test_a_small_strength_is_influence(get):
 
 
 def test_the_network_is_left_as_it_was_and_shards_change_nothing(get, tmp_path):
-    """Claim: parameters are back to the bit after unlearning; shards of one query and two images give the same scores, again too."""
+    """Claim: parameters are back to the bit after unlearning; shards of one query and two images give the same scores."""
     network = engine(RECORD, None, CPU, get).model
     before = {name: p.clone() for name, p in network.state_dict().items()}
     whole = scored(unlearning(), get)
