@@ -9,10 +9,10 @@ is no Kronecker product. Where P is near H, all directions converge after about 
 σ/λ steps.
 
 In the coordinates w = (Λ + λ)^½ Qᵀ u the iteration is that of LiSSA with P^-½ (H_batch + λI) P^-½ in place of H_batch + λI, so
-``lissa_recursion`` computes it. σ, the inverse of a step, has to be at least half of the largest eigenvalue of this matrix. For B
-samples g gᵀ of the Gauss-Newton matrix that is about the largest ‖P^-½ g‖² over B. Its mean is d = Σ Λ/(Λ + λ), and that of the lowest
-timesteps can be ten times as large. So it takes some ten times d passes, whatever the size of a batch. Steps of one size, and one λ
-in P and H, are **our** choices.
+``lissa_recursion`` computes it. σ, the inverse of a step, has to be at least half of the largest eigenvalue of this matrix. Gradients
+of different layers are correlated, which makes it larger than 1 for any batch. For a batch of B samples g gᵀ of the Gauss-Newton
+matrix it is also at least the largest ‖P^-½ g‖²/B; the mean of ‖P^-½ g‖² is d = Σ Λ/(Λ + λ), and at the lowest timesteps it can be
+ten times as large. Steps of one size, and one λ in P and H, are **our** choices.
 
 Only the layers that EK-FAC covers enter (Linear, Conv2d, Embedding), as in K-FAC influence.
 """
@@ -46,8 +46,8 @@ class ASTRA(LiSSA):
     VERSION = 1
 
     curvature: KroneckerCurvature
-    scale: float = 32.0
-    depth: int = 96
+    scale: float = 64.0
+    depth: int = 128
     batch_size: int = 512
 
     def __post_init__(self):
