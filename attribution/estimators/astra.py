@@ -8,11 +8,11 @@ With σ = 1 and no step this is EK-FAC. The steps add what EK-FAC leaves out: th
 is no Kronecker product. Where P is near H, all directions converge after about σ steps. In LiSSA, those with a small curvature take
 σ/λ steps.
 
-In the coordinates w = (Λ + λ)^½ Qᵀ u the iteration is that of LiSSA with P^-½ (H_batch + λI) P^-½ in place of H_batch + λI, so
-``lissa_recursion`` computes it. σ, the inverse of a step, has to be at least half of the largest eigenvalue of this matrix. Gradients
-of different layers are correlated, which makes it larger than 1 for any batch. For a batch of B samples g gᵀ of the Gauss-Newton
-matrix it is also at least the largest ‖P^-½ g‖²/B; the mean of ‖P^-½ g‖² is d = Σ Λ/(Λ + λ), and at the lowest timesteps it can be
-ten times as large. Steps of one size, and one λ in P and H, are **our** choices.
+In the coordinates w = (Λ + λ)^½ Qᵀ u this is the iteration of LiSSA with P^-½ (H_batch + λI) P^-½ for H_batch + λI, so
+``lissa_recursion`` computes it. σ, the inverse of a step, has to be at least half of the largest eigenvalue of this matrix.
+Gradients of different layers are correlated, which makes it larger than 1 for any batch. For a batch of B samples g gᵀ of the
+Gauss-Newton matrix it is also at least the largest ‖P^-½ g‖²/B; the mean of ‖P^-½ g‖² is d = Σ Λ/(Λ + λ), and at the lowest
+timesteps it can be ten times as large. Steps of one size, and one λ in P and H, are **our** choices.
 
 Only the layers that EK-FAC covers enter (Linear, Conv2d, Embedding), as in K-FAC influence.
 """

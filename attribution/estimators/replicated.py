@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from attribution.checks import FieldError
 from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
+from attribution.execution import FLOAT32_BYTES
 from attribution.images.draws import DrawScheme
 from attribution.images.replicates import CrossGroups, Group
 from attribution.models.trained import Trained
@@ -84,6 +86,36 @@ class ReplicatedScores(ShardedScores):
         axes = {**first.axes, **({"draws": self.estimator.draws.prefixes} if "draws" in first.axes else {})}
         values = cross.mean((-4, -3), dtype=np.float64).astype(np.float32)
         return Scores(values, first.query_index, first.train_index, axes, cross=cross)
+
+
+AUTOMATIC = (4, 5, 3, 2)
+"""The numbers of groups of ``replicates="auto"``: the first that the estimator and its draws accept."""
+LEAST_DRAWS = 4
+"""The fewest draws of such a group."""
+MOST_BYTES = 2e9
+"""The largest size of the gradients of all queries, which are held for each group, for which ``replicates="auto"`` makes groups."""
+MOST_PAIRS = 2_000_000
+"""The largest number of scores for which ``replicates="auto"`` makes groups, whose cross scores are stored."""
+
+
+def in_groups(estimator: Estimator, trained: Trained, queries: int, train: int) -> Estimator:
+    """``estimator`` with its draws in groups, if their number was left open (``replicates="auto"``) and groups cost little.
+
+    ``queries`` and ``train`` are the numbers of images on either side. The rule depends on nothing but what defines the scores.
+    """
+    draws = getattr(estimator, "draws", None)
+    if not isinstance(draws, DrawScheme) or not draws.automatic or not estimator.REPLICATED:
+        return estimator
+    if queries * trained.parameter_count * FLOAT32_BYTES > MOST_BYTES or queries * train > MOST_PAIRS:
+        return estimator
+    fewest = min(draws.side(side).count for side in ("query", "train"))
+    for number in AUTOMATIC:
+        if fewest >= LEAST_DRAWS * number:
+            try:
+                return replace(estimator, draws=replace(draws, replicates=number))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            except FieldError:  # a cosine, an ensemble, bins, several numbers of draws, or one that is not divisible
+                continue
+    return estimator
 
 
 def with_replicates(estimator: Estimator, node: Node[Scores]) -> Node[Scores]:

@@ -132,6 +132,8 @@ class DrawScheme(ABC):
     seed: int
     bins: int
     replicates: int = 1
+    automatic: bool = False
+    """Whether ``replicates`` was left open, and is 1 until it is chosen."""
 
     @property
     @abstractmethod
@@ -230,6 +232,9 @@ class TwoSided(DrawScheme):
         self._check_replicates()
 
     def _check_replicates(self) -> None:
+        if self.replicates == "auto":
+            object.__setattr__(self, "replicates", 1)
+            object.__setattr__(self, "automatic", True)
         whole(self, "replicates", least=1, most=MOST_REPLICATES)
         if self.replicates == 1:
             return
@@ -273,7 +278,8 @@ class Uniform(TwoSided):
 
     With a list of ``n``, estimators give scores for each: the largest number is drawn, the others are prefixes of it. ``train``:
     the number for training images, or a list that goes with that of ``n`` (None: as many). ``replicates``: the number of groups
-    that the draws of either side are cut into, from which scores get standard errors (``attribution.images.replicates``).
+    that the draws of either side are cut into, from which scores get standard errors (``attribution.images.replicates``); "auto":
+    one, which may be changed where errors are reported (``attribution.estimators.replicated.in_groups``).
     """
 
     NAME = "Uniform"
@@ -284,7 +290,7 @@ class Uniform(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
-    replicates: int = added(default=1)
+    replicates: int | Literal["auto"] = added(default=1)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def draw(self, role: str, example: Tensor, T: int, flips: bool = False, dropout: float = 0.0) -> Draws:
         number = torch.arange(self.count, device=example.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Window(TwoSided):
     seed: int = 0
     bins: int = 1
     train: int | Sequence[int] | None = added(default=None)
-    replicates: int = added(default=1)
+    replicates: int | Literal["auto"] = added(default=1)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):
         super().__post_init__()

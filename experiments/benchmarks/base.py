@@ -3,9 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
+from attribution.estimators.replicated import in_groups
 from attribution.nodes import Get, Node
 from experiments.models.experiment import Experiment
 from experiments.queries import NoQueries, Queries
@@ -15,6 +17,9 @@ from experiments.report.report import Report
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ABC):
     """Evaluates the chosen estimator and those named in ``compare`` (files of conf/estimator)."""
+
+    DRAW_ERRORS: ClassVar[bool] = False
+    """Whether it reports the noise of draws, for which estimators cut them into groups unless told otherwise."""
 
     compare: Sequence[str] = ()
 
@@ -46,3 +51,11 @@ class QueryBenchmark(Benchmark):
         object.__setattr__(self, "queries", kept)
         if not self.queries:
             raise FieldError(self, "queries", "name at least one kind of queries")
+
+    def with_draw_errors(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
+        """``estimators`` with their draws in groups where the benchmark reports the noise of draws and they leave it open."""
+        if not self.DRAW_ERRORS:
+            return dict(estimators)
+        count = max(queries.node(experiment).count for queries in self.queries.values())
+        trained, train = experiment.attributed, experiment.train.count
+        return {name: in_groups(estimator, trained, count, train) for name, estimator in estimators.items()}

@@ -26,22 +26,52 @@ class PlainPickleError(ValueError):
         super().__init__(textwrap.shorten(message, 200))  # names in a damaged file may have any length
 
 
-def load_dict(content: bytes) -> dict[Any, Any]:
-    """Return the dict in a pickle of any protocol; its values may be arrays. Byte strings of Python 2 become text, by latin1;
-    of its protocol 0, only ASCII is read.
+def load(content: bytes) -> Any:
+    """Return the value in a pickle of any protocol. Byte strings of Python 2 become text, by latin1; of its protocol 0, only ASCII
+    is read.
 
     Raises:
         PlainPickleError: the pickle is damaged or holds anything else.
     """
     try:
-        value = _Machine().run(content)
+        return _with_arrays(_Machine().run(content), {})
     except PlainPickleError:
         raise
     except Exception as error:  # a damaged pickle can raise any error
         raise PlainPickleError(f"{type(error).__name__}: {error}") from error
+
+
+def load_dict(content: bytes) -> dict[Any, Any]:
+    """Return the dict in a pickle, as ``load``.
+
+    Raises:
+        PlainPickleError: the pickle is damaged or holds anything but a dict.
+    """
+    value = load(content)
     if not isinstance(value, dict):
         raise PlainPickleError("it is not a dict")
-    return {key: part.values if isinstance(part, _Array) else part for key, part in value.items()}
+    return value
+
+
+def _with_arrays(value: Any, done: dict[int, Any]) -> Any:
+    """A value of the stack machine with its arrays as those of numpy; ``done`` has what was converted, by identity.
+
+    Lists and dicts are changed in place, so that values that share parts keep sharing them.
+    """
+    if isinstance(value, _Global | _Dtype):
+        raise PlainPickleError("it holds a function or a type")
+    if isinstance(value, _Array):
+        return value.values
+    if not isinstance(value, list | dict | tuple) or id(value) in done:
+        return done.get(id(value), value)
+    done[id(value)] = value
+    if isinstance(value, list):
+        value[:] = [_with_arrays(part, done) for part in value]
+    elif isinstance(value, dict):
+        value.update({key: _with_arrays(part, done) for key, part in value.items()})
+    else:
+        done[id(value)] = tuple(_with_arrays(part, done) for part in value)
+    return done[id(value)]
 
 
 class _Global:
@@ -50,7 +80,7 @@ class _Global:
     def __init__(self, module: str, name: str):
         self.call = _FUNCTIONS.get((module, name))
         if self.call is None:
-            raise PlainPickleError(f"it uses {module}.{name}, which no CIFAR batch needs")
+            raise PlainPickleError(f"it uses {module}.{name}, which plain values and arrays do not need")
 
 
 class _Dtype:
@@ -143,7 +173,7 @@ class _Machine:
             elif name in _INSTRUCTIONS:
                 _INSTRUCTIONS[name](self, argument)
             elif name not in _IGNORED:
-                raise PlainPickleError(f"it has the instruction {name}, which no CIFAR batch needs")
+                raise PlainPickleError(f"it has the instruction {name}, which plain values and arrays do not need")
         raise PlainPickleError("it has no end")
 
     def pop(self, count: int) -> list[Any]:

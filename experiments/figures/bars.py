@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures.intervals import draw_interval, draw_level
 from experiments.figures.style import COLORS, DPI, HATCHES, WIDEST, legend, plain_frame, series_label
+from experiments.report.interval_kinds import common_kind
 from experiments.report.row import Row
 from experiments.report.tables import REFERENCES, differing_settings
 
@@ -20,7 +21,7 @@ def distinct_share(rows: Sequence[Row]) -> Figure:
     """
     rows = [row for row in rows if math.isfinite(row.estimate.value)]
     kinds = list(dict.fromkeys(row.queries for row in rows))
-    labels = _labels(rows)
+    labels, interval = _labels(rows), common_kind(row.estimate for row in rows)
     names = list(dict.fromkeys(labels))
     metrics = list(dict.fromkeys(row.metric for row in rows))
     bar = 0.8 / max(1, len(names))
@@ -35,7 +36,7 @@ def distinct_share(rows: Sequence[Row]) -> Figure:
             x = group + (rank - (len(names) - 1) / 2) * bar
             turn, color = divmod(rank, len(COLORS))
             axes.bar(x, row.estimate.value, 0.9 * bar, label=label, **_look(color, turn))
-            draw_interval(axes, x, row.estimate, label=row.estimate.interval)
+            draw_interval(axes, x, row.estimate, label=interval)
             for level in ("random", "maximum"):
                 if (value := getattr(row.levels, level)) is not None:
                     draw_level(axes, level, value, (group - 0.46, group + 0.46))
@@ -45,7 +46,7 @@ def distinct_share(rows: Sequence[Row]) -> Figure:
         plain_frame(axes)
     for axes in grid[:, 0]:
         axes.set_ylabel("distinct share")
-    legend(figure, figure.axes, [*names, *dict.fromkeys(row.estimate.interval for row in rows), *REFERENCES.values()])
+    legend(figure, figure.axes, [*names, *([] if interval is None else [interval]), *REFERENCES.values()])
     return figure
 
 
@@ -57,7 +58,7 @@ def bars(rows: Sequence[Row], value_name: str) -> Figure:
     rows = [row for row in rows if math.isfinite(row.estimate.value)]
     kinds = list(dict.fromkeys(row.queries for row in rows)) or [None]
     metrics = list(dict.fromkeys(row.metric for row in rows))
-    labels = _labels(rows)
+    labels, interval = _labels(rows), common_kind(row.estimate for row in rows)
     values = {label: [row.estimate.value for row, other in zip(rows, labels, strict=True) if other == label] for label in labels}
     names = sorted(values, key=lambda label: sum(values[label]) / len(values[label]))
     drawn = {(label, row.metric) for row, label in zip(rows, labels, strict=True)}
@@ -70,7 +71,7 @@ def bars(rows: Sequence[Row], value_name: str) -> Figure:
             y = names.index(label) + 0.4 * ((len(metrics_of[label]) - 1) / 2 - place)
             height = 0.38 if len(metrics) > 1 else 0.7
             axes.barh(y, row.estimate.value, height, label=row.metric.replace("_", " "), **_look(rank, rank))
-            draw_interval(axes, y, row.estimate, horizontal=True, label=row.estimate.interval)
+            draw_interval(axes, y, row.estimate, horizontal=True, label=interval)
             if row.levels.ceiling is not None:
                 draw_level(axes, "ceiling", row.levels.ceiling, vertical=True)
         axes.set_yticks(range(len(names)), names)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from experiments.figures.style import INK
 from experiments.metrics.estimate import Estimate
+from experiments.report.interval_kinds import common_kind
 from experiments.report.tables import REFERENCES
 
 LEVELS = {"random": "--", "maximum": ":", "ceiling": "-."}
@@ -15,8 +16,8 @@ LEVELS = {"random": "--", "maximum": ":", "ceiling": "-."}
 
 
 def name_intervals(axes: Axes, estimates: Sequence[Estimate], **look: Any) -> None:
-    """Say in the legend what the intervals are: a line without data for each kind."""
-    for name in dict.fromkeys(estimate.interval for estimate in estimates if estimate.has_interval):
+    """Say in the legend what the intervals are: a line without data."""
+    if (name := common_kind(estimates)) is not None:
         axes.plot([], [], **{"color": INK, "linewidth": 1.4, "label": name, **look})
 
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures.intervals import draw_interval, draw_level
 from experiments.figures.style import COLORS, DPI, HATCHES, INK, legend, plain_frame
+from experiments.report.interval_kinds import common_kind
 from experiments.report.row import Row
 
 _SETTING = "timestep"
@@ -22,6 +23,7 @@ def rank_rises(rows: Sequence[Row]) -> Figure:
     rows = [row for row in rows if math.isfinite(row.estimate.value)]
     kinds = list(dict.fromkeys(row.queries for row in rows)) or [None]
     names = list(dict.fromkeys(row.estimator for row in rows))
+    interval = common_kind(row.estimate for row in rows)
     timings = list(dict.fromkeys(row.settings[_SETTING] for row in rows))
     width = max(3.0, 1.0 + 1.1 * len(names))
     figure = Figure((max(6.0, 0.8 + width * len(kinds)), 3.6), dpi=DPI, layout="constrained")
@@ -32,7 +34,7 @@ def rank_rises(rows: Sequence[Row]) -> Figure:
             x = group + (rank - (len(timings) - 1) / 2) * 0.4
             look = {"color": COLORS[rank], "hatch": HATCHES[rank], "edgecolor": "white", "linewidth": 0}
             axes.bar(x, row.estimate.value, 0.36, label=_LABELS.get(timing, timing), **look)
-            draw_interval(axes, x, row.estimate, label=row.estimate.interval)
+            draw_interval(axes, x, row.estimate, label=interval)
             for level, label in _LEVELS.items():
                 if (value := getattr(row.levels, level)) is not None:
                     draw_level(axes, level, value, (group - 0.46, group + 0.46), label=label)

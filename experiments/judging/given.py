@@ -20,7 +20,7 @@ KINDS = (".npy", ".npz", ".safetensors", ".csv", ".pt", ".mmap")
 TRAIN_IDS = ("train_ids", "train_index")
 QUERY_IDS = ("query_ids", "query_index")
 """Names of arrays of ids in files of several arrays. The second names are those in the folder of ``task=attribute``."""
-_KEY = re.compile(r"(.+\.(?:npz|safetensors|pt)):(.+)", re.IGNORECASE)
+_KEY = re.compile(r"(.+\.(?:npz|safetensors|pt)|.+(?=:(?:val|gen)$)):(.+)", re.IGNORECASE)
 _STORE = "metadata.json"
 
 

@@ -10,6 +10,7 @@ from attribution.checks import FieldError
 from attribution.images import Images
 from experiments.benchmarks.lds_report import Measurements
 from experiments.benchmarks.subset_benchmark import MIN_SUBSETS
+from experiments.judging.archives import has_masks, has_measurements, masks_in, measurements_in
 from experiments.judging.given import QUERY_IDS, TRAIN_IDS, Given, Outline, Table, read
 from experiments.models.subsets import check_variation
 
@@ -49,7 +50,7 @@ def read_truth(measurements: Sequence[str], masks: str | None, utility: bool, ou
         DataError: a file cannot be read, the shapes do not agree, or there is nothing to correlate.
     """
     given = [Given("task.measurements", file) for file in measurements]
-    tables = [read(one, MEASUREMENTS, columns=QUERY_IDS) for one in given]
+    tables = [measurements_in(one) if has_measurements(one.path) else read(one, MEASUREMENTS, columns=QUERY_IDS) for one in given]
     values = _measured(given, tables)
     _, M, Q = values.shape
     scored = outline(Q)
@@ -141,7 +142,7 @@ def _masks(
             raise Given("task.masks", "null").error("name the file of masks [M, N], true where a subset keeps a training image")
         return _at_positions(measured, indices, M, images or 0), table, measured
     given = Given("task.masks", masks)
-    found = read(given, MASKS, columns=TRAIN_IDS)
+    found = masks_in(given) if has_masks(given.path) else read(given, MASKS, columns=TRAIN_IDS)
     values = found.values
     if values.ndim != 2 or len(values) != M:
         hint = ": transpose them" if values.ndim == 2 and values.shape[1] == M else ""

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.report.interval_kinds import kinds_of_rows
 from experiments.report.row import RESERVED, Row
 
 _WIDTH = 140
@@ -102,8 +103,8 @@ def _layout(title: str, rows: Sequence[Row]) -> Layout:
     ]
     present = [name for name in REFERENCES if any(getattr(row.levels, name) is not None for row in rows)]
     levels = {name: [_levels(rows, metric, name) for metric in metrics] for name in present}
-    kinds = dict.fromkeys(row.estimate.interval for row in rows if row.estimate.has_interval)
-    captions = [f"in brackets: {'; '.join(kinds)}"] if kinds else []
+    kinds = kinds_of_rows(rows)
+    captions = [f"in brackets: {kinds}"] if kinds else []
     captions += [EFFORT_CAPTION] if efforts else []
     if sources := dict.fromkeys(row.source for row in rows if row.published is not None):
         captions.append(f"published: {', '.join(map(str, sources))}; blank: not in the text")

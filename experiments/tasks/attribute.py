@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.estimators.final_self_influence import self_influence as node_of_self_influence
+from attribution.estimators.replicated import in_groups
 from attribution.estimators.self_influence import Influence
 from attribution.images import Images
 from attribution.nodes import Node
@@ -50,6 +51,7 @@ def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | 
     with run_context(config) as run:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
+        estimator = in_groups(estimator, experiment.attributed, queries.count, experiment.train.count)
         check_before_training(run, estimator)
         grouped = None if groups is None else _groups(experiment.data.load().train, groups)
         node = estimator.scores(experiment.attributed, experiment.train, queries)

@@ -15,7 +15,7 @@ from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.nodes import Node
 from attribution.training import RecordError
-from experiments.benchmarks.base import Benchmark
+from experiments.benchmarks.base import Benchmark, QueryBenchmark
 from experiments.datasets.conditions import NoCondition
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
@@ -60,6 +60,8 @@ def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> E
     """Build the evaluation that a config describes, in ``experiment`` if it is already built."""
     experiment = experiment or experiment_of(config)
     benchmark, estimators = build(config, "benchmark"), estimators_of(config)
+    if isinstance(benchmark, QueryBenchmark):
+        estimators = benchmark.with_draw_errors(experiment, estimators)
     samples = experiment.samples(config.samples.n, config.samples.seed)
     nodes = [experiment.trained, *benchmark.nodes(experiment, estimators), samples, Fit.of(experiment)]
     return Evaluation(experiment, benchmark, estimators, nodes)

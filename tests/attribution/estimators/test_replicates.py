@@ -13,17 +13,19 @@ from attribution.curvature import KFAC
 from attribution.estimators import Estimator
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.lissa import LiSSA
+from attribution.estimators.replicated import MOST_BYTES, MOST_PAIRS, in_groups
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
 from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
 from attribution.execution import Execution
 from attribution.gradients.per_example import PerExampleGradients
-from attribution.images.draws import Uniform
+from attribution.images.draws import Even, Uniform
 from attribution.images.replicates import Group
 from attribution.images.window import Window
 from attribution.measurements import Loss
 from attribution.nodes import InMemory
+from attribution.nodes.identity import describe
 from attribution.projection import Identity
 from tests.worlds import PROCESS, Blobs, trained
 
@@ -163,3 +165,48 @@ def test_replicates_that_are_refused():
             build(draws=two)
     with pytest.raises(FieldError, match="models=2: an ensemble has no errors"):
         TRAK(measurement=LOSS, draws=two, projection=Identity(), models=2)
+
+
+@pytest.mark.parametrize(
+    ("draws", "groups"),
+    [
+        (Uniform(16, replicates="auto"), 4),
+        (Window(64, 20, 60, replicates="auto"), 4),
+        (Uniform(250, replicates="auto"), 5),
+        (Uniform(8, replicates="auto"), 2),
+        (Uniform(64, train=9, replicates="auto"), 1),  # no divisor of both
+        (Uniform(64, train=8, replicates="auto"), 2),
+        (Uniform(4, replicates="auto"), 1),
+        (Uniform([16, 64], replicates="auto"), 1),
+        (Uniform(64, bins=2, replicates="auto"), 1),
+        (Uniform(64), 1),
+        (Uniform(64, replicates=2), 2),
+        (Even(64), 1),
+    ],
+)
+def test_an_automatic_number_of_groups(draws, groups, model):
+    """Claim: 4 groups, or as many as divide the draws of both sides, of 4 draws or more; a number that is given stays."""
+    found = in_groups(replace(ESTIMATORS["kfac"], draws=draws), model, QUERIES.count, TRAIN.count)
+    assert isinstance(found, KFACInfluence)
+    assert found.draws.replicates == groups
+
+
+def test_groups_are_automatic_only_where_they_cost_little(model):
+    """Claim: not for many parameters and queries, nor for many scores, nor for estimators without groups."""
+    draws = Uniform(16, replicates="auto")
+    kfac = replace(ESTIMATORS["kfac"], draws=draws)
+    assert in_groups(kfac, model, int(MOST_BYTES / (4 * model.parameter_count)) + 1, 1) is kfac
+    assert in_groups(kfac, model, 1000, MOST_PAIRS // 1000 + 1) is kfac
+    cosine = GradientSimilarity(measurement=LOSS, draws=draws, projection=Identity(), cosine=True)
+    assert in_groups(cosine, model, 1, 8) is cosine
+    ensemble = TRAK(measurement=LOSS, draws=draws, projection=Identity(), models=2)
+    assert in_groups(ensemble, model, 1, 8) is ensemble
+    lissa = LiSSA(measurement=LOSS, draws=draws)
+    assert in_groups(lissa, model, 1, 8) is lissa
+
+
+def test_automatic_groups_do_not_change_what_is_stored():
+    """Claim: until it is chosen, the number is one, with the identity of one."""
+    assert describe(Uniform(16, replicates="auto")) == describe(Uniform(16))
+    assert Uniform(16, replicates="auto") == Uniform(16)
+    assert not replace(Uniform(16, replicates="auto"), replicates=1).automatic

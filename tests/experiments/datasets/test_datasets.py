@@ -308,7 +308,7 @@ def test_batches_cannot_run_code(tmp_path):
     write_cifar(tmp_path, per_batch=2)
     batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], "filenames": Malicious(tmp_path / "made")}
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(batch))
-    with pytest.raises(DataError, match="mkdir, which no CIFAR batch needs"):
+    with pytest.raises(DataError, match="mkdir, which plain values and arrays do not need"):
         CIFAR10(root=tmp_path).load()
     assert not (tmp_path / "made").exists()
 

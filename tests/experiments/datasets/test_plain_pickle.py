@@ -9,7 +9,7 @@ import pytest
 
 from experiments.datasets import DataError
 from experiments.datasets.cifar_batches import read_batch
-from experiments.datasets.plain_pickle import PlainPickleError, load_dict
+from experiments.datasets.plain_pickle import PlainPickleError, load, load_dict
 
 PIXELS = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
 BATCH = {"data": PIXELS, "labels": [3, 1], "batch_label": "testing batch 1 of 1", "filenames": ["a.png", "b.png"]}
@@ -158,3 +158,16 @@ def test_damaged_batches_raise_nothing_else(tmp_path, protocol):
 def test_only_dicts_are_loaded():
     with pytest.raises(PlainPickleError, match="not a dict"):
         load_dict(pickle.dumps([1]))
+
+
+def test_shared_parts_are_read_once():
+    """Claim: a value with parts that hold each other thirty times over is read as it is shared, not copied."""
+    value = [np.arange(3)]
+    for _ in range(30):
+        value = [value, value]
+    loaded = load(pickle.dumps({"nested": value}))["nested"]
+    assert loaded[0] is loaded[1]
+    cycle = []
+    cycle.append(cycle)
+    loaded = load(pickle.dumps(cycle))
+    assert loaded[0] is loaded

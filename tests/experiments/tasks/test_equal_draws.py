@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from attribution.images.draws import Even, Fixed, Uniform
 from attribution.images.window import Window
-from experiments.tasks.composition import estimators_of
+from experiments.tasks.composition import estimators_of, evaluation_of
 from experiments.tasks.settings import SettingError
 from tests.experiments.tasks.test_configs import CONF, options
 
@@ -148,3 +148,21 @@ def test_impossible_numbers_are_a_sentence(overrides, words):
     with pytest.raises(SettingError) as error:
         estimators(*overrides, compared("raw_cos"))
     assert words in str(error.value)
+
+
+def groups_of(*overrides: str) -> dict[str, int]:
+    """The number of groups of the draws of each estimator of an evaluation."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [*overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        found: dict[str, Any] = evaluation_of(config).estimators
+    return {name: estimator.draws.replicates for name, estimator in found.items() if hasattr(estimator, "draws")}
+
+
+def test_draws_are_in_groups_where_their_noise_is_reported():
+    """Claim: benchmarks that report the noise of draws cut them into 4 groups by default, and others do not."""
+    assert groups_of(compared("trak", "grad_cos")) == {"kfac": 4, "trak": 4, "grad_cos": 1}
+    assert groups_of(compared("trak"), "estimator.draws.replicates=1") == {"kfac": 1, "trak": 1}
+    assert groups_of(compared("trak"), "estimator.draws.replicates=8") == {"kfac": 8, "trak": 8}
+    assert groups_of(compared(), "estimator.draws.n=[16,64]") == {"kfac": 1}
+    assert groups_of("benchmark=targeted", compared("trak")) == {"kfac": 1, "trak": 1}
