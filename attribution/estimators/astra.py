@@ -35,7 +35,7 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Get, Node
 
-SHARED = ("attribution.estimators.lissa", "attribution.curvature.basis")
+SHARED = ("attribution.estimators.lissa", "attribution.curvature.basis", "attribution.curvature.vector_products")
 
 
 @dataclass(frozen=True, kw_only=True)
