@@ -362,7 +362,7 @@ def lissa() -> None:
 
 @check
 def unlearning() -> None:
-    scores(Unlearning, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-2, strength=0.1, steps=2)
+    scores(Unlearning, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-2, amount=0.1, steps=2)
 
 
 @check

@@ -5,7 +5,7 @@ rest as little as possible. The training images whose loss rises most were the m
 
     θ_{j+1} = θ_j + s/(N J) (H + λI)⁻¹ ∇m(q; θ_j),   j = 0..J-1,      τ[q, z] = N/s (ℓ(z; θ_J) - ℓ(z; θ_0))
 
-s = ``strength`` is the weight with which q is removed, in training images. With s → 0 this is influence ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),
+s = ``amount`` is the weight with which q is removed, in training images. With s → 0 this is influence ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),
 scale included, whatever J; larger s see the curvature of the losses along the step. Losses before and after are taken at the same
 draws. H is K-FAC or EK-FAC, over the layers that these cover; the paper takes the diagonal of the Fisher matrix and one step.
 
@@ -52,7 +52,7 @@ FORWARD = 1 / 3
 class Unlearning(ShardedEstimator):
     """The rise of the loss of each training image when the query is unlearned.
 
-    ``curvature``: K-FAC or EK-FAC; ``damping``: λ, added to the curvature of the mean loss; ``steps``: J; ``strength``: s. The
+    ``curvature``: K-FAC or EK-FAC; ``damping``: λ, added to the curvature of the mean loss; ``steps``: J; ``amount``: s. The
     draws of the two sides are independent. ``flips``: mirror training images at random, as training did.
     """
 
@@ -61,13 +61,13 @@ class Unlearning(ShardedEstimator):
 
     curvature: KroneckerCurvature
     damping: float = 1e-8
-    strength: float = 1.0
+    amount: float = 1.0
     steps: int = 1
     flips: bool = False
 
     def __post_init__(self):
         positive(self, "damping")
-        positive(self, "strength")
+        positive(self, "amount")
         whole(self, "steps", least=1)
         self.draws.refuse_lists("unlearning")
         if not isinstance(self.curvature, KroneckerCurvature):
@@ -112,7 +112,7 @@ class UnlearningQueryBlock(QueryBlock[QueryVectors]):
         x0, draws, condition = self.inputs(get)
         per_example, basis = engine(self.trained, None, estimator.execution, get), get(self._basis).to(x0.device)
         assert isinstance(basis, KroneckerBasis)
-        size = estimator.strength / (self.train.count * estimator.steps)
+        size = estimator.amount / (self.train.count * estimator.steps)
         moves: list[LayerGradients] = []
         for q in range(self.count):
             one = slice(q, q + 1)
@@ -169,9 +169,9 @@ class UnlearningTrainingBlock(TrainingBlock):
             for q in range(block.count):
                 with moved(per_example, {layer: tensor[q] for layer, tensor in vectors.items()}):
                     rises.append(self._losses(per_example, get) - before)
-        values = np.stack(rises) * self.train.count / self.estimator.strength
+        values = np.stack(rises) * self.train.count / self.estimator.amount
         if not np.isfinite(values).all():
-            raise FloatingPointError("losses after unlearning are not finite: lower strength, or raise damping")
+            raise FloatingPointError("losses after unlearning are not finite: lower amount, or raise damping")
         return BlockProducts(values.astype(np.float32))
 
     def _losses(self, per_example: PerExampleGradients, get: Get) -> np.ndarray:

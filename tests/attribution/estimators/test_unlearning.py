@@ -26,7 +26,7 @@ CURVATURE = KFAC(draws=DRAWS, execution=CPU)
 
 
 def unlearning(**changes: Any) -> Unlearning:
-    settings = {"measurement": LOSS, "draws": DRAWS, "curvature": CURVATURE, "damping": 0.05, "strength": 2.0, "steps": 2}
+    settings = {"measurement": LOSS, "draws": DRAWS, "curvature": CURVATURE, "damping": 0.05, "amount": 2.0, "steps": 2}
     return Unlearning(**{**settings, "execution": CPU, **changes})
 
 
@@ -75,7 +75,7 @@ def test_a_small_strength_is_influence(get):
     influence = KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=CURVATURE, damping=0.05, execution=CPU)
     expected = influence.score(RECORD, TRAIN, QUERIES, get).at(damping=0.05, draws=DRAWS.count).values
     for steps in (1, 3):
-        found = scored(unlearning(strength=1e-4, steps=steps), get)
+        found = scored(unlearning(amount=1e-4, steps=steps), get)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
@@ -97,9 +97,9 @@ def test_passes_are_counted(get):
     assert node.passes(get) == pytest.approx(QUERIES.n * K * 3 + TRAIN.n * K * (QUERIES.n + 1) / 3)
 
 
-@pytest.mark.parametrize(("name", "value"), [("damping", 0), ("strength", 0), ("steps", 0)])
+@pytest.mark.parametrize(("name", "value"), [("damping", 0), ("amount", 0), ("steps", 0)])
 def test_bad_settings_are_refused_by_name(name, value):
-    """Claim: nothing is unlearned in no step or with no strength, and without damping there may be no inverse."""
+    """Claim: nothing is unlearned in no step or with no amount, and without damping there may be no inverse."""
     with pytest.raises(FieldError, match=f"Unlearning.{name}=0"):
         unlearning(**{name: value})
     with pytest.raises(FieldError, match="choose kfac or ekfac"):
