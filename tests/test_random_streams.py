@@ -26,6 +26,7 @@ from attribution.images.window import Window
 from attribution.nodes import InMemory
 from attribution.training.order import epoch_order
 from experiments.datasets.selection import random_order
+from experiments.models.group_subsets import GroupSubsets, circular_orders
 from experiments.models.planted import PlantedImages
 from experiments.models.samples import _seed
 from experiments.models.subsets import RandomSubsets, VariedSubsets
@@ -69,6 +70,8 @@ GENERATORS = {
     ("*", 0x5B5E7): "subsets: seed",
     ("*", 0xC0F, "*"): "removals: seed, number",
     ("*", 0x517E): "subsets of varied size: seed",
+    ("*", 0x6E0): "subsets of groups: seed",
+    ("*", 0x5A1E, "*"): "circular orders of groups: seed, number",
     ("*", 0x91A): "rows of planted images: seed",
     ("*", 0x91B): "noise of planted images: seed",
     ("*", 0): "examples of figures: seed",
@@ -123,6 +126,8 @@ NUMBERS = {
     "random scores": [0.23676298558712006, -0.8978831768035889],
     "subsets": [0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 1],
     "varied subsets": [0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 1],
+    "subsets of groups": [0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0],
+    "circular orders of groups": [1, 5, 4, 2, 0, 3, 4, 0, 3, 2, 1, 5],
     "planted rows": [2, 3, 5, 0],
     "planted noise": [-0.7098039388656616, -0.9764705896377563, -0.5999999642372131, -0.8509804010391235],
 }
@@ -140,6 +145,8 @@ INTEGERS = (
     "pseudo-gradient",
     "subsets",
     "varied subsets",
+    "subsets of groups",
+    "circular orders of groups",
     "planted rows",
 )
 """The streams of integers."""
@@ -219,6 +226,8 @@ def numbers() -> dict[str, list[float]]:
         "random scores": InMemory()(Random(seed=7).scores(trained(), Blobs(n=2), Blobs(n=1, first=900))).values,
         "subsets": RandomSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),
         "varied subsets": VariedSubsets(count=2, seed=7).masks(InMemory()(Blobs(n=6))).astype(int),
+        "subsets of groups": GroupSubsets(groups="label", distance=0.0, count=2, seed=7).kept_groups(6).astype(int),
+        "circular orders of groups": circular_orders(6, 2, seed=7),
         "planted rows": planted.rows,
         "planted noise": InMemory()(planted).x0(planted.rows[0])[:, 0, 0, :2],
     }

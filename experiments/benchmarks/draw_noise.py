@@ -89,20 +89,26 @@ def noise_bands(variants: Sequence[Variant]) -> dict[str, np.ndarray]:
 
 
 def lds_of(
-    variants: Sequence[Variant], removed: np.ndarray, target: np.ndarray, bootstrap: Bootstrap
+    variants: Sequence[Variant],
+    removed: np.ndarray,
+    target: np.ndarray,
+    bootstrap: Bootstrap,
+    axis: str = lds.SUBSETS,
+    ranked: bool = True,
 ) -> tuple[list[Statistic], np.ndarray, list[DrawNoise | None]]:
     """The LDS of each variant, with deviations for other draws where it has groups of them; that of each query; and the noise.
 
-    ``removed [M, N]``: the weights that subsets remove; ``target [Q, M]``. The LDS of queries are ``[P, Q]``.
+    ``removed [M, N]``: the weights that subsets remove; ``target [Q, M]``. The LDS of queries are ``[P, Q]``. ``axis`` names what
+    the M numbers belong to, if not subsets; without ``ranked`` correlations are Pearson's.
     """
     predictions = np.stack([lds.predicted(variant.scores.values, removed) for variant in variants])
-    values = lds.lds(predictions, target[None], bootstrap)
+    values = lds.lds(predictions, target[None], bootstrap, axis, ranked)
     noises = [DrawNoise.of(variant, removed) for variant in variants]
     statistics = [
-        values[p, 0] if noise is None else with_draws(values[p, 0], noise.predictions, target, bootstrap)
+        values[p, 0] if noise is None else with_draws(values[p, 0], noise.predictions, target, bootstrap, ranked)
         for p, noise in enumerate(noises)
     ]
-    return statistics, lds.per_query(predictions, target), noises
+    return statistics, lds.per_query(predictions, target, ranked), noises
 
 
 def _whole(number: int | None) -> list[float]:

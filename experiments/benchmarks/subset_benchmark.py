@@ -1,5 +1,6 @@
 """The settings of retrained models, shared by benchmarks that retrain on subsets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +11,11 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.precision import FLOAT32, check_precision
 from attribution.retraining.modes import Mode
+from attribution.retraining.selection import Selection
 from experiments.benchmarks.base import QueryBenchmark
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.metrics.estimate import PERCENT, Estimate
+from experiments.metrics.lds import SUBSETS
 from experiments.metrics.noise_ceiling import noise_ceiling
 from experiments.models.experiment import Experiment
 from experiments.models.measured import Measured
@@ -81,11 +84,15 @@ class SubsetBenchmark(QueryBenchmark):
         check_variation(self, self.subsets.masks(train))
         if self.seeds == 1:
             whole(self, "repeats", least=0, most=len(selections))
+        return self.truth_on(experiment, selections, self.repeats if self.seeds == 1 else 0)
+
+    def truth_on(self, experiment: Experiment, selections: Sequence[Selection], repeats: int = 0) -> Truth:
+        """The models that are trained on ``selections``, the first ``repeats`` of them once more, and their measurements."""
         return Truth(
             trained=experiment.training,
             selections=selections,
             seeds=[experiment.seed + 1 + seed for seed in range(self.seeds)],
-            repeats=self.repeats if self.seeds == 1 else 0,
+            repeats=repeats,
             steps=self.steps,
             draws=self.draws,
             role="measurement",
@@ -110,12 +117,12 @@ class SubsetBenchmark(QueryBenchmark):
         return ceiling_of(replicates, self.bootstrap, self.seeds, subsets)
 
 
-def ceiling_of(replicates: np.ndarray, bootstrap: Bootstrap, seeds: int, subsets: int) -> Estimate | None:
+def ceiling_of(replicates: np.ndarray, bootstrap: Bootstrap, seeds: int, subsets: int, axis: str = SUBSETS) -> Estimate | None:
     """The noise ceiling of the LDS with a mean over ``seeds`` trainings, in per cent, from ``replicates [K', Q, M']``.
 
-    None for K' = 1.
+    None for K' = 1. ``axis`` names what the M' measurements belong to, if not subsets.
     """
-    return None if len(replicates) == 1 else noise_ceiling(replicates, bootstrap, seeds, subsets).scaled(PERCENT)
+    return None if len(replicates) == 1 else noise_ceiling(replicates, bootstrap, seeds, subsets, axis).scaled(PERCENT)
 
 
 def levels(ceiling: Estimate | None) -> Levels:

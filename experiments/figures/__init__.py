@@ -10,6 +10,7 @@ from experiments.figures.checkpoint_parts import checkpoint_parts
 from experiments.figures.chosen_ranks import ranks_of_chosen
 from experiments.figures.compression import compression
 from experiments.figures.distance_to_t_max import Influential, distance_to_t_max
+from experiments.figures.group_matrices import group_matrices
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
 from experiments.figures.loss_weights import loss_weights
@@ -45,6 +46,7 @@ __all__ = [
     "distance_to_t_max",
     "distinct_share",
     "grid",
+    "group_matrices",
     "log_snr_axis",
     "loss_weights",
     "matrix",

@@ -1,10 +1,13 @@
 """Equal and nearly equal images, as people see them: pure functions."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
 from scipy.spatial import KDTree
 
 from attribution.images import Images
@@ -30,8 +33,10 @@ class Duplicates:
     complete: bool = True
 
 
-def duplicates(images: Images, hashes: Sequence[bytes]) -> Duplicates:
+def duplicates(images: Images, hashes: Sequence[bytes], limit: float = SAME) -> Duplicates:
     """Search for equal images, by their ``hashes`` from :func:`digests`, and for nearly equal ones.
+
+    These have a root-mean-square difference of at most ``limit``, as a share of the range of pixels.
 
     Images with a small root-mean-square difference have similar means of the 4 × 4 parts that they are divided into: the distance
     of these means, weighted by area, is at most that difference. A tree over the means finds all pairs that may be nearly equal.
@@ -41,7 +46,6 @@ def duplicates(images: Images, hashes: Sequence[bytes]) -> Duplicates:
         by_digest.setdefault(digest, []).append(position)
     first = np.array([group[0] for group in by_digest.values()], np.int64)
     tree = KDTree(_means(images, first), leafsize=32)
-    limit = SAME
     radius = limit * (1 + 1e-5)  # rounding
     most = int(_COMPARED / np.prod(images.visible_shape))
     probes = tree.data[np.linspace(0, len(first) - 1, min(_PROBES, len(first))).astype(int)]
@@ -54,6 +58,21 @@ def duplicates(images: Images, hashes: Sequence[bytes]) -> Duplicates:
         squares = (images.visible(a) - images.visible(b)).square().flatten(1).mean(1).numpy()
         near += [(int(a[i]), int(b[i])) for i in np.flatnonzero(squares <= limit**2)]
     return Duplicates([group for group in by_digest.values() if len(group) > 1], sorted(near), complete)
+
+
+def clusters(images: Images, limit: float) -> tuple[list[np.ndarray], bool]:
+    """The rows of the clusters of near-duplicates, the largest first, and whether all pairs were compared.
+
+    Images are in one cluster if a chain of them, each differing from the next by at most ``limit``, leads from one to the other.
+    An image without a near-duplicate is in none.
+    """
+    found = duplicates(images, list(digests(images)), limit)
+    copies = [pair for group in found.equal for pair in itertools.pairwise(group)]
+    pairs = np.array([*found.near, *copies], np.int64).reshape(-1, 2)
+    linked = sparse.coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(len(images), len(images)))
+    _, component = csgraph.connected_components(linked, directed=False)
+    of_each = [np.flatnonzero(component == number) for number in np.flatnonzero(np.bincount(component) > 1)]
+    return sorted(of_each, key=lambda rows: (-len(rows), rows[0])), found.complete
 
 
 def digests(images: Images) -> Iterator[bytes]:

@@ -11,9 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap, Statistic
-from experiments.metrics.correlation import spearman
+from experiments.metrics.correlation import pearson, spearman
 from experiments.metrics.ranking import mean_ranks
 
+SUBSETS = "subsets"
+"""The axis of subsets in a bootstrap."""
 _BLOCK = 1 << 20
 """Numbers of an array over queries and a block of resamples."""
 _CONSTANT = 1e-9
@@ -28,22 +30,24 @@ def predicted(scores: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return scores.astype(np.float64) @ removed.T
 
 
-def per_query(predictions: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """The LDS of every query, ``[.., Q, M], [Q, M] -> [.., Q]``.
+def per_query(predictions: np.ndarray, measured: np.ndarray, ranked: bool = True) -> np.ndarray:
+    """The LDS of every query, ``[.., Q, M], [Q, M] -> [.., Q]``; without ``ranked`` Pearson's correlation.
 
     It is 0 where all predictions of a query are equal, and NaN where one is not finite.
     """
-    correlations = spearman(_finite(predictions), np.broadcast_to(measured, predictions.shape))
+    correlation = spearman if ranked else pearson
+    correlations = correlation(_finite(predictions), np.broadcast_to(measured, predictions.shape))
     return np.where(np.isfinite(predictions).all(-1), np.nan_to_num(correlations, nan=0.0), np.nan)
 
 
-def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+def lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, axis: str = SUBSETS, ranked: bool = True) -> Statistic:
     """The mean LDS over queries of every prediction of every target, ``[P, T]``: ``[P, Q, M], [T, Q, M]``.
 
-    Subsets and queries are crossed: each is resampled on its own. Predictions that are not finite have NaN.
+    Subsets and queries are crossed: each is resampled on its own. Predictions that are not finite have NaN. ``axis`` names what the
+    M numbers belong to, if not subsets. Without ``ranked`` correlations are Pearson's.
     """
     M = targets.shape[2]
-    return _lds(predictions, targets, bootstrap, bootstrap.counts("subsets", M), M)
+    return _lds(predictions, targets, bootstrap, bootstrap.counts(axis, M), M, axis, ranked)
 
 
 def over_trainings(statistics: Sequence[Statistic], bootstrap: Bootstrap) -> Statistic:
@@ -56,13 +60,13 @@ def over_trainings(statistics: Sequence[Statistic], bootstrap: Bootstrap) -> Sta
     return replace(over_both, limits=CORRELATION_LIMITS)
 
 
-def retraining(measured: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+def retraining(measured: np.ndarray, bootstrap: Bootstrap, axis: str = SUBSETS) -> Statistic:
     """The LDS of exact retraining ``[T, T]`` from ``measured [K, T, Q, M]``. Requires K >= 2.
 
     The measurements of each training seed are used to predict the mean of the other seeds. The result, a mean over seeds, is not an
     upper bound on the LDS.
     """
-    return Statistic.mean([lds(seed, np.delete(measured, k, 0).mean(0), bootstrap) for k, seed in enumerate(measured)])
+    return Statistic.mean([lds(seed, np.delete(measured, k, 0).mean(0), bootstrap, axis) for k, seed in enumerate(measured)])
 
 
 def best(sweep: np.ndarray, measured: np.ndarray, bootstrap: Bootstrap) -> tuple[Statistic, int]:
@@ -126,18 +130,26 @@ def _finite(predictions: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(predictions).all(-1, keepdims=True), predictions, 0.0)
 
 
-def _lds(predictions: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap, subsets: np.ndarray, drawn_of: int) -> Statistic:
+def _lds(
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    bootstrap: Bootstrap,
+    subsets: np.ndarray,
+    drawn_of: int,
+    axis: str = SUBSETS,
+    ranked: bool = True,
+) -> Statistic:
     """``lds``, given how often each resample draws each subset, ``[B, M]``; the subsets are drawn out of ``drawn_of``."""
-    of_queries = np.stack([per_query(predictions, target) for target in targets], 1)  # [P, T, Q]
+    of_queries = np.stack([per_query(predictions, target, ranked) for target in targets], 1)  # [P, T, Q]
     Q = targets.shape[1]
     by_query = np.tensordot(bootstrap.counts("queries", Q) / Q, of_queries, (1, 2))
-    resampled = {"queries": (by_query, Q), "subsets": (_over_subsets(predictions, targets, subsets), drawn_of)}
+    resampled = {"queries": (by_query, Q), axis: (_over_subsets(predictions, targets, subsets, ranked), drawn_of)}
     return bootstrap.statistic(of_queries.mean(2), resampled, CORRELATION_LIMITS)
 
 
-def _over_subsets(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+def _over_subsets(predictions: np.ndarray, targets: np.ndarray, subsets: np.ndarray, ranked: bool) -> np.ndarray:
     """The mean LDS over queries in each resample of the subsets, ``[B, P, T]``."""
-    x, y = centered_ranks(_finite(predictions)), centered_ranks(targets)
+    x, y = map(centered_ranks if ranked else _standardized, (_finite(predictions), targets))
     w = subsets / subsets.sum(1, keepdims=True)
     resampled = np.empty((len(w), len(x), len(y)))
     Q = targets.shape[1]
@@ -174,6 +186,13 @@ def _moments(ranks: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndar
     mean = ranks @ shares
     variance = (ranks * ranks) @ shares - mean**2
     return mean, np.where(variance > _CONSTANT, 1 / np.sqrt(np.maximum(variance, _CONSTANT)), 0.0)
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    """``values [.., M]`` with mean 0 and variance 1; 0 where all are equal."""
+    centered = values - values.mean(-1, keepdims=True)
+    scale = np.sqrt((centered**2).mean(-1, keepdims=True))
+    return np.divide(centered, scale, out=np.zeros_like(centered), where=scale > 0)
 
 
 def centered_ranks(values: np.ndarray) -> np.ndarray:

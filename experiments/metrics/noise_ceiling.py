@@ -18,7 +18,7 @@ from scipy import stats
 
 from experiments.metrics.bootstrap import Bootstrap, Statistic
 from experiments.metrics.estimate import Estimate
-from experiments.metrics.lds import lds, per_query
+from experiments.metrics.lds import SUBSETS, lds, per_query
 
 _GRID = np.linspace(-1, 1, 4001)
 _QUANTILES = (np.arange(200) + 0.5) / 200
@@ -28,16 +28,19 @@ _MOST = 0.95
 """The largest variance between queries, as a share of the one that correlations of 0 and 1 would have."""
 
 
-def noise_ceiling(replicates: np.ndarray, bootstrap: Bootstrap, seeds: int | None = None, subsets: int | None = None) -> Estimate:
+def noise_ceiling(
+    replicates: np.ndarray, bootstrap: Bootstrap, seeds: int | None = None, subsets: int | None = None, axis: str = SUBSETS
+) -> Estimate:
     """The LDS of a perfect predictor of the mean over ``seeds`` training runs K, over ``subsets`` subsets M, with its interval.
 
     ``replicates [K', Q, M']`` are the measurements under K' >= 2 training runs on M' >= 3 subsets. ``seeds`` and ``subsets`` are K'
-    and M' unless they are given. The interval is that of the mean correlation, over queries and subsets, carried over.
+    and M' unless they are given; ``axis`` names what the M' numbers belong to, if not subsets. The interval is that of the mean
+    correlation, over queries and subsets, carried over.
     """
     count, _, repeated = replicates.shape
     K, M = seeds or count, subsets or repeated
     pairs = [(replicates[a], replicates[b]) for a in range(count) for b in range(a)]
-    correlation = Statistic.mean([lds(first[None], second[None], bootstrap)[0, 0] for first, second in pairs])
+    correlation = Statistic.mean([lds(first[None], second[None], bootstrap, axis)[0, 0] for first, second in pairs])
     variance = between_queries(pairs, float(correlation.value))
 
     def ceiling(r: float) -> float:

@@ -132,22 +132,32 @@ class Noise:
         return value * np.sqrt(self.reliability(query, train) / now) if now > 0 else np.nan
 
 
-def with_draws(statistic: Statistic, predictions: np.ndarray, target: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+def with_draws(
+    statistic: Statistic, predictions: np.ndarray, target: np.ndarray, bootstrap: Bootstrap, ranked: bool = True
+) -> Statistic:
     """The mean LDS over queries, one number, with its deviations for other draws of either side too.
 
-    ``predictions [R, S, Q, M]``, ``target [Q, M]``. The variance is that of the jackknife, which leaves out one group after the
-    other: ``(R - 1)/R Σ_r (L_(r) - L̄)²``. Resamples with replacement would repeat groups, and fewer different draws lower an LDS.
-    They draw from the jackknife's linear approximation of the LDS instead, so that differences are paired.
+    ``predictions [R, S, Q, M]``, ``target [Q, M]``; without ``ranked`` the correlation is Pearson's.
     """
-    resampled = {}
     for side, (axis, n) in enumerate(((QUERY_DRAWS, predictions.shape[0]), (TRAINING_DRAWS, predictions.shape[1]))):
         if n == 1:
             continue
         of_groups = predictions.mean(1 - side)  # [n, Q, M]
-        without = np.array([lds.per_query(np.delete(of_groups, group, 0).mean(0), target).mean() for group in range(n)])
-        influence = (n - 1) * (without.mean() - without)
-        resampled[axis] = (statistic.value + _shares(bootstrap, axis, n) @ influence, n)
-    return statistic.also_over(bootstrap.statistic(statistic.value, resampled))
+        without = [lds.per_query(np.delete(of_groups, group, 0).mean(0), target, ranked).mean() for group in range(n)]
+        statistic = jackknifed(statistic, axis, np.array(without), bootstrap)
+    return statistic
+
+
+def jackknifed(statistic: Statistic, axis: str, without: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+    """``statistic``, one number, with its deviations over a further axis too, from its values ``without [n]`` one index of it each.
+
+    The variance is that of the jackknife, ``(n - 1)/n Σ_i (L_(i) - L̄)²``. Resamples with replacement would repeat indices, and
+    fewer different ones lower an LDS. They draw from the jackknife's linear approximation instead, so that differences are paired.
+    """
+    n = len(without)
+    influence = (n - 1) * (without.mean() - without)
+    resampled = statistic.value + _shares(bootstrap, axis, n) @ influence
+    return statistic.also_over(bootstrap.statistic(statistic.value, {axis: (resampled, n)}))
 
 
 def _shares(bootstrap: Bootstrap, axis: str, n: int) -> np.ndarray:

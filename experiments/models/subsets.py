@@ -29,7 +29,10 @@ class Subsets(ABC):
 
     def selections(self, train: Images) -> list[Selection]:
         """The selection that each model is trained on."""
-        masks = self.masks(train)
+        return self.selections_of(self.masks(train))
+
+    def selections_of(self, masks: np.ndarray) -> list[Selection]:
+        """The selection for each of ``masks [M, N]``, which are true where a model has an example."""
         if self.weight == 0:
             return [Selection.of(mask) for mask in masks]
         return [Selection.weighted(np.where(mask, 1.0, self.weight)) for mask in masks]

@@ -14,11 +14,13 @@ from attribution.nodes import Node
 from experiments import figures
 from experiments.benchmarks.draw_noise import noise_bands
 from experiments.benchmarks.variants import subject_of, variants_of
+from experiments.datasets.groups import GroupError, groups_of, summary
 from experiments.metrics.bootstrap import CORRELATION_LIMITS, Bootstrap
 from experiments.metrics.correlation import split_half_spearman
+from experiments.metrics.duplicates import SAME
 from experiments.models.experiment import Experiment
 from experiments.report.attributions import Attributions
-from experiments.report.group_files import GroupError, groups_of, write_groups
+from experiments.report.group_files import write_groups, write_members
 from experiments.report.row import Row
 from experiments.report.score_files import write_images, write_proponents, write_self_influence
 from experiments.tasks.before_training import check_before_training
@@ -33,27 +35,30 @@ _RESAMPLES = 1000
 """The number of resamples of the draws that give the probability that an image is among the listed ones."""
 
 
-def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | None = None) -> None:
+def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | None = None, distance: float = SAME) -> None:
     """Score all training images and write the files of :mod:`experiments.report.score_files`.
 
     Args:
         top: Number of proponents and of opponents per CSV file.
         self_influence: Also write the self-influence of every training image.
-        groups: Also write the scores of groups of training images: "label", "folder" or a CSV file.
+        groups: Also write the scores of groups of training images: "label", "folder", "duplicates" or a CSV file.
+        distance: Of neighbors in a cluster of near-duplicates, within 0..1.
 
     Raises:
-        SettingError: If ``top`` is below 1, or ``self_influence`` is true and the estimator has none, or there are no
-            such groups.
+        SettingError: If ``top`` is below 1, or ``distance`` not within 0..1, or ``self_influence`` is true and the estimator has
+            none, or there are no such groups.
     """
     name, estimator = chosen_estimator(config)
     if top < 1:
         raise SettingError(f"task.top={top}: must be at least 1 (proponents and opponents per CSV)")
+    if not 0 <= distance <= 1:
+        raise SettingError(f"task.distance={distance}: must be within 0..1, a share of the range of pixels")
     with run_context(config) as run:
         experiment, get = run.experiment, run.store
         queries = build(config, "queries").node(experiment)
         estimator = in_groups(estimator, experiment.attributed, queries.count, experiment.train.count)
         check_before_training(run, estimator)
-        grouped = None if groups is None else _groups(experiment.data.load().train, groups)
+        grouped = None if groups is None else _groups(experiment.data.load().train, groups, distance)
         node = estimator.scores(experiment.attributed, experiment.train, queries)
         of_itself = _self_influence(name, estimator, experiment) if self_influence else None
         print_notes(estimator.notes())
@@ -65,6 +70,8 @@ def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | 
         scores.save(folder)
         write_images(folder / "queries.csv", explained)
         write_images(folder / "train.csv", train)
+        if grouped is not None:
+            write_members(folder, train, grouped)
         for variant in variants:
             path = folder if len(variants) == 1 else folder / variant.label
             path.mkdir(parents=True, exist_ok=True)
@@ -88,16 +95,19 @@ def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | 
             print(f"self-influence of every training image: {path}")
 
 
-def _groups(train: Images, by: str) -> dict[str, np.ndarray]:
-    """The rows of each group of training images.
+def _groups(train: Images, by: str, distance: float) -> dict[str, np.ndarray]:
+    """The rows of each group of training images; print how many groups there are.
 
     Raises:
         SettingError: there are no such groups.
     """
     try:
-        return groups_of(train, by)
+        groups = groups_of(train, by, distance)
     except GroupError as error:
-        raise SettingError(f"task.groups={by}: {error}") from error
+        setting = f"task.distance={distance}" if error.distance else f"task.groups={by}"
+        raise SettingError(f"{setting}: {error}") from error
+    print(summary(groups, by, distance, len(train)))
+    return groups
 
 
 def _self_influence(name: str, estimator: Estimator, experiment: Experiment) -> Node[Influence]:

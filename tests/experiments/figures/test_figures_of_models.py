@@ -110,3 +110,18 @@ def test_single_timesteps_are_labeled_by_their_log_snr():
     log_snr_labels(axes, np.array([7.26, -0.04, -3.0, -np.inf]), {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0})
     (noise,) = axes.child_axes
     assert [label.get_text() for label in noise.get_xticklabels()] == ["7.3", "0.0", "−3.0", "−∞"]
+
+
+def test_matrices_of_groups_have_a_unit_for_each_query():
+    """Claim: a panel for each method; colors are deviations from the mean of the query, so that scales do not matter."""
+    values = RANDOM.normal(size=(6, 4))
+    matrices = {"retraining": values, "kfac": 1e6 * values, "trak": -values, "constant": np.zeros((6, 4))}
+    figure = figures.group_matrices(matrices, list("001122"), ["0", "1", "2", "3"], "groups")
+    shown = {axes.get_title(): np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.get_title()}
+    np.testing.assert_allclose(shown["retraining"].mean(1), 0, atol=1e-12)
+    np.testing.assert_allclose(shown["retraining"].std(1), 1)
+    np.testing.assert_allclose(shown["kfac"], shown["retraining"])
+    np.testing.assert_allclose(shown["trak"], -shown["retraining"])
+    assert not shown["constant"].any()
+    assert overlaps(figure) == []
+    assert overlaps(figures.group_matrices(matrices, list("001122"), ["a long name", "and a longer one", "c", "d"], "groups")) == []

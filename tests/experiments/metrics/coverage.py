@@ -271,6 +271,8 @@ WORLDS: Mapping[str, World] = {
     "lds, 24 queries, 36 subsets": lds_world(24, 36, [0.3]),
     "lds, 5 queries, 36 subsets": lds_world(5, 36, [0.55]),
     "lds, 64 queries, 12 subsets": lds_world(64, 12, [0.55]),
+    "correlation over 10 groups, 32 queries": lds_world(32, 10, [0.55]),
+    "correlation over 10 groups, difference": lds_world(32, 10, [0.55, 0.45]),
     "lds of random scores": lds_world(64, 36, [1e-3]),
     "lds, difference": lds_world(64, 36, [0.55, 0.45]),
     "lds, difference, 5 queries": lds_world(5, 36, [0.55, 0.45]),

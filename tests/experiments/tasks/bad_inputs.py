@@ -87,6 +87,7 @@ SMALL_BENCHMARK = {
     "compression": (*SMALL, *_POOLS, "benchmark.compare=[]", "estimator=kfac"),
     "counterfactual": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.fractions=[0.25]"),
     "gradient_norms": (*SMALL, *_REPLAYED, "benchmark.examples=20", "benchmark.correlated=10"),
+    "groups": (*SMALL, *_BENCHMARK, *_POOLS, "queries@benchmark.queries.generated=generated", "benchmark.parts=[surrogate]"),
     "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
     "influential_timesteps": (*_SOURCES, *_REPLAYED, *_POOLS, "trainer.steps=12", "checkpoints.every=6", "benchmark.k=5"),
     "lds": (*SMALL, *_BENCHMARK, *_POOLS),

@@ -36,6 +36,15 @@ _WITHOUT_SETTINGS = tuple(
     )
 )
 """Overrides for a network that has no settings."""
+_GROUPS = (*SMALL, "benchmark=groups", "benchmark.compare=[]", "estimator=random", "benchmark.queries.validation.n=4")
+_GROUP_SETTINGS = (
+    "benchmark.subsets.groups=nowhere.csv",
+    "benchmark.subsets.groups=folder",
+    "benchmark.subsets.kept=0.99",
+    "benchmark.subsets.count=71",
+    "benchmark.parts=[lds,luck]",
+    "benchmark.most_models=90",
+)
 _GIVEN = ("data.n_train=24", "data.n_validation=12", "hardware.accelerator=cpu", "execution.device=cpu", "task=attribute")
 _TRAJECTORY = (*SCORES, "estimator=tracin", "estimator.draws.n=2", "estimator.checkpoints=2")
 
@@ -353,6 +362,9 @@ def _values() -> Iterator[BadInput]:
         ("task.processes=0", (*SMALL, "task=store", "task.action=check"), ("task.processes",)),
         ("task.self_influence=true", (*SCORES, "estimator=raw_cos"), ("task.self_influence",)),
         ("task.groups=nowhere.csv", SCORES, ("task.groups",)),
+        ("task.groups=folder", SCORES, ("task.groups",)),
+        ("task.distance=0", (*SCORES, "task.groups=duplicates"), ("task.distance",)),
+        *((setting, _GROUPS, (setting.partition("=")[0],)) for setting in _GROUP_SETTINGS),
         ("task.top=0", SCORES, ("task.top",)),
         ("tracker.mode=sometimes", (*TRAIN, "tracker=wandb"), ("tracker.mode",)),
     ):
