@@ -29,14 +29,18 @@ from attribution.diffusion import DDPM, EDM, NoiseSchedule, RectifiedFlow
 from attribution.diffusion.euler_samplers import EDMEulerSampler, FlowMatchEulerSampler
 from attribution.diffusion.samplers import DDIMSampler, DDPMSampler
 from attribution.estimators import Estimator, Guided, LiSSA, ReTrac, SelfInfluence, TracIn
+from attribution.estimators.astra import ASTRA
 from attribution.estimators.balance import Balance
+from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.half_trak import HalfPrecisionTRAK
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
 from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.trak import TRAK
+from attribution.estimators.unlearning import Unlearning
 from attribution.execution import Execution
 from attribution.gradients.compression import Quantized, TruncatedSVD
 from attribution.images.draws import Even, Fixed, Uniform
@@ -136,7 +140,7 @@ def scores(kind: Any, model: Any = MODEL, data: Any = None, queries: Any = QUERI
         }
         return kind(draws=DRAWS, execution=execution, **on_device).scores(model, data or model.data, queries)
 
-    at = {"damping": settings["damping"]} if kind in (KFACInfluence, TRAK, RelativeIF, RenormIF) else {}
+    at = {"damping": settings["damping"]} if kind in (KFACInfluence, TRAK, RelativeIF, RenormIF, DAS) else {}
     equal(node, model, **at, **({"draws": DRAWS.count} if kind is KFACInfluence else {}))
 
 
@@ -326,8 +330,10 @@ def trak() -> None:
     features = {"query_feature": SquareNorm(PROCESS), "train_feature": LOSS, "damping": 1e-3}
     for projection in (Identity(), Gaussian(6), Rademacher(6), SJLT(12, s=2), Kronecker(3, 4)):
         scores(TRAK, projection=projection, **features)
-    for kind in (RelativeIF, RenormIF):
+    for kind in (RelativeIF, RenormIF, DAS):
         scores(kind, projection=Gaussian(6), **features)
+    for projection in (Identity(), Gaussian(6)):
+        scores(TRAK, projection=projection, balance=Balance("draw", "both"), **features)
 
 
 @check
@@ -349,7 +355,14 @@ def training_trajectory() -> None:
 
 @check
 def lissa() -> None:
-    scores(LiSSA, measurement=LOSS, damping=0.05, scale=100.0, depth=3, batch_size=4)
+    settings: dict[str, Any] = {"measurement": LOSS, "damping": 0.05, "scale": 100.0, "depth": 3, "batch_size": 4}
+    scores(LiSSA, **settings)
+    scores(ASTRA, curvature=functools.partial(EKFAC, draws=DRAWS), **settings)
+
+
+@check
+def unlearning() -> None:
+    scores(Unlearning, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-2, amount=0.1, steps=2)
 
 
 @check
@@ -357,6 +370,7 @@ def references() -> None:
     for cosine in (False, True):
         settings = {"embedding": Pixels(), "cosine": cosine}
         equal(lambda e, settings=settings: EmbeddingSimilarity(**settings, execution=e).scores(MODEL, MODEL.data, QUERIES))
+    equal(lambda e: NDA(timestep=3, patch=3, coarse=4, execution=e).scores(MODEL, MODEL.data, QUERIES))
     equal(lambda execution: Random(seed=1, execution=execution).scores(MODEL, MODEL.data, QUERIES))
 
 

@@ -70,6 +70,10 @@ class KroneckerBasis(Basis):
             g = gradients[layer]
             yield layer, self.QB[layer].to(g).mT @ (g @ self.QA[layer].to(g))
 
+    def restored(self, rotated: LayerGradients) -> LayerGradients:
+        """QB r QAᵀ for r ``[.., out, in (+1)]``: the gradients that ``rotations`` turns into r."""
+        return {layer: self.QB[layer].to(r) @ (r @ self.QA[layer].to(r).mT) for layer, r in rotated.items()}
+
     def save(self, folder: Path) -> None:
         save_file(flatten(QA=self.QA, QB=self.QB, values=self.values), folder / "basis.safetensors")
 

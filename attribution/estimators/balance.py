@@ -22,7 +22,7 @@ from attribution.gradients.norms import GradientNorms, NormShard
 from attribution.gradients.per_example import Weights
 from attribution.images import ImageSet
 from attribution.images.bins import bin_of
-from attribution.images.draws import Uniform
+from attribution.images.draws import Side, Uniform
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, execution
 
@@ -38,31 +38,40 @@ DRAWS_PER_INTERVAL = 40
 class Balance:
     """How the gradients of single draws are weighted.
 
-    ``side``: the side whose draws are weighted, "query" or "train". ``by``: "draw" weights each draw by 1/‖∇‖; "timestep" by 1 over
-    the mean norm of the training set at its timestep; a list of n weights is for n equal intervals of timesteps.
+    ``side``: the side whose draws are weighted, "query", "train" or "both". ``by``: "draw" weights each draw by 1/‖∇‖; "timestep"
+    by 1 over the mean norm of the training set at its timestep; a list of n weights is for n equal intervals of timesteps.
     """
 
     NAME = "Balance"
     VERSION = 1
 
     by: Literal["draw", "timestep"] | Sequence[float] = "draw"
-    side: Literal["query", "train"] = "query"
+    side: Literal["query", "train", "both"] = "query"
 
     def __post_init__(self):
-        if self.side not in ("query", "train"):
-            raise FieldError(self, "side", "choose query or train")
+        if self.side not in ("query", "train", "both"):
+            raise FieldError(self, "side", "choose query, train or both")
         weights = () if isinstance(self.by, str) else self.by
         if self.by not in ("draw", "timestep") and not (any(weights) and all(map(math.isfinite, weights))):
             raise FieldError(self, "by", "choose draw, timestep, or a list of finite weights that are not all zero")
 
+    def on(self, side: Side) -> "Balance | None":
+        """This balance, if it weights the draws of ``side``, else None."""
+        return self if self.side in (side, "both") else None
+
     def weights(self, timestep: Tensor, norms: "TimestepNorms", get: Get) -> Weights:
         """The weights of draws at ``timestep [B, K]``: a tensor, or a function of the gradient norms."""
-        if self.by == "draw":
-            return inverse
         if self.by == "timestep":
             return inverse(get(norms).at(timestep))
+        return self.of_draws(timestep, norms.trained.process.T)
+
+    def of_draws(self, timestep: Tensor, T: int) -> Weights:
+        """The same where they need no norms of the training set, ``by`` draw or a list."""
+        if self.by == "draw":
+            return inverse
+        assert self.by != "timestep"
         weights = torch.tensor(list(self.by), dtype=torch.float32, device=timestep.device)
-        return weights[bin_of(timestep, len(weights), norms.trained.process.T)]
+        return weights[bin_of(timestep, len(weights), T)]
 
 
 @dataclass(frozen=True, eq=False)

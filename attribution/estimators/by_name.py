@@ -8,17 +8,21 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from attribution.curvature import EKFAC, KFAC
+from attribution.estimators.astra import ASTRA
 from attribution.estimators.base import Estimator
+from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.guided import Guided
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.lissa import LiSSA
+from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.similarity import GradientSimilarity
 from attribution.estimators.tracin import TracIn
 from attribution.estimators.trak import TRAK
+from attribution.estimators.unlearning import Unlearning
 from attribution.execution import Execution
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import Measure, SquareNorm
@@ -42,7 +46,7 @@ class _Default:
     name: str
 
 
-_EVEN, _EKFAC, _SQUARE = _Default("even"), _Default("ekfac"), _Default("square")
+_EVEN, _EKFAC, _SQUARE, _TENTH = _Default("even"), _Default("ekfac"), _Default("square"), _Default("tenth")
 
 ESTIMATORS: Mapping[str, Choice] = {
     "kfac": Choice(KFACInfluence),
@@ -51,6 +55,7 @@ ESTIMATORS: Mapping[str, Choice] = {
     "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "relative_if": Choice(RelativeIF),
     "renorm_if": Choice(RenormIF),
+    "das": Choice(DAS, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "grad_dot": Choice(GradientSimilarity, {"cosine": False}),
     "grad_cos": Choice(GradientSimilarity, {"cosine": True}),
     "tracincp": Choice(GradientSimilarity, {"cosine": False, "checkpoints": "all"}),
@@ -59,8 +64,11 @@ ESTIMATORS: Mapping[str, Choice] = {
     "retrac": Choice(ReTrac, {"draws": _EVEN, "checkpoints": "all"}),
     "guided": Choice(Guided, {"draws": _EVEN, "checkpoints": "all"}),
     "lissa": Choice(LiSSA),
+    "astra": Choice(ASTRA, {"curvature": _EKFAC}),
+    "unlearning": Choice(Unlearning, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
     "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
+    "nda": Choice(NDA, {"timestep": _TENTH}),
     "random": Choice(Random),
 }
 """The choices by name. Those over checkpoints take all of them; ``conf/estimator`` takes four."""
@@ -111,6 +119,7 @@ def _defaults(objective: Measure, seed: int, flips: bool, execution: Execution) 
         _EVEN.name: Even(_DRAWS, seed=seed),
         _EKFAC.name: EKFAC(**of_curvature),
         _SQUARE.name: SquareNorm(objective.process),
+        _TENTH.name: max(1, objective.process.T // 10),
     }
 
 

@@ -113,7 +113,7 @@ class KFACInfluence(ShardedEstimator):
 
     def balance_of(self, side: Side) -> Balance | None:
         """How the gradients of ``side`` ("query" or "train") are balanced."""
-        return self.balance if self.balance is not None and self.balance.side == side else None
+        return None if self.balance is None else self.balance.on(side)
 
     def mean_of(self, side: Side, trained: Trained, train: ImageSet, get: Get) -> Mean:
         """The mean over draws on ``side``."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from attribution.checks import FieldError, whole
+from attribution.estimators.balance import Balance
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
@@ -25,10 +26,11 @@ from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node
+from attribution.nodes import Cost, Get, Node, added
 from attribution.projection import Projection
 
 SHARED = (
+    "attribution.estimators.balance",
     "attribution.estimators.replicated",
     "attribution.estimators.sharded",
     "attribution.features.spectrum",
@@ -49,7 +51,8 @@ class KernelEstimator(Estimator):
     ``damping``: λ, one value or a list. As everywhere in this project it is added to the curvature of the *mean* (1/N). D-TRAK's
     code adds its λ to ΦᵀΦ, with projections without a factor of 1/√k; it is ``k N`` times ours (``from_dtrak``). ``flips``: mirror
     training images at random, as training did. ``models``: the number of models, with different training seeds, whose scores are
-    averaged.
+    averaged. ``balance``: weights of the gradients of single draws, on either side or both. Divided by their norms (``by="draw"``),
+    as Concept-TRAK does on both sides, all timesteps count alike in a feature.
     """
 
     REPLICATED = ("query",)
@@ -62,6 +65,7 @@ class KernelEstimator(Estimator):
     damping: float | Sequence[float] = 1e-8
     flips: bool = False
     models: int = 1
+    balance: Balance | None = added(default=None)
 
     def __post_init__(self):
         check_dampings(self)
@@ -69,6 +73,11 @@ class KernelEstimator(Estimator):
         self.draws.refuse_lists("a feature", replicates="query" in self.REPLICATED)
         if self.draws.replicates > 1 and self.models > 1:
             raise FieldError(self, "models", "an ensemble has no errors by groups of draws: take one model, or draws in one group")
+        if self.balance is not None and self.balance.by == "timestep":
+            message = (
+                "mean norms at a timestep are those of the loss, and features are gradients of any function: choose draw or a list"
+            )
+            raise FieldError(self.balance, "by", message)
         if (self.measurement is None) == (self.query_feature is None):
             raise ValueError(f"{type(self).__name__}: give exactly one of measurement and query_feature")
 
@@ -105,13 +114,18 @@ class KernelEstimator(Estimator):
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         projection = self.projection.chosen(gradient_shapes(trained))
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1, projection=projection)
-        members = [with_replicates(self, KernelScores(stored, train, queries, trained.member(i))) for i in range(self.models)]
+        members = [with_replicates(self, stored.node(train, queries, trained.member(i))) for i in range(self.models)]
         return members[0] if self.models == 1 else EnsembleScores(tuple(members))
+
+    def node(self, train: ImageSet, queries: ImageSet, trained: Trained) -> "KernelScores":
+        """The scores of one model."""
+        return KernelScores(self, train, queries, trained)
 
     def features(self, trained: Trained, images: ImageSet, role: str) -> Features:
         """The features of queries (role "query") or training images (role "attribution")."""
         measure = self.query_measure if role == "query" else self.train_feature or trained.objective
-        return Features.of(self, trained, images, measure, role)
+        balance = None if self.balance is None else self.balance.on("query" if role == "query" else "train")
+        return Features.of(self, trained, images, measure, role, balance=balance)
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,11 @@ class KernelScores(ShardedScores):
         right = eigen.right
         dampings = [damping for damping in self.estimator.dampings if _stable(damping, eigen.values, requested=damping not in GRID)]
         values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(eigen, damping) for damping in dampings]
-        return self.assembled(np.stack(values), get, axes={"damping": dampings})
+        return self.assembled(np.stack([self.finished(of_damping, get) for of_damping in values]), get, axes={"damping": dampings})
+
+    def finished(self, values: np.ndarray, get: Get) -> np.ndarray:
+        """Scores at one damping from the scaled products ``values [.., N]``, float64."""
+        return values
 
     def diagonal(self, damping: float, get: Get) -> np.ndarray:
         """The scores of training examples for themselves, ``[N]``, if the queries are the training examples.
@@ -176,7 +194,8 @@ class KernelScores(ShardedScores):
         """
         left, eigen = self._sides(get)
         _stable(damping, eigen.values, requested=True)
-        return np.einsum("nr,nr->n", left / (eigen.values + damping), eigen.right) * self.estimator.scale(eigen, damping)
+        products = np.einsum("nr,nr->n", left / (eigen.values + damping), eigen.right)
+        return self.finished(products * self.estimator.scale(eigen, damping), get)
 
     def _sides(self, get: Get) -> tuple[np.ndarray, TrainingEigen]:
         """The coordinates of the queries ``[Q, r]``, and the training images."""

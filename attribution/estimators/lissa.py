@@ -9,7 +9,7 @@ truncation after J steps, which acts like extra damping of about σ/J: direction
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -94,6 +94,16 @@ class LiSSA(ShardedEstimator):
         shared = {setting.name: getattr(self, setting.name) for setting in fields(Recursion)}
         return Recursion(**{**shared, "draws": self.draws.side("train")})
 
+    def preconditioner(self, trained: Trained, train: ImageSet) -> Node[Any] | None:
+        """A node that the recursion needs, or None."""
+        return None
+
+    def inverse(
+        self, per_example: PerExampleGradients, trained: Trained, train: ImageSet, v: LayerGradients, get: Get
+    ) -> LayerGradients:
+        """Return ``(H + λI)⁻¹ v`` for all vectors ``[Q, ..]`` in ``v``."""
+        return self.recursion(per_example, trained, get(train), v)
+
 
 @dataclass(frozen=True)
 class LissaQueryBlock(QueryBlock[QueryVectors]):
@@ -108,10 +118,20 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
     train: ImageSet
 
     def together(self) -> Hashable:
-        return key(self.trained, self.train, self.estimator.recursion, self.rows[0] // self.estimator.query_batch)
+        preconditioner = self.estimator.preconditioner(self.trained, self.train)
+        return key(self.trained, self.train, self.estimator.recursion, preconditioner, self.rows[0] // self.estimator.query_batch)
+
+    def parents(self) -> list[Node]:
+        preconditioner = self.estimator.preconditioner(self.trained, self.train)
+        return [*super().parents(), *([] if preconditioner is None else [preconditioner])]
 
     def cost(self) -> Cost:
-        passes = self.count * self.estimator.draws.side("query").count + self.estimator.recursion.passes(self.count)
+        # The blocks of a batch share its recursion.
+        batch = self.estimator.query_batch
+        first = self.rows[0] // batch * batch
+        queries = min(batch, getattr(self.queries, "count", self.rows[1]) - first)
+        passes = self.count * self.estimator.draws.side("query").count
+        passes += self.estimator.recursion.passes(queries) * self.count / queries
         size = FLOAT32_BYTES * self.count * self.trained.parameter_count
         return Cost(passes=passes, memory=5 * size, disk=size)
 
@@ -121,7 +141,7 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
         per_example = engine(first.trained, None, first.estimator.execution, get)
         gradients = [node._gradients(per_example, get) for node in nodes]
         v = {layer: torch.cat([block[layer] for block in gradients]) for layer in gradients[0]}
-        products = first.estimator.recursion(per_example, first.trained, get(first.train), v)
+        products = first.estimator.inverse(per_example, first.trained, first.train, v, get)
         blocks = {layer: vectors.cpu().split([node.count for node in nodes]) for layer, vectors in products.items()}
         return [QueryVectors({layer: vectors[i] for layer, vectors in blocks.items()}) for i in range(len(nodes))]
 

@@ -83,8 +83,8 @@ class Recursion:
         if not all(held):
             step = last - len(held) + 1 + held.index(False)
             raise FloatingPointError(
-                f"LiSSA grows without bound (step {step} of repeat {repeat + 1}): a batch's curvature has eigenvalues above "
-                f"2 scale = {2 * self.scale:g} or below -damping = {-self.damping:g}; raise scale, damping or batch_size"
+                f"the recursion grows without bound (step {step} of repeat {repeat + 1}): a batch's curvature has eigenvalues "
+                f"above 2 scale = {2 * self.scale:g} or below -damping; raise scale, damping or batch_size"
             )
 
     def batches(

@@ -15,17 +15,26 @@ from torch import Tensor
 
 from attribution.execution import FLOAT32_BYTES, Execution, ranges
 from attribution.features.projector_cache import projector
+from attribution.gradients.contraction import Contraction
 from attribution.gradients.network_cache import engine, gradient_shapes
-from attribution.gradients.per_example import Captured, PerExampleGradients, contracted_together
+from attribution.gradients.per_example import LayerGradients, PerExampleGradients, Weights, contracted_together
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Arrays, Cost, Get, JointNode, execution, key
+from attribution.nodes import Arrays, Cost, Get, JointNode, added, execution, key
 from attribution.projection import Identity, Projection
 from attribution.transfers import to_device
 
 SHARED = ("attribution.features.projector_cache", "attribution.gradients.network_cache")
+
+
+class Balancing(Protocol):
+    """Weights of single draws in features: a frozen dataclass, whose fields are its identity (``estimators.balance.Balance``)."""
+
+    def of_draws(self, timestep: Tensor, T: int) -> Weights:
+        """The weights of draws at ``timestep [B, K]``: a tensor, or a function of their gradient norms."""
+        ...
 
 
 class FeatureSettings(Protocol):
@@ -49,6 +58,7 @@ class Features:
     """The features of a set of images.
 
     ``measure``: the function f. ``role``: the name of the stream of draws. ``step``: a checkpoint, or None for the final model.
+    ``balance``: weights of the draws in the mean over them; None: 1.
     """
 
     NAME = "Features"
@@ -62,11 +72,19 @@ class Features:
     role: str
     flips: bool = False
     step: int | None = None
+    balance: Balancing | None = added(default=None)
     execution: Execution = execution(default=Execution())
 
     @classmethod
     def of(
-        cls, settings: FeatureSettings, trained: Trained, images: ImageSet, measure: Measure, role: str, step: int | None = None
+        cls,
+        settings: FeatureSettings,
+        trained: Trained,
+        images: ImageSet,
+        measure: Measure,
+        role: str,
+        step: int | None = None,
+        balance: Balancing | None = None,
     ) -> Self:
         """Return the features of queries (role "query") or training images (role "attribution") under an estimator's settings.
 
@@ -81,6 +99,7 @@ class Features:
             role=role,
             flips=settings.flips and role == "attribution",
             step=step,
+            balance=balance,
             execution=settings.execution,
         )
 
@@ -131,13 +150,16 @@ class Features:
     def pass_settings(self) -> list[Any]:
         """The settings that features share if one forward pass of the network serves them all."""
         measure = None if self.measure.takes_images() else self.measure
-        return [self.trained, self.images, measure, self.draws, self.role, self.flips, self.step]
+        return [self.trained, self.images, measure, self.draws, self.role, self.flips, self.step, self.balance]
 
 
-def captured_together(features: Sequence[Features], get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, list[Captured]]]:
-    """Yield the captures of several features of images ``rows[0]..rows[1]-1``, with their row slice.
+def means_together(
+    features: Sequence[Features], contractions: Sequence[Sequence[Contraction | None]], get: Get, rows: tuple[int, int]
+) -> Iterator[tuple[slice, list[list[LayerGradients]]]]:
+    """Yield the means over draws of several features of images ``rows[0]..rows[1]-1``, with their row slice.
 
-    The features share their ``pass_settings``. As many images are captured at once as memory allows.
+    The features share their ``pass_settings``; each has its own ``contractions``. As many images are captured at once as memory
+    allows. With a ``balance`` every mean takes a pass of its own, because it needs the norms of the draws' whole gradients first.
     """
     first = features[0]
     per_example, process = first.engine(get), first.trained.process
@@ -147,13 +169,23 @@ def captured_together(features: Sequence[Features], get: Get, rows: tuple[int, i
         ids = to_device(images.ids(block), device)
         draws = first.draws.draw(first.role, ids, process.T, first.flips, first.condition_dropout)
         x0, condition = to_device(images.x0(block), device), images.conditions(block)
-        yield block, [per_example.capture(each.measure, x0, draws, condition) for each in features]
+        captures = [per_example.capture(each.measure, x0, draws, condition) for each in features]
+        if first.balance is None:
+            yield block, contracted_together(captures, contractions)
+            continue
+        weights = [first.balance.of_draws(each.measure.timesteps(draws), process.T) for each in features]
+        yield (
+            block,
+            [
+                [captured.contracted(contraction, of_draws) for contraction in own]
+                for captured, own, of_draws in zip(captures, contractions, weights, strict=True)
+            ],
+        )
 
 
 def gradients_together(features: Sequence[Features], get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield the whole gradients ``[n, P]`` of several features that share their ``pass_settings``, with their row slice."""
-    for block, captures in captured_together(features, get, rows):
-        means = contracted_together(captures, [[None]] * len(captures))
+    for block, means in means_together(features, [[None]] * len(features), get, rows):
         yield block, [torch.cat([gradient.flatten(1) for gradient in mean.values()], 1).float() for (mean,) in means]
 
 
@@ -209,8 +241,8 @@ def _tables(by_measure: Sequence[Sequence[FeatureShard]], rows: tuple[int, int],
     projectors = [[projector(node.features.projection, per_example) for node in own] for own in by_measure]
     contractions = [[project.contraction for project in own] for own in projectors]
     blocks: dict[str, list[np.ndarray]] = {node.fingerprint: [] for own in by_measure for node in own}
-    for _, captures in captured_together([own[0].features for own in by_measure], get, rows):
-        for own, projects, means in zip(by_measure, projectors, contracted_together(captures, contractions), strict=True):
+    for _, of_measures in means_together([own[0].features for own in by_measure], contractions, get, rows):
+        for own, projects, means in zip(by_measure, projectors, of_measures, strict=True):
             for node, project, mean in zip(own, projects, means, strict=True):
                 blocks[node.fingerprint].append(project.features_of(mean).float().cpu().numpy())
     return {name: np.concatenate(tables) for name, tables in blocks.items()}

@@ -190,17 +190,18 @@ class Captured:
             self._norms = self._norms.view(self._draws.timestep.shape)
         return self._norms
 
-    def contracted(self, contraction: Contraction | None) -> LayerGradients:
-        """Return (1/K) Σ_k of ``contraction`` for every draw; a projection, for example, need not form the gradients.
+    def contracted(self, contraction: Contraction | None, weights: Weights = None) -> LayerGradients:
+        """Return (1/K) Σ_k w_{b,k} of ``contraction`` for every draw; a projection, for example, need not form the gradients.
 
-        None stands for the gradients themselves.
+        None stands for the gradients themselves, and weights are those of ``mean``.
         """
         if contraction is None:
-            return self.mean()
+            return self.mean(weights)
         if self._masked is not None:
             parent, mask = self._masked
-            return parent._average(mask.to(self._dtype), contraction)
-        return self._average(None, contraction)
+            weights = weights(self.norms()) if callable(weights) else weights
+            return parent._average(mask.to(self._dtype) if weights is None else weights * mask, contraction)
+        return self._average(weights.to(self._device, self._dtype) if isinstance(weights, Tensor) else weights, contraction)
 
     def mean(self, weights: Weights = None) -> LayerGradients:
         """Return (1/K) Σ_k w_{b,k} ∇_{b,k} for each layer.

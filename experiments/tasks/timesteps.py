@@ -94,7 +94,7 @@ def _check(name: str, estimator: Estimator, draws: Sequence[int], bins: int, gro
         message = "a window is chosen from scores of K-FAC influence: choose estimator=kfac, and set the window for this one"
         raise SettingError(f"estimator={name}: {message}")
     scheme = estimator.draws
-    if not isinstance(scheme, Uniform) or scheme.replicates > 1 or scheme.bins > 1 or len(scheme.pairs) > 1 or scheme.shared:
+    if not isinstance(scheme, Uniform) or scheme.replicates != 1 or scheme.bins > 1 or len(scheme.pairs) > 1 or scheme.shared:
         needed = "draws@estimator.draws=uniform with one number n, replicates=1, bins=1 and shared=false"
         raise SettingError(f"estimator.draws: task=timesteps needs {needed}")
     if len(estimator.dampings) != 1:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from attribution.checks import FieldError
+from attribution.estimators.balance import Balance
 from attribution.estimators.kernel import GRID, from_dtrak
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
@@ -18,7 +20,7 @@ from attribution.features.features import FeatureShard
 from attribution.gradients import hooks, network_cache
 from attribution.images.draws import Even, Uniform
 from attribution.measurements import ElboWeighted, Interpolated, JourneyLoss, Loss, OutputMean, OutputNorm, SquareNorm
-from attribution.nodes import InMemory
+from attribution.nodes import InMemory, describe
 from attribution.projection import SJLT, Automatic, Gaussian, Identity, Kronecker, Rademacher
 from attribution.training.checkpoints import AtSteps
 from experiments.models.samples import Samples
@@ -73,8 +75,8 @@ def output_function(measure, output, noise, t):
     return 100 * weight[t - 1] * ((noise - output) ** 2).flatten(1).sum(1)
 
 
-def gradients(get, measure, images, role, draws, step=None):
-    """Rows of whole gradients by autograd alone, a mean over draws, one at a time, in float64."""
+def gradients(get, measure, images, role, draws, step=None, normalized=False):
+    """Rows of whole gradients by autograd alone, means over draws, one at a time, in float64. ``normalized``: of unit gradients."""
     network = RECORD.network(get, step).double()
     betas = torch.linspace(1e-4, 0.1, 100, dtype=torch.float64)
     bars = torch.cumprod(1 - betas, 0)
@@ -88,16 +90,18 @@ def gradients(get, measure, images, role, draws, step=None):
             x_t = bars[t - 1].sqrt() * x0 + (1 - bars[t - 1]).sqrt() * epsilon
             value = output_function(measure, network(x_t, torch.tensor([t - 1])).sample, epsilon, t)
             parts = torch.autograd.grad(value.sum(), list(network.parameters()))
-            total = total + torch.cat([g.flatten() for g in parts]) / drawn.count
+            gradient = torch.cat([g.flatten() for g in parts])
+            total = total + (gradient / gradient.norm() if normalized else gradient) / drawn.count
         rows.append(total)
     return torch.stack(rows).numpy()
 
 
 @functools.cache
-def _rows(measure):
+def _rows(measure, normalized=False):
     get = InMemory()
     draws = Uniform(4, seed=1)
-    return gradients(get, measure, get(QUERIES), "query", draws), gradients(get, measure, get(RECORD.data), "attribution", draws)
+    sides = ((QUERIES, "query"), (RECORD.data, "attribution"))
+    return tuple(gradients(get, measure, get(images), role, draws, normalized=normalized) for images, role in sides)
 
 
 def literal(measure, damping=DAMPING, kind=TRAK):
@@ -140,6 +144,39 @@ def test_relatives_are_their_equations(get, kind, damping):
     """Claim: relative and renormalized influence divide by the length of (C + λ)⁻¹φ(z), and of φ(z)."""
     expected = literal(LOSS, damping, kind)
     np.testing.assert_allclose(only(estimator(kind, damping=damping), get), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("side", ["query", "train", "both"])
+def test_balanced_features_are_of_unit_gradients(get, side):
+    """Claim: with a balance the gradient of every draw on its side is divided by its norm before the mean, also in the kernel."""
+    q, z = (_rows(SquareNorm(PROCESS), side in (own, "both"))[i] for i, own in enumerate(("query", "train")))
+    expected = q @ solved(z, DAMPING)
+    found = only(estimator(feature=SquareNorm(PROCESS), balance=Balance("draw", side)), get)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_balanced_features_can_be_projected_and_divided(get):
+    """Claim: features of balanced gradients are the same in passes of two inputs; many of them give nearly the exact scores."""
+    balanced = {"feature": SquareNorm(PROCESS), "balance": Balance("draw", "both")}
+    for projection in (Kronecker(k_out=3, k_in=4, seed=2), Gaussian(k=12, seed=2)):
+        one = estimator(projection=projection, **balanced)
+        divided = replace(one, execution=Execution(device="cpu", batch_size=2, shard=3))
+        np.testing.assert_allclose(only(divided, get), only(one, InMemory()), rtol=2e-3)
+    exact, projected = (only(estimator(projection=each, **balanced), get) for each in (Identity(), Kronecker(k_out=8, k_in=64)))
+    assert np.corrcoef(exact.ravel(), projected.ravel())[0, 1] > 0.95
+
+
+def test_a_list_of_weights_counts_stretches_of_timesteps(get):
+    """Claim: weights of equal stretches are linear: those of the halves add up to the features without a balance."""
+    parts = [only(estimator(balance=Balance(by, "query")), get) for by in ([1.0, 0.0], [0.0, 1.0])]
+    np.testing.assert_allclose(parts[0] + parts[1], only(estimator(), get), rtol=1e-3, atol=1e-6)
+
+
+def test_norms_by_timestep_are_refused_for_features():
+    """Claim: mean norms of the loss are no norms of other functions' gradients; the error says what to choose."""
+    with pytest.raises(FieldError, match=r"by=timestep.*choose draw or a list"):
+        estimator(balance=Balance("timestep"))
+    assert describe(estimator()) == describe(estimator(balance=None))
 
 
 def test_dtrak_meets_trak_and_square(get):

@@ -264,7 +264,9 @@ VALID = (
     r"data\.pad=0",  # with data.size=28
     r"data\.(train|validation)_key=(null|no_such_word)",  # without effect where there is no data.index_file
     r"feature\.p=(inf|1\.5)",
-    r"estimator\.scale=1\.5",
+    r"estimator\.(scale|amount)=1\.5",
+    r"estimator\.border=(-1|0|1\.5)",
+    r"estimator\.top=null",  # all positions of an image
     r"feature\.eta=-1",
     r"diffusion\.process\.(logit_mean|P_mean)=-1",
     r"benchmark\.(repeats|outlier)=0",

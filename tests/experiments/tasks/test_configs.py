@@ -25,7 +25,7 @@ from experiments.tasks.composition import estimators_of, experiment_of
 from experiments.tasks.plan import plan
 from tests.experiments.tasks.compositions import CONF, composed, options
 
-SLOW = ("tuned", "datamodels", "retraining", "half_trak", "lissa")
+SLOW = ("tuned", "datamodels", "retraining", "half_trak", "lissa", "astra")
 """Estimators that train models or take many passes."""
 TINY = [
     "data.n_train=24",
@@ -215,7 +215,7 @@ def test_every_estimator_scores(name, memory, tmp_path):
     settings = composed(f"estimator={name}", "queries=generated").estimator
     changed = ["estimator.checkpoints=[3,6]"] if settings.get("checkpoints") is not None else []
     changed += ["estimator.draws.n=2"] if "draws" in settings else []
-    changed += ["estimator.depth=5"] if "depth" in settings else []
+    changed += ["estimator.depth=5", "estimator.batch_size=32", "estimator.scale=1000"] if "depth" in settings else []
     if name.startswith("clip"):
         transformers = pytest.importorskip("transformers")
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
