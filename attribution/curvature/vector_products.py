@@ -40,6 +40,10 @@ class CurvatureProduct(ABC):
         """The number of forward and backward passes for each draw."""
 
     @abstractmethod
+    def held(self, draws: int) -> int:
+        """The number of gradients in memory beside the vectors and the products, if those of ``draws`` draws fit into a block."""
+
+    @abstractmethod
     def __call__(
         self,
         per_example: PerExampleGradients,
@@ -69,6 +73,9 @@ class Hessian(CurvatureProduct):
     def passes(self, queries: int) -> float:
         return 2.0 * (1 + queries)
 
+    def held(self, draws: int) -> int:
+        return 3  # the gradient, a vector as parameters, and its product
+
     def __call__(
         self,
         per_example: PerExampleGradients,
@@ -94,7 +101,7 @@ class Hessian(CurvatureProduct):
                     )  # fmt: skip
                     for name, block in _blocks(layers, product).items():
                         total[name][q] += block
-        return {name: block / len(inputs.t) for name, block in total.items()}
+        return {name: block.div_(len(inputs.t)) for name, block in total.items()}
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,9 @@ class GaussNewton(CurvatureProduct):
     def passes(self, queries: int) -> float:
         return 1.0
 
+    def held(self, draws: int) -> int:
+        return draws
+
     def __call__(
         self,
         per_example: PerExampleGradients,
@@ -123,13 +133,14 @@ class GaussNewton(CurvatureProduct):
         single, images, condition = draws.single(), x0.repeat_interleave(draws.count, 0), per_draw(condition, draws)
         probe = OutputProbe(objective.process, sample=sample)
         total = {name: torch.zeros_like(block) for name, block in vectors.items()}
-        for rows in pieces(len(single), per_example.batch_size):
+        for rows in pieces(len(single), min(per_example.batch_size, per_example.gradients_at_once)):
             condition_of_rows = None if condition is None else condition[rows]
             g = per_example.capture(probe, images[rows], single.rows(rows), condition_of_rows).mean()
             of_pairs = products(vectors, g)  # ⟨v_q, g_b⟩
-            for name, block in g.items():
-                total[name] += (of_pairs @ block.flatten(1)).view_as(total[name])
-        return {name: block / len(single) for name, block in total.items()}
+            for name in g:
+                total[name] += (of_pairs @ g[name].flatten(1)).view_as(total[name])
+            del g  # before those of the next draws are made
+        return {name: block.div_(len(single)) for name, block in total.items()}
 
 
 def _blocks(layers: Mapping[str, Layer], parameters: tuple[Tensor, ...]) -> LayerGradients:

@@ -102,6 +102,9 @@ class Whitened(CurvatureProduct):
     def passes(self, queries: int) -> float:
         return self.product.passes(queries)
 
+    def held(self, draws: int) -> int:
+        return self.product.held(draws)
+
     def __call__(
         self,
         per_example: PerExampleGradients,

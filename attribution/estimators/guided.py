@@ -125,7 +125,7 @@ class GuidedScores(ShardedScores):
         products, steps = self._retrac.cost(), at_least(self.estimator.checkpoints)
         size = FLOAT32_BYTES * len(ENDS) * self.pairs
         norms = steps * self.train.count + sum(curve.cost().passes for curve in self._curves([0] * steps))
-        return Cost(passes=products.passes + norms, memory=products.memory + 4 * size, disk=size)
+        return Cost(passes=products.passes + norms, at_once=products.at_once, memory=products.memory + 4 * size, disk=size)
 
     def compute(self, get: Get) -> Scores:
         record, norms_at = get(self.trained), self._norms(get)

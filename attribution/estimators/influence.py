@@ -39,7 +39,7 @@ from attribution.gradients.resident import batches_within, resident
 from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node, key
+from attribution.nodes import Cost, Get, Node, SharingNode, key
 from attribution.transfers import to_device
 
 SHARED = (
@@ -145,7 +145,7 @@ class KFACInfluence(ShardedEstimator):
 
 
 @dataclass(frozen=True)
-class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
+class InfluenceQueryBlock(QueryBlock[QueryCoefficients], SharingNode[QueryCoefficients]):
     """The coefficients of a block of queries in the basis. Estimators with other curvatures or compressions share the gradients."""
 
     NAME = "InfluenceQueryBlock"
@@ -159,12 +159,18 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
     def together(self) -> Hashable:
         return key(self.trained, self.train, self.queries, self.rows, self.estimator.measurement, self.estimator.draws)
 
-    def cost(self) -> Cost:
-        gradients = self.count * self.estimator.gradient_bytes("query", self.trained)
-        disk = self.count * self.estimator.query_bytes(self.trained)
-        memory = self._basis.cost().disk + 2 * gradients + disk  # a pass has as many gradients as the sums over passes
-        products = self.count * self.estimator.rotation_products("query", self.trained)
-        return Cost(passes=self.count * self.estimator.draws.count, products=products, memory=memory, disk=disk)
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, means = nodes[0], len({key(node.estimator.balance_of("query")) for node in nodes})
+        gradients = first.count * first.estimator.gradient_bytes("query", first.trained)
+        basis = max(node._basis.cost().disk for node in nodes)
+        disk = sum(node.count * node.estimator.query_bytes(node.trained) for node in nodes)
+        return Cost(
+            passes=first.count * first.estimator.draws.count,
+            products=sum(node.count * node.estimator.rotation_products("query", node.trained) for node in nodes),
+            memory=basis + (1 + means) * gradients + disk,  # a pass has as many gradients as the sums over passes
+            disk=disk,
+        )
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryCoefficients]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -185,7 +191,7 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients]):
 
 
 @dataclass(frozen=True)
-class InfluenceTrainingBlock(TrainingBlock):
+class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     """τ of the queries ``query_rows`` and a block of training examples: ``[D, P, query bins, training bins, Q, n]``.
 
     D is the number of dampings, P that of numbers of draws.
@@ -202,14 +208,17 @@ class InfluenceTrainingBlock(TrainingBlock):
         estimator = self.estimator
         return key(self.trained, self.train, self.rows, estimator.draws.side("train"), estimator.flips, self.query_rows[0])
 
-    def cost(self) -> Cost:
-        estimator, blocks, working = self.estimator, self.query_blocks(), self._working_bytes(1)
-        limit = estimator.execution.resident_bytes(working)
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, blocks, working = nodes[0], [block for node in nodes for block in node.query_blocks()], cls._working_bytes(nodes)
+        limit = first.estimator.execution.resident_bytes(working)
         held = min(limit, sum(block.cost().disk for block in blocks))
-        passes = len(batches_within(blocks, limit)) * self.count * estimator.draws.side("train").count
-        scores = self.count * (self.query_rows[1] - self.query_rows[0]) * estimator.score_bytes / FLOAT32_BYTES
-        products = self.count * estimator.rotation_products("train", self.trained) + scores * self.trained.parameter_count
-        return Cost(passes=passes, products=products, memory=held + working)
+        passes = len(batches_within(blocks, limit)) * first.count * first.estimator.draws.side("train").count
+        rotated = len({(node.basis.fingerprint, key(node.estimator.balance_of("train"))) for node in nodes})
+        products = rotated * first.count * first.estimator.rotation_products("train", first.trained)
+        products += sum(node._score_bytes for node in nodes) / FLOAT32_BYTES * first.trained.parameter_count
+        at_once = first._examples_at_once * first.estimator.draws.side("train").count
+        return Cost(passes=passes, products=products, memory=held + working, at_once=at_once)
 
     def query_blocks(self) -> list[InfluenceQueryBlock]:
         # Neither dampings nor the draws of training images enter the coefficients.
@@ -232,7 +241,7 @@ class InfluenceTrainingBlock(TrainingBlock):
         bases = {node.basis.fingerprint: get(node.basis).to(device) for node in nodes}
         blocks = [(node, place, block) for node, place in zip(nodes, position, strict=True) for block in node.query_blocks()]
         products: list[np.ndarray] = []
-        limit = estimator.execution.resident_bytes(first._working_bytes(len(means)))
+        limit = estimator.execution.resident_bytes(cls._working_bytes(nodes))
         for batch in batches_within([block for *_, block in blocks], limit):
             sides = resident(per_example, [blocks[at][2] for at in batch], get)
             held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
@@ -250,6 +259,7 @@ class InfluenceTrainingBlock(TrainingBlock):
                         sharing.setdefault((node.basis.fingerprint, place), []).append((queries, pairs))
                     for (_, place), of_mean in sharing.items():
                         multiply(of_mean, gradients[place][prefix])
+                del gradients  # before those of the next images are made
             products += [queries.products() for queries in held]
         of_nodes: dict[str, list[np.ndarray]] = {node.fingerprint: [] for node in nodes}
         for (node, *_), values in zip(blocks, products, strict=True):
@@ -267,17 +277,21 @@ class InfluenceTrainingBlock(TrainingBlock):
         """The eigenbasis of the curvature."""
         return self.estimator.basis(self.trained, self.train)
 
-    def _working_bytes(self, means: int) -> float:
-        """The bytes beside queries and activations: the basis, gradients summed over passes, those of one pass, and products.
+    @classmethod
+    def _working_bytes(cls, nodes: Sequence[Self]) -> float:
+        """The bytes beside queries and activations: bases, gradients summed over passes, those of one pass, and products."""
+        first, means = nodes[0], len({key(node.estimator.balance_of("train")) for node in nodes})
+        at_once, draws = first._examples_at_once, first.estimator.draws.side("train")
+        in_pass = min(at_once, max(1, first.estimator.execution.batch_size // draws.count))
+        size = first.estimator.gradient_bytes("train", first.trained)
+        gradients = means * at_once * size + in_pass * FLOAT32_BYTES * first.trained.parameter_count
+        bases = {node.basis.fingerprint: node.basis for node in nodes}.values()
+        return sum(basis.cost().disk for basis in bases) + gradients + 2 * sum(node._score_bytes for node in nodes)
 
-        ``means`` is the number of different means over draws.
-        """
-        at_once, draws = self._examples_at_once, self.estimator.draws.side("train")
-        in_pass = min(at_once, max(1, self.estimator.execution.batch_size // draws.count))
-        size = self.estimator.gradient_bytes("train", self.trained)
-        gradients = means * at_once * size + in_pass * FLOAT32_BYTES * self.trained.parameter_count
-        products = 2 * self.count * (self.query_rows[1] - self.query_rows[0]) * self.estimator.score_bytes
-        return self.basis.cost().disk + gradients + products
+    @property
+    def _score_bytes(self) -> int:
+        """The bytes of the products."""
+        return self.count * (self.query_rows[1] - self.query_rows[0]) * self.estimator.score_bytes
 
     @property
     def _examples_at_once(self) -> int:

@@ -35,7 +35,7 @@ from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node, execution, key
+from attribution.nodes import Cost, Get, Node, SharingNode, execution, key
 from attribution.transfers import to_device
 
 SHARED = (
@@ -106,7 +106,7 @@ class LiSSA(ShardedEstimator):
 
 
 @dataclass(frozen=True)
-class LissaQueryBlock(QueryBlock[QueryVectors]):
+class LissaQueryBlock(QueryBlock[QueryVectors], SharingNode[QueryVectors]):
     """``(H + λI)⁻¹ ∇m(q)`` of a block of queries. Up to ``query_batch`` queries of each pool share the mini-batches."""
 
     NAME = "LissaQueryBlock"
@@ -125,22 +125,25 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
         preconditioner = self.estimator.preconditioner(self.trained, self.train)
         return [*super().parents(), *([] if preconditioner is None else [preconditioner])]
 
-    def cost(self) -> Cost:
-        # The blocks of a batch share its recursion.
-        batch = self.estimator.query_batch
-        first = self.rows[0] // batch * batch
-        queries = min(batch, getattr(self.queries, "count", self.rows[1]) - first)
-        passes = self.count * self.estimator.draws.side("query").count
-        passes += self.estimator.recursion.passes(queries) * self.count / queries
-        size = FLOAT32_BYTES * self.count * self.trained.parameter_count
-        return Cost(passes=passes, memory=5 * size, disk=size)
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        estimator, queries = nodes[0].estimator, sum(node.count for node in nodes)
+        passes = sum(node.count * node.estimator.draws.side("query").count for node in nodes) + estimator.recursion.passes(queries)
+        gradient = FLOAT32_BYTES * nodes[0].trained.parameter_count
+        held = estimator.recursion.held(queries, estimator.execution.examples_at_once(nodes[0].trained.parameter_count))
+        of_queries = max(node.count * node.estimator.draws.side("query").count for node in nodes)
+        at_once = max(estimator.batch_size, of_queries)
+        preconditioner = estimator.preconditioner(nodes[0].trained, nodes[0].train)
+        # With a basis, its eigenvalues again, and vectors and products in both coordinates.
+        beside = 0.0 if preconditioner is None else 2 * preconditioner.cost().disk + 4 * queries * gradient
+        return Cost(passes=passes, memory=held * gradient + beside, disk=queries * gradient, at_once=at_once)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first = nodes[0]
         per_example = engine(first.trained, None, first.estimator.execution, get)
         gradients = [node._gradients(per_example, get) for node in nodes]
-        v = {layer: torch.cat([block[layer] for block in gradients]) for layer in gradients[0]}
+        v = {layer: torch.cat([block.pop(layer) for block in gradients]) for layer in list(gradients[0])}  # frees them on the way
         products = first.estimator.inverse(per_example, first.trained, first.train, v, get)
         blocks = {layer: vectors.cpu().split([node.count for node in nodes]) for layer, vectors in products.items()}
         return [QueryVectors({layer: vectors[i] for layer, vectors in blocks.items()}) for i in range(len(nodes))]
@@ -151,7 +154,7 @@ class LissaQueryBlock(QueryBlock[QueryVectors]):
 
 
 @dataclass(frozen=True)
-class LissaTrainingBlock(TrainingBlock):
+class LissaTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     """τ of a block of training examples, ``[Q, n]``. Estimators with other settings of the recursion share the pass."""
 
     NAME = "LissaTrainingBlock"
@@ -163,10 +166,17 @@ class LissaTrainingBlock(TrainingBlock):
     def together(self) -> Hashable:
         return key(self.trained, self.train, self.rows, self.estimator.draws.side("train"), self.estimator.flips)
 
-    def cost(self) -> Cost:
-        held = self.queries.count + 2 * self.estimator.execution.examples_at_once(self.trained.parameter_count)
-        passes = self.count * self.estimator.draws.side("train").count
-        return Cost(passes=passes, memory=FLOAT32_BYTES * held * self.trained.parameter_count)
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, queries = nodes[0], sum(node.queries.count for node in nodes)
+        parameters = first.trained.parameter_count
+        at_once = min(first.count, first.estimator.execution.examples_at_once(parameters))
+        return Cost(
+            passes=first.count * first.estimator.draws.side("train").count,
+            products=first.count * queries * parameters,
+            memory=FLOAT32_BYTES * (queries + at_once) * parameters,
+            at_once=at_once * first.estimator.draws.side("train").count,
+        )
 
     def query_blocks(self) -> list[LissaQueryBlock]:
         batch = self.estimator.query_batch
@@ -191,6 +201,7 @@ class LissaTrainingBlock(TrainingBlock):
             gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
             for blocks, vectors in zip(products, queries, strict=True):
                 blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors]).cpu())
+            del gradients  # before those of the next images are made
         return [BlockProducts(torch.cat(blocks, 1).float().numpy()) for blocks in products]
 
 
@@ -215,6 +226,10 @@ class LissaScores(ShardedScores):
         passes += self.train.count * estimator.draws.side("train").count
         passes += batches * estimator.recursion.passes(min(self.queries.count, estimator.query_batch))
         return Cost(passes=passes, memory=2 * size, disk=size)
+
+    def passes(self, get: Get) -> float:
+        """The blocks of a batch share its recursion."""
+        return self.cost().passes
 
     def compute(self, get: Get) -> Scores:
         return self.assembled(np.concatenate([block.values for block in get.many(self.training_blocks)], axis=-1), get)

@@ -50,6 +50,10 @@ class Recursion:
         """The number of passes for ``queries`` vectors."""
         return self.repeats * self.depth * self.batch_size * self.product.passes(queries)
 
+    def held(self, queries: int, at_once: int) -> int:
+        """The number of gradients in memory for ``queries`` vectors: of queries, v, r, the sum, and the product with its own."""
+        return 4 * queries + self.product.held(min(self.batch_size, at_once))
+
     def __call__(self, per_example: PerExampleGradients, trained: Trained, train: Images, v: LayerGradients) -> LayerGradients:
         """Return the mean of r_J/σ over the repeats, for all vectors ``[Q, ..]`` in ``v`` at once.
 
@@ -60,11 +64,12 @@ class Recursion:
         length = norms(v)
         finite(length, v)
         for repeat in range(self.repeats):
-            r, bounded = v, []
+            r, bounded = dict(v), []
             for j, (x0, draws, condition) in enumerate(self.batches(trained, train, repeat, length.device), 1):
                 sample = repeat * self.depth + j - 1
                 Hr = self.product(per_example, trained.objective, x0, draws, r, condition, sample)
-                r = {layer: v[layer] + r[layer] - (Hr[layer] + self.damping * r[layer]) / self.scale for layer in v}
+                for layer in v:  # one at a time, so that a second r is never held
+                    r[layer] = v[layer] + r[layer] - (Hr.pop(layer) + self.damping * r[layer]) / self.scale
                 bounded.append((norms(r) <= (1 + SLACK) * (j + 1) * length).all())
                 if len(bounded) == CHECKED or j == self.depth:
                     self._check(bounded, j, repeat)

@@ -65,15 +65,17 @@ class ReplicatedScores(ShardedScores):
 
     def cost(self) -> Cost:
         member, count = self.members[0][0].cost(), sum(map(len, self.members))
-        return replace(member, memory=member.memory + (2 + count) * member.disk, disk=(1 + count) * member.disk)
+        memory, disk = member.memory + (2 + count) * member.disk, (1 + count) * member.disk
+        return replace(member, passes=self._undivided.cost().passes, memory=memory, disk=disk)
 
     def passes(self, get: Get) -> float:
-        rows, columns = len(self.members), len(self.members[0])
-        if columns == rows:  # each side is drawn once
-            return rows * self.members[0][0].passes(get)
-        member = self.members[0][0].passes(get)
-        of_queries = self.queries.count * self.estimator.draws.side("query").count
-        return member + of_queries * (rows - 1) / rows
+        return self._undivided.passes(get)
+
+    @property
+    def _undivided(self) -> Node[Scores]:
+        """The scores from all draws in one group, which take the same passes: each draw is in one group."""
+        estimator = replace(self.estimator, draws=replace(self.estimator.draws, replicates=1))
+        return estimator.scores(self.trained, self.train, self.queries)
 
     def compute(self, get: Get) -> Scores:
         members = self.members

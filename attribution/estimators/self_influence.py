@@ -14,7 +14,7 @@ from attribution.gradients.inner_products import rowwise_dot
 from attribution.gradients.network_cache import engine
 from attribution.images import ImageSet
 from attribution.images.draws import Draws
-from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
+from attribution.nodes import Arrays, Cost, Get, Node, SharingNode, key
 from attribution.training import Recorded
 from attribution.training.checkpoints import at_least, select
 from attribution.transfers import to_device
@@ -35,7 +35,7 @@ class Influence(Arrays):
 
 
 @dataclass(frozen=True)
-class SelfInfluenceShard(JointNode[Influence]):
+class SelfInfluenceShard(SharingNode[Influence]):
     """``⟨Q_k(z), G_k(z)⟩`` at one checkpoint for the training examples ``rows[0]..rows[1]-1``."""
 
     NAME = "SelfInfluenceShard"
@@ -53,8 +53,10 @@ class SelfInfluenceShard(JointNode[Influence]):
     def together(self) -> Hashable:
         return key(self.trained, self.train, self.rows, self.step, self.estimator.measurement, self.estimator.draws)
 
-    def cost(self) -> Cost:
-        return Cost(passes=(self.rows[1] - self.rows[0]) * (1 + self.estimator.draws.count))
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first = nodes[0]
+        return Cost(passes=(first.rows[1] - first.rows[0]) * (1 + first.estimator.draws.count))
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[Influence]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -86,8 +86,9 @@ class TrajectoryScores(ShardedScores):
         summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
         sides = min(self.queries.count * self.estimator.query_bytes(self.trained), self.estimator.execution.scratch)
         block = self.batches(0)[0].training_blocks[0]  # blocks of all checkpoints take the same memory
-        of_parts = max(block.cost().memory, *(side.cost().memory for side in block.query_blocks()))
-        return Cost(passes=steps * passes, memory=max(summed, of_parts), disk=scores, scratch=sides)
+        largest = max((part.cost() for part in [block, *block.query_blocks()]), key=lambda cost: cost.memory)
+        memory = max(summed, largest.memory)
+        return Cost(passes=steps * passes, at_once=largest.at_once, memory=memory, disk=scores, scratch=sides)
 
     def compute(self, get: Get) -> Scores:
         record, train, scheme, T = get(self.trained), get(self.train), self.estimator.draws, self.trained.process.T

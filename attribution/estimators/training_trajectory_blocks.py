@@ -28,7 +28,7 @@ from attribution.gradients.resident import batches_within, resident
 from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, key
+from attribution.nodes import Cost, Get, SharingNode, key
 from attribution.transfers import to_device
 
 SHARED = (
@@ -65,7 +65,7 @@ class CheckpointEstimator(ShardedEstimator):
 
 
 @dataclass(frozen=True)
-class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
+class TrajectoryQueryBlock(QueryBlock[QueryVectors], SharingNode[QueryVectors]):
     """Q_k of a block of queries at checkpoint ``step``, as the mean over each half of the draws: ``[bins, 2, Q, out, in]``."""
 
     NAME = "TrajectoryQueryBlock"
@@ -80,10 +80,12 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
         estimator = self.estimator
         return key(self.trained, self.queries, self.rows, self.step, estimator.measurement, estimator.draws)
 
-    def cost(self) -> Cost:
-        size = self.count * self.estimator.query_bytes(self.trained)
-        of_pass = 2 * FLOAT32_BYTES * self.count * self.trained.parameter_count  # gradients, and the query's side of them
-        return Cost(passes=self.count * self.estimator.draws.count, memory=size + of_pass, disk=size)
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first = nodes[0]
+        size = sum(node.count * node.estimator.query_bytes(node.trained) for node in nodes)
+        of_pass = 2 * FLOAT32_BYTES * first.count * first.trained.parameter_count  # gradients, and one query side of them
+        return Cost(passes=first.count * first.estimator.draws.count, memory=size + of_pass, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[QueryVectors]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -113,7 +115,7 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors]):
 
 
 @dataclass(frozen=True)
-class TrajectoryTrainingBlock(TrainingBlock):
+class TrajectoryTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     """``⟨Q_k, G_k⟩`` of the queries ``query_rows`` with a block of training examples at checkpoint ``step``: ``[bins, 2, Q, n]``.
 
     The leading axes are the bins of the query draws' timesteps, and the halves of the query draws.
@@ -130,23 +132,33 @@ class TrajectoryTrainingBlock(TrainingBlock):
     def together(self) -> Hashable:
         return key(self.trained, self.train, self.rows, self.step, self.query_rows[0])
 
-    def cost(self) -> Cost:
-        execution = self.estimator.execution
-        blocks, limit = self.query_blocks(), execution.resident_bytes(self._working_bytes)
-        held = min(limit, sum(block.cost().disk for block in blocks))
-        pairs = self.count * (self.query_rows[1] - self.query_rows[0])
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, blocks = nodes[0], [block for node in nodes for block in node.query_blocks()]
+        limit, held = cls._limit(nodes), sum(block.cost().disk for block in blocks)
         return Cost(
-            passes=self.count * len(batches_within(blocks, limit)),
-            products=pairs * self.estimator.query_bytes(self.trained) / FLOAT32_BYTES,
-            memory=held + self._working_bytes,
+            passes=first.count * len(batches_within(blocks, limit)),
+            at_once=first._examples_at_once,
+            products=first.count * held / FLOAT32_BYTES,
+            memory=min(limit, held) + cls._working_bytes(nodes),
         )
 
+    @classmethod
+    def _limit(cls, nodes: Sequence[Self]) -> float:
+        """The bytes of the device that the queries of nodes with a common key may take together."""
+        return nodes[0].estimator.execution.resident_bytes(cls._working_bytes(nodes))
+
+    @classmethod
+    def _working_bytes(cls, nodes: Sequence[Self]) -> float:
+        """The bytes of the gradients of a pass, and of the same after ``train_side`` of one node if it makes new ones."""
+        first = nodes[0]
+        gradients = first._examples_at_once * first.trained.parameter_count * FLOAT32_BYTES
+        return (1 + any(node.estimator.SCALES_GRADIENTS for node in nodes)) * gradients
+
     @property
-    def _working_bytes(self) -> float:
-        """The bytes of the gradients of a pass, and of the same after ``train_side`` if it makes new ones."""
-        parameters = self.trained.parameter_count
-        at_once = min(self.count, self.estimator.execution.examples_at_once(parameters))
-        return (1 + self.estimator.SCALES_GRADIENTS) * at_once * parameters * FLOAT32_BYTES
+    def _examples_at_once(self) -> int:
+        """The number of training examples whose gradients are held at a time."""
+        return min(self.count, self.estimator.execution.examples_at_once(self.trained.parameter_count))
 
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
@@ -163,20 +175,21 @@ class TrajectoryTrainingBlock(TrainingBlock):
         record, train = get(first.trained), get(first.train)
         blocks = [(i, block) for i, node in enumerate(nodes) for block in node.query_blocks()]
         products: list[list[Tensor]] = [[] for _ in blocks]
-        for batch in batches_within([block for _, block in blocks], execution.resident_bytes(first._working_bytes)):
+        for batch in batches_within([block for _, block in blocks], cls._limit(nodes)):
             sides = resident(per_example, [blocks[at][1] for at in batch], get)
-            for start, stop in ranges(*first.rows, execution.examples_at_once(first.trained.parameter_count)):
+            for start, stop in ranges(*first.rows, first._examples_at_once):
                 rows = slice(start, stop)
                 draws = record.latest_draws(first.step, train.index[rows]).to(device)
                 captured = per_example.capture(
                     first.trained.objective, to_device(train.x0(rows), device), draws, train.conditions(rows)
                 )
-                gradients: dict[int, LayerGradients] = {}
+                gradients: LayerGradients = {}
+                scaled_for = None
                 for at, side in zip(batch, sides, strict=True):
-                    i = blocks[at][0]
-                    if i not in gradients:
-                        gradients[i] = nodes[i].estimator.train_side(captured)
-                    products[at].append(dot(side.layers, gradients[i]))
+                    if (i := blocks[at][0]) != scaled_for:
+                        gradients = {}  # frees the memory of one node's side before the next
+                        gradients, scaled_for = nodes[i].estimator.train_side(captured), i
+                    products[at].append(dot(side.layers, gradients))
         of_nodes: list[list[Tensor]] = [[] for _ in nodes]
         for (i, _), columns in zip(blocks, products, strict=True):
             of_nodes[i].append(torch.cat(columns, dim=-1))

@@ -22,7 +22,7 @@ from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Arrays, Cost, Get, JointNode, added, execution, key
+from attribution.nodes import Arrays, Cost, Get, SharingNode, added, execution, key
 from attribution.projection import Identity, Projection
 from attribution.transfers import to_device
 
@@ -153,6 +153,11 @@ class Features:
         return [self.trained, self.images, measure, self.draws, self.role, self.flips, self.step, self.balance]
 
 
+def passes_of(measures: int, at_once: int) -> float:
+    """The passes of an input for gradients of several measures, if ``at_once`` of them share a forward pass: a third of a pass."""
+    return (2 * measures + -(-measures // at_once)) / 3
+
+
 def means_together(
     features: Sequence[Features], contractions: Sequence[Sequence[Contraction | None]], get: Get, rows: tuple[int, int]
 ) -> Iterator[tuple[slice, list[list[LayerGradients]]]]:
@@ -186,7 +191,10 @@ def means_together(
 def gradients_together(features: Sequence[Features], get: Get, rows: tuple[int, int]) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield the whole gradients ``[n, P]`` of several features that share their ``pass_settings``, with their row slice."""
     for block, means in means_together(features, [[None]] * len(features), get, rows):
-        yield block, [torch.cat([gradient.flatten(1) for gradient in mean.values()], 1).float() for (mean,) in means]
+        gradients = [torch.cat([gradient.flatten(1) for gradient in mean.values()], 1).float() for (mean,) in means]
+        del means
+        yield block, gradients
+        del gradients  # before those of the next images are made
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +207,7 @@ class FeatureTable(Arrays):
 
 
 @dataclass(frozen=True)
-class FeatureShard(JointNode[FeatureTable]):
+class FeatureShard(SharingNode[FeatureTable]):
     """The rows of the images ``rows[0]..rows[1]-1``.
 
     Features with different projections share a pass, and features of different measures the forward pass.
@@ -216,12 +224,20 @@ class FeatureShard(JointNode[FeatureTable]):
     def together(self) -> Hashable:
         return key(*self.features.pass_settings(), self.rows)
 
-    def cost(self) -> Cost:
-        count, features = self.rows[1] - self.rows[0], self.features
-        parameters = features.trained.parameter_count
-        held = min(count, features.execution.examples_at_once(parameters)) * parameters
-        size = count * features.size
-        return Cost(passes=count * features.draws.count, memory=FLOAT32_BYTES * (held + size), disk=FLOAT32_BYTES * size)
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, count = nodes[0].features, nodes[0].rows[1] - nodes[0].rows[0]
+        measures = len({key(node.features.measure) for node in nodes})
+        parameters = first.trained.parameter_count
+        block = min(count, first.execution.examples_at_once(parameters))
+        at_once = min(measures, first.measures_at_once(count)) if first.balance is None else 1
+        size = count * sum(node.features.size for node in nodes)
+        return Cost(
+            passes=count * first.draws.count * passes_of(measures, at_once),
+            at_once=block * first.draws.count,
+            memory=FLOAT32_BYTES * (at_once * block * parameters + size),
+            disk=FLOAT32_BYTES * size,
+        )
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[FeatureTable]:  # pyright: ignore[reportIncompatibleMethodOverride]

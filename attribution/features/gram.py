@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attribution.double_precision import double
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
-from attribution.features.features import Features, gradients_together
-from attribution.nodes import Arrays, Cost, Get, JointNode, Node, key
+from attribution.features.features import Features, gradients_together, passes_of
+from attribution.nodes import Arrays, Cost, Get, Node, SharingNode, key
 
 SHARED = ("attribution.features.features",)
 
@@ -77,7 +77,7 @@ class InnerProducts(Node[GramMatrix]):
 
 
 @dataclass(frozen=True)
-class GramShard(JointNode[GramMatrix]):
+class GramShard(SharingNode[GramMatrix]):
     """The inner products of the whole gradients of ``left`` with those in ``rows`` of ``right``, which are kept in memory.
 
     If both sides are the same, the matrix is symmetric, and the rows of ``left`` before ``rows`` are left out.
@@ -96,16 +96,27 @@ class GramShard(JointNode[GramMatrix]):
     def together(self) -> Hashable:
         return key(*self.right.pass_settings(), self.rows)
 
-    def cost(self) -> Cost:
-        held = self.rows[1] - self.rows[0]
-        others = self.left.count - (self.rows[1] if self.same else 0)
-        parameters = self.right.trained.parameter_count
-        block = min(self.left.count, self.right.execution.examples_at_once(parameters))
+    @classmethod
+    def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, held = nodes[0], nodes[0].rows[1] - nodes[0].rows[0]
+        parameters = first.right.trained.parameter_count
+        by_right, at_once = _by_right(nodes), _rights_at_once(nodes)
+        passes, measures = held * first.right.draws.count * passes_of(len(by_right), at_once), 1
+        for start, stop in ranges(0, len(by_right), at_once):
+            for sharing in _by_left([node for own in by_right[start:stop] for node in own]):
+                left, own = sharing[0], len({key(*node.left.gradient_settings()) for node in sharing})
+                passes += (left.left.count - (left.rows[1] if left.same else 0)) * left.left.draws.count * passes_of(own, own)
+                measures = max(measures, own)
+        block = max(min(node.left.count, node.left.execution.examples_at_once(parameters)) for node in nodes)
+        draws = max(side.draws.count for node in nodes for side in (node.left, node.right))
+        pairs = sum(node.left.count - node.first for node in nodes)
         return Cost(
-            passes=held * self.right.draws.count + others * self.left.draws.count,
-            products=2 * held * (self.left.count - self.first) * parameters,  # float64 takes twice as long
-            memory=FLOAT32_BYTES * (held + 2 * block) * parameters,  # a block layer by layer, and as whole gradients
-            disk=FLOAT64_BYTES * ((self.left.count - self.first) * (held + 1) + held),
+            passes=passes,
+            at_once=max(block, held) * draws,
+            products=2 * held * pairs * parameters,  # float64 takes twice as long
+            # A block layer by layer, and as whole gradients.
+            memory=FLOAT32_BYTES * (at_once * held + 2 * measures * block) * parameters,
+            disk=FLOAT64_BYTES * (pairs * (held + 1) + len(nodes) * held),
         )
 
     @property
@@ -120,17 +131,35 @@ class GramShard(JointNode[GramMatrix]):
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[GramMatrix]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows = nodes[0].rows
-        right, count = nodes[0].right, rows[1] - rows[0]
-        held = int(right.execution.pass_bytes / (FLOAT32_BYTES * count * right.trained.parameter_count))
-        at_once = max(1, min(held, right.measures_at_once(max(node.left.count for node in nodes))))
-        by_right: dict[str, list[Self]] = {}
-        for node in nodes:
-            by_right.setdefault(key(*node.right.gradient_settings()), []).append(node)
+        by_right, rows = _by_right(nodes), nodes[0].rows
         matrices: dict[str, GramMatrix] = {}
-        for start, stop in ranges(0, len(by_right), at_once):
-            matrices |= _matrices(list(by_right.values())[start:stop], rows, get)
+        for start, stop in ranges(0, len(by_right), _rights_at_once(nodes)):
+            matrices |= _matrices(by_right[start:stop], rows, get)
         return [matrices[node.fingerprint] for node in nodes]
+
+
+def _by_right(nodes: Sequence[GramShard]) -> list[list[GramShard]]:
+    """Nodes that share a key, in lists with the same gradients on the right."""
+    lists: dict[str, list[GramShard]] = {}
+    for node in nodes:
+        lists.setdefault(key(*node.right.gradient_settings()), []).append(node)
+    return list(lists.values())
+
+
+def _by_left(nodes: Sequence[GramShard]) -> list[list[GramShard]]:
+    """Nodes in lists whose left sides share their passes."""
+    lists: dict[str, list[GramShard]] = {}
+    for node in nodes:
+        lists.setdefault(key(*node.left.pass_settings(), node.same), []).append(node)
+    return list(lists.values())
+
+
+def _rights_at_once(nodes: Sequence[GramShard]) -> int:
+    """The number of different right sides of nodes that share a key for which memory has room."""
+    right, count = nodes[0].right, nodes[0].rows[1] - nodes[0].rows[0]
+    held = int(right.execution.pass_bytes / (FLOAT32_BYTES * count * right.trained.parameter_count))
+    at_once = min(held, right.measures_at_once(max(node.left.count for node in nodes)))
+    return max(1, min(at_once, len({key(*node.right.gradient_settings()) for node in nodes})))
 
 
 def _matrices(by_right: Sequence[Sequence[GramShard]], rows: tuple[int, int], get: Get) -> dict[str, GramMatrix]:
@@ -141,21 +170,19 @@ def _matrices(by_right: Sequence[Sequence[GramShard]], rows: tuple[int, int], ge
     held: list[Tensor] = []
     for block, gradients in gradients_together([own[0].right for own in by_right], get, rows):
         held = held or [part.new_empty(rows[1] - rows[0], part.shape[1]) for part in gradients]
-        for whole, part in zip(held, gradients, strict=True):
-            whole[block.start - rows[0] : block.stop - rows[0]] = part
+        for i, whole in enumerate(held):
+            whole[block.start - rows[0] : block.stop - rows[0]] = gradients[i]
+        del gradients  # before those of the next images are made
     squares = [_squares(gradients) for gradients in held]
     nodes = [node for own in by_right for node in own]
     values = {node.fingerprint: np.empty((node.left.count - node.first, rows[1] - rows[0])) for node in nodes}
     left_squares = {name: np.empty(len(of_node)) for name, of_node in values.items()}
-    lefts: dict[str, list[tuple[GramShard, int]]] = {}
-    for i, own in enumerate(by_right):
-        for node in own:
-            name, block = node.fingerprint, slice(0, rows[1] - rows[0])
-            if node.same:  # no second pass over the gradients that are held
-                values[name][block], left_squares[name][block] = _inner(held[i], held[i]), squares[i]
-            lefts.setdefault(key(*node.left.pass_settings(), node.same), []).append((node, i))
-    for sharing in lefts.values():
-        _multiply(sharing, held, values, left_squares, rows, get)
+    place = {node.fingerprint: i for i, own in enumerate(by_right) for node in own}
+    for node in (node for node in nodes if node.same):  # no second pass over the gradients that are held
+        name, block, i = node.fingerprint, slice(0, rows[1] - rows[0]), place[node.fingerprint]
+        values[name][block], left_squares[name][block] = _inner(held[i], held[i]), squares[i]
+    for sharing in _by_left(nodes):
+        _multiply([(node, place[node.fingerprint]) for node in sharing], held, values, left_squares, rows, get)
     return {
         node.fingerprint: GramMatrix(values[node.fingerprint], left_squares[node.fingerprint], squares[i])
         for i, own in enumerate(by_right)
@@ -181,8 +208,12 @@ def _multiply(
         of_left = dict(zip(lefts, gradients, strict=True))
         at = slice(block.start - first.first, block.stop - first.first)
         for node, i in sharing:
-            own = of_left[key(*node.left.gradient_settings())]
-            values[node.fingerprint][at], left_squares[node.fingerprint][at] = _inner(own, held[i]), _squares(own)
+            name = key(*node.left.gradient_settings())
+            values[node.fingerprint][at], left_squares[node.fingerprint][at] = (
+                _inner(of_left[name], held[i]),
+                _squares(of_left[name]),
+            )
+        del gradients, of_left  # before those of the next images are made
 
 
 def same_gradients(left: Features, right: Features) -> bool:

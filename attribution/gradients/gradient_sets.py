@@ -41,6 +41,11 @@ class GradientSet(ABC):
         """The measure that is differentiated."""
 
     @property
+    @abstractmethod
+    def parameter_count(self) -> int:
+        """P, the number of trainable parameters of a model."""
+
+    @property
     def models(self) -> int:
         """S, the number of models, or an estimate if it depends on the training."""
         return 1
@@ -81,6 +86,10 @@ class GradientsAtRecordedDraws(GradientSet):
     @property
     def count(self) -> int:
         return 1 if self.timesteps is None else len(self.timesteps)
+
+    @property
+    def parameter_count(self) -> int:
+        return self.trained.parameter_count
 
     @property
     def objective(self) -> Measure:
@@ -133,6 +142,10 @@ class GradientsAtDraws(GradientSet):
         return self.scheme.count
 
     @property
+    def parameter_count(self) -> int:
+        return self.trained.parameter_count
+
+    @property
     def objective(self) -> Measure:
         return self.trained.objective
 
@@ -160,6 +173,10 @@ class PipelineGradients(GradientSet):
     @property
     def count(self) -> int:
         return self.scheme.count
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.pipeline.network.parameters() if p.requires_grad)
 
     @property
     def objective(self) -> Measure:

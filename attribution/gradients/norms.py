@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attribution.execution import ranges
+from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.gradient_sets import GradientSet
 from attribution.gradients.per_example import PerExampleGradients
 from attribution.images import Images
@@ -39,7 +39,12 @@ class NormShard(Node[Norms]):
     rows: tuple[int, int]
 
     def cost(self) -> Cost:
-        return Cost(passes=(self.rows[1] - self.rows[0]) * self.gradients.count)
+        count = self.rows[1] - self.rows[0]
+        if self.gradients.count > 1:
+            return Cost(passes=count * self.gradients.count)
+        parameters = self.gradients.parameter_count
+        at_once = min(count, self.gradients.execution.examples_at_once(parameters))
+        return Cost(passes=count, at_once=at_once, memory=FLOAT32_BYTES * at_once * parameters)
 
     def compute(self, get: Get) -> Norms:
         return compute_norms(self.gradients, get(self.gradients.images).take(slice(*self.rows)), get)

@@ -101,6 +101,12 @@ class PerExampleGradients:
         """Return the gradients themselves: ``Layer.contract``."""
         return layer.contract(a, b, K)
 
+    @property
+    def gradients_at_once(self) -> int:
+        """The number of inputs for which whole gradients take at most ``pass_memory`` bytes, at least 1."""
+        size = sum(p.numel() * p.element_size() for p in self.parameters)
+        return max(1, int(min(self.pass_memory / size, self.batch_size)))
+
     def versions(self) -> list[tuple[int, int]]:
         """Return a list that changes when a parameter is written to or moves to other memory."""
         return [(p.data_ptr(), p._version) for p in self.parameters]

@@ -15,7 +15,7 @@ from attribution.nodes.identity import (
     short_name,
 )
 from attribution.nodes.memory import InMemory
-from attribution.nodes.node import A, Cost, Get, JointNode, Node, groups
+from attribution.nodes.node import A, Cost, Get, JointNode, Node, SharingNode, groups
 
 __all__ = [
     "SOURCE",
@@ -27,6 +27,7 @@ __all__ = [
     "InMemory",
     "JointNode",
     "Node",
+    "SharingNode",
     "added",
     "class_identity",
     "describe",

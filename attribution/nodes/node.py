@@ -10,7 +10,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -44,7 +45,9 @@ class Cost:
     - ``products``: multiply-adds in products of matrices, beside the passes
     - ``cubes``: Σ n³ over eigendecompositions of n × n matrices in float64
     - ``memory``: the most bytes held at a time, beside the parameters and the activations of a pass
-    - ``inputs``: the network inputs of a pass whose activations are kept; None: as many as the memory of a pass holds
+    - ``inputs``: the network inputs of a pass whose activations are kept; None: as many as the memory of a pass holds, and at most
+      ``at_once``
+    - ``at_once``: the network inputs that are differentiated at a time, in one pass or several; None: all
     - ``disk``: bytes of the artifact
     - ``scratch``: the most bytes that its parts take on disk at a time, for a node whose parts are not known yet
 
@@ -57,19 +60,29 @@ class Cost:
     cubes: float = 0.0
     memory: float = 0.0
     inputs: float | None = None
+    at_once: float | None = None
     disk: float = 0.0
     scratch: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Return the cost of both, one after the other. Passes are converted to weight 1, and ``inputs`` is dropped."""
+        """Return the cost of both, one after the other. Passes are converted to weight 1."""
+        with_passes = [cost for cost in (self, other) if cost.passes]
         return Cost(
             passes=self.passes * self.pass_weight + other.passes * other.pass_weight,
             products=self.products + other.products,
             cubes=self.cubes + other.cubes,
             memory=max(self.memory, other.memory),
+            inputs=_most(cost.inputs for cost in with_passes),
+            at_once=_most(cost.at_once for cost in with_passes),
             disk=self.disk + other.disk,
             scratch=max(self.scratch, other.scratch),
         )
+
+
+def _most(numbers: Iterable[float | None]) -> float | None:
+    """The largest number; None if there is none, or if one of them is None."""
+    known = list(numbers)
+    return None if None in known else max(known, default=None)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,14 @@ class Node(ABC, Generic[_A]):
         """An estimate for the dry run. It leaves out parents, and includes the cost of parts while they are unknown."""
         return Cost()
 
+    @classmethod
+    def cost_together(cls, nodes: "Sequence[Self]") -> Cost:
+        """An estimate for nodes that share a key, computed in one call: what they share counts once.
+
+        By default they share nothing, and are computed one after the other.
+        """
+        return reduce(add, [node.cost() for node in nodes])
+
     def passes(self, get: Get) -> float:
         """The passes (forward + backward of one image) that this node alone takes, with its parts and without its parents.
 
@@ -162,6 +183,18 @@ class JointNode(Node[_A]):
     @classmethod
     @abstractmethod
     def compute_together(cls, nodes: "Sequence[Self]", get: Get) -> Sequence[_A]: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+@dataclass(frozen=True)
+class SharingNode(JointNode[_A]):
+    """A node that shares work with those that are computed with it, mostly passes of the network."""
+
+    def cost(self) -> Cost:
+        return self.cost_together([self])
+
+    @classmethod
+    @abstractmethod
+    def cost_together(cls, nodes: "Sequence[Self]") -> Cost: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def groups(nodes: Sequence[Node[A]]) -> list[list[Node[A]]]:

@@ -98,6 +98,7 @@ def fit_together(
                 batch = _batch(members, images, step, recipe.batch_size, measure, flips, stack)
                 loss, gradients = mode.gradients(stack.network, stack.parameters(), stack.constants, measure, batch, recipe)
                 stack.step(step, gradients)
+                del gradients  # before those of the next step are made
                 losses.append(loss)
                 if time.monotonic() - last_save >= mode.save_seconds or step + 1 == recipe.steps:
                     _check_finite(torch.stack(losses), step + 1, members)

@@ -132,7 +132,8 @@ class Alone(Mode):
     def gradients(
         self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
-        losses, gradients = [], []
+        losses = []
+        gradients = torch.empty(len(batch.lengths), _size(parameters), dtype=batch.weight.dtype, device=batch.weight.device)
         for m, (length, dropout_seed) in enumerate(zip(batch.lengths, batch.dropout_seeds, strict=True)):
             leaves = _leaves({name: tensor[m] for name, tensor in parameters.items()}, recipe)
             state = {**leaves, **{name: tensor[m] for name, tensor in constants.items()}}
@@ -141,8 +142,8 @@ class Alone(Mode):
                 costs = measure(denoiser(network, state), *batch.inputs.rows(m).rows(slice(length)))
             loss = (batch.weight[m, :length] * costs).sum()
             losses.append(loss.detach())
-            gradients.append(torch.cat([g.flatten() for g in _gradients(loss, leaves)]))
-        return torch.stack(losses), torch.stack(gradients)
+            torch.cat([g.flatten() for g in _gradients(loss, leaves)], out=gradients[m])
+        return torch.stack(losses), gradients
 
 
 LARGEST = 8e9
@@ -177,6 +178,11 @@ class Auto(Mode):
         self, network: nn.Module, parameters: State, constants: State, measure: Measure, batch: StackedBatch, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
         raise TypeError("Auto only chooses a mode: call choose, and train in the mode that it returns")
+
+
+def _size(parameters: State) -> int:
+    """P, the number of parameters of a model."""
+    return sum(tensor[0].numel() for tensor in parameters.values())
 
 
 def _leaves(parameters: State, recipe: Recipe) -> dict[str, Tensor]:

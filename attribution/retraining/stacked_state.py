@@ -71,6 +71,8 @@ class Stack:
     def step(self, step: int, gradients: Tensor) -> None:
         """Take optimizer step ``step`` (0-based) with ``gradients [M, P]``, clipped per model, and update the parameter average.
 
+        Clipping overwrites ``gradients``, and none are kept, so that a step never holds two of them.
+
         Raises:
             ValueError: the network changed its buffers, which is not supported.
         """
@@ -80,11 +82,12 @@ class Stack:
             )
         if self.recipe.clip is not None:
             norms = gradients.norm(dim=1, keepdim=True)
-            gradients = gradients * torch.clamp(self.recipe.clip / (norms + 1e-6), max=1.0)  # as in clip_grad_norm_
+            gradients.mul_(torch.clamp(self.recipe.clip / (norms + 1e-6), max=1.0))  # as in clip_grad_norm_
         for group, (base, factor) in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = base * factor(step)
         self.matrix.grad = gradients
         self.optimizer.step()
+        self.matrix.grad = None
         if self.recipe.ema is not None:
             current = self.matrix.detach()
             decay = self.recipe.ema_decay(step)

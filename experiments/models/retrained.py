@@ -121,12 +121,13 @@ class Retrained(Trained[FinalParameters], JointNode[FinalParameters]):
         return [FinalParameters(folder) for folder in folders]
 
     def cost(self) -> Cost:
-        state = 4 * self.parameter_count
+        state = (8 if self.recipe.precision == "64-true" else 4) * self.parameter_count
         batch = min(self.recipe.batch_size, len(self.selection))
         return Cost(
             passes=self.recipe.steps * batch,
             inputs=batch * self.mode.group,
-            memory=4 * state * self.mode.group,  # parameters, gradients, and the two moments of Adam
+            # Parameters, what the optimizer keeps, their average, gradients as computed and joined, a temporary of the optimizer.
+            memory=(4 + _moments(self.optimizer) + (self.recipe.ema is not None)) * state * self.mode.group,
             disk=self._state_bytes,
         )
 

@@ -29,11 +29,11 @@ _PRODUCT, _EIGH, _FILE = 1024, 512, 2**25
 class Rates:
     """The constants of ``memory`` and ``seconds``.
 
-    ``process``: bytes of this process and of freed memory that it keeps, on a CPU. ``parameters``: bytes of the parameters.
-    ``activations``: bytes that a pass keeps for each network input. ``largest_pass``: the most inputs of a pass in attribution.
-    ``flops``: floating-point operations of the forward and backward pass of one image. ``per_pass``, ``per_product``, ``per_cube``,
-    ``per_byte``: seconds for a pass, for a multiply-add in a product of matrices, for n³ of an eigendecomposition, and to store a
-    byte.
+    ``process``: bytes of this process, without ``network``, and of freed memory that it keeps, on a CPU. ``parameters``: bytes of
+    the parameters. ``activations``: bytes that a pass keeps for each network input. ``largest_pass``: the most inputs of a pass in
+    attribution. ``flops``: floating-point operations of the forward and backward pass of one image. ``per_pass``, ``per_product``,
+    ``per_cube``, ``per_byte``: seconds for a pass, for a multiply-add in a product of matrices, for n³ of an eigendecomposition,
+    and to store a byte.
     """
 
     process: float
@@ -62,6 +62,8 @@ class Rates:
         since it is differentiated only in training.
         """
         device = next(network.parameters()).device
+        parameters = FLOAT32_BYTES * sum(p.numel() for p in network.parameters())
+        process = (process_bytes() or 0.0) - parameters + FREED_MEMORY_KEPT if device.type == "cpu" else 0.0  # before any pass
         x0, draws = inputs(network, shape, 2, 1, measure.process.T)
         condition = None if condition is None else condition.to(device)
         pair = None if condition is None else condition.expand(2, *condition.shape[1:])
@@ -71,8 +73,8 @@ class Rates:
         except ValueError:
             activations = 0.0
         return cls(
-            process=(process_bytes() or 0.0) + FREED_MEMORY_KEPT if device.type == "cpu" else 0.0,
-            parameters=FLOAT32_BYTES * sum(p.numel() for p in network.parameters()),
+            process=max(process, 0.0),
+            parameters=parameters,
             activations=activations,
             largest_pass=inputs_that_fit(execution.batch_size, execution.pass_bytes, activations),
             flops=flops,
@@ -94,7 +96,7 @@ class Rates:
         """The most bytes that a node takes: of this process, the parameters, activations, and what the node counts itself."""
         if not cost.passes:
             return self.process + cost.memory
-        kept = min(cost.passes, self.largest_pass) if cost.inputs is None else cost.inputs
+        kept = min(cost.at_once or cost.passes, cost.passes, self.largest_pass) if cost.inputs is None else cost.inputs
         return self.process + self.parameters + kept * self.activations + cost.memory
 
     def seconds(self, cost: Cost) -> float:

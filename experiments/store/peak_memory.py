@@ -35,7 +35,11 @@ _running: list[PeakMemory] = []
 
 @contextmanager
 def peak_memory() -> Iterator[PeakMemory]:
-    """Measure the memory within the context. Its figures are final when the context ends. Contexts may be nested."""
+    """Measure the memory within the context. Its figures are final when the context ends. Contexts may be nested.
+
+    On Linux this sets the peak of the process back, also that of ``resource.getrusage`` and ``/usr/bin/time``: at the end these
+    say what was held since the last context began or ended.
+    """
     peak = PeakMemory()
     for outer in _running:
         outer.include()

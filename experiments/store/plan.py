@@ -1,11 +1,11 @@
 """The dry run: which nodes are missing, and an estimate of their time, memory and disk. No stored node is computed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from attribution.nodes import Cost, Node, short_name
 from experiments.store.inventory import entries
@@ -32,27 +32,24 @@ def plan(
 ) -> list[dict[str, Any]]:
     """One row per class with missing nodes, and a last row "total". The parents of a stored node do not count as missing.
 
-    A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image), memory (peak
-    bytes of one node), disk (bytes; of temporary nodes, which are deleted on the way, the most at a time in one process), seconds,
-    unknown (the number of nodes without an estimate of time; ``seconds`` leaves them out, and is None if there are no others), and
-    cost (of all nodes together). Without ``rates``, memory is what nodes count themselves, and times follow from those of
-    stored nodes of the class. Parts that depend on a missing parent count toward the node that they are parts of. ``lacking``: the
+    A row has class, work (the kind of work in words), nodes (their number), passes (forward + backward of one image; those that
+    nodes share count once), memory (peak bytes of one node, or of nodes that are computed together), disk (bytes; of temporary
+    nodes, which are deleted on the way, the most at a time in one process), seconds, unknown (the number of nodes without an
+    estimate of time; ``seconds`` leaves them out, and is None if there are no others), and cost (of all nodes together). Without
+    ``rates``, memory is what nodes count themselves, and times follow from those of stored nodes of the class. Parts that depend
+    on a missing parent count toward the node that they are parts of. ``lacking``: the
     result of ``missing``, if the caller has it.
     """
-    history = _History(store.root)
-    by_class: dict[str, list[tuple[Node, Cost]]] = {}
-    for node, cost in missing(nodes, store) if lacking is None else lacking:
-        by_class.setdefault(short_name(type(node)), []).append((node, cost))
-    rows = []
-    for name, group in by_class.items():
-        costs = [cost for _, cost in group]
-        times = [history.seconds(name, cost.passes) for cost in costs] if rates is None else list(map(rates.seconds, costs))
-        memory = max(cost.memory for cost in costs) if rates is None else max(map(rates.memory, costs))
-        rows.append(_row(name, group[0][0].title(), costs, times, memory))
-    shards, kept = Rehearsal(nodes, store), {name for name, group in by_class.items() if not group[0][0].temporary}
-    rows = [row if row["class"] in kept else {**row, "disk": shards.peaks[row["class"]]} for row in rows]
+    lacking = missing(nodes, store) if lacking is None else lacking
+    rehearsal, history = Rehearsal(nodes, store), _History(store.root)
+    by_class: dict[str, list[_Group]] = {short_name(type(node)): [] for node, _ in lacking}
+    for group in _groups(lacking, rehearsal):
+        by_class[short_name(type(group.nodes[0]))].append(group)
+    rows = [_row(name, groups, rates, history) for name, groups in by_class.items()]
+    kept = {name for name, groups in by_class.items() if not groups[0].nodes[0].temporary}
+    rows = [row if row["class"] in kept else {**row, "disk": rehearsal.peaks[row["class"]]} for row in rows]
     total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in ("nodes", "passes", "unknown")}
-    total["disk"] = shards.peak + sum(row["disk"] for row in rows if row["class"] in kept)
+    total["disk"] = rehearsal.peak + sum(row["disk"] for row in rows if row["class"] in kept)
     memory = max((row["memory"] for row in rows), default=0.0)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
     seconds = sum(known) if known or not rows else None
@@ -88,8 +85,28 @@ def needed(nodes: Sequence[Node], store: Store) -> set[str]:
     return fingerprints
 
 
+class _Group(NamedTuple):
+    """Nodes that are computed in one call, and what the call takes."""
+
+    nodes: Sequence[Node]
+    cost: Cost
+
+
+def _groups(lacking: Sequence[tuple[Node, Cost]], rehearsal: Rehearsal) -> Iterator[_Group]:
+    """Yield missing nodes as they are computed together. A node whose parts are not known yet is alone."""
+    own = {node.fingerprint: (node, cost) for node, cost in lacking}
+    for names in [[node.fingerprint for node in group] for group in rehearsal.groups]:
+        if len(names) > 1 and not any(rehearsal.has_parts(name) for name in names):
+            nodes = [own.pop(name)[0] for name in names]
+            yield _Group(nodes, type(nodes[0]).cost_together(nodes))
+    yield from (_Group([node], cost) for node, cost in own.values())
+
+
 class _History:
-    """The time that nodes of a class take, from the times of stored nodes of the class."""
+    """The time that nodes of a class take, from the times of stored nodes of the class.
+
+    A node's record has its share of the time and of the passes of the nodes that were computed with it.
+    """
 
     def __init__(self, root: Path):
         self._records: dict[str, list[dict[str, Any]]] = {}
@@ -97,13 +114,13 @@ class _History:
             if entry.finished and "seconds" in entry.record:
                 self._records.setdefault(entry.kind, []).append(entry.record)
 
-    def seconds(self, name: str, passes: float) -> float | None:
+    def seconds(self, name: str, group: _Group) -> float | None:
         records = self._records.get(name, [])
         took = sum(record["seconds"] for record in records)
-        if passes == 0:
-            return took / len(records) if records else None
+        if group.cost.passes == 0:
+            return len(group.nodes) * took / len(records) if records else None
         done = sum(record["cost"]["passes"] for record in records)
-        return passes * took / done if done else None
+        return group.cost.passes * took / done if done else None
 
 
 def missing(nodes: Sequence[Node], store: Store) -> list[tuple[Node, Cost]]:
@@ -133,16 +150,18 @@ def _parts(node: Node, present: Present) -> Sequence[Node] | None:
         return None
 
 
-def _row(name: str, work: str, costs: Sequence[Cost], seconds: Sequence[float | None], memory: float) -> dict[str, Any]:
-    known = [value for value in seconds if value is not None]
+def _row(name: str, groups: Sequence[_Group], rates: Rates | None, history: _History) -> dict[str, Any]:
+    costs = [group.cost for group in groups]
+    times = [history.seconds(name, group) if rates is None else rates.seconds(group.cost) for group in groups]
+    known = [time for time in times if time is not None]
     return {
         "class": name,
-        "work": work,
-        "nodes": len(costs),
+        "work": groups[0].nodes[0].title(),
+        "nodes": sum(len(group.nodes) for group in groups),
         "passes": sum(cost.passes for cost in costs),
-        "memory": memory,
+        "memory": max(cost.memory if rates is None else rates.memory(cost) for cost in costs),
         "disk": sum(cost.disk for cost in costs),
         "seconds": sum(known) if known else None,
-        "unknown": len(seconds) - len(known),
+        "unknown": sum(len(group.nodes) for group, time in zip(groups, times, strict=True) if time is None),
         "cost": reduce(add, costs),
     }

@@ -11,15 +11,17 @@ from experiments.store.work import Work
 
 
 class Rehearsal:
-    """A store in which nodes are declared stored instead of computed. ``peaks``: the most bytes of temporary nodes, by class.
+    """A store in which nodes are declared stored instead of computed. It goes as one process does, level by level.
 
-    ``peak``: the most bytes of all temporary nodes together. It goes as one process does, level by level.
+    ``groups``: the nodes of each call of ``compute_together``, in order; nodes whose parts are not known yet are left out.
+    ``peaks``: the most bytes of temporary nodes, by class. ``peak``: the most bytes of all temporary nodes together.
     """
 
     def __init__(self, nodes: Sequence[Node], store: Store):
         self._store = store
         self._stored: dict[str, bool] = {}
         self._held: Counter[str] = Counter()
+        self.groups: list[list[Node]] = []
         self.peaks: defaultdict[str, float] = defaultdict(float)
         self.peak = 0.0
         self._work = Work([node for node in nodes if not self.has(node)], self)
@@ -40,9 +42,15 @@ class Rehearsal:
         name = node.fingerprint
         return self._stored[name] if name in self._stored else self._store.has(node)
 
+    def has_parts(self, fingerprint: str) -> bool:
+        """Return whether a missing node has parts, to which its passes count."""
+        return bool(self._work.parts[fingerprint])
+
     def _finish(self, group: Sequence[Node]) -> None:
         """Declare the missing nodes of a group stored, and then go on as the store does."""
         group = [node for node in group if not self.has(node) and self._work.needs(node)]
+        if group:
+            self.groups.append(group)
         for node in group:
             self._stored[node.fingerprint] = True
             if node.temporary:

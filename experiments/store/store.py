@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from attribution.nodes import Artifact, Node, groups, short_name
+from attribution.nodes import Artifact, Cost, Node, groups, short_name
 from attribution.nodes.files import inode
 from experiments.store.errors import StoreError
 from experiments.store.held_bytes import held_bytes
@@ -208,7 +208,7 @@ class Store:
         self._seconds_below, start = 0.0, time.perf_counter()
         with peak_memory() as peak:
             artifacts = kind.compute_together(nodes, self)
-        seconds = (time.perf_counter() - start - self._seconds_below) / len(nodes)
+        seconds, joint = (time.perf_counter() - start - self._seconds_below) / len(nodes), kind.cost_together(nodes)
         if len(artifacts) != len(nodes):
             raise StoreError(
                 f"{kind.__name__}.compute_together returned {len(artifacts)} artifacts of {len(nodes)} nodes: return one for each "
@@ -219,7 +219,7 @@ class Store:
             saved = settle(part, node)
             artifact.save(part)
             parts, sources = work.parts[node.fingerprint], work.temporary_sources(node)
-            publish(part, self.folder(node), _facts(node, seconds, peak, parts, sources), saved)
+            publish(part, self.folder(node), _facts(node, joint, len(nodes), seconds, peak, parts, sources), saved)
             self._verified.add(node.fingerprint)
 
     @contextmanager
@@ -271,15 +271,19 @@ class Store:
         return artifact
 
 
-def _facts(node: Node, seconds: float, peak: PeakMemory, parts: Sequence[Node], sources: Sequence[Node]) -> dict[str, Any]:
+def _facts(
+    node: Node, joint: Cost, together: int, seconds: float, peak: PeakMemory, parts: Sequence[Node], sources: Sequence[Node]
+) -> dict[str, Any]:
     """The content of node.json except the description.
 
-    ``seconds``: of the successful attempt, without parents and parts. ``peak``: of this process during the attempt. ``sources``:
-    temporary nodes that are no shards, from which the node was made.
+    ``joint``: the cost of the nodes, ``together`` in number, that were computed with this one. ``seconds``: this node's share of
+    the successful attempt, without parents and parts. ``peak``: of this process during the attempt. ``sources``: temporary nodes
+    that are no shards, from which the node was made.
     """
-    cost = node.cost()
-    if parts:  # passes and seconds count toward the parts
-        cost = dataclasses.replace(cost, passes=0.0)
+    passes = 0.0 if parts else joint.passes / together  # passes and seconds of parts count toward them
+    cost = dataclasses.replace(
+        joint, passes=passes, products=joint.products / together, cubes=joint.cubes / together, disk=node.cost().disk
+    )
     settings = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("identity", True)}
     return {
         "class": short_name(type(node)),

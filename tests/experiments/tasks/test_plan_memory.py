@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,25 +40,34 @@ FAMILIES = {
 
 
 def started(folder: Path, *arguments: str) -> tuple[str, float]:
-    """The output of ``python run.py``, and the most memory that it held, in bytes."""
+    """The output of ``python run.py``, and the most memory that it held, in bytes.
+
+    The store measures the peak of every node, and therefore sets the peak back, also that of ``resource.getrusage``. So the peak is
+    looked at all the time.
+    """
     command = [sys.executable, "run.py", *RUN, f"store.root={folder / 'store'}", f"hydra.run.dir={folder / 'out'}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        assert run.stdout is not None
-        output = run.stdout.read()
-        _, status, usage = os.wait4(run.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, output
-    return output, usage.ru_maxrss * 1024.0
+    output, peak = folder / "output.txt", 0
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT) as run,
+    ):
+        while run.poll() is None:
+            if found := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{run.pid}/status").read_text()):
+                peak = max(peak, int(found[1]))
+            time.sleep(0.02)
+    assert run.returncode == 0, output.read_text()
+    return output.read_text(), peak * 1024.0
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is that of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_runs_take_the_memory_of_their_plan(tmp_path, family):
-    """Claim: the largest memory of a plan is hardly less than what the run takes, and less than twice as much."""
+    """Claim: the largest memory of a plan is hardly less than what the run takes, and less than half more."""
     plan, _ = started(tmp_path, *FAMILIES[family], "task=plan")
     number, unit = re.search(r"│ total .*?│ +([\d.]+) (B|kB|MB|GB) │", plan).groups()  # pyright: ignore[reportOptionalMemberAccess]
     planned = float(number) * UNITS[unit]
     _, taken = started(tmp_path, *FAMILIES[family])
-    assert 0.85 * taken < planned < 2 * taken
+    assert 0.9 * taken < planned < 1.5 * taken
     assert taken > 1e9  # an empty process takes about 0.6 GB
