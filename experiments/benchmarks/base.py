@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
@@ -40,6 +41,9 @@ class Benchmark(ABC):
 class QueryBenchmark(Benchmark):
     """A benchmark of scores for ``queries``, by kind. A kind with ``NoQueries`` is left out."""
 
+    DRAW_GROUPS: ClassVar[bool] = True
+    """Whether estimators may cut their draws into groups: false where a benchmark replays training or takes single checkpoints."""
+
     queries: Mapping[str, Queries]
 
     def __post_init__(self):
@@ -49,10 +53,12 @@ class QueryBenchmark(Benchmark):
             raise FieldError(self, "queries", "name at least one kind of queries")
 
     def with_draw_errors(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
-        """``estimators`` with their draws in groups if they leave that open, so that all benchmarks share their scores.
+        """``estimators`` with their draws in groups if they leave that open, so that benchmarks share their scores.
 
         Groups are made for all kinds of queries or for none, by the kind with the most.
         """
+        if not self.DRAW_GROUPS:
+            return dict(estimators)
         count = max(queries.node(experiment).count for queries in self.queries.values())
         trained, train = experiment.attributed, experiment.train.count
         return {name: in_groups(estimator, trained, count, train) for name, estimator in estimators.items()}

@@ -38,6 +38,8 @@ class InfluentialTimesteps(QueryBenchmark):
     at the same checkpoints, is the random level, and the rows compare the two.
     """
 
+    DRAW_GROUPS = False
+
     outlier: int
     k: int = 20
     timesteps: int = 50

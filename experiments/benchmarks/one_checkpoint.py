@@ -33,6 +33,8 @@ class OneCheckpoint(QueryBenchmark):
     the contributions to the scores of the top ``shown`` of the first ``rows`` queries.
     """
 
+    DRAW_GROUPS = False
+
     k: int = 10
     influential: float = 0.1
     seed: int = 0

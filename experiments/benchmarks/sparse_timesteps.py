@@ -45,6 +45,8 @@ class SparseTimesteps(QueryBenchmark):
     the top ``k`` proponents that have the query's label.
     """
 
+    DRAW_GROUPS = False
+
     n: Sequence[int] = (50, 100, 200)
     fixed: int = 500
     noises: int = 1

@@ -31,6 +31,8 @@ class TimestepBias(QueryBenchmark):
     trained at.
     """
 
+    DRAW_GROUPS = False
+
     examples: int = 2000
     timesteps: int = 50
     correlated: int = 50
