@@ -193,21 +193,21 @@ class Patches:
 def matches(noisy: Tensor, train: Images, alpha: float, sigma: float, patches: Patches, top: int | None, memory: float) -> Tensor:
     """Return the mean over the patches of ``noisy [C, H, W]`` of the weights of each of N training images: ``[N]``.
 
-    ``memory``: bytes that the distances of a block of patches to a block of training images may take, and the weights of the block
-    of patches. It bounds what is held, whatever N.
+    ``memory``: bytes that a block of patches against a block of training images may take: distances, patches, and the weights of
+    the block of patches. It bounds what is held, whatever N, except that one patch and one training image are always held.
     """
     x = patches.of(noisy.unsqueeze(0))[0].T  # [P, D]
-    N, P = len(train), len(x)
-    at_once = max(1, min(P, int(memory / 2 / (2 * FLOAT64_BYTES * N))))
+    N, (P, D) = len(train), x.shape
+    half = memory / 2 / FLOAT64_BYTES  # numbers
+    at_once = int(max(1, min(P, half / (2 * N), half / (COPIES * P))))
     shares = torch.zeros(N, dtype=x.dtype, device=x.device)
     for first, last in ranges(0, P, at_once):
         block = x[first:last]
-        images = max(1, int(memory / 2 / (COPIES * FLOAT64_BYTES * len(block) * P)))
-        parts = []
-        for rows in ranges(0, N, images):
-            z = alpha * train.x0(slice(*rows)).to(x.device).double()
-            parts.append(_log_weights(block, patches.of(z), sigma, top))
-        whole, largest = (torch.cat(each, 1) for each in zip(*parts, strict=True))  # [p, N] each
+        whole, largest = x.new_empty(len(block), N), x.new_empty(len(block), N)
+        images = int(max(1, min(N, half / (P * (COPIES * len(block) + 2 * D)))))  # patches, and their squares
+        for start, stop in ranges(0, N, images):
+            z = alpha * train.x0(slice(start, stop)).to(x.device).double()
+            whole[:, start:stop], largest[:, start:stop] = _log_weights(block, patches.of(z), sigma, top)
         shares += (largest - whole.logsumexp(1, keepdim=True)).exp().sum(0)
     return shares / P
 

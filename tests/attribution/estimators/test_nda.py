@@ -10,6 +10,7 @@ import torch
 
 from attribution.checks import FieldError
 from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.estimators import nda
 from attribution.estimators.nda import NDA
 from attribution.execution import Execution
 from attribution.images.draws import Fixed
@@ -143,3 +144,22 @@ def test_a_timestep_beyond_the_process_is_refused():
     with pytest.raises(FieldError, match=r"NDA.timestep=13: the timesteps are 1..12"):
         estimator(timestep=[3, 13]).scores(EXPLAINED, TRAIN, QUERIES)
     assert replace(estimator(), timestep=12).scores(EXPLAINED, TRAIN, QUERIES)
+
+
+def test_memory_bounds_what_is_held(monkeypatch):
+    """Claim: distances of a block (four arrays), its training patches, and the weights take at most the memory that is given."""
+    sizes, of = [], nda._log_weights
+
+    def seen(x, z, sigma, top):
+        (p, D), (n, _, P) = x.shape, z.shape
+        sizes.append((4 * p * n * P + 2 * n * D * P) * 8)
+        assert 16 * p * TRAIN.n <= memory / 2
+        return of(x, z, sigma, top)
+
+    monkeypatch.setattr(nda, "_log_weights", seen)
+    memory, images = 20_000.0, InMemory()(TRAIN)
+    noisy, patches = images.x0()[0].double(), nda.Patches(3, False, 10.0)
+    divided = nda.matches(noisy, images, 0.9, 0.4, patches, None, memory)
+    assert len(sizes) > 4
+    assert max(sizes) <= memory
+    torch.testing.assert_close(divided, nda.matches(noisy, images, 0.9, 0.4, patches, None, 1e9))
