@@ -17,7 +17,6 @@ The rest is taken from the published code (sail-sg/NDA), which has the sum over 
   orthonormal projection, so that σ_t stays the standard deviation of the noise. ``weight`` is that of the first scale in the mean.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,11 +68,15 @@ class NDA(Estimator):
         for name in ("noises", "patch"):
             whole(self, name, least=1)
         number(self, "weight", least=0, most=1)
-        number(self, "border", least=-math.inf)
+        number(self, "border", least=-1e4, most=1e4)
         if self.patch % 2 == 0:
             raise FieldError(self, "patch", "a patch has a center: give an odd number of pixels")
-        if self.coarse is not None and (isinstance(self.coarse, bool) or self.coarse % 2 or self.coarse < 2):
-            raise FieldError(self, "coarse", "patches of blocks of 2 × 2 pixels have an even side: give an even number, or null")
+        if self.coarse is not None:
+            whole(self, "coarse", least=2)
+            if self.coarse % 2:
+                raise FieldError(
+                    self, "coarse", "patches of 2 × 2 blocks have an even side: give an even number, or null"
+                )
         if self.top is not None:
             whole(self, "top", least=1)
         if isinstance(self.timestep, Sequence):
@@ -122,6 +125,14 @@ class NDABlock(Node[BlockProducts]):
     process: Process
     rows: tuple[int, int]
 
+    def cost(self) -> Cost:
+        """The products of patches of the queries with those of the training images, if the size of an image is known."""
+        estimator, shape, count = self.estimator, self.train.image_shape, self.rows[1] - self.rows[0]
+        scales = [Patches(side, pooled, estimator.border) for side, pooled, _ in estimator.scales]
+        per_pair = 0 if shape is None else sum(scale.products(*shape) for scale in scales)
+        pairs = count * self.train.count * len(estimator.timesteps)
+        return Cost(products=pairs * estimator.noises * per_pair, memory=estimator.execution.pass_bytes + FLOAT64_BYTES * pairs)
+
     def compute(self, get: Get) -> BlockProducts:
         estimator, rows = self.estimator, slice(*self.rows)
         device = double_device(estimator.execution.torch_device())  # small σ_t amplify the rounding of distances
@@ -139,6 +150,8 @@ class NDABlock(Node[BlockProducts]):
                     scale = Patches(side, pooled, estimator.border)
                     shares = matches(noisy[q, k], train, alpha, sigma, scale, estimator.top, estimator.execution.pass_bytes)
                     values[i, q] += weight / estimator.noises * shares
+        if not values.isfinite().all():
+            raise FloatingPointError("scores of patches are not finite: are the queries and the training images?")
         return BlockProducts(values.float().cpu().numpy())
 
 
@@ -178,6 +191,12 @@ class Patches:
     side: int
     pooled: bool
     border: float
+
+    def products(self, channels: int, height: int, width: int) -> int:
+        """Return the multiply-adds of all products of a patch of an image with a patch of another: L²·D."""
+        lost = self.side - 1 - 2 * ((self.side - 1) // 2)  # an even side has one position less
+        pixels = (self.side // 2 if self.pooled else self.side) ** 2
+        return ((height - lost) * (width - lost)) ** 2 * channels * pixels
 
     def of(self, images: Tensor) -> Tensor:
         """Return the patches of ``images [n, C, H, W]`` at L positions, ``[n, D, L]``."""
