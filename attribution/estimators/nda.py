@@ -74,9 +74,7 @@ class NDA(Estimator):
         if self.coarse is not None:
             whole(self, "coarse", least=2)
             if self.coarse % 2:
-                raise FieldError(
-                    self, "coarse", "patches of 2 × 2 blocks have an even side: give an even number, or null"
-                )
+                raise FieldError(self, "coarse", "patches of 2 × 2 blocks have an even side: give an even number, or null")
         if self.top is not None:
             whole(self, "top", least=1)
         if isinstance(self.timestep, Sequence):

@@ -34,10 +34,11 @@ from attribution.estimators.sharded import (
     TrainingBlock,
     with_query_blocks,
 )
-from attribution.execution import FLOAT32_BYTES, ranges
+from attribution.execution import FLOAT32_BYTES, FORWARD_ACTIVATIONS, ranges
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
+from attribution.images.draws import Draws
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, key
 from attribution.transfers import to_device
@@ -146,9 +147,10 @@ class UnlearningTrainingBlock(TrainingBlock):
         return key(self)
 
     def cost(self) -> Cost:
-        passes = FORWARD * self.count * self.estimator.draws.side("train").count * (self.queries.count + 1)
-        held = 2 * self.estimator.execution.query_shard * self.trained.parameter_count
-        return Cost(passes=passes, memory=FLOAT32_BYTES * held)
+        inputs, execution = self.count * self.estimator.draws.side("train").count, self.estimator.execution
+        held = 2 * execution.query_shard * self.trained.parameter_count
+        at_once = FORWARD_ACTIVATIONS * min(inputs, execution.batch_size)
+        return Cost(passes=FORWARD * inputs * (self.queries.count + 1), memory=FLOAT32_BYTES * held, at_once=at_once)
 
     def query_blocks(self) -> list[UnlearningQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
@@ -178,19 +180,22 @@ class UnlearningTrainingBlock(TrainingBlock):
         """The loss of each training image, a mean over its draws, float64 ``[n]``."""
         estimator, images, objective = self.estimator, get(self.train), self.trained.objective
         scheme, device = estimator.draws.side("train"), estimator.execution.torch_device()
-        size, K, losses = estimator.execution.batch_size, scheme.count, []
+
+        def inputs(rows: slice) -> tuple[Tensor, Draws, Tensor | None]:
+            ids, condition = to_device(images.ids(rows), device), images.conditions(rows)
+            draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
+            x0 = to_device(images.x0(rows), device, per_example.parameters[0].dtype)
+            return x0, draws, None if condition is None else to_device(condition, device)
+
+        (first, last), K, losses = self.rows, scheme.count, []
+        size = per_example.inputs_per_pass(objective, *inputs(slice(first, min(first + 2, last))))
         with torch.inference_mode(), eval_mode(per_example.model):
-            for start, stop in ranges(*self.rows, max(1, size // K)):
-                rows = slice(start, stop)
-                ids = to_device(images.ids(rows), device)
-                draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
-                x0 = to_device(images.x0(rows), device, per_example.parameters[0].dtype)
-                condition = images.conditions(rows)
-                condition = None if condition is None else to_device(condition, device)
+            for start, stop in ranges(first, last, max(1, size // K)):
+                x0, draws, condition = inputs(slice(start, stop))
                 passes: list[Tensor] = []
                 for columns in ranges(0, K, size):
-                    inputs = objective.inputs(x0, draws.columns(slice(*columns)), condition)
-                    passes.append(objective(denoiser(per_example.model), *inputs).view(stop - start, -1))
+                    of_pass = objective.inputs(x0, draws.columns(slice(*columns)), condition)
+                    passes.append(objective(denoiser(per_example.model), *of_pass).view(stop - start, -1))
                 losses.append(torch.cat(passes, 1))
         return torch.cat(losses).cpu().double().mean(1).numpy()
 

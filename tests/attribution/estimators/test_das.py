@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attribution.checks import FieldError
+from attribution.estimators import residuals as residuals_module
 from attribution.estimators.das import DAS
 from attribution.estimators.final_self_influence import self_influence
 from attribution.execution import Execution
@@ -120,6 +121,21 @@ def test_shards_and_batches_change_nothing(get, tmp_path):
     stored = only(divided, Store(tmp_path))
     np.testing.assert_allclose(stored, only(method, get), rtol=1e-4)
     assert np.array_equal(only(divided, Store(tmp_path)), stored)
+
+
+def test_residuals_hold_what_the_memory_of_a_pass_holds(monkeypatch):
+    """Claim: with memory for the activations of one input, residuals are computed one input at a time, and are the same."""
+    sizes, of = [], residuals_module.root_error
+
+    def counted(objective, network, inputs):
+        sizes.append(len(inputs.t))
+        return of(objective, network, inputs)
+
+    monkeypatch.setattr(residuals_module, "root_error", counted)
+    method = estimator(DAS, SQUARE, execution=Execution(device="cpu", pass_memory=1))
+    (node,) = method.node(RECORD.data, QUERIES, RECORD)._residuals
+    np.testing.assert_allclose(InMemory()(node).mean, residuals().mean(1), rtol=1e-5)
+    assert sizes == [1] * 40
 
 
 def test_passes_count_the_residuals(get):

@@ -97,6 +97,29 @@ def test_passes_are_counted(get):
     assert node.passes(get) == pytest.approx(QUERIES.n * K * 3 + TRAIN.n * K * (QUERIES.n + 1) / 3)
 
 
+@pytest.fixture
+def largest_pass(monkeypatch):
+    """The number of inputs of each forward pass of unlearning."""
+    sizes, of = [], type(LOSS).__call__
+
+    def counted(self, network, x0, *rest):
+        sizes.append(len(x0))
+        return of(self, network, x0, *rest)
+
+    monkeypatch.setattr(type(LOSS), "__call__", counted)
+    return sizes
+
+
+def test_passes_hold_what_their_memory_holds(largest_pass):
+    """Claim: with memory for the activations of one input, losses are computed one input at a time, to the same scores."""
+    whole = scored(unlearning(steps=1), InMemory())
+    assert max(largest_pass) > 4
+    largest_pass.clear()
+    divided = scored(unlearning(steps=1, execution=Execution(device="cpu", pass_memory=1)), InMemory())
+    assert max(largest_pass) <= 4  # two images at two draws, in the check of the gradients
+    np.testing.assert_allclose(divided, whole, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize(("name", "value"), [("damping", 0), ("amount", 0), ("steps", 0)])
 def test_bad_settings_are_refused_by_name(name, value):
     """Claim: nothing is unlearned in no step or with no amount, and without damping there may be no inverse."""
