@@ -59,6 +59,9 @@ class DAS(KernelEstimator):
         super().__post_init__()
         if self.residual not in RESIDUALS:
             raise FieldError(self, "residual", f"choose one of {', '.join(RESIDUALS)}")
+        for name in ("leverage", "squared"):
+            if not isinstance(getattr(self, name), bool):
+                raise FieldError(self, name, "must be true or false")
 
     def scale(self, eigen: TrainingEigen, damping: float) -> np.ndarray | float:
         """1/(1 - h(z)), ``[N]``, or 1."""

@@ -158,5 +158,8 @@ def test_bad_settings_are_refused():
     """Claim: an unknown residual is refused by name, and so are groups of draws, in which squares are not linear."""
     with pytest.raises(FieldError, match=r"residual.*mean, normalized, none"):
         estimator(DAS, SQUARE, residual="median")
+    for name in ("leverage", "squared"):
+        with pytest.raises(FieldError, match=f"DAS.{name}=no: must be true or false"):
+            estimator(DAS, SQUARE, **{name: "no"})
     with pytest.raises(FieldError, match="replicates"):
         estimator(DAS, SQUARE, draws=Uniform(4, replicates=2))
