@@ -6,8 +6,10 @@ rest as little as possible. The training images whose loss rises most were the m
     θ_{j+1} = θ_j + s/(N J) (H + λI)⁻¹ ∇m(q; θ_j),   j = 0..J-1,      τ[q, z] = N/s (ℓ(z; θ_J) - ℓ(z; θ_0))
 
 s = ``amount`` is the weight with which q is removed, in training images. With s → 0 this is influence ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z),
-scale included, whatever J; larger s see the curvature of the losses along the step. Losses before and after are taken at the same
-draws. H is K-FAC or EK-FAC, over the layers that these cover; the paper takes the diagonal of the Fisher matrix and one step.
+scale included, whatever J; larger s see the curvature of the losses along the step. Losses are float32, and the rounding of their
+differences bounds s from below: on a tiny U-Net with damping 1e-3 the relative distance to influence is 0.83, 0.067, 0.0014, 0.11
+at s = 1, 1e-2, 1e-4, 1e-6. Losses before and after are taken at the same draws. H is K-FAC or EK-FAC, over the layers that these
+cover; the paper takes the diagonal of the Fisher matrix and one step.
 
 Every query needs a forward pass over the training set at its own parameters, which no other query shares.
 """
