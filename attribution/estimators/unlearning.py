@@ -29,12 +29,13 @@ from attribution.diffusion import denoiser, eval_mode
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
+    QueryBatch,
     QueryBlock,
     QueryVectors,
     ShardedEstimator,
     ShardedScores,
     TrainingBlock,
-    with_query_blocks,
+    with_all_queries,
 )
 from attribution.execution import FLOAT32_BYTES, FORWARD_ACTIVATIONS, ranges
 from attribution.gradients.network_cache import engine, gradient_shapes
@@ -137,28 +138,30 @@ class UnlearningQueryBlock(QueryBlock[QueryVectors]):
 
 @dataclass(frozen=True)
 class UnlearningTrainingBlock(TrainingBlock):
-    """τ of a block of training examples, ``[Q, n]``. One query's parameters are loaded at a time."""
+    """τ of the queries ``query_rows`` and a block of training examples, ``[Q, n]``. One query's parameters are loaded at a time."""
 
     NAME = "UnlearningTrainingBlock"
     VERSION = 1
     TITLE = "rises of the training images' loss"
 
     estimator: Unlearning
+    query_rows: tuple[int, int]
 
     def together(self) -> Hashable:
         return key(self)
 
     def cost(self) -> Cost:
         inputs, execution = self.count * self.estimator.draws.side("train").count, self.estimator.execution
-        held = 2 * execution.query_shard * self.trained.parameter_count
+        queries = self.query_rows[1] - self.query_rows[0]
+        held = 2 * min(queries, execution.query_shard) * self.trained.parameter_count
         at_once = FORWARD_ACTIVATIONS * min(inputs, execution.batch_size)
-        return Cost(passes=FORWARD * inputs * (self.queries.count + 1), memory=FLOAT32_BYTES * held, at_once=at_once)
+        return Cost(passes=FORWARD * inputs * (queries + 1), memory=FLOAT32_BYTES * held, at_once=at_once)
 
     def query_blocks(self) -> list[UnlearningQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
         return [
             UnlearningQueryBlock(self.estimator, self.trained, subject, rows, self.train)
-            for rows in ranges(0, self.queries.count, self.estimator.execution.query_shard)
+            for rows in ranges(*self.query_rows, self.estimator.execution.query_shard)
         ]
 
     @classmethod
@@ -224,6 +227,24 @@ def moved(per_example: PerExampleGradients, move: Mapping[str, Tensor]) -> Itera
 
 
 @dataclass(frozen=True)
+class UnlearningBatch(QueryBatch):
+    """τ of a batch of queries and all training examples, ``[Q, N]``."""
+
+    NAME = "UnlearningBatch"
+    VERSION = 1
+    TITLE = "unlearning scores, joined"
+
+    estimator: Unlearning
+
+    def cost(self) -> Cost:
+        size = FLOAT32_BYTES * (self.rows[1] - self.rows[0]) * self.train.count
+        return Cost(memory=2 * size, disk=size)
+
+    def training_block(self, rows: tuple[int, int]) -> UnlearningTrainingBlock:
+        return UnlearningTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows, self.rows)
+
+
+@dataclass(frozen=True)
 class UnlearningScores(ShardedScores):
     """The scores ``[Q, N]``."""
 
@@ -235,17 +256,19 @@ class UnlearningScores(ShardedScores):
     trained: Trained
 
     def parts(self, get: Get) -> list[Node]:
-        return with_query_blocks(self._blocks)
+        return list(self.batches)
 
     def cost(self) -> Cost:
         return Cost(memory=2 * FLOAT32_BYTES * self.pairs, disk=FLOAT32_BYTES * self.pairs)
 
     def compute(self, get: Get) -> Scores:
-        return self.assembled(np.concatenate([block.values for block in get.many(self._blocks)], axis=-1), get)
+        return self.assembled(with_all_queries(get.many(self.batches)), get)
 
     @property
-    def _blocks(self) -> list[UnlearningTrainingBlock]:
+    def batches(self) -> list[UnlearningBatch]:
+        """The scores of all queries, in batches whose moved parameters lie on disk together."""
+        size = FLOAT32_BYTES * self.trained.parameter_count
         return [
-            UnlearningTrainingBlock(self.estimator, self.trained, self.train, self.queries, rows)
-            for rows in ranges(0, self.train.count, self.estimator.execution.shard)
+            UnlearningBatch(self.estimator, self.trained, self.train, self.queries, rows)
+            for rows in self.estimator.execution.query_batches(self.queries.count, size)
         ]

@@ -91,6 +91,14 @@ def test_the_network_is_left_as_it_was_and_shards_change_nothing(get, tmp_path):
     assert np.array_equal(scored(divided, Store(tmp_path)), stored)
 
 
+def test_queries_are_divided_by_scratch(get):
+    """Claim: with room on disk for one query, each query is a batch of its own, to the same bits."""
+    whole = scored(unlearning(execution=Execution(device="cpu", query_shard=1)), InMemory())
+    method = unlearning(execution=Execution(device="cpu", query_shard=1, scratch=1))
+    assert [batch.rows for batch in method.scores(RECORD, TRAIN, QUERIES).batches] == [(q, q + 1) for q in range(QUERIES.n)]
+    assert np.array_equal(scored(method, InMemory()), whole)
+
+
 def test_passes_are_counted(get):
     """Claim: a query takes a pass of every draw and step, and a forward pass of every draw of every training image."""
     node, K = unlearning(steps=3).scores(RECORD, TRAIN, QUERIES), DRAWS.count
