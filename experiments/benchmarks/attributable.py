@@ -37,7 +37,7 @@ AllScores = Mapping[tuple[str, str], Node[Scores]]
 
 @dataclass(frozen=True, kw_only=True)
 class Attributable(QueryBenchmark):
-    """Which queries can be attributed, from which size of their top group on, and for how many training images.
+    """Which queries can be attributed, to how many of their top images, and for how many training images.
 
     The model is trained on random subsets of the training images of ``training_sizes``, each contained in the next, and the
     estimators score each subset. A query's top groups of ``sizes`` are removed, and the model is trained again with each of
@@ -99,7 +99,7 @@ class Attributable(QueryBenchmark):
             removals = self._removals(experiment, estimators, scores, N)
             each = [math.prod(map(len, estimators[name].requested().values())) for _, name in scores]  # variants
             of_rankings = sum(n * ranking.queries.count for n, ranking in zip(each, removals.rankings, strict=True))
-            models += 1 + self.seeds * (1 + len(self.sizes) * (self.random + of_rankings))
+            models += 1 + self.seeds * (1 + len(self._groups(experiment, N)) * (self.random + of_rankings))
             found += [*scores.values(), removals]
         if models > self.budget:
             message = (
@@ -128,7 +128,10 @@ class Attributable(QueryBenchmark):
                 shown = {variant.label: variant.scores.values for variant in variants}
                 if experiment.train.count == N:
                     report.attribute(Attributions(kind, get(queries), get(experiment.train), shown))
-        rows = report.add(row for finding in found for row in parts.rows(finding, bootstrap))
+        first = {(finding.kind, finding.images): finding for finding in reversed(found)}
+        rows = report.add(
+            row for finding in found for row in parts.rows(finding, bootstrap, finding is first[finding.kind, finding.images])
+        )
         images = {kind: get(choice.node(experiment)) for kind, choice in self.queries.items()}
         report.table("attributable_queries", [line for finding in found for line in parts.lines(finding, images[finding.kind])])
         for note in parts.verdicts(found):
@@ -159,7 +162,7 @@ class Attributable(QueryBenchmark):
 
     def _groups(self, experiment: Experiment, N: int) -> list[parts.Group]:
         """The groups to remove of ``N`` training images, in ascending order of their size."""
-        found = []
+        found = {}
         for i, size in enumerate(self.sizes):
             count = round(size * N) if size < 1 else size
             if count != int(count) or not 1 <= count < N:
@@ -168,8 +171,8 @@ class Attributable(QueryBenchmark):
                     f"of the training_sizes needs it"
                 )
                 raise FieldError(self, f"sizes[{i}]", message)
-            found.append(parts.Group(size, int(count), N, self._steps(experiment, N)))
-        return sorted(found, key=lambda group: group.count)
+            found.setdefault(int(count), parts.Group(size, int(count), N, self._steps(experiment, N)))
+        return [found[count] for count in sorted(found)]
 
     def _steps(self, experiment: Experiment, N: int) -> int:
         return self.steps or max(1, round(N / experiment.train.count * experiment.trainer.steps))
@@ -188,8 +191,10 @@ class Attributable(QueryBenchmark):
         if experiment.train.count == N and self._steps(experiment, N) == experiment.trainer.steps:
             return experiment.attributed
         if not isinstance(experiment.trained, TrainedModel):
-            message = "the explained model is given and is not trained on fewer images: set [1]"
-            raise FieldError(self, "training_sizes" if experiment.train.count > N else "steps", message)
+            if experiment.train.count > N:
+                raise FieldError(self, "training_sizes", "the explained model is given and is not trained on fewer images: set [1]")
+            message = f"the explained model is given, with trainer.steps={experiment.trainer.steps}: set null"
+            raise FieldError(self, "steps", message)
         return experiment.parameters.of(self._training(experiment, N))
 
     def _scores(self, experiment: Experiment, estimators: Mapping[str, Estimator], N: int) -> AllScores:

@@ -85,27 +85,37 @@ class Finding:
         return metrics.against_random(self.own, self.random)
 
     @property
-    def smallest(self) -> np.ndarray:
-        """The position of the smallest attributable group of each query, ``[Q]``; F: none."""
-        return metrics.smallest(self.test.p, self.significance)
+    def found(self) -> np.ndarray:
+        """Which groups of each query do more than random ones, bool ``[F, Q]``."""
+        return metrics.significant(self.test.p, self.significance)
 
     @property
-    def smallest_of_random(self) -> np.ndarray:
-        """The same for each random group in the place of a query's own, ``[Q, R]``."""
-        return metrics.smallest(metrics.left_out(self.random).p, self.significance)
+    def found_of_random(self) -> np.ndarray:
+        """The same for each random group in the place of a query's own, ``[F, Q, R]``."""
+        return metrics.significant(metrics.left_out(self.random).p, self.significance)
+
+    @property
+    def smallest(self) -> np.ndarray:
+        """The position of the smallest attributable group of each query, ``[Q]``; F: none."""
+        return metrics.smallest(self.found)
 
     def verdict(self, query: int) -> str:
-        """The verdict on a query: "attributable from 8 images on", or "not attributable at up to 32 images"."""
+        """The verdict on a query: "attributable to its top 8 images", or "not attributable to its top 32 images or fewer"."""
         place = int(self.smallest[query])
         if place == len(self.groups):
-            return f"not attributable at up to {images(self.groups[-1].count)}"
-        return f"attributable from {images(self.groups[place].count)} on"
+            return f"not attributable to its top {images(self.groups[-1].count)} or fewer"
+        return f"attributable to its top {images(self.groups[place].count)}"
 
 
-def rows(finding: Finding, bootstrap: Bootstrap) -> Iterator[Row]:
-    """For each size: the shares of queries and of random groups that are attributable, the mean effect, and the median t."""
+def rows(finding: Finding, bootstrap: Bootstrap, first: bool) -> Iterator[Row]:
+    """For each size: the shares of queries and of random groups that are attributable, the mean effect, and the median t.
+
+    Random groups are the same for all variants, and have rows with the ``first`` one only.
+    """
     unit, test = abs(float(finding.whole.mean())), finding.test
     Q, R, K = finding.random.shape[1:]
+    # Of several sizes, each is found less often than that where there is nothing: the random groups show how often.
+    level = Levels(random=PERCENT * finding.significance if len(finding.groups) == 1 else None, maximum=float(PERCENT))
     for f, group in enumerate(finding.groups):
         shared: dict[str, Any] = {
             "benchmark": BENCHMARK,
@@ -113,12 +123,11 @@ def rows(finding: Finding, bootstrap: Bootstrap) -> Iterator[Row]:
             "swept": {IMAGES: finding.images},
             "about": {"k": group.count, "steps": group.steps, "seeds": K, "random_groups": R, "n": Q},
         }
-        level = Levels(random=PERCENT * finding.significance, maximum=float(PERCENT))
-        for subject, place, axes in (
-            (finding.variant.subject, finding.smallest, ("queries",)),
-            (RANDOM_GROUP, finding.smallest_of_random, ("queries", "removals")),
-        ):
-            share = bootstrap.mean((place <= f).astype(np.float64), axes, limits=SHARE_LIMITS).estimate().scaled(PERCENT)
+        subjects: list[tuple[Subject, np.ndarray, tuple[str, ...]]] = [(finding.variant.subject, finding.found, ("queries",))]
+        if first:
+            subjects.append((RANDOM_GROUP, finding.found_of_random, ("queries", "removals")))
+        for subject, found, axes in subjects:
+            share = bootstrap.mean(found[f].astype(np.float64), axes, limits=SHARE_LIMITS).estimate().scaled(PERCENT)
             yield Row(metric=f"{ATTRIBUTABLE}@{group.label}", subject=subject, estimate=share, levels=level, **shared)
         own = bootstrap.mean(finding.own[f][:, None], counterfactual.AXES)
         effect = (own - bootstrap.mean(finding.random[f], counterfactual.AXES)) * (PERCENT / unit)
@@ -155,7 +164,7 @@ def lines(finding: Finding, queries: Images) -> Iterator[dict[str, object]]:
                 "degrees_of_freedom": test.degrees,
                 "t": test.t[f, q].item(),
                 "p": test.p[f, q].item(),
-                "attributable": bool(finding.smallest[q] <= f),
+                "attributable": bool(finding.found[f, q]),
                 "verdict": finding.verdict(q),
             }
 
@@ -166,23 +175,23 @@ def verdicts(findings: Sequence[Finding]) -> Iterator[str]:
         places = finding.smallest
         Q, F = len(places), len(finding.groups)
         found = Counter(places[places < F].tolist())
-        each = ", ".join(f"{count} from {images(finding.groups[f].count)} on" for f, count in sorted(found.items()))
+        each = ", ".join(f"{count} to the top {images(finding.groups[f].count)}" for f, count in sorted(found.items()))
         kept = int((places < F).sum())
         yield (
             f"{finding.variant.label}, {finding.images} training images: {kept} of {Q} {finding.kind} queries are attributable"
-            f"{f' ({each})' if each else ''}, {Q - kept} not at up to {images(finding.groups[-1].count)}"
+            f"{f' ({each})' if each else ''}, {Q - kept} not to the top {images(finding.groups[-1].count)} or fewer"
         )
     wrong, expected = of_random_groups(findings), findings[0].significance
     yield (
-        f"random groups in place of a query's own pass in {PERCENT * wrong:.1f} % of cases ({PERCENT * expected:g} % expected): so "
-        f"often a query is called attributable although its top images do no more than random ones"
+        f"random groups in place of a query's own pass in {PERCENT * wrong:.1f} % of cases (at most {PERCENT * expected:g} % "
+        f"expected): so often a query is called attributable although its top images do no more than random ones"
     )
 
 
 def of_random_groups(findings: Sequence[Finding]) -> float:
     """The share of random groups that pass for a query's own, over all training sizes and kinds of queries."""
     once = {(finding.kind, finding.images): finding for finding in findings}.values()
-    passed = [(finding.smallest_of_random < len(finding.groups)).ravel() for finding in once]
+    passed = [finding.found_of_random.any(0).ravel() for finding in once]
     return float(np.concatenate(passed).mean())
 
 
@@ -193,7 +202,7 @@ def curves(findings: Sequence[Finding]) -> list[figures.Effects]:
             title=f"{finding.images} training images",
             sizes=[group.count for group in finding.groups],
             ratios=finding.test.t / finding.test.threshold(finding.significance),
-            found=np.arange(len(finding.groups))[:, None] >= finding.smallest,
+            found=finding.found,
         )
         for finding in findings
     ]

@@ -33,16 +33,16 @@ def attributable_table(findings: Sequence[Finding], images: Mapping[str, Images]
                     result.add_row(Text(images[kind].name(row)), *([Text(label)] * (len(labels) > 1)), *cells)
     first = findings[0]
     result.caption = (
-        f"N training images. From k on: removing its top k images, and each larger group, does more than removing as many at "
-        f"random (one-sided p ≤ {first.significance:g}). no: not attributable at these sizes. t: effect over its standard error "
-        f"for each k; the threshold is {first.test.threshold(first.significance):.2f}. Random groups pass in "
-        f"{PERCENT * of_random_groups(findings):.1f} % of cases."
+        f"N training images. top k: the smallest group that does more, when it is removed, than as many random images (one-sided "
+        f"p ≤ {first.significance:g}, by Holm's method over the sizes). no: not attributable at these sizes. t: effect over its "
+        f"standard error for each k; {first.test.threshold(first.significance):.2f} is p = {first.significance:g}. "
+        f"Random groups pass in {PERCENT * of_random_groups(findings):.1f} % of cases."
     )
     return result
 
 
 def _cell(finding: Finding, query: int) -> Text:
     place = int(finding.smallest[query])
-    text = Text("no") if place == len(finding.groups) else Text(f"from {finding.groups[place].count} on", style="bold")
+    text = Text("no") if place == len(finding.groups) else Text(f"top {finding.groups[place].count}", style="bold")
     values = " ".join(f"{value:.1f}" for value in finding.test.t[:, query])
     return text.append(f"\nt {values}", style="not bold dim")

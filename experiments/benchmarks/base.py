@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
@@ -17,9 +16,6 @@ from experiments.report.report import Report
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ABC):
     """Evaluates the chosen estimator and those named in ``compare`` (files of conf/estimator)."""
-
-    DRAW_ERRORS: ClassVar[bool] = False
-    """Whether it reports the noise of draws, for which estimators cut them into groups unless told otherwise."""
 
     compare: Sequence[str] = ()
 
@@ -53,9 +49,10 @@ class QueryBenchmark(Benchmark):
             raise FieldError(self, "queries", "name at least one kind of queries")
 
     def with_draw_errors(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
-        """``estimators`` with their draws in groups where the benchmark reports the noise of draws and they leave it open."""
-        if not self.DRAW_ERRORS:
-            return dict(estimators)
+        """``estimators`` with their draws in groups if they leave that open, so that all benchmarks share their scores.
+
+        Groups are made for all kinds of queries or for none, by the kind with the most.
+        """
         count = max(queries.node(experiment).count for queries in self.queries.values())
         trained, train = experiment.attributed, experiment.train.count
         return {name: in_groups(estimator, trained, count, train) for name, estimator in estimators.items()}

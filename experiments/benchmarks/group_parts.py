@@ -69,7 +69,8 @@ def surrogate(measured: np.ndarray, removed: np.ndarray, damping: float) -> np.n
     """The coefficients ``[Q, G]`` of the linear model of ``measured [Q, M]`` on the weights ``removed [M, G]`` of groups.
 
     They are the Shapley values of the surrogate: a linear function adds the same, whatever the order. It is the ridge regression of
-    datamodels, with ``damping`` λ added to the curvature of the mean over subsets.
+    datamodels, with ``damping`` λ added to the curvature of the mean over subsets. If all subsets leave out as many groups, they
+    are known up to a constant of each query, and add up to 0.
     """
     return fit(measured, removed, [damping])[0].astype(np.float64) / removed.shape[1]
 

@@ -68,8 +68,6 @@ class GroupBenchmark(SubsetBenchmark):
     number of steps. A run that would train more than ``most_models`` is refused.
     """
 
-    DRAW_ERRORS = True
-
     subsets: GroupSubsets
     parts: Sequence[str] = PARTS
     circles: int = 1
@@ -149,7 +147,7 @@ class GroupBenchmark(SubsetBenchmark):
         if sum(numbers.values()) > self.most_models:
             each = ", ".join(f"{number:,} for {part}" for part, number in numbers.items() if number)
             message = (
-                f"{groups} groups take {sum(numbers.values()):,} models ({each}): merge groups, leave out shapley "
+                f"{groups} groups take up to {sum(numbers.values()):,} models ({each}): merge groups, leave out shapley "
                 f"(benchmark.parts), take fewer seeds, circles or subsets, or raise it"
             )
             raise FieldError(self, "most_models", message)

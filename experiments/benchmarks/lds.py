@@ -42,8 +42,6 @@ class LDS(SubsetBenchmark, Selective):
     scored for the same queries; LDS at the chosen dampings are means over them, with intervals over trainings too.
     """
 
-    DRAW_ERRORS = True
-
     rows: int = 4
     shown: int = 6
     trainings: int = 1

@@ -55,8 +55,6 @@ class Verdict(SubsetBenchmark):
     the steps of the LDS.
     """
 
-    DRAW_ERRORS = True
-
     varied: VariedSubsets
     parts: Sequence[str] = PARTS
     k: Sequence[int] | None = None

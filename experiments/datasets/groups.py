@@ -45,7 +45,7 @@ def groups_of(train: Images, by: str, distance: float) -> dict[str, np.ndarray]:
                 f"the names of all training images have the same folder ({folders[0]}): group by label or by a CSV file"
             )
         return _by_key(folders)
-    return _near_duplicates(train, distance) if by == DUPLICATES else _from_file(train, Path(by).expanduser())
+    return _near_duplicates(train, distance) if by == DUPLICATES else _from_file(train, Path(by))
 
 
 def summary(groups: Mapping[str, np.ndarray], by: str, distance: float, count: int) -> str:
@@ -74,25 +74,30 @@ def _near_duplicates(train: Images, distance: float) -> dict[str, np.ndarray]:
 
 
 def _from_file(train: Images, path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise GroupError(f"choose {CHOICES}")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
+        if not path.expanduser().is_file():
+            raise GroupError(f"choose {CHOICES}")
+        with path.expanduser().open(encoding="utf-8-sig", newline="") as text:
             table = csv.DictReader(text, skipinitialspace=True)
-            columns: Sequence[str] = table.fieldnames or ()
-            lines = list(table)
+            columns = [name.strip() for name in table.fieldnames or ()]
+            table.fieldnames = columns
+            lines = [(table.line_num, line) for line in table]
+    except (OSError, RuntimeError) as error:  # such as an unknown home directory, or a name that is too long
+        raise GroupError(f"choose {CHOICES} ({error})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise GroupError(f"it is not a CSV file in UTF-8 ({error}): save it as one") from error
+        raise GroupError(f"it cannot be read as CSV in UTF-8 ({error}): save it as such") from error
+    if not columns:
+        raise GroupError("the file is empty: give a line with the columns group and id, or name, and one for each image of a group")
     by = next((name for name in MEMBERS if name in columns), None)
     if GROUP not in columns or by is None:
         raise GroupError(
-            f"the file has the columns {', '.join(columns) or 'of nothing'}: give group and id, or name, separated by commas"
+            f"the file has the columns {', '.join(map(repr, columns))}: give group and id, or name, separated by commas"
         )
     if by == "name" and len({train.name(row) for row in range(len(train))}) < len(train):
         raise GroupError("several training images have the same name: give their ids (train.csv, beside the scores, lists them)")
     places = {str(train.index[row]) if by == "id" else train.name(row): row for row in range(len(train))}
     found: dict[str, list[int]] = {}
-    for number, line in enumerate(lines, 2):
+    for number, line in lines:
         image, group = (line[by] or "").strip(), (line[GROUP] or "").strip()
         if not group or image not in places:
             what = "has no group" if not group else f"names the image {image!r}, which is not a training image"

@@ -24,7 +24,7 @@ class Effects:
 
 
 def effects(title: str, panels: Sequence[Effects], names: Sequence[str]) -> Figure:
-    """A line for each query over the size of its group. Filled markers are found; the threshold is at 1."""
+    """A line for each query over the size of its group. Filled markers are found; at 1 an effect would be significant alone."""
     figure = Figure((max(5.0, 0.6 + _PANEL * len(panels)), 4.2), dpi=DPI, layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, panel in zip(grid, panels, strict=True):
@@ -35,7 +35,7 @@ def effects(title: str, panels: Sequence[Effects], names: Sequence[str]) -> Figu
             axes.plot(panel.sizes, panel.ratios[:, q], **look, label=name if len(names) <= _MOST_NAMED else None)
             for size, ratio, found in zip(panel.sizes, panel.ratios[:, q], panel.found[:, q], strict=True):
                 axes.plot(size, ratio, marker, color=color, markersize=6, markerfacecolor=color if found else "white")
-        axes.axhline(1, color=INK, linewidth=1.2, linestyle="--", label="threshold")
+        axes.axhline(1, color=INK, linewidth=1.2, linestyle="--", label="p = significance, for one size alone")
         axes.axhline(0, color=INK, linewidth=0.6)
         axes.plot([], [], "o", color=INK, linestyle="none", label="attributable")
         axes.plot([], [], "o", color=INK, linestyle="none", markerfacecolor="white", label="not attributable")

@@ -21,7 +21,7 @@ from experiments.judging.given import Given, Table
 
 _SUBSET = re.compile(r"sub-idx-(\d+)\.pkl")
 _MODEL = re.compile(r"ddpm-sub-(\d+)-(\d+)")
-_LOSSES = re.compile(r"e-\d+-(val|gen)\.pkl|ddpm-(val|gen)-errors-\d+\.pkl")
+_LOSSES = re.compile(r"e-\d+-(val|gen)\.pkl|ddpm-(val|gen)-errors-(\d+)\.pkl")
 _TRAIN = "idx-train.pkl"
 
 
@@ -80,6 +80,10 @@ def measurements_in(given: Given) -> Table:
                 f"{model.name} has the losses {[path.name for path in found]}, and others {names}: measure all models with the "
                 "same noise seeds"
             )
+    if len({match[3] for name in names if (match := _LOSSES.fullmatch(name))}) > 1:
+        raise given.error(
+            f"has losses at several sets of timesteps ({', '.join(names)}), which are not one measurement: keep the files of one"
+        )
     values = [[_measured(given, models[i, s], files[models[i, s]]) for i in sorted(subsets)] for s in seeds]
     sizes = {len(measured) for of_seed in values for measured in of_seed}
     if len(sizes) > 1:
@@ -122,7 +126,7 @@ def _measured(given: Given, folder: Path, files: Sequence[Path]) -> np.ndarray:
 
 
 def _ids(given: Given, path: Path) -> np.ndarray:
-    """The whole numbers in a file, as text or numbers: ``[n]`` int64."""
+    """The whole numbers in a file: ``[n]`` int64."""
     content = _content(given, path)
     try:
         ids = np.array(content)
@@ -136,7 +140,7 @@ def _ids(given: Given, path: Path) -> np.ndarray:
 def _content(given: Given, path: Path) -> Any:
     try:
         return load(path.read_bytes())
-    except PlainPickleError as error:
+    except (OSError, PlainPickleError) as error:
         raise given.error(f"{path.name} cannot be read ({error}): it must be a pickle of lists, numbers and arrays") from error
 
 

@@ -143,7 +143,10 @@ def _trak_store(given: Given) -> Table:
     """The scores in the folder of a TRAKer (traker 0.3): ``scores/EXPERIMENT.mmap``, ``[N, Q]`` in the format of numpy.save."""
     folder = given.path
     if not (folder / _STORE).is_file():
-        raise given.error(f"is a folder without {_STORE}, so it is no store of TRAK: name a file")
+        raise given.error(
+            f"is a folder without {_STORE} (a store of TRAK), sub-idx-0.pkl (subsets of D-TRAK or DAS) or ddpm-sub-0-0 (their "
+            "models): name a file, or the folder that has one of these"
+        )
     try:
         content = json.loads((folder / _STORE).read_text(encoding="utf-8"))
         size = int(content["train set size"])

@@ -76,11 +76,22 @@ def retraining_error(random: np.ndarray) -> np.ndarray:
     return np.sqrt(variance / K * (1 + 1 / R))
 
 
-def smallest(p: np.ndarray, significance: float) -> np.ndarray:
-    """The smallest size from which on every size is significant: ``p [F, ..]`` to positions ``[..]``, F where there is none.
+def significant(p: np.ndarray, significance: float) -> np.ndarray:
+    """Which of F sizes do more than random groups: ``p [F, ..]`` to bool ``[F, ..]``, by the method of Holm (1979).
 
-    The largest size is tested first, and a smaller one only if all larger ones are significant. So no correction for several sizes
-    is needed: where nothing is to be found, the probability of any finding is ``significance`` (Maurer, Hothorn & Lehmacher 1995).
+    The smallest p of a query is compared with ``significance`` / F, the next one with ``significance`` / (F - 1), and so on, until
+    one is larger. Where no size does anything, the probability of any finding is at most ``significance``. No size has to wait for
+    another: random groups that are large often contain a decisive image themselves, and then show nothing.
     """
-    passed = np.logical_and.accumulate((p <= significance)[::-1], axis=0)
-    return len(p) - passed.sum(0)
+    F = len(p)
+    order = np.argsort(p, axis=0, kind="stable")
+    steps = significance / np.arange(F, 0, -1).reshape(F, *[1] * (p.ndim - 1))
+    passed = np.logical_and.accumulate(np.take_along_axis(p, order, 0) <= steps, axis=0)
+    result = np.empty_like(passed)
+    np.put_along_axis(result, order, passed, 0)
+    return result
+
+
+def smallest(found: np.ndarray) -> np.ndarray:
+    """The position of the smallest size that is found: bool ``[F, ..]`` to ``[..]``, F where there is none."""
+    return np.where(found.any(0), found.argmax(0), len(found))

@@ -105,12 +105,13 @@ def test_what_the_run_leaves(done):
     """Claim: a line for each query, estimator, training size and group size; rows with intervals; figures; a sentence each."""
     assert len(done.lines) == 2 * 2 * 2 * 2
     assert {line["verdict"] for line in done.lines.values()} <= {
-        f"attributable from {k} images on" for k in (2, 4, 8)
-    } | {"not attributable at up to 8 images"}  # fmt: skip
+        f"attributable to its top {k} images" for k in (2, 4, 8)
+    } | {"not attributable to its top 8 images or fewer"}  # fmt: skip
     found = {(row.metric, row.estimator, row.swept["images"]): row for row in done.report.rows}
     for name in ("raw_cos", "random", "random group"):
         for N in (20, 40):
-            assert found["attributable_%@10%", name, N].levels.random == pytest.approx(5)
+            assert found["attributable_%@10%", name, N].levels.random is None  # below 5 %, as there are two sizes
+    assert len(found) == len(done.report.rows)
     assert found["effect_%@8", "raw_cos", 40].estimate.has_interval
     assert found["effect_%@8", "raw_cos", 40].about["k"] == 8
     names = {path.name for path in done.report.figures}
@@ -134,18 +135,24 @@ def finding(effects: list[float], sizes: tuple[int, ...] = (1, 8)) -> parts.Find
 
 
 def test_verdicts_are_in_words(done):
-    """Claim: from which size on, or not at these sizes; with how many queries, and what random groups do."""
+    """Claim: the smallest group that is found, or none of these sizes; with how many queries, and what random groups do."""
     found = finding([9.0, 0.0])
-    assert [found.verdict(q) for q in range(2)] == ["attributable from 1 image on", "not attributable at up to 8 images"]
+    assert [found.verdict(q) for q in range(2)] == [
+        "attributable to its top 1 image",
+        "not attributable to its top 8 images or fewer",
+    ]
     first, last = parts.verdicts([found])
-    assert first == "a, 16 training images: 1 of 2 validation queries are attributable (1 from 1 image on), 1 not at up to 8 images"
-    assert last.startswith("random groups in place of a query's own pass in 0.0 % of cases (5 % expected)")
-    shares = [row for row in parts.rows(found, Bootstrap(50)) if row.metric.startswith("attributable")]
+    assert first == (
+        "a, 16 training images: 1 of 2 validation queries are attributable (1 to the top 1 image), "
+        "1 not to the top 8 images or fewer"
+    )
+    assert last.startswith("random groups in place of a query's own pass in 0.0 % of cases (at most 5 % expected)")
+    shares = [row for row in parts.rows(found, Bootstrap(50), first=True) if row.metric.startswith("attributable")]
     assert [row.estimate.value for row in shares if row.subject.name == "a"] == [50, 50]
     images = done.get(done.queries)
     text = io.StringIO()
     Console(file=text, width=80).print(attributable_table([found], {"validation": images}, "digits"))
-    assert re.search(rf"{images.name(0)}\s+from 1 on", text.getvalue())
+    assert re.search(rf"{images.name(0)}\s+top 1", text.getvalue())
     assert re.search(rf"{images.name(1)}\s+no", text.getvalue())
 
 

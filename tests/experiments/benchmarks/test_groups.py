@@ -194,7 +194,7 @@ def test_intervals_are_over_draws_and_circles_where_there_are_several():
         (["benchmark.damping=-1"], "damping=-1"),
         (
             ["benchmark.most_models=40"],
-            "most_models=40: 4 groups take 46 models .10 for leave_one_out, 10 for subsets, 26",
+            "most_models=40: 4 groups take up to 46 models .10 for leave_one_out, 10 for subsets, 26",
         ),
         (["benchmark.subsets.groups=folder"], r"groups=folder: the names of all training images have the same folder"),
         (["benchmark.subsets.groups=duplicates"], "distance=0.02: no two training images are as near"),

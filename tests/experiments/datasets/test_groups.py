@@ -48,12 +48,12 @@ def test_near_duplicates_are_clusters_of_chains():
     ("by", "content", "said"),
     [
         ("nowhere.csv", None, "choose label, folder, duplicates or a CSV file that exists"),
-        ("a.csv", "image,group\n3,x\n", "the file has the columns image, group: give group and id, or name"),
-        ("a.csv", "", "columns of nothing"),
+        ("a.csv", "image,group\n3,x\n", "the file has the columns 'image', 'group': give group and id, or name"),
+        ("a.csv", "", "the file is empty: give a line with the columns group and id"),
         ("a.csv", "id,group\n", "the file has no lines"),
         ("a.csv", "id,group\n3,x\n4,x\n", "line 3 names the image '4', which is not a training image"),
         ("a.csv", "id,group\n3,\n", "line 2 has no group"),
-        ("a.csv", "id,group\n3,\xe9".encode("latin-1"), "it is not a CSV file in UTF-8"),
+        ("a.csv", "id,group\n3,\xe9".encode("latin-1"), "it cannot be read as CSV in UTF-8"),
     ],
 )
 def test_bad_files_of_groups_are_refused(by, content, said, tmp_path):

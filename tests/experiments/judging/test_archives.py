@@ -119,6 +119,11 @@ def missing(name: str):
             lambda _, models: [dump([np.zeros((T, Q + 1))], models / "ddpm-sub-1-0" / f"e-{e}-val.pkl") for e in range(NOISES)],
             r"has models with measurements of 4 and 5 queries",
         ),
+        (
+            lambda _, models: [dump([np.zeros((T, Q))], model / "ddpm-val-errors-10.pkl") for model in models.iterdir()],
+            r"has losses at several sets of timesteps \(ddpm-val-errors-10.pkl, e-0-val.pkl, e-1-val.pkl\), .*: keep",
+        ),
+        (lambda masks, _: ((masks / "sub-idx-2.pkl").unlink(), (masks / "sub-idx-2.pkl").mkdir()), r"sub-idx-2.pkl cannot be read"),
         (lambda _, models: dump(3, models / "ddpm-sub-1-0" / "e-0-val.pkl"), r"ddpm-sub-1-0 must have, in each file of losses"),
     ],
 )
