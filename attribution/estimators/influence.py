@@ -43,6 +43,7 @@ from attribution.nodes import Cost, Get, Node, SharingNode, key
 from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.estimators.balance",
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
     "attribution.estimators.replicated",
