@@ -5,8 +5,8 @@ Neumann iterations as in LiSSA, preconditioned by EK-FAC: with P = Q (Λ + λ) Q
     u_j = u_{j-1} + P⁻¹ (v - (H_batch + λI) u_{j-1})/σ,      u_0 = P⁻¹ v/σ,      u_J → (H + λI)⁻¹ v
 
 With σ = 1 and no step this is EK-FAC. The steps add what EK-FAC leaves out: the curvature between layers, and within those where H
-is no Kronecker product. Where P is near H, all directions converge after about σ steps. In LiSSA, those with a small curvature take
-σ/λ steps.
+is not a Kronecker product. Where P is near H, all directions converge after about σ steps. In LiSSA, those with a small curvature
+take σ/λ steps.
 
 In the coordinates w = (Λ + λ)^½ Qᵀ u this is the iteration of LiSSA with P^-½ (H_batch + λI) P^-½ for H_batch + λI, so
 ``lissa_recursion`` computes it. σ, the inverse of a step, has to be at least half of the largest eigenvalue of this matrix.
@@ -40,12 +40,16 @@ SHARED = ("attribution.estimators.lissa", "attribution.curvature.basis", "attrib
 
 @dataclass(frozen=True, kw_only=True)
 class ASTRA(LiSSA):
-    """LiSSA preconditioned by ``curvature``, K-FAC or EK-FAC. The other settings are those of LiSSA; damping must be above 0."""
+    """LiSSA preconditioned by ``curvature``, K-FAC or EK-FAC. The other settings are those of LiSSA.
+
+    ``damping`` must be above 0; the defaults of ``scale`` and ``depth`` belong to that of the damping.
+    """
 
     NAME = "ASTRA"
     VERSION = 1
 
     curvature: KroneckerCurvature
+    damping: float = 0.1
     scale: float = 64.0
     depth: int = 128
     batch_size: int = 512

@@ -8,7 +8,7 @@ timesteps the same weight.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,8 +51,7 @@ class Balance:
     def __post_init__(self):
         if self.side not in ("query", "train", "both"):
             raise FieldError(self, "side", "choose query, train or both")
-        weights = () if isinstance(self.by, str) else self.by
-        if self.by not in ("draw", "timestep") and not (any(weights) and all(map(math.isfinite, weights))):
+        if self.by not in ("draw", "timestep") and not _are_weights(self.by):
             raise FieldError(self, "by", "choose draw, timestep, or a list of finite weights that are not all zero")
 
     def on(self, side: Side) -> "Balance | None":
@@ -72,6 +71,20 @@ class Balance:
         assert self.by != "timestep"
         weights = torch.tensor(list(self.by), dtype=torch.float32, device=timestep.device)
         return weights[bin_of(timestep, len(weights), T)]
+
+
+def _are_weights(by: object) -> bool:
+    """Whether this is a list of finite numbers that are not all zero."""
+    if isinstance(by, str) or not isinstance(by, Sequence):
+        return False
+    numbers = all(isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight) for weight in by)
+    return numbers and any(by)
+
+
+def check_balance(owner: Any) -> None:
+    """Raise :class:`FieldError` unless the field ``balance`` is a :class:`Balance` or None."""
+    if owner.balance is not None and not isinstance(owner.balance, Balance):
+        raise FieldError(owner, "balance", 'give a Balance, as Balance(by="draw", side="both"), or None')
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,14 @@ out. The score is the square of it, as the divergence of two Gaussians is. Where
 
 - The paper has an expectation over timesteps of squares. Its code averages gradients and residuals over draws before the product,
   as D-TRAK does, so that features are averages, and so does this file.
-- f maps all pixels to one number. The code has the mean and the mean magnitude of the output; here it is any ``feature``.
+- f maps all pixels to one number. The code has the mean and the mean magnitude of the output, and its commands use the mean
+  (``feature`` avg); here it is any ``feature``.
+- The newest scripts of the code divide the gradient of every draw by its norm before the mean: here ``balance`` of both sides.
 - r is a vector of pixels, which the code reduces to its root mean square. ``residual="mean"`` is the mean of this over draws (the
   first version of the code), ``"normalized"`` is the mean over the root of the mean square over draws (the second version divides
   the residuals of an image by their length over timesteps), ``"none"`` is 1.
-- The code has scores with the factor 1/(1 - h) (its DAS0) and without (DAS1): ``leverage``. One script squares it, while the others
-  and the derivation above do not.
+- The code has scores with a factor for the leverage (its DAS0) and without (DAS1): ``leverage``. Its two newest scripts have
+  1/(1 - h)², also in scores that are not squared; the derivation above has 1/(1 - h), and so does this file.
 - Squares lose the sign. ``squared=False`` keeps that of D-TRAK, whose score is the special case without residual and leverage.
 
 Everything is multiplied by N (the kernel's C = ΦᵀΦ/N is a mean), before the square.
@@ -59,6 +61,9 @@ class DAS(KernelEstimator):
         super().__post_init__()
         if self.residual not in RESIDUALS:
             raise FieldError(self, "residual", f"choose one of {', '.join(RESIDUALS)}")
+        for name in ("leverage", "squared"):
+            if not isinstance(getattr(self, name), bool):
+                raise FieldError(self, name, "must be true or false")
 
     def scale(self, eigen: TrainingEigen, damping: float) -> np.ndarray | float:
         """1/(1 - h(z)), ``[N]``, or 1."""

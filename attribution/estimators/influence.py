@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from attribution.curvature import Basis
-from attribution.estimators.balance import Balance, TimestepNorms
+from attribution.estimators.balance import Balance, TimestepNorms, check_balance
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
 from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
@@ -43,6 +43,7 @@ from attribution.nodes import Cost, Get, Node, SharingNode, key
 from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.estimators.balance",
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
     "attribution.estimators.replicated",
@@ -86,6 +87,7 @@ class KFACInfluence(ShardedEstimator):
 
     def __post_init__(self):
         check_dampings(self)
+        check_balance(self)
 
     @property
     def dampings(self) -> tuple[float, ...]:

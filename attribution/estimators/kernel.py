@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from attribution.checks import FieldError, whole
-from attribution.estimators.balance import Balance
+from attribution.estimators.balance import Balance, check_balance
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
@@ -69,6 +69,7 @@ class KernelEstimator(Estimator):
 
     def __post_init__(self):
         check_dampings(self)
+        check_balance(self)
         whole(self, "models", least=1)
         self.draws.refuse_lists("a feature", replicates="query" in self.REPLICATED)
         if self.draws.replicates > 1 and self.models > 1:
@@ -162,7 +163,7 @@ class KernelScores(ShardedScores):
 
     def cost(self) -> Cost:
         scores, spectrum = len(self.estimator.dampings) * self.pairs, self._features()[1]
-        memory = FLOAT64_BYTES * (2 * scores + self.pairs) + 2 * spectrum.cost().disk
+        memory = FLOAT32_BYTES * scores + 3 * FLOAT64_BYTES * self.pairs + 2 * spectrum.cost().disk
         rank = min(spectrum.train.count, spectrum.train.size)
         return Cost(products=2 * scores * rank, memory=memory, disk=FLOAT32_BYTES * scores)
 
@@ -179,8 +180,11 @@ class KernelScores(ShardedScores):
         left, eigen = self._sides(get)
         right = eigen.right
         dampings = [damping for damping in self.estimator.dampings if _stable(damping, eigen.values, requested=damping not in GRID)]
-        values = [(left / (eigen.values + damping)) @ right.T * self.estimator.scale(eigen, damping) for damping in dampings]
-        return self.assembled(np.stack([self.finished(of_damping, get) for of_damping in values]), get, axes={"damping": dampings})
+        values = np.empty((len(dampings), len(left), len(right)), np.float32)
+        for i, damping in enumerate(dampings):  # one at a time in float64
+            products = (left / (eigen.values + damping)) @ right.T
+            values[i] = self.finished(products * self.estimator.scale(eigen, damping), get)
+        return self.assembled(values, get, axes={"damping": dampings})
 
     def finished(self, values: np.ndarray, get: Get) -> np.ndarray:
         """Scores at one damping from the scaled products ``values [.., N]``, float64."""

@@ -76,7 +76,7 @@ class LiSSA(ShardedEstimator):
             whole(self, name, least=1)
         number(self, "damping", least=0)
         positive(self, "scale")
-        self.draws.refuse_lists("LiSSA")
+        self.draws.refuse_lists(type(self).__name__)
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)

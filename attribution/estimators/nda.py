@@ -17,7 +17,6 @@ The rest is taken from the published code (sail-sg/NDA), which has the sum over 
   orthonormal projection, so that σ_t stays the standard deviation of the noise. ``weight`` is that of the first scale in the mean.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,11 +68,13 @@ class NDA(Estimator):
         for name in ("noises", "patch"):
             whole(self, name, least=1)
         number(self, "weight", least=0, most=1)
-        number(self, "border", least=-math.inf)
+        number(self, "border", least=-1e4, most=1e4)
         if self.patch % 2 == 0:
             raise FieldError(self, "patch", "a patch has a center: give an odd number of pixels")
-        if self.coarse is not None and (isinstance(self.coarse, bool) or self.coarse % 2 or self.coarse < 2):
-            raise FieldError(self, "coarse", "patches of blocks of 2 × 2 pixels have an even side: give an even number, or null")
+        if self.coarse is not None:
+            whole(self, "coarse", least=2)
+            if self.coarse % 2:
+                raise FieldError(self, "coarse", "patches of 2 × 2 blocks have an even side: give an even number, or null")
         if self.top is not None:
             whole(self, "top", least=1)
         if isinstance(self.timestep, Sequence):
@@ -122,6 +123,14 @@ class NDABlock(Node[BlockProducts]):
     process: Process
     rows: tuple[int, int]
 
+    def cost(self) -> Cost:
+        """The products of patches of the queries with those of the training images, if the size of an image is known."""
+        estimator, shape, count = self.estimator, self.train.image_shape, self.rows[1] - self.rows[0]
+        scales = [Patches(side, pooled, estimator.border) for side, pooled, _ in estimator.scales]
+        per_pair = 0 if shape is None else sum(scale.products(*shape) for scale in scales)
+        pairs = count * self.train.count * len(estimator.timesteps)
+        return Cost(products=pairs * estimator.noises * per_pair, memory=estimator.execution.pass_bytes + FLOAT64_BYTES * pairs)
+
     def compute(self, get: Get) -> BlockProducts:
         estimator, rows = self.estimator, slice(*self.rows)
         device = double_device(estimator.execution.torch_device())  # small σ_t amplify the rounding of distances
@@ -139,6 +148,8 @@ class NDABlock(Node[BlockProducts]):
                     scale = Patches(side, pooled, estimator.border)
                     shares = matches(noisy[q, k], train, alpha, sigma, scale, estimator.top, estimator.execution.pass_bytes)
                     values[i, q] += weight / estimator.noises * shares
+        if not values.isfinite().all():
+            raise FloatingPointError("scores of patches are not finite: are the queries and the training images?")
         return BlockProducts(values.float().cpu().numpy())
 
 
@@ -179,6 +190,12 @@ class Patches:
     pooled: bool
     border: float
 
+    def products(self, channels: int, height: int, width: int) -> int:
+        """Return the multiply-adds of all products of a patch of an image with a patch of another: L²·D."""
+        lost = self.side - 1 - 2 * ((self.side - 1) // 2)  # an even side has one position less
+        pixels = (self.side // 2 if self.pooled else self.side) ** 2
+        return ((height - lost) * (width - lost)) ** 2 * channels * pixels
+
     def of(self, images: Tensor) -> Tensor:
         """Return the patches of ``images [n, C, H, W]`` at L positions, ``[n, D, L]``."""
         margin = (self.side - 1) // 2
@@ -193,21 +210,21 @@ class Patches:
 def matches(noisy: Tensor, train: Images, alpha: float, sigma: float, patches: Patches, top: int | None, memory: float) -> Tensor:
     """Return the mean over the patches of ``noisy [C, H, W]`` of the weights of each of N training images: ``[N]``.
 
-    ``memory``: bytes that the distances of a block of patches to a block of training images may take, and the weights of the block
-    of patches. It bounds what is held, whatever N.
+    ``memory``: bytes that a block of patches against a block of training images may take: distances, patches, and the weights of
+    the block of patches. It bounds what is held, whatever N, except that one patch and one training image are always held.
     """
     x = patches.of(noisy.unsqueeze(0))[0].T  # [P, D]
-    N, P = len(train), len(x)
-    at_once = max(1, min(P, int(memory / 2 / (2 * FLOAT64_BYTES * N))))
+    N, (P, D) = len(train), x.shape
+    half = memory / 2 / FLOAT64_BYTES  # numbers
+    at_once = int(max(1, min(P, half / (2 * N), half / (COPIES * P))))
     shares = torch.zeros(N, dtype=x.dtype, device=x.device)
     for first, last in ranges(0, P, at_once):
         block = x[first:last]
-        images = max(1, int(memory / 2 / (COPIES * FLOAT64_BYTES * len(block) * P)))
-        parts = []
-        for rows in ranges(0, N, images):
-            z = alpha * train.x0(slice(*rows)).to(x.device).double()
-            parts.append(_log_weights(block, patches.of(z), sigma, top))
-        whole, largest = (torch.cat(each, 1) for each in zip(*parts, strict=True))  # [p, N] each
+        whole, largest = x.new_empty(len(block), N), x.new_empty(len(block), N)
+        images = int(max(1, min(N, half / (P * (COPIES * len(block) + 2 * D)))))  # patches, and their squares
+        for start, stop in ranges(0, N, images):
+            z = alpha * train.x0(slice(start, stop)).to(x.device).double()
+            whole[:, start:stop], largest[:, start:stop] = _log_weights(block, patches.of(z), sigma, top)
         shares += (largest - whole.logsumexp(1, keepdim=True)).exp().sum(0)
     return shares / P
 

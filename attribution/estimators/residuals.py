@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion import denoiser, eval_mode
-from attribution.execution import FLOAT64_BYTES, Execution, ranges
+from attribution.execution import FLOAT64_BYTES, FORWARD_ACTIVATIONS, Execution, ranges
 from attribution.gradients.network_cache import engine
 from attribution.images import ImageSet
-from attribution.images.draws import DrawScheme
+from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Inputs, Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, execution
@@ -44,7 +44,9 @@ class _OfImages(Node[ResidualTable]):
     execution: Execution = execution(default=Execution())
 
     def _cost(self, images: int) -> Cost:
-        return Cost(passes=images * self.draws.count * FORWARD, disk=2 * FLOAT64_BYTES * images)
+        inputs = images * self.draws.count
+        at_once = FORWARD_ACTIVATIONS * min(inputs, self.execution.batch_size)
+        return Cost(passes=inputs * FORWARD, at_once=at_once, disk=2 * FLOAT64_BYTES * images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +67,21 @@ class ResidualShard(_OfImages):
         device, K = self.execution.torch_device(), self.draws.count
         per_example, objective, images = engine(self.trained, None, self.execution, get), self.trained.objective, get(self.images)
         dtype, roots = per_example.parameters[0].dtype, []
+
+        def inputs(rows: slice) -> tuple[Tensor, Draws, Tensor | None]:
+            ids = to_device(images.ids(rows), device)
+            draws = self.draws.draw(self.role, ids, objective.process.T, self.flips, objective.condition_dropout)
+            x0, condition = to_device(images.x0(rows), device, dtype), images.conditions(rows)
+            return x0, draws, None if condition is None else to_device(condition, device)
+
+        first, last = self.rows
+        size = per_example.inputs_per_pass(objective, *inputs(slice(first, min(first + 2, last))))
         with torch.inference_mode(), eval_mode(per_example.model):
-            for start, stop in ranges(*self.rows, max(1, self.execution.batch_size // K)):
-                rows = slice(start, stop)
-                ids = to_device(images.ids(rows), device)
-                draws = self.draws.draw(self.role, ids, objective.process.T, self.flips, objective.condition_dropout)
-                x0, condition = to_device(images.x0(rows), device, dtype), images.conditions(rows)
-                condition = None if condition is None else to_device(condition, device)
+            for start, stop in ranges(first, last, max(1, size // K)):
+                x0, draws, condition = inputs(slice(start, stop))
                 passes = [
                     root_error(objective, per_example.model, objective.inputs(x0, draws.columns(slice(*columns)), condition))
-                    for columns in ranges(0, K, self.execution.batch_size)
+                    for columns in ranges(0, K, size)
                 ]
                 roots.append(torch.cat([of_pass.view(stop - start, -1) for of_pass in passes], 1))
         r = torch.cat(roots).cpu().double().numpy()

@@ -28,6 +28,10 @@ class GivenImages(ImageSet):
     def count(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape
+
     def compute(self, get: Get) -> Images:
         return self.images
 

@@ -136,6 +136,11 @@ class ImageSet(Node[Images]):
         """The number of images."""
 
     @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of an image, if it is known before they are computed."""
+        return None
+
+    @property
     def trajectories(self) -> "Node[Trajectories] | None":
         """The sampling trajectories of these images, if they were sampled; else None."""
         return None

@@ -164,6 +164,10 @@ class EncodedImages(ImageSet):
     def count(self) -> int:
         return self.images.count
 
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        return None if self.images.image_shape is None else self.autoencoder.latent_shape(self.images.image_shape)
+
     def parts(self, get: Get) -> Sequence[Node]:
         return [self.images, EncodedArrays(self.images, self.autoencoder)]
 

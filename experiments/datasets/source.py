@@ -162,6 +162,10 @@ class Split(ImageSet):
     def count(self) -> int:
         return len(getattr(self.source.load(), self.name)) if self.rows is None else len(self.rows)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.source.shape
+
     def compute(self, get: Get) -> Images:
         """Return the images.
 

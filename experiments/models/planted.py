@@ -36,6 +36,10 @@ class PlantedImages(ImageSet):
         return self.train.count
 
     @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        return self.train.image_shape
+
+    @property
     def rows(self) -> np.ndarray:
         """The training rows of the copies of each query, ``[Q, copies]``: the queries of all sets in order.
 

@@ -2,11 +2,13 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from attribution.checks import FieldError
@@ -141,3 +143,13 @@ def test_bad_settings_are_refused():
         astra(damping=0)
     with pytest.raises(FieldError, match="choose kfac or ekfac"):
         astra(curvature=ExactGGN(draws=DRAWS, execution=CPU))
+    with pytest.raises(FieldError, match="ASTRA takes one number of draws"):
+        astra(draws=Uniform([2, 4], seed=3))
+
+
+def test_the_defaults_belong_together():
+    """Claim: without settings, damping, step size and number of steps are those of the shipped configuration."""
+    shipped = OmegaConf.load(Path(__file__).parents[3] / "conf/estimator/astra.yaml")
+    of_class = ASTRA(measurement=LOSS, draws=DRAWS, curvature=PRECONDITIONER, execution=CPU)
+    for name in ("damping", "scale", "depth", "batch_size"):
+        assert getattr(of_class, name) == shipped[name]

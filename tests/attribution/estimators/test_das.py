@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attribution.checks import FieldError
+from attribution.estimators import residuals as residuals_module
 from attribution.estimators.das import DAS
 from attribution.estimators.final_self_influence import self_influence
 from attribution.execution import Execution
@@ -122,6 +123,21 @@ def test_shards_and_batches_change_nothing(get, tmp_path):
     assert np.array_equal(only(divided, Store(tmp_path)), stored)
 
 
+def test_residuals_hold_what_the_memory_of_a_pass_holds(monkeypatch):
+    """Claim: with memory for the activations of one input, residuals are computed one input at a time, and are the same."""
+    sizes, of = [], residuals_module.root_error
+
+    def counted(objective, network, inputs):
+        sizes.append(len(inputs.t))
+        return of(objective, network, inputs)
+
+    monkeypatch.setattr(residuals_module, "root_error", counted)
+    method = estimator(DAS, SQUARE, execution=Execution(device="cpu", pass_memory=1))
+    (node,) = method.node(RECORD.data, QUERIES, RECORD)._residuals
+    np.testing.assert_allclose(InMemory()(node).mean, residuals().mean(1), rtol=1e-5)
+    assert sizes == [1] * 40
+
+
 def test_passes_count_the_residuals(get):
     """Claim: residuals take a forward pass of every draw of a training image, a third of a pass, and none without residuals."""
     of = [
@@ -142,5 +158,8 @@ def test_bad_settings_are_refused():
     """Claim: an unknown residual is refused by name, and so are groups of draws, in which squares are not linear."""
     with pytest.raises(FieldError, match=r"residual.*mean, normalized, none"):
         estimator(DAS, SQUARE, residual="median")
+    for name in ("leverage", "squared"):
+        with pytest.raises(FieldError, match=f"DAS.{name}=no: must be true or false"):
+            estimator(DAS, SQUARE, **{name: "no"})
     with pytest.raises(FieldError, match="replicates"):
         estimator(DAS, SQUARE, draws=Uniform(4, replicates=2))

@@ -172,6 +172,20 @@ def test_a_list_of_weights_counts_stretches_of_timesteps(get):
     np.testing.assert_allclose(parts[0] + parts[1], only(estimator(), get), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("by", [None, 5, True, "norm", [], ["a"], [[1, 2]], [0, 0], [1, float("nan")]])
+def test_weights_that_are_none_are_refused_by_name(by):
+    """Claim: whatever is no list of finite weights is an error that names the field, of whatever type it is."""
+    with pytest.raises(FieldError, match=r"Balance\.by=.*list of finite weights"):
+        Balance(by)
+
+
+@pytest.mark.parametrize("balance", ["draw", True])
+def test_a_balance_that_is_none_is_refused_by_name(balance):
+    """Claim: what stands for a balance in a configuration only is an error that says what to give."""
+    with pytest.raises(FieldError, match=f"balance={balance}: give a Balance"):
+        estimator(balance=balance)
+
+
 def test_norms_by_timestep_are_refused_for_features():
     """Claim: mean norms of the loss are no norms of other functions' gradients; the error says what to choose."""
     with pytest.raises(FieldError, match=r"by=timestep.*choose draw or a list"):

@@ -10,9 +10,12 @@ import torch
 
 from attribution.checks import FieldError
 from attribution.diffusion import DDPM, NoiseSchedule
+from attribution.estimators import nda
 from attribution.estimators.nda import NDA
 from attribution.execution import Execution
+from attribution.images import Images
 from attribution.images.draws import Fixed
+from attribution.images.given import GivenImages
 from attribution.models.given import GivenModel
 from attribution.nodes import InMemory
 from experiments.store.store import Store
@@ -128,9 +131,10 @@ def test_no_model_is_asked_for():
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"patch": 4}, "patch"), ({"coarse": 3}, "coarse"), ({"top": 0}, "top"), ({"weight": 1.5}, "weight"),
+    [({"patch": 4}, "patch"), ({"coarse": 3}, "coarse"), ({"coarse": 4.0}, "coarse"),
+     ({"coarse": "4"}, "coarse"), ({"top": 0}, "top"), ({"weight": 1.5}, "weight"),
      ({"timestep": []}, "timestep"), ({"timestep": 0}, "timestep"), ({"noises": 0}, "noises"),
-     ({"border": float("inf")}, "border")],
+     ({"border": float("inf")}, "border"), ({"border": -1e5}, "border")],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(changes, field):
     """Claim: an even patch, an odd coarse one, and numbers out of range are errors that name the field."""
@@ -143,3 +147,42 @@ def test_a_timestep_beyond_the_process_is_refused():
     with pytest.raises(FieldError, match=r"NDA.timestep=13: the timesteps are 1..12"):
         estimator(timestep=[3, 13]).scores(EXPLAINED, TRAIN, QUERIES)
     assert replace(estimator(), timestep=12).scores(EXPLAINED, TRAIN, QUERIES)
+
+
+def test_memory_bounds_what_is_held(monkeypatch):
+    """Claim: distances of a block (four arrays), its training patches, and the weights take at most the memory that is given."""
+    sizes, of = [], nda._log_weights
+
+    def seen(x, z, sigma, top):
+        (p, D), (n, _, P) = x.shape, z.shape
+        sizes.append((4 * p * n * P + 2 * n * D * P) * 8)
+        assert 16 * p * TRAIN.n <= memory / 2
+        return of(x, z, sigma, top)
+
+    monkeypatch.setattr(nda, "_log_weights", seen)
+    memory, images = 20_000.0, InMemory()(TRAIN)
+    noisy, patches = images.x0()[0].double(), nda.Patches(3, False, 10.0)
+    divided = nda.matches(noisy, images, 0.9, 0.4, patches, None, memory)
+    assert len(sizes) > 4
+    assert max(sizes) <= memory
+    torch.testing.assert_close(divided, nda.matches(noisy, images, 0.9, 0.4, patches, None, 1e9))
+
+
+def test_the_cost_is_that_of_the_products():
+    """Claim: a block counts L²·D multiply-adds for each scale, noise, timestep and pair of images, as the einsum has them."""
+    method, shape = estimator(coarse=4, timestep=[1, 3]), InMemory()(TRAIN).shape
+    train = GivenImages(InMemory()(TRAIN))
+    (block,) = method.scores(EXPLAINED, train, QUERIES).parts(InMemory())
+    expected = 0
+    for side, pooled, _ in method.scales:
+        patches = nda.Patches(side, pooled, 0.0).of(torch.zeros(1, *shape))
+        expected += 2 * 4 * 2 * 2 * patches.shape[2] ** 2 * patches.shape[1]
+    assert block.cost().products == expected
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    """Claim: images with nan end with an error, not with scores."""
+    broken = torch.full((2, 1, 5, 5), float("nan"))
+    images = Images(broken.numpy(), np.arange(2), np.full(2, -1))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        estimator().score(EXPLAINED, GivenImages(images), QUERIES, InMemory())

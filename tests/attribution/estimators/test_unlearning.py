@@ -91,10 +91,41 @@ def test_the_network_is_left_as_it_was_and_shards_change_nothing(get, tmp_path):
     assert np.array_equal(scored(divided, Store(tmp_path)), stored)
 
 
+def test_queries_are_divided_by_scratch(get):
+    """Claim: with room on disk for one query, each query is a batch of its own, to the same bits."""
+    whole = scored(unlearning(execution=Execution(device="cpu", query_shard=1)), InMemory())
+    method = unlearning(execution=Execution(device="cpu", query_shard=1, scratch=1))
+    assert [batch.rows for batch in method.scores(RECORD, TRAIN, QUERIES).batches] == [(q, q + 1) for q in range(QUERIES.n)]
+    assert np.array_equal(scored(method, InMemory()), whole)
+
+
 def test_passes_are_counted(get):
     """Claim: a query takes a pass of every draw and step, and a forward pass of every draw of every training image."""
     node, K = unlearning(steps=3).scores(RECORD, TRAIN, QUERIES), DRAWS.count
     assert node.passes(get) == pytest.approx(QUERIES.n * K * 3 + TRAIN.n * K * (QUERIES.n + 1) / 3)
+
+
+@pytest.fixture
+def largest_pass(monkeypatch):
+    """The number of inputs of each forward pass of unlearning."""
+    sizes, of = [], type(LOSS).__call__
+
+    def counted(self, network, x0, *rest):
+        sizes.append(len(x0))
+        return of(self, network, x0, *rest)
+
+    monkeypatch.setattr(type(LOSS), "__call__", counted)
+    return sizes
+
+
+def test_passes_hold_what_their_memory_holds(largest_pass):
+    """Claim: with memory for the activations of one input, losses are computed one input at a time, to the same scores."""
+    whole = scored(unlearning(steps=1), InMemory())
+    assert max(largest_pass) > 4
+    largest_pass.clear()
+    divided = scored(unlearning(steps=1, execution=Execution(device="cpu", pass_memory=1)), InMemory())
+    assert max(largest_pass) <= 4  # two images at two draws, in the check of the gradients
+    np.testing.assert_allclose(divided, whole, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
 
 
 @pytest.mark.parametrize(("name", "value"), [("damping", 0), ("amount", 0), ("steps", 0)])
