@@ -101,7 +101,7 @@ def test_the_main_job_and_again(tmp_path):
     assert "GPU available" not in first.stdout + first.stderr  # Lightning is silent
     assert str(folder / "rows.jsonl") in first.stdout
     found = rows(folder)
-    names = ["kfac", "balanced_kfac", "window_kfac", "trak", "dtrak", "raw_cos", "random"]
+    names = ["kfac", "balanced_kfac", "window_kfac", "shared_kfac", "trak", "dtrak", "raw_cos", "random"]
     for kind in ("validation", "generated"):
         of_kind = [row for row in found if row["queries"] == kind]
         by_name = {row["estimator"]: row for row in of_kind if row["metric"] == "lds_%"}
@@ -111,7 +111,7 @@ def test_the_main_job_and_again(tmp_path):
             assert -most <= row["low"] <= row["high"] <= most
             assert row["command"].startswith("python run.py")
         assert 0 <= by_name["kfac"]["ceiling"] <= 100
-        tuned = ["balanced_kfac", "window_kfac", "trak", "dtrak"]
+        tuned = ["balanced_kfac", "window_kfac", "shared_kfac", "trak", "dtrak"]
         drawing = [by_name[name] for name in ("kfac", *tuned)]
         count = {"validation": 5, "generated": 4}[kind]
         assert {(row["draws_query"], row["draws_train"], row["passes"]) for row in drawing} == {(2, 2, 2 * count + 2 * 40)}
