@@ -59,6 +59,9 @@ class QueryBenchmark(Benchmark):
         """
         if not self.DRAW_GROUPS:
             return dict(estimators)
-        count = max(queries.node(experiment).count for queries in self.queries.values())
+        try:
+            count = max(queries.node(experiment).count for queries in self.queries.values())
+        except (ValueError, OSError):  # ``nodes`` says what is wrong, after what is wrong with the benchmark itself
+            return dict(estimators)
         trained, train = experiment.attributed, experiment.train.count
         return {name: in_groups(estimator, trained, count, train) for name, estimator in estimators.items()}

@@ -150,7 +150,12 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "execution", SCORES
     yield "hardware", (*SMALL, "task=train")
     for choice in options("task"):
-        given = {"report": lambda: (f"task.rows={rows_of_a_run()}",), "judge": judged_files}.get(choice, tuple)()
+        further = {
+            "report": lambda: (f"task.rows={rows_of_a_run()}",),
+            "judge": judged_files,
+            "timesteps": lambda: ("estimator=kfac", "estimator.draws.n=8"),
+        }
+        given = further.get(choice, tuple)()
         yield "task", (*SMALL_BENCHMARK["lds"], "queries.n=2", f"task={choice}", *given)
     yield "report", SCORES
     for choice in ("csv", "local", "wandb"):
