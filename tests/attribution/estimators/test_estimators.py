@@ -118,6 +118,7 @@ def test_retrac_is_neither_tracin_nor_a_cosine(get):
     assert np.abs(retrac).max() <= sum(get(RECORD).learning_rate(step) for step in CHECKPOINTS)
 
 
+@pytest.mark.slow
 def test_execution_changes_no_score(get):
     """Claim: batch size, shards and blocks change nothing beyond rounding, and no fingerprint."""
     whole = estimator(ReTrac, checkpoints=[9])
@@ -150,6 +151,7 @@ def unbounded(get):
 
 @pytest.mark.parametrize("memory", [1, 2, 100])
 @pytest.mark.parametrize("scratch", [1, 100])
+@pytest.mark.slow
 def test_a_bound_on_queries_changes_no_bit(get, unbounded, monkeypatch, memory, scratch):
     """Claim: the device holds no more queries than ``memory`` allows; the scores are those of a machine that holds all."""
     held, hold = [], training_trajectory_blocks.resident
@@ -194,6 +196,7 @@ def test_order_of_examples_changes_no_score(get):
     np.testing.assert_allclose(other.values, scores.values[:, list(order)], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_estimators_together_score_as_alone(get):
     """Claim: sharing a pass changes no bit of either estimator's scores."""
     nodes = [estimator(kind).scores(RECORD, RECORD.data, QUERIES) for kind in (TracIn, ReTrac)]
@@ -216,6 +219,7 @@ def passes(monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [512, 10, 3])
+@pytest.mark.slow
 def test_estimators_share_their_passes(get, passes, batch_size):
     """Claim: TracIn and ReTrac with the same draws run the network as often together as one of them alone."""
     counts = []
@@ -245,6 +249,7 @@ def test_a_learning_rate_of_zero_is_refused(get):
         estimator(TracIn).score(still, still.data, QUERIES, get)
 
 
+@pytest.mark.slow
 def test_halves_average_to_the_whole(get):
     """Claim: the two halves are scores from every other draw, and weighted by their sizes they give the scores."""
     scores = estimator(TracIn, draws=Uniform(5, seed=4)).score(RECORD, RECORD.data, QUERIES, get)
@@ -256,6 +261,7 @@ def test_halves_average_to_the_whole(get):
 
 
 @pytest.mark.parametrize(("kind", "normalized"), [(TracIn, False), (ReTrac, True)])
+@pytest.mark.slow
 def test_self_influence_is_the_diagonal(get, kind, normalized):
     """Claim: A(z, z) has the query side over the draws and the training side at the recorded draw of z: the diagonal."""
     influence = get(SelfInfluence(estimator(kind), RECORD, RECORD.data))

@@ -119,6 +119,7 @@ def test_the_default_timestep_has_the_highest_mean_norm(get, monkeypatch):
     assert curve.highest == at.timestep[0, expected.argmax()]
 
 
+@pytest.mark.slow
 def test_the_default_timestep_is_that_of_the_curve(get):
     """Claim: without a timestep the scores are, at each checkpoint, those at the highest of its curve."""
     for step in (4, 9):
@@ -127,6 +128,7 @@ def test_the_default_timestep_is_that_of_the_curve(get):
         np.testing.assert_array_equal(by_default, given)
 
 
+@pytest.mark.slow
 def test_the_store_computes_curves_before_norms(tmp_path, get):
     """Claim: parts that depend on the record and on the curves come out of a store as they do from memory."""
     method = estimator(checkpoints=[4, 9])
@@ -146,6 +148,7 @@ def test_a_sweep_over_the_strength_makes_no_pass(get):
     np.testing.assert_array_equal(scores[0].values, score(get, 0.2, timestep=40))
 
 
+@pytest.mark.slow
 def test_retrac_tracin_and_guided_share_their_passes(get, monkeypatch):
     """Claim: beside ReTrac and TracIn the products cost no pass: only the norms do."""
     counted = []
@@ -171,6 +174,7 @@ def test_retrac_tracin_and_guided_share_their_passes(get, monkeypatch):
     assert with_guided - both <= 24 * len(CHECKPOINTS) + checks
 
 
+@pytest.mark.slow
 def test_execution_and_order_change_no_score(get, monkeypatch):
     """Claim: shards, blocks and the order of the training images change nothing beyond rounding."""
     monkeypatch.setattr(guided_timestep, "TIMESTEPS", 7)

@@ -177,6 +177,7 @@ def test_a_side_knows_nothing_of_the_other_s_number():
 
 @pytest.mark.parametrize("batch_size", [512, 3])
 @pytest.mark.parametrize("side", ["query", "train"])
+@pytest.mark.slow
 def test_balanced_scores_share_the_passes(get, monkeypatch, side, batch_size):
     """Claim: plain and balanced influence run the network as often together as alone, and score the same to the last bit."""
     counted, run = [], hooks.run_all
@@ -286,6 +287,7 @@ def test_compressed_scores_correlate(get, compression, least):
         assert not np.array_equal(compressed, expected)
 
 
+@pytest.mark.slow
 def test_an_interrupted_computation_goes_on_bit_by_bit(get, tmp_path, monkeypatch):
     """Claim: killed between shards and taken up again, factors and scores are bit-equal, no shard done twice."""
     method = estimator(execution=Execution(device="cpu", shard=4, query_shard=2))
@@ -351,6 +353,7 @@ def test_a_damping_too_small_is_named(get):
     assert unstable_layer(basis, 1e-10) is None
 
 
+@pytest.mark.slow
 def test_norms_by_timestep_are_means_over_their_stretch(get):
     """Claim: the table that balances by timestep holds the mean gradient norm of the draws in each stretch, of few images too."""
     node = TimestepNorms(RECORD, RECORD.data, seed=0, execution=CPU)

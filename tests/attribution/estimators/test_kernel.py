@@ -147,6 +147,7 @@ def test_relatives_are_their_equations(get, kind, damping):
 
 
 @pytest.mark.parametrize("side", ["query", "train", "both"])
+@pytest.mark.slow
 def test_balanced_features_are_of_unit_gradients(get, side):
     """Claim: with a balance the gradient of every draw on its side is divided by its norm before the mean, also in the kernel."""
     q, z = (_rows(SquareNorm(PROCESS), side in (own, "both"))[i] for i, own in enumerate(("query", "train")))
@@ -155,6 +156,7 @@ def test_balanced_features_are_of_unit_gradients(get, side):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_balanced_features_can_be_projected_and_divided(get):
     """Claim: features of balanced gradients are the same in passes of two inputs; many of them give nearly the exact scores."""
     balanced = {"feature": SquareNorm(PROCESS), "balance": Balance("draw", "both")}
@@ -221,6 +223,7 @@ def test_both_forms_give_the_same_numbers(get, kind):
         np.testing.assert_allclose(only(method, get), expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_projections_converge_to_the_exact_scores(get):
     """Claim: with more features the scores come nearer to those of whole gradients, about as 1/√k."""
     exact = only(estimator(), get)
@@ -293,6 +296,7 @@ def test_inner_products_of_training_images_are_taken_once_for_each_pair(get, mon
 
 @pytest.mark.parametrize("batch_size", [512, 3])
 @pytest.mark.parametrize("projection", [Identity(), SJLT(k=64), Kronecker(k_out=4, k_in=4)], ids=["whole", "sjlt", "kronecker"])
+@pytest.mark.slow
 def test_loss_and_square_share_the_forward_pass(get, monkeypatch, projection, batch_size):
     """Claim: TRAK and D-TRAK evaluate the network as often together as one of them, and score the same to the last bit."""
     network = type(RECORD.network(get))
@@ -360,6 +364,7 @@ def test_each_side_has_its_own_draws(get, projection, kind, changes):
 
 
 @pytest.mark.parametrize("projection", [Identity(), SJLT(k=64)], ids=["whole", "projected"])
+@pytest.mark.slow
 def test_execution_changes_no_score(get, projection):
     """Claim: shards, blocks, memory and batch size change nothing beyond rounding, and no fingerprint."""
     whole = estimator(projection=projection)
@@ -396,6 +401,7 @@ def test_interrupted_features_go_on_bit_by_bit(get, tmp_path, monkeypatch):
     assert len(done) == len(set(done)) == 4  # three shards of training images, one of queries
 
 
+@pytest.mark.slow
 def test_gradient_baselines_are_their_equations(get):
     """Claim: dot and cos at the final model; TracInCP and GAS are their unweighted means over checkpoints."""
     settings = {"measurement": LOSS, "draws": Uniform(4, seed=1), "projection": Identity(), "execution": CPU}

@@ -154,6 +154,7 @@ class Other(GaussNewton):
         return super().__call__(per_example, objective, x0, draws, vectors, condition, self.start + sample)
 
 
+@pytest.mark.slow
 def test_the_gauss_newton_recursion_is_unbiased(get):
     """Claim: in float64 and on a linear network, the mean of recursions is (H + λI)⁻¹ v of the *exact* Gauss-Newton matrix H.
 
@@ -189,6 +190,7 @@ def test_one_step_is_the_recursion(get):
     np.testing.assert_allclose(values, exact(get, torch.linalg.inv(inverse), 0.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mini_batches_are_nearly_unbiased(get, monkeypatch):
     """Claim: the mean over many recursions with mini-batches comes close to the inverse, and repeats are their mean.
 

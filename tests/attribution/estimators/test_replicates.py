@@ -66,6 +66,7 @@ def test_groups_are_consecutive_draws(scheme):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.slow
 def test_scores_are_the_mean_of_cross_scores(name, model):
     """Claim: they are those without replicates up to rounding, and their identity is another one."""
     estimator = ESTIMATORS[name]
@@ -80,6 +81,7 @@ def test_scores_are_the_mean_of_cross_scores(name, model):
     assert nodes[0].fingerprint != nodes[1].fingerprint
 
 
+@pytest.mark.slow
 def test_cross_scores_are_those_of_their_groups(model):
     """Claim: τ_rs is the inner product of the mean gradients over group r and group s, computed one draw at a time."""
     cross = scored(with_replicates(ESTIMATORS["grad_dot"], 2), model).cross
@@ -107,6 +109,7 @@ def test_cross_scores_are_those_of_their_groups(model):
 
 
 @pytest.mark.parametrize("name", ["kfac", "trak", "retrac"])
+@pytest.mark.slow
 def test_replicates_take_no_more_passes(name, model, monkeypatch):
     """Claim: as many inputs of the network are differentiated as without replicates."""
     inputs = []

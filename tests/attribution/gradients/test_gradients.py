@@ -452,6 +452,7 @@ def test_callers_may_have_gradients_off(mode):
     assert not any(g.requires_grad for g in (*found.values(), *expected.values()))
 
 
+@pytest.mark.slow
 def test_an_example_depends_neither_on_its_batch_nor_on_its_place():
     """Claim: gradients do not depend on the batch, the order or the passes up to rounding; the same call gives equal bits."""
     model = randomized(UNET())

@@ -105,6 +105,7 @@ def fresh(get):
     return memory
 
 
+@pytest.mark.slow
 def test_the_table_by_timestep_comes_in_shards(get):
     """Claim: the table of norms by timestep is computed in shards and does not depend on their size."""
     whole, cut = (TimestepNorms(RECORD, POOL, 0, Execution(device="cpu", shard=shard)) for shard in (512, 3))

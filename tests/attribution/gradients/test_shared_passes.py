@@ -42,6 +42,7 @@ def alone(measure, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1000, 4, 1])
 @pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.slow
 def test_measures_together_are_measures_apart(batch_size, order):
     """Claim: gradients of several measures at once are those of each alone, to the last bit, whether or not they share passes."""
     model = randomized(UNET())

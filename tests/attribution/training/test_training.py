@@ -149,6 +149,7 @@ class _Stop(L.Callback):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.slow
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, precision):
     """Claim: after stops between and at saved steps, record and parameters (also the average) are bit-equal."""
     images = Blobs().compute(None)

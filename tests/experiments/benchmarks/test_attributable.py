@@ -58,6 +58,7 @@ def done(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_sets_contain_each_other_and_end_at_the_run_s_own(done):
     """Claim: a random half, then all images, with the explained model of the run; as many epochs, or the steps that are set."""
     half, everything = done.removals

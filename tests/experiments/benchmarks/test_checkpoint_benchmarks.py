@@ -144,6 +144,7 @@ def test_ranks_of_chosen_images():
         ),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, arguments, metrics, drawn):
     """Claim: each benchmark gives its rows and its figures."""
     given = {argument.partition("=")[0] for argument in arguments}

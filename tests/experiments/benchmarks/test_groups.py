@@ -95,6 +95,7 @@ def mean(correlation: Any, first: np.ndarray, second: np.ndarray) -> float:
     return 100 * float(np.mean([correlation(a, b)[0] for a, b in zip(first, second, strict=True)]))
 
 
+@pytest.mark.slow
 def test_one_group_is_left_out(done):
     """Claim: the correlation over groups of sums of scores with the rise of the measurement without each, for as many epochs."""
     values = measured(done, np.concatenate([~np.eye(G, dtype=bool), np.ones((1, G), bool)]), steps=6)

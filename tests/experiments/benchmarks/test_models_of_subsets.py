@@ -54,6 +54,7 @@ def measurements(benchmark, experiment, measure, get):
     return before, np.stack(after, 1)
 
 
+@pytest.mark.slow
 def test_shares_of_increases_are_counted_pair_by_pair(tmp_path):
     """Claim: an actual increase is a loss above that of the explained model; a predicted one, a positive sum of removed scores."""
     report, benchmark, experiment, kfac, get = evaluated(tmp_path, "benchmark=predicted_change", "benchmark.timesteps=[3,400]")
@@ -74,6 +75,7 @@ def test_shares_of_increases_are_counted_pair_by_pair(tmp_path):
     assert np.allclose(metrics.predicted(scores, removed)[1, 2], (scores[1].astype(float) * removed[2]).sum())
 
 
+@pytest.mark.slow
 def test_changes_have_the_unit_of_the_measurement(tmp_path, monkeypatch):
     """Claim: the figure shows (1/N) Σ_{i∉S} τ[q, i] against the loss of the retrained model minus that of the explained one."""
     drawn = []
@@ -89,6 +91,7 @@ def test_changes_have_the_unit_of_the_measurement(tmp_path, monkeypatch):
         assert panel.actual == pytest.approx(after - before[:, None])
 
 
+@pytest.mark.slow
 def test_agreement_is_the_mean_over_pairs_of_models(tmp_path):
     """Claim: correlations over queries of all pairs, those with the explained model apart from those of two subsets."""
     report, benchmark, experiment, _, get = evaluated(
@@ -105,6 +108,7 @@ def test_agreement_is_the_mean_over_pairs_of_models(tmp_path):
     assert [path.name for path in report.figures] == ["agreement_validation.png"]
 
 
+@pytest.mark.slow
 def test_losses_at_timesteps(tmp_path):
     """Claim: a row for each timestep with the mean loss there, of training and of validation images; a sweep draws the curves."""
     out = tmp_path / "sweep"

@@ -93,6 +93,7 @@ def scores(world, name, draws):
 
 
 @pytest.mark.parametrize("name", ["tracin", "retrac"])
+@pytest.mark.slow
 def test_agreement_is_spearman_s_mean_over_queries(world, name):
     """Claim: each row is SciPy's Spearman with the estimator at all T even timesteps, a mean over queries."""
     full = scores(world, name, Even(T))
@@ -162,6 +163,7 @@ def test_every_round_is_the_first_query_with_every_choice(world, monkeypatch):
     assert {name: len(times) for name, times in seconds.items()} == {ALL: 2, "5": 2, "1": 2}
 
 
+@pytest.mark.slow
 def test_precision_where_there_are_two_sources(two_sources):
     """Claim: the share of a query's label among its top k, for the queries of each label, by a loop; with level and maximum."""
     found, experiment, _, get = two_sources

@@ -208,6 +208,7 @@ def test_the_same_example_on_top_by_chance():
     assert bias_metrics.random_most_frequent(12, 60, 6) == pytest.approx(np.mean(shares), rel=0.03)
 
 
+@pytest.mark.slow
 def test_figures_are_legible():
     """Claim: no text of any of the figures covers another or leaves the page, with one checkpoint and with several."""
     random = np.random.default_rng(8)

@@ -79,6 +79,7 @@ def measured(done: Any, selection: Selection, seed: int, steps: int) -> np.ndarr
     return done.get(node).values
 
 
+@pytest.mark.slow
 def test_the_lds_is_that_of_its_benchmark(done, tmp_path):
     """Claim: at the same settings, the same rows to the last bit from the same nodes, also for the ceiling."""
     experiment, lds, estimators = built(*COMMON, "queries@benchmark.queries.generated=none", "benchmark.rows=1")

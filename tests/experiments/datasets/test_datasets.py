@@ -393,6 +393,7 @@ def test_a_disk_that_is_full_is_not_blamed_on_the_network(tmp_path, addresses, m
     assert list((tmp_path / "data").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_download_command_reports_errors(tmp_path):
     """Claim: a failed ``python -m experiments.datasets download`` ends with one sentence and a non-zero status."""
     (tmp_path / "cifar-10-batches-py").mkdir()

@@ -36,6 +36,7 @@ def node(model, groups: int) -> TimestepGroups:
     return TimestepGroups(ESTIMATOR, model, TRAIN, QUERIES, groups, HALVES)
 
 
+@pytest.mark.slow
 def test_they_are_what_scores_of_the_groups_predict(model):
     """Claim: all bins of the mean of groups predict what the scores do, and a pair of groups what its own draws do, bin by bin."""
     get = InMemory()

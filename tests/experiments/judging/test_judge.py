@@ -133,6 +133,7 @@ def test_scores_of_other_programs(tmp_path):
     assert "noise ceiling" not in {name for name, _ in found}
 
 
+@pytest.mark.slow
 def test_reversed_signs_are_said_and_not_changed(tmp_path):
     """Claim: a clearly negative LDS is warned of, with the settings that turn it; these do, exactly."""
     given = world(noise=0.1)

@@ -57,6 +57,7 @@ def scored(*settings: str) -> np.ndarray:
     return scores(experiment_of(config), config)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_recorded_training(files):
     """Claim: checkpoints in files have the scores of the same ones in a record, the last as the final model; weights sum them."""
     folder, recorded_scores = files
@@ -90,6 +91,7 @@ def test_tracin_takes_draws_of_its_own(files):
     assert len(trained.notes(replayed=False)) == 1  # that scores are relative to the images
 
 
+@pytest.mark.slow
 def test_without_learning_rates_every_checkpoint_has_weight_1(files):
     """Claim: and the notes of the model say so; weights by learning rates are then refused."""
     folder, _ = files
@@ -189,6 +191,7 @@ def test_what_needs_visits_is_refused(files):
 
 
 @pytest.mark.parametrize("estimator", ["retrac", "guided"])
+@pytest.mark.slow
 def test_a_given_record_has_the_scores_of_its_training(files, estimator, tmp_path):
     """Claim: visits, learning rates and checkpoints are those of the record, wherever its folder lies."""
     folder, recorded_scores = files

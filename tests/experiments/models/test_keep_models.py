@@ -132,6 +132,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_at_each_stage_it_goes_on_and_ends_the_same(tmp_path, kept, monkeypatch):
     """Claim: after a kill at any step, before and after any node is stored, and at any deletion, the next run continues.
 

@@ -54,6 +54,7 @@ def replayed(record: TrainingRecord, model: TrainedModel, step: int) -> dict[str
     return {name: p.detach() - rate * gradient[name] for name, p in network.named_parameters()}
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(tmp_path):
     """Claim: ddp has the batches, draws and rates of one process, to the bit, and its parameters and losses to rounding."""
     one, two = Store(tmp_path / "one")(node(ONE)), Store(tmp_path / "two")(node())
@@ -76,6 +77,7 @@ class SigtermHandlers(L.Callback):
         self.seen.append(signal.getsignal(signal.SIGTERM))
 
 
+@pytest.mark.slow
 def test_sigterm_stays_with_the_caller(tmp_path):
     """Claim: while processes train together, SIGTERM has the handler of the caller: Lightning's waits for the others forever."""
     handler, handlers, model = lambda *_: None, SigtermHandlers(), node()

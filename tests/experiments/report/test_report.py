@@ -235,6 +235,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_multirun_ends_with_one_table_of_all_jobs(tmp_path):
     """Through Hydra itself: the callback collects the rows of all jobs, in order, with the settings that the sweep varied."""
     (tmp_path / "app.py").write_text(APP)

@@ -33,6 +33,7 @@ def rows(**changes: Any) -> list[Row]:
     return suite(**changes).rows(SMALL, (1, 8, 8), OBJECTIVE, adam, execution)
 
 
+@pytest.mark.slow
 def test_rows_of_the_suite():
     """Claim: every precision has the times of training and of both modes of retraining, every pass of attribution its own time,
     and all have the planned memory; measured peaks are left out on a CPU."""
@@ -44,6 +45,7 @@ def test_rows_of_the_suite():
     assert found.keys() == expected
 
 
+@pytest.mark.slow
 def test_what_is_left_out_and_what_is_refused():
     """Claim: without a group nothing is retrained together; a compiler adds compiled training only; numbers are checked."""
     found = {(row.subject.name, row.metric) for row in rows(group=0, compiler="eager")}

@@ -31,6 +31,7 @@ def values(rows: list[Row], draws: int) -> dict[str, float]:
     return {row.metric: row.estimate.value for row in rows if row.about["draws"] == draws}
 
 
+@pytest.mark.slow
 def test_rows_of_curvature(rows):
     """Claim: there are the same rows for every number of draws, positive and finite; those of curvlinops if it is installed."""
     expected = {"kfac factors", "kfac multiplications", "kfac floor", "kfac reduce", "ekfac eigenvalues"}

@@ -140,6 +140,7 @@ def another(folder: Path, host: str, locks: str, processes: int) -> subprocess.P
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_of_several_nodes_meet(tmp_path, monkeypatch):
     """Claim: each finds the locks of all others held, and says which hosts took part; the file of a killed process is no one."""
     monkeypatch.setattr("socket.gethostname", lambda: "node-1")
@@ -172,6 +173,7 @@ def test_who_does_not_come(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("other_host", "ok"), [("node-2", True), ("node-1", None)])
+@pytest.mark.slow
 def test_what_the_check_says_of_nodes(tmp_path, monkeypatch, other_host, ok):
     """Claim: two processes on one machine say nothing about nodes; on two they do, with the names of both."""
     monkeypatch.setattr("socket.gethostname", lambda: "node-1")

@@ -54,6 +54,7 @@ def peaks_of_contexts() -> tuple[PeakMemory, PeakMemory, PeakMemory]:
 
 
 @linux
+@pytest.mark.slow
 def test_the_peak_is_that_of_the_context():
     """Claim: memory that was freed before a context began does not count; what an inner context takes counts in the outer one."""
     outer, first, second = in_a_process_of_its_own(peaks_of_contexts)
@@ -74,6 +75,7 @@ def peaks_of_nodes(folder: Path) -> list[float]:
 
 
 @linux
+@pytest.mark.slow
 def test_stored_nodes_record_their_peak(tmp_path):
     """Claim: node.json has the peak of the attempt that computed the node."""
     small, large = in_a_process_of_its_own(peaks_of_nodes, tmp_path)

@@ -36,6 +36,7 @@ print(use(25, 5))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """Claim: by default freed memory returns to the system, and with the setting it stays (kB of 125 MB)."""
     returned = {}

@@ -173,6 +173,7 @@ def test_targeted_attribution(tmp_path):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_once(tmp_path):
     """Claim: -m over estimators and draws is one training and four results, joined in one table and one file."""
     sweep = ["estimator=tracin,retrac", "estimator.draws.n=2,4", "benchmark.compare=[]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
@@ -188,6 +189,7 @@ def test_a_sweep_trains_once(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_attribute_leaves(tmp_path):
     """Claim: scores with their reader, a CSV of proponents and opponents for each query, self-influence, reliability."""
     out = tmp_path / "out"
@@ -211,6 +213,7 @@ def test_what_attribute_leaves(tmp_path):
 
 
 @pytest.mark.parametrize("queries", [["queries=generated"], ["queries=train", "queries.index=ID"], ["queries=folder"]])
+@pytest.mark.slow
 def test_queries_of_every_kind(tmp_path, queries):
     """Claim: generated and training images and a folder of the user's own can be explained."""
     from PIL import Image
@@ -236,6 +239,7 @@ def test_queries_of_every_kind(tmp_path, queries):
     assert [line["name"] for line in train_listed] == [f"train/{i}" for i in data.load().train.index]
 
 
+@pytest.mark.slow
 def test_images_of_one_s_own(tmp_path, capsys):
     """Claim: a folder of images of many kinds and sizes is trained on and explained, and every file says which image is meant."""
     from PIL import Image
@@ -366,6 +370,7 @@ def test_errors_are_a_sentence(tmp_path, monkeypatch, capfd, arguments, said):
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.slow
 def test_an_error_s_exit_code(tmp_path):
     """Claim: the shell sees 1, and stderr says why."""
     done = process(tmp_path, *TINY, *SMALL_BENCHMARK[:1], "benchmark.k=[41]")
@@ -395,6 +400,7 @@ def test_two_processes_train_with_an_average(tmp_path):
         torch.testing.assert_close(two[name], tensor, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_plan_and_store(tmp_path):
     """Claim: the dry run says what is missing and computes nothing; afterwards nothing is missing and the store explains itself."""
     settings = [*TINY, *SMALL_BENCHMARK]
@@ -431,6 +437,7 @@ def test_one_run_of_an_experiment_that_is_a_sweep(tmp_path):
     assert " sweeps " not in run(tmp_path, "task=plan")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_estimators_compares_them_once(tmp_path):
     """Claim: an estimator that runs beside each of several others stands in the joint rows once, under its own name."""
     sweep = tmp_path / "sweep"
@@ -439,6 +446,7 @@ def test_a_sweep_over_estimators_compares_them_once(tmp_path):
     assert sorted(r["estimator"] for r in shares) == ["retrac", "retrac − tracin", "tracin"]
 
 
+@pytest.mark.slow
 def test_double_precision_and_trajectories(tmp_path):
     """Claim: a model trained in float64 can be sampled, and on request every state of the sampling is stored."""
     out = tmp_path / "out"
@@ -449,6 +457,7 @@ def test_double_precision_and_trajectories(tmp_path):
     np.testing.assert_allclose(np.load(states)[:, -1], np.load(samples), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path):
     """Claim: tracker=wandb needs no network and leaves a run to upload."""
     out = tmp_path / "out"

@@ -210,6 +210,7 @@ def memory():
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ()) for name in options("estimator")]
 )
+@pytest.mark.slow
 def test_every_estimator_scores(name, memory, tmp_path):
     """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""
     settings = composed(f"estimator={name}", "queries=generated").estimator

@@ -39,6 +39,7 @@ def main_job():
     return estimators()
 
 
+@pytest.mark.slow
 def test_the_main_job_s_draws_are_equal(main_job):
     """Claim: by default every estimator that chooses its draws has the same number, of queries and of training images."""
     found = numbers(main_job)
@@ -47,6 +48,7 @@ def test_the_main_job_s_draws_are_equal(main_job):
     assert len(set(found.values())) == 1
 
 
+@pytest.mark.slow
 def test_all_estimators_have_the_same_defaults():
     """Claim: the default numbers of all estimators agree; only recorded draws and Journey-TRAK's steps are others."""
     found = {name: next(iter(estimators(f"estimator={name}", compared()).values())).draws_of({}) for name in ("kfac", "tracin")}
@@ -61,6 +63,7 @@ def test_all_estimators_have_the_same_defaults():
 
 
 @pytest.mark.parametrize("chosen", ["kfac", "trak"])
+@pytest.mark.slow
 def test_compared_estimators_follow(chosen):
     """Claim: numbers of the command line hold for all that choose them; Journey-TRAK keeps its steps, recorded draws their one."""
     names = ("kfac", "trak", "dtrak", "gas", "lissa", "tracin", "journey_trak", "window_kfac", "random")
@@ -93,6 +96,7 @@ def test_an_experiment_s_numbers_are_for_those_who_draw():
     assert found == {"kfac": (250, 250), "trak": (250, 250), "random": None}
 
 
+@pytest.mark.slow
 def test_an_estimator_s_own_numbers_stay(tmp_path):
     """Claim: numbers and schemes that an estimator's file sets stay, also if it extends another file; its rows show them."""
     conf = tmp_path / "conf"
