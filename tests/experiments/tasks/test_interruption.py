@@ -173,6 +173,7 @@ LONG = [*FINAL, "trainer.steps=100000", "task=train", "workers=1"]
         pytest.param(signal.SIGTERM, ["hardware.devices=2", "hardware.strategy=ddp"], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_training_is_interrupted(tmp_path, number, settings):
     """Claim: Lightning does not hide a signal, nor does Hydra in a sweep; processes of ddp_spawn end as well."""
     run = Run(tmp_path, *settings, *LONG)
@@ -180,6 +181,7 @@ def test_training_is_interrupted(tmp_path, number, settings):
     assert re.match(rf"stopped by {signal.Signals(number).name} during training", run.signal(number))
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_run(tmp_path):
     """Claim: a signal to the run, or to its process group, ends the workers, and says it once."""
     run = Run(tmp_path, *MAIN, "trainer.steps=500", "workers=2", f"hydra.run.dir={tmp_path / 'out'}")

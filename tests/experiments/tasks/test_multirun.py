@@ -29,6 +29,7 @@ def swept_with(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "local"])
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_end_the_others(tmp_path, capfd, launcher):
     """Claim: the other jobs run, their rows are joined, and the sweep ends with an error that names the job and its settings."""
     if launcher == "local":

@@ -47,6 +47,7 @@ def tiny(config: DictConfig) -> list[str]:
         if name.startswith("retrac/")
     ],
 )
+@pytest.mark.slow
 def test_every_experiment_runs_on_digits(name, tmp_path, shared_store):
     """Claim: each ends with rows and figures, and with its published numbers beside rows that measure the same."""
     config = composed(f"experiment={name}", "scale=digits")

@@ -198,6 +198,7 @@ def test_shipped_settings_are_checked(setting, said):
 
 @pytest.mark.parametrize("group", ["estimator", "measurement", "feature", "projection", "curvature", "compression", "model",
                                    "data", "objective", "optimizer", "trainer", "checkpoints", "diffusion", "task"])  # fmt: skip
+@pytest.mark.slow
 def test_shipped_values_have_their_types(group):
     """Claim: no shipped choice has a value that its class's annotations refuse."""
     for choice in options(group):

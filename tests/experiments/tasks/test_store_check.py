@@ -11,6 +11,7 @@ from tests.experiments.store.test_check import no_lock
 from tests.experiments.tasks.test_cli import process, run
 
 
+@pytest.mark.slow
 def test_a_good_folder(tmp_path):
     """Claim: one line for each property, the exit code 0, and a store that is empty afterwards."""
     done = process(tmp_path, "task=store", "task.action=check")
@@ -44,6 +45,7 @@ def read_only(tmp_path):
     subprocess.run(["umount", str(folder)], check=True) if not mounted.returncode else folder.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder(tmp_path, read_only):
     """Claim: the first line says what is wrong and how to correct it; what needs writing was not checked."""
     done = process(tmp_path, "task=store", "task.action=check")
