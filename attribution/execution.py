@@ -14,6 +14,8 @@ PASS_MEMORY_ON_CPU, PASS_MEMORY_ELSEWHERE = 2e9, 8e9
 """Bytes of ``pass_memory=auto``."""
 FORWARD_ACTIVATIONS = 0.2
 """The memory of a forward pass without gradients over that of a pass that keeps its activations, roughly."""
+FORWARD_TIME = 1 / 3
+"""The time of a forward pass over that of a forward and a backward pass, roughly."""
 MARGIN = 0.1
 """The share of the free memory that ``memory=auto`` leaves free."""
 

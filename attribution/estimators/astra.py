@@ -20,7 +20,6 @@ Only the layers that EK-FAC covers enter (Linear, Conv2d, Embedding), as in K-FA
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from attribution.checks import FieldError, positive
@@ -73,8 +72,14 @@ class ASTRA(LiSSA):
         product = Whitened(self.product, white)
         recursion = replace(self.recursion, product=product, damping=0.0)  # λ is in the product
         w = recursion(per_example, trained, get(train), white.of(v))
-        u = white.back(w)
-        return {layer: u[layer] if layer in u else torch.zeros_like(block) for layer, block in v.items()}
+        return whole(white.back(w), per_example)
+
+
+def whole(covered: LayerGradients, per_example: PerExampleGradients) -> LayerGradients:
+    """Blocks ``[Q, rows, columns]`` of all layers, 0 where there are none in ``covered``."""
+    first = next(iter(covered.values()))
+    blocks = per_example.blocks.items()
+    return {layer: covered[layer] if layer in covered else first.new_zeros(len(first), *shape) for layer, shape in blocks}
 
 
 class Whitening:
@@ -120,8 +125,5 @@ class Whitened(CurvatureProduct):
         sample: int = 0,
     ) -> LayerGradients:
         u = self.white.back(vectors)
-        first = next(iter(u.values()))
-        shapes = per_example.blocks
-        whole = {name: u[name] if name in u else first.new_zeros(len(first), *shape) for name, shape in shapes.items()}
-        Hu = self.product(per_example, objective, x0, draws, whole, condition, sample)
+        Hu = self.product(per_example, objective, x0, draws, whole(u, per_example), condition, sample)
         return self.white.of({layer: Hu[layer] + self.white.damping * block for layer, block in u.items()})

@@ -5,7 +5,7 @@ all draws. Its score is therefore the mean of the cross scores ``τ_rs`` of grou
 image's, and their scatter shows how far other draws would move it (``experiments.metrics.replicates``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -55,13 +55,10 @@ class ReplicatedScores(ShardedScores):
         return {**super().description(), "member": class_identity(type(self.members[0][0]))}
 
     def parts(self, get: Get) -> list[Node]:
-        # The parts of all members together, so that those with the same group of draws on a side share its passes.
-        parts = [part for row in self.members for member in row for part in member.parts(get)]
-        return list({part.fingerprint: part for part in parts}.values())
+        return parts_of(self.members, get)
 
     def parents(self) -> list[Node]:
-        parents = [parent for row in self.members for member in row for parent in member.parents()]
-        return list({parent.fingerprint: parent for parent in parents}.values())
+        return _distinct(parent for row in self.members for member in row for parent in member.parents())
 
     def cost(self) -> Cost:
         member, count = self.members[0][0].cost(), sum(map(len, self.members))
@@ -88,6 +85,15 @@ class ReplicatedScores(ShardedScores):
         axes = {**first.axes, **({"draws": self.estimator.draws.prefixes} if "draws" in first.axes else {})}
         values = cross.mean((-4, -3), dtype=np.float64).astype(np.float32)
         return Scores(values, first.query_index, first.train_index, axes, cross=cross)
+
+
+def parts_of(members: Sequence[Sequence[Node]], get: Get) -> list[Node]:
+    """The parts of all cross scores together, so that those with the same group of draws on a side share its passes."""
+    return _distinct(part for row in members for member in row for part in member.parts(get))
+
+
+def _distinct(nodes: Iterable[Node]) -> list[Node]:
+    return list({node.fingerprint: node for node in nodes}.values())
 
 
 AUTOMATIC = (4, 5, 3, 2)

@@ -1,25 +1,22 @@
 """Residuals of training images: how far the network's output is from its target, at the draws of an estimator."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.diffusion import denoiser, eval_mode
-from attribution.execution import FLOAT64_BYTES, FORWARD_ACTIVATIONS, Execution, ranges
+from attribution.diffusion import denoiser
+from attribution.execution import FLOAT64_BYTES, Execution, ranges
+from attribution.gradients.forward_passes import at_draws, forward_cost
 from attribution.gradients.network_cache import engine
 from attribution.images import ImageSet
-from attribution.images.draws import Draws, DrawScheme
+from attribution.images.draws import DrawScheme
 from attribution.measurements import Inputs, Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, execution
-from attribution.transfers import to_device
 
-SHARED = ("attribution.gradients.network_cache", "attribution.measurements.base")
-
-FORWARD = 1 / 3
-"""The time of a forward pass over that of a forward and a backward pass, roughly."""
+SHARED = ("attribution.gradients.forward_passes", "attribution.gradients.network_cache", "attribution.measurements.base")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +41,7 @@ class _OfImages(Node[ResidualTable]):
     execution: Execution = execution(default=Execution())
 
     def _cost(self, images: int) -> Cost:
-        inputs = images * self.draws.count
-        at_once = FORWARD_ACTIVATIONS * min(inputs, self.execution.batch_size)
-        return Cost(passes=inputs * FORWARD, at_once=at_once, disk=2 * FLOAT64_BYTES * images)
+        return replace(forward_cost(images * self.draws.count, self.execution), disk=2 * FLOAT64_BYTES * images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,27 +59,13 @@ class ResidualShard(_OfImages):
         return self._cost(self.rows[1] - self.rows[0])
 
     def compute(self, get: Get) -> ResidualTable:
-        device, K = self.execution.torch_device(), self.draws.count
-        per_example, objective, images = engine(self.trained, None, self.execution, get), self.trained.objective, get(self.images)
-        dtype, roots = per_example.parameters[0].dtype, []
+        per_example, objective = engine(self.trained, None, self.execution, get), self.trained.objective
 
-        def inputs(rows: slice) -> tuple[Tensor, Draws, Tensor | None]:
-            ids = to_device(images.ids(rows), device)
-            draws = self.draws.draw(self.role, ids, objective.process.T, self.flips, objective.condition_dropout)
-            x0, condition = to_device(images.x0(rows), device, dtype), images.conditions(rows)
-            return x0, draws, None if condition is None else to_device(condition, device)
+        def value(network: torch.nn.Module, inputs: Inputs) -> Tensor:
+            return root_error(objective, network, inputs)
 
-        first, last = self.rows
-        size = per_example.inputs_per_pass(objective, *inputs(slice(first, min(first + 2, last))))
-        with torch.inference_mode(), eval_mode(per_example.model):
-            for start, stop in ranges(first, last, max(1, size // K)):
-                x0, draws, condition = inputs(slice(start, stop))
-                passes = [
-                    root_error(objective, per_example.model, objective.inputs(x0, draws.columns(slice(*columns)), condition))
-                    for columns in ranges(0, K, size)
-                ]
-                roots.append(torch.cat([of_pass.view(stop - start, -1) for of_pass in passes], 1))
-        r = torch.cat(roots).cpu().double().numpy()
+        images = get(self.images)
+        r = at_draws(value, per_example, objective, images, self.rows, self.draws, self.role, self.flips).numpy()
         if not np.isfinite(r).all():
             raise FloatingPointError(f"{int((~np.isfinite(r)).sum())} of {r.size} residuals are not finite: did training diverge?")
         return ResidualTable(r.mean(1), np.square(r).mean(1))

@@ -16,7 +16,7 @@ Every query needs a forward pass over the training set at its own parameters, wh
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from attribution.checks import FieldError, positive, whole
 from attribution.curvature.basis import Basis, KroneckerBasis
 from attribution.curvature.kfac import KroneckerCurvature
-from attribution.diffusion import denoiser, eval_mode
+from attribution.diffusion import denoiser
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
@@ -37,19 +37,21 @@ from attribution.estimators.sharded import (
     TrainingBlock,
     with_all_queries,
 )
-from attribution.execution import FLOAT32_BYTES, FORWARD_ACTIVATIONS, ranges
+from attribution.execution import FLOAT32_BYTES, ranges
+from attribution.gradients.forward_passes import at_draws, forward_cost
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
 from attribution.images import ImageSet
-from attribution.images.draws import Draws
+from attribution.measurements import Inputs
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, key
-from attribution.transfers import to_device
 
-SHARED = ("attribution.estimators.sharded", "attribution.gradients.network_cache", "attribution.curvature.basis")
-
-FORWARD = 1 / 3
-"""The time of a forward pass over that of a forward and a backward pass, roughly."""
+SHARED = (
+    "attribution.curvature.basis",
+    "attribution.estimators.sharded",
+    "attribution.gradients.forward_passes",
+    "attribution.gradients.network_cache",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +156,7 @@ class UnlearningTrainingBlock(TrainingBlock):
         inputs, execution = self.count * self.estimator.draws.side("train").count, self.estimator.execution
         queries = self.query_rows[1] - self.query_rows[0]
         held = 2 * min(queries, execution.query_shard) * self.trained.parameter_count
-        at_once = FORWARD_ACTIVATIONS * min(inputs, execution.batch_size)
-        return Cost(passes=FORWARD * inputs * (queries + 1), memory=FLOAT32_BYTES * held, at_once=at_once)
+        return replace(forward_cost(inputs, execution, queries + 1), memory=FLOAT32_BYTES * held)
 
     def query_blocks(self) -> list[UnlearningQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
@@ -183,26 +184,13 @@ class UnlearningTrainingBlock(TrainingBlock):
 
     def _losses(self, per_example: PerExampleGradients, get: Get) -> np.ndarray:
         """The loss of each training image, a mean over its draws, float64 ``[n]``."""
-        estimator, images, objective = self.estimator, get(self.train), self.trained.objective
-        scheme, device = estimator.draws.side("train"), estimator.execution.torch_device()
+        estimator, objective = self.estimator, self.trained.objective
 
-        def inputs(rows: slice) -> tuple[Tensor, Draws, Tensor | None]:
-            ids, condition = to_device(images.ids(rows), device), images.conditions(rows)
-            draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
-            x0 = to_device(images.x0(rows), device, per_example.parameters[0].dtype)
-            return x0, draws, None if condition is None else to_device(condition, device)
+        def value(network: torch.nn.Module, inputs: Inputs) -> Tensor:
+            return objective(denoiser(network), *inputs)
 
-        (first, last), K, losses = self.rows, scheme.count, []
-        size = per_example.inputs_per_pass(objective, *inputs(slice(first, min(first + 2, last))))
-        with torch.inference_mode(), eval_mode(per_example.model):
-            for start, stop in ranges(first, last, max(1, size // K)):
-                x0, draws, condition = inputs(slice(start, stop))
-                passes: list[Tensor] = []
-                for columns in ranges(0, K, size):
-                    of_pass = objective.inputs(x0, draws.columns(slice(*columns)), condition)
-                    passes.append(objective(denoiser(per_example.model), *of_pass).view(stop - start, -1))
-                losses.append(torch.cat(passes, 1))
-        return torch.cat(losses).cpu().double().mean(1).numpy()
+        images, scheme = get(self.train), estimator.draws.side("train")
+        return at_draws(value, per_example, objective, images, self.rows, scheme, "attribution", estimator.flips).mean(1).numpy()
 
 
 @contextmanager

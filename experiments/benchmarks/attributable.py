@@ -14,12 +14,12 @@ from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Get, Node
-from attribution.precision import FLOAT32, check_precision
+from attribution.precision import FLOAT32
 from attribution.retraining.modes import Mode
 from experiments import figures
 from experiments.benchmarks import attributable_parts as parts
 from experiments.benchmarks.attributable_table import attributable_table
-from experiments.benchmarks.base import QueryBenchmark
+from experiments.benchmarks.base import QueryBenchmark, check_measuring
 from experiments.benchmarks.removals import Ranking, Removals
 from experiments.benchmarks.variants import computed, scores_under, variants_for
 from experiments.datasets import Split
@@ -82,9 +82,7 @@ class Attributable(QueryBenchmark):
             raise FieldError(self, "significance", "must be above 0 and below 0.5, such as 0.05")
         for name in ("sizes", "training_sizes"):
             listed(self, name, partial(number, least=0))
-        check_precision(self, "precision")
-        self.draws.refuse_lists("a measurement")
-        self.draws.refuse_sides("n is the number of draws of every query")
+        check_measuring(self)
 
     def notes(self) -> list[str]:
         return quadrature_notes(self.measurement, self.draws)
@@ -128,10 +126,8 @@ class Attributable(QueryBenchmark):
                 shown = {variant.label: variant.scores.values for variant in variants}
                 if experiment.train.count == N:
                     report.attribute(Attributions(kind, get(queries), get(experiment.train), shown))
-        first = {(finding.kind, finding.images): finding for finding in reversed(found)}
-        rows = report.add(
-            row for finding in found for row in parts.rows(finding, bootstrap, finding is first[finding.kind, finding.images])
-        )
+        once = parts.once(found)
+        rows = report.add(row for finding in found for row in parts.rows(finding, bootstrap, finding in once))
         images = {kind: get(choice.node(experiment)) for kind, choice in self.queries.items()}
         report.table("attributable_queries", [line for finding in found for line in parts.lines(finding, images[finding.kind])])
         for note in parts.verdicts(found):

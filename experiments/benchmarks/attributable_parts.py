@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,22 +80,22 @@ class Finding:
         """The number of training images."""
         return self.groups[0].images
 
-    @property
+    @cached_property
     def test(self) -> GroupTest:
         """The test of every query's own groups, ``[F, Q]``."""
         return metrics.against_random(self.own, self.random)
 
-    @property
+    @cached_property
     def found(self) -> np.ndarray:
         """Which groups of each query do more than random ones, bool ``[F, Q]``."""
         return metrics.significant(self.test.p, self.significance)
 
-    @property
+    @cached_property
     def found_of_random(self) -> np.ndarray:
         """The same for each random group in the place of a query's own, ``[F, Q, R]``."""
         return metrics.significant(metrics.left_out(self.random).p, self.significance)
 
-    @property
+    @cached_property
     def smallest(self) -> np.ndarray:
         """The position of the smallest attributable group of each query, ``[Q]``; F: none."""
         return metrics.smallest(self.found)
@@ -107,10 +108,10 @@ class Finding:
         return f"attributable to its top {images(self.groups[place].count)}"
 
 
-def rows(finding: Finding, bootstrap: Bootstrap, first: bool) -> Iterator[Row]:
+def rows(finding: Finding, bootstrap: Bootstrap, random_groups: bool) -> Iterator[Row]:
     """For each size: the shares of queries and of random groups that are attributable, the mean effect, and the median t.
 
-    Random groups are the same for all variants, and have rows with the ``first`` one only.
+    ``random_groups``: with rows of random groups, which one finding of several variants has (``once``).
     """
     unit, test = abs(float(finding.whole.mean())), finding.test
     Q, R, K = finding.random.shape[1:]
@@ -124,7 +125,7 @@ def rows(finding: Finding, bootstrap: Bootstrap, first: bool) -> Iterator[Row]:
             "about": {"k": group.count, "steps": group.steps, "seeds": K, "random_groups": R, "n": Q},
         }
         subjects: list[tuple[Subject, np.ndarray, tuple[str, ...]]] = [(finding.variant.subject, finding.found, ("queries",))]
-        if first:
+        if random_groups:
             subjects.append((RANDOM_GROUP, finding.found_of_random, ("queries", "removals")))
         for subject, found, axes in subjects:
             share = bootstrap.mean(found[f].astype(np.float64), axes, limits=SHARE_LIMITS).estimate().scaled(PERCENT)
@@ -188,10 +189,14 @@ def verdicts(findings: Sequence[Finding]) -> Iterator[str]:
     )
 
 
+def once(findings: Sequence[Finding]) -> list[Finding]:
+    """The first finding of each kind of queries and training size: random groups are the same for all variants."""
+    return list({(finding.kind, finding.images): finding for finding in reversed(findings)}.values())
+
+
 def of_random_groups(findings: Sequence[Finding]) -> float:
     """The share of random groups that pass for a query's own, over all training sizes and kinds of queries."""
-    once = {(finding.kind, finding.images): finding for finding in findings}.values()
-    passed = [finding.found_of_random.any(0).ravel() for finding in once]
+    passed = [finding.found_of_random.any(0).ravel() for finding in once(findings)]
     return float(np.concatenate(passed).mean())
 
 

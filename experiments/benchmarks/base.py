@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.estimators.replicated import in_groups
 from attribution.nodes import Get, Node
+from attribution.precision import check_precision
 from experiments.models.experiment import Experiment
 from experiments.queries import NoQueries, Queries
 from experiments.report.report import Report
@@ -32,6 +33,10 @@ class Benchmark(ABC):
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         """Add rows and figures to the report. The other estimators are compared with the first one."""
 
+    def with_draw_groups(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
+        """``estimators``, with their draws in groups where they leave that open and the benchmark takes groups."""
+        return dict(estimators)
+
     def notes(self) -> list[str]:
         """Lines to print before anything is computed, about settings that are allowed but may mislead."""
         return []
@@ -52,7 +57,7 @@ class QueryBenchmark(Benchmark):
         if not self.queries:
             raise FieldError(self, "queries", "name at least one kind of queries")
 
-    def with_draw_errors(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
+    def with_draw_groups(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
         """``estimators`` with their draws in groups if they leave that open, so that benchmarks share their scores.
 
         Groups are made for all kinds of queries or for none, by the kind with the most.
@@ -65,3 +70,10 @@ class QueryBenchmark(Benchmark):
             return dict(estimators)
         trained, train = experiment.attributed, experiment.train.count
         return {name: in_groups(estimator, trained, count, train) for name, estimator in estimators.items()}
+
+
+def check_measuring(benchmark: Any) -> None:
+    """Raises FieldError: ``draws`` that no measurement takes, or an unknown ``precision``, of a benchmark that measures models."""
+    benchmark.draws.refuse_lists("a measurement")
+    benchmark.draws.refuse_sides("n is the number of draws of every query")
+    check_precision(benchmark, "precision")

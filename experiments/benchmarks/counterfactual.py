@@ -16,10 +16,10 @@ from attribution.images import Images
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.nodes import Get, Node
-from attribution.precision import FLOAT32, check_precision
+from attribution.precision import FLOAT32
 from attribution.retraining.modes import Mode
 from experiments import figures
-from experiments.benchmarks.base import QueryBenchmark
+from experiments.benchmarks.base import QueryBenchmark, check_measuring
 from experiments.benchmarks.compare import compare, pairs
 from experiments.benchmarks.counterfactual_effects import (
     DELTA,
@@ -84,10 +84,8 @@ class Counterfactual(QueryBenchmark):
         super().__post_init__()
         for name in ("random", "seeds", "steps", "resamples", "shown"):
             whole(self, name, least=1)
-        check_precision(self, "precision")
         listed(self, "fractions", partial(number, least=0, below=1))
-        self.draws.refuse_lists("a measurement")
-        self.draws.refuse_sides("n is the number of draws of every query")
+        check_measuring(self)
 
     def notes(self) -> list[str]:
         return quadrature_notes(self.measurement, self.draws)

@@ -128,10 +128,13 @@ class GroupBenchmark(SubsetBenchmark):
         groups = self.subsets.groups_in(train)
         G, N = len(groups), len(train)
         self._check_number(G)
-        truths = {}
-        for part, kept in ((LEAVE_ONE_OUT, _one_left_out(G)), (SHAPLEY, lambda: metrics.coalitions(self._orders(G)))):
-            if part in self.parts:
-                truths[part] = self.truth_on(experiment, self.subsets.selections_of(with_groups(kept(), groups, N)))
+        kept = {}
+        if LEAVE_ONE_OUT in self.parts:
+            kept[LEAVE_ONE_OUT] = np.concatenate([~np.eye(G, dtype=bool), np.ones((1, G), bool)])  # the last has all groups
+        if SHAPLEY in self.parts:
+            kept[SHAPLEY] = metrics.coalitions(self._orders(G))
+        selections = {part: self.subsets.selections_of(with_groups(sets, groups, N)) for part, sets in kept.items()}
+        truths = {part: self.truth_on(experiment, of_part) for part, of_part in selections.items()}
         if {LDS, SURROGATE} & set(self.parts):
             truths[LDS] = self.truth(experiment)
         return truths
@@ -174,11 +177,6 @@ class GroupBenchmark(SubsetBenchmark):
             orders = self._orders(G)
             of_circles = metrics.shapley(measured[SHAPLEY], metrics.coalitions(orders), orders)  # [C, K, Q, G]
             yield found_for_each_group(SHAPLEY, of_circles.mean(0), of_circles.mean(1))
-
-
-def _one_left_out(groups: int):
-    """A function that makes the sets without each group, and then that of all groups, ``[G + 1, G]``."""
-    return lambda: np.concatenate([~np.eye(groups, dtype=bool), np.ones((1, groups), bool)])
 
 
 def _predictors(found: Sequence[Found], part: str) -> dict[str, np.ndarray]:

@@ -9,10 +9,10 @@ from attribution.checks import FieldError, whole
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.precision import FLOAT32, check_precision
+from attribution.precision import FLOAT32
 from attribution.retraining.modes import Mode
 from attribution.retraining.selection import Selection
-from experiments.benchmarks.base import QueryBenchmark
+from experiments.benchmarks.base import QueryBenchmark, check_measuring
 from experiments.metrics.bootstrap import RESAMPLES, Bootstrap
 from experiments.metrics.estimate import PERCENT, Estimate
 from experiments.metrics.lds import SUBSETS
@@ -61,11 +61,9 @@ class SubsetBenchmark(QueryBenchmark):
         if self.steps is not None:
             whole(self, "steps", least=1)
         whole(self, "repeats", least=0)
-        self.draws.refuse_sides("n is the number of draws of every query")
         if 0 < self.repeats < MIN_SUBSETS:
             raise FieldError(self, "repeats", f"give 0, or at least {MIN_SUBSETS}: a correlation needs that many subsets")
-        self.draws.refuse_lists("a measurement")
-        check_precision(self, "precision")
+        check_measuring(self)
 
     def notes(self) -> list[str]:
         return quadrature_notes(self.measurement, self.draws)

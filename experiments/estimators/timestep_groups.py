@@ -9,13 +9,19 @@ import numpy as np
 
 from attribution.estimators.held_queries import refuse_unstable
 from attribution.estimators.influence import InfluenceScores, KFACInfluence
+from attribution.estimators.replicated import parts_of
 from attribution.images import ImageSet
 from attribution.images.replicates import CrossGroups
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, class_identity
 from experiments.models.subsets import RandomSubsets
 
-SHARED = ("attribution.estimators.influence", "attribution.images.replicates", "experiments.models.subsets")
+SHARED = (
+    "attribution.estimators.influence",
+    "attribution.estimators.replicated",
+    "attribution.images.replicates",
+    "experiments.models.subsets",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +65,7 @@ class TimestepGroups(Node[Predictions]):
         return {**super().description(), "member": class_identity(InfluenceScores)}
 
     def parts(self, get: Get) -> list[Node]:
-        # The parts of all members together, so that those with the same group of draws on a side share its passes.
-        parts = [part for row in self.members for member in row for part in member.parts(get)]
-        return list({part.fingerprint: part for part in parts}.values())
+        return parts_of(self.members, get)
 
     def parents(self) -> list[Node]:
         parents: Sequence[Node] = [self.train, *self.members[0][0].parents()]

@@ -9,7 +9,7 @@ import torch
 
 from attribution.diffusion import denoiser
 from attribution.double_precision import on_device
-from attribution.execution import FLOAT64_BYTES, FORWARD_ACTIVATIONS, Execution, ranges
+from attribution.execution import FLOAT64_BYTES, FORWARD_ACTIVATIONS, FORWARD_TIME, Execution, ranges
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -59,7 +59,7 @@ class Measured(JointNode[MeasuredValues]):
     def cost(self) -> Cost:
         inputs, size = self.images.count * self.draws.count, FLOAT64_BYTES * self.images.count
         at_once = FORWARD_ACTIVATIONS * min(inputs, self.execution.batch_size)
-        return Cost(passes=inputs / 3, inputs=at_once, disk=size)  # a forward pass is about a third of forward and backward
+        return Cost(passes=FORWARD_TIME * inputs, inputs=at_once, disk=size)
 
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[MeasuredValues]:  # pyright: ignore[reportIncompatibleMethodOverride]

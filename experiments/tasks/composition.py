@@ -15,7 +15,7 @@ from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.nodes import Node
 from attribution.training import RecordError
-from experiments.benchmarks.base import Benchmark, QueryBenchmark
+from experiments.benchmarks.base import Benchmark
 from experiments.datasets.conditions import NoCondition
 from experiments.models.experiment import Diffusion, Experiment
 from experiments.models.quality import Fit
@@ -59,9 +59,8 @@ class Evaluation:
 def evaluation_of(config: DictConfig, experiment: Experiment | None = None) -> Evaluation:
     """Build the evaluation that a config describes, in ``experiment`` if it is already built."""
     experiment = experiment or experiment_of(config)
-    benchmark, estimators = build(config, "benchmark"), estimators_of(config)
-    if isinstance(benchmark, QueryBenchmark):
-        estimators = benchmark.with_draw_errors(experiment, estimators)
+    benchmark = build(config, "benchmark")
+    estimators = benchmark.with_draw_groups(experiment, estimators_of(config))
     samples = experiment.samples(config.samples.n, config.samples.seed)
     nodes = [experiment.trained, *benchmark.nodes(experiment, estimators), samples, Fit.of(experiment)]
     return Evaluation(experiment, benchmark, estimators, nodes)

@@ -148,7 +148,7 @@ def test_verdicts_are_in_words(done):
         "1 not to the top 8 images or fewer"
     )
     assert last.startswith("random groups in place of a query's own pass in 0.0 % of cases (at most 5 % expected)")
-    shares = [row for row in parts.rows(found, Bootstrap(50), first=True) if row.metric.startswith("attributable")]
+    shares = [row for row in parts.rows(found, Bootstrap(50), random_groups=True) if row.metric.startswith("attributable")]
     assert [row.estimate.value for row in shares if row.subject.name == "a"] == [50, 50]
     images = done.get(done.queries)
     text = io.StringIO()
