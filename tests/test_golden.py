@@ -21,6 +21,7 @@ Then run: python -m tests.test_golden
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.slow
 def test_numbers_change_only_with_a_version(name):
     """Claim: shapes and integers are equal, norms and projections of floats up to rounding."""
     golden, now = GOLDEN[name], world().get(name)

@@ -89,6 +89,7 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("arguments", marked())
+@pytest.mark.slow
 def test_commands_compose(arguments, given):
     """Claim: each composes, what it compares exists, and its benchmark knows what it would compute."""
     if "hydra/launcher=" in arguments:

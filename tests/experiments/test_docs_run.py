@@ -252,6 +252,7 @@ def tiny_addition(arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if documents.blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.slow
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """Claim: the Python blocks of a page, those that are not files, run one after the other."""
     monkeypatch.chdir(tmp_path)

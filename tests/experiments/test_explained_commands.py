@@ -59,6 +59,7 @@ def write_digits_models(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", commands())
+@pytest.mark.slow
 def test_commands_explain_given_models(arguments, tmp_path):
     """Claim: without training, from files to scores; the report has the model's losses and says what its reader must know."""
     words = shlex.split(arguments)

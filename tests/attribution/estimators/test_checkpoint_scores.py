@@ -24,6 +24,7 @@ def get():
 
 
 @pytest.mark.parametrize("kind", [TracIn, ReTrac])
+@pytest.mark.slow
 def test_parts_are_scores_of_single_checkpoints_and_sum_to_the_scores(kind, get):
     """Claim: each part is the score with that checkpoint alone, in the order of the axis, and their sum is the score."""
     estimator = kind(**SETTINGS, draws=Even(4))

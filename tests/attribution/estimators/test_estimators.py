@@ -164,6 +164,7 @@ def test_a_bound_on_queries_changes_no_bit(get, unbounded, monkeypatch, memory, 
     assert all(np.array_equal(*pair) for pair in zip(scores, unbounded, strict=True))
 
 
+@pytest.mark.slow
 def test_the_store_holds_the_queries_of_one_checkpoint_at_a_time(get, tmp_path, monkeypatch):
     """Claim: the queries' gradients of a checkpoint are deleted before those of the next are computed; in the end none is left."""
     store, present, compute = Store(tmp_path), [], TrajectoryQueryBlock.compute_together.__func__
@@ -233,6 +234,7 @@ def test_estimators_share_their_passes(get, passes, batch_size):
     assert counts[0] == counts[1] == counts[2] > 0
 
 
+@pytest.mark.slow
 def test_all_queries_share_one_pass_over_the_training_set(get, passes):
     """Claim: two pools of queries take one pass over the training set (24 examples at once) for each checkpoint, as one does."""
     for pools in ([QUERIES], [QUERIES, Blobs(n=3, first=700)]):

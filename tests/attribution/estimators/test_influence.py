@@ -98,6 +98,7 @@ def test_scores_are_the_equation(get, damping):
     np.testing.assert_allclose(chosen.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_balanced_scores_are_the_equation(get):
     """Claim: balanced by draw, every draw of a query is divided by its norm before the mean."""
     method = estimator(balance=Balance("draw", "query"))
@@ -133,6 +134,7 @@ def test_prefixes_of_draws_are_runs_with_fewer(get):
 @pytest.mark.parametrize(
     "draws", [Uniform(4, seed=1, train=2), Even(2, seed=1, train=5), Window(4, 10, 50, seed=1, train=2)], ids=str
 )
+@pytest.mark.slow
 def test_sides_with_their_own_draws_are_the_equation(get, draws):
     """Claim: each side is the mean over its own number of draws, under every scheme."""
     method = estimator(draws=draws)
@@ -220,6 +222,7 @@ def test_a_window_beyond_the_timesteps_is_refused_before_anything_is_computed():
         estimator(draws=Window(4)).scores(RECORD, RECORD.data, QUERIES)
 
 
+@pytest.mark.slow
 def test_execution_changes_no_score(get):
     """Claim: shards, blocks and batch size change nothing beyond rounding, and no fingerprint."""
     whole = estimator()

@@ -132,6 +132,7 @@ def only(method, get, queries=QUERIES, trained=RECORD):
 
 
 @pytest.mark.parametrize("measure", FEATURES, ids=lambda m: type(m).__name__ + str(getattr(m, "p", "")))
+@pytest.mark.slow
 def test_scores_without_projection_are_the_equation(get, measure):
     """Claim: under every feature the scores are a literal float64 computation from gradients by autograd, scale included."""
     expected = literal(measure)
@@ -322,6 +323,7 @@ def test_loss_and_square_share_the_forward_pass(get, monkeypatch, projection, ba
     assert not np.array_equal(both[0], both[1])
 
 
+@pytest.mark.slow
 def test_memory_decides_how_many_measures_are_held(get, monkeypatch):
     """Claim: gradients of two measures are held together only where they fit; the scores are the same to rounding."""
     held, inner = [], gram._matrices

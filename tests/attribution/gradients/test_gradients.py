@@ -83,6 +83,7 @@ def assert_right(model: nn.Module, x0: Tensor, draws: Draws, measure: Measure = 
 
 
 @pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.slow
 def test_unet_equals_a_loop_of_backward(K):
     """Claim: gradients are correct for all parameters of diffusers' U-Net; dropout is off."""
     model = randomized(UNET())

@@ -61,6 +61,7 @@ def test_bins_are_what_their_labels_say(bins, T):
     [kfac(), kfac(balance=Balance("draw", "query")), kfac(draws=Uniform([2, 6], seed=1, bins=BINS))],
     ids=["kfac", "balanced", "prefixes"],
 )
+@pytest.mark.slow
 def test_pairs_add_up_to_the_whole(get, how, batch_size):
     """Claim: the scores of all pairs of bins add up, over rows and columns, to those without bins, for any batch size."""
     execution = Execution(device="cpu", batch_size=batch_size)

@@ -119,6 +119,7 @@ class Doubled(Small):
         return super().forward(x * 2, t)
 
 
+@pytest.mark.slow
 def test_the_network_is_compiled(tmp_path: Path):
     """Claim: ``fit`` and retraining alone run the compiled network, in few compilations, and end where uncompiled code does."""
     recipe, of = changed(precision="64-true", compiler="eager"), members(tmp_path / "alone")[:2]

@@ -90,6 +90,7 @@ def same(a: Parameters, b: Parameters) -> bool:
     ],
     ids=["together", "together-sgd", "together-plain-average", "alone-dropout"],
 )
+@pytest.mark.slow
 def test_models_trained_side_by_side_are_those_of_fit(tmp_path, mode, model, optimizer, changes):
     """Claim: subsets of several sizes, seeds, flips, warm-up, cosine, clipping, averaging and dropout agree with ``fit``."""
     recipe = dataclasses.replace(RECIPE, **changes)

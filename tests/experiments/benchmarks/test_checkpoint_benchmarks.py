@@ -91,6 +91,7 @@ def test_rows_of_influential_outliers_against_loops():
     assert difference.estimator == "tracin outliers=in the top 4 − tracin outliers=all"
 
 
+@pytest.mark.slow
 def test_figures_are_legible():
     """Claim: no text of any of the figures covers another or leaves the page, with one variant and with several."""
     random = np.random.default_rng(2)

@@ -186,6 +186,7 @@ def by_hand(folder, seed: int, removed: np.ndarray, get: InMemory) -> torch.nn.M
     return with_parameters(Small(), TrainingRecord(folder).final_parameters()).eval()
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_models_trained_by_hand_measure(get, tmp_path):
     """Claim: Δ is the difference of measurements under models that ``fit`` trains without and with the images; so are samples."""
     node = removals()

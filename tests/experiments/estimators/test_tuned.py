@@ -44,6 +44,7 @@ def get():
     return InMemory()
 
 
+@pytest.mark.slow
 def test_the_damping_has_the_best_lds(get):
     """Claim: of all stored dampings, it takes the one at which TRAK predicts the retrained models best."""
     node = TUNED.scores(MODEL, MODEL.data, QUERIES)

@@ -183,6 +183,7 @@ def test_files_have_their_names_below():
 
 
 @pytest.mark.parametrize(("variants", "size"), [(1, (8, 8)), (3, (6, 12)), (5, (16, 4))])
+@pytest.mark.slow
 def test_nothing_overlaps_in_pages_with_names(variants, size):
     """Claim: names, and images that are not square, have room in every figure of images, and the figures can be drawn."""
     names = [f"tracin damping=1e-{i}" for i in range(variants)]

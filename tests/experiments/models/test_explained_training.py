@@ -69,6 +69,7 @@ def test_scores_are_those_of_the_recorded_training(files):
     np.testing.assert_array_equal(scored(*given(folder), "estimator=grad_dot"), single[-1])
 
 
+@pytest.mark.slow
 def test_tracin_takes_draws_of_its_own(files):
     """Claim: scores are Σ_k η_k ⟨∇ℓ(q), ∇ℓ_t(z)⟩ with a draw of z for every checkpoint, a function of (seed, step, id)."""
     folder, _ = files

@@ -82,6 +82,7 @@ def test_agreement_is_the_correlation_per_query():
     assert agreement(scores, torch.stack([scores[0], -scores[1]])) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_rows_without_other_libraries(experiment, monkeypatch):
     """Claim: ours and the loop are measured where no other library is installed."""
     monkeypatch.setattr(peers, "find_spec", lambda name: None)

@@ -155,6 +155,7 @@ def test_processes_of_several_nodes_meet(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["node-9-1-abcdef.json"]
 
 
+@pytest.mark.slow
 def test_locks_that_do_not_hold_between_nodes(tmp_path, monkeypatch):
     """Claim: a process whose lock others can take is noticed and its host named."""
     monkeypatch.setattr("socket.gethostname", lambda: "node-1")

@@ -87,6 +87,7 @@ def test_default_values_and_given_ones_are_the_same_node_and_a_version_is_anothe
     assert Draw(number=1).fingerprint != same
 
 
+@pytest.mark.slow
 def test_identity_is_the_same_in_every_process():
     """Fingerprints do not depend on the hash seed of the interpreter."""
     code = """

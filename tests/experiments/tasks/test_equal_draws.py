@@ -88,6 +88,7 @@ def test_without_draws_the_default_holds(main_job):
     assert found["kfac"] == found["trak"] == numbers(main_job)["kfac"]
 
 
+@pytest.mark.slow
 def test_an_experiment_s_numbers_are_for_those_who_draw():
     """Claim: the draws of an experiment hold for compared estimators too, and one without draws runs beside them."""
     found = numbers(estimators("experiment=retrac/table1", compared("tracin", "raw_cos")))

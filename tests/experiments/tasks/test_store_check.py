@@ -23,6 +23,7 @@ def test_a_good_folder(tmp_path):
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_without_locks(tmp_path, monkeypatch, capfd):
     """Claim: a property that is missing ends with the exit code 1 and a sentence that names the store."""
     monkeypatch.setattr(locks, "FileLock", no_lock)
