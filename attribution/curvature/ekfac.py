@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.curvature.basis import Basis, KroneckerBasis, flatten, unflatten
-from attribution.curvature.factors import AllFactors, add_to, added, blocks
+from attribution.curvature.factors import AllFactors, add_to, blocks, tensor_sums
 from attribution.curvature.kfac import KFACBasis, KroneckerCurvature
 from attribution.curvature.moments import position_sums
-from attribution.curvature.pseudo_gradients import KroneckerLayer
+from attribution.curvature.pseudo_gradients import KroneckerLayer, PseudoGradients
 from attribution.curvature.sums import SumShard, merged, merging_bytes
 from attribution.double_precision import double
 from attribution.execution import FLOAT64_BYTES
@@ -31,7 +31,7 @@ from attribution.gradients import hooks
 from attribution.gradients.layers import pieces, step
 from attribution.images import ImageSet
 from attribution.models.trained import Trained
-from attribution.nodes import Artifact, Cost, Get, Node
+from attribution.nodes import Artifact, Cost, Get, Node, added
 
 SHARED = ("attribution.curvature.kfac", "attribution.curvature.sums")
 
@@ -50,6 +50,9 @@ class EKFAC(KroneckerCurvature):
 
     def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return EKFACBasis(KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing)))
+
+    def checkpoint_basis(self, trained: Trained, steps: Sequence[int], train: ImageSet, flips: bool = False) -> Node[Basis]:
+        return EKFACBasis(KFACBasis(self.checkpoint_factors(trained, steps, train, flips)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +75,9 @@ class SquareSums(Artifact):
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
-            added(self.squares, other.squares), added(self.counts, other.counts), added(self.rounding, other.rounding)
+            tensor_sums(self.squares, other.squares),
+            tensor_sums(self.counts, other.counts),
+            tensor_sums(self.rounding, other.rounding),
         )
 
 
@@ -87,19 +92,25 @@ class MomentShard(SumShard[SquareSums]):
 
     basis: KFACBasis
     rows: tuple[int, int]
+    checkpoint: int = added(default=0)
+
+    @property
+    def pseudo(self) -> PseudoGradients:
+        """The pseudo-gradients, of one checkpoint if the basis has several."""
+        return self.basis.factors.pseudos[self.checkpoint]
 
     @property
     def unit(self) -> int:
-        return self.basis.factors.pseudo.execution.shard
+        return self.pseudo.execution.shard
 
     def cost(self) -> Cost:
-        pseudo = self.basis.factors.pseudo
+        pseudo = self.pseudo
         size, rows = FLOAT64_BYTES * sum(out * columns for out, columns in blocks(pseudo.trained)), self.rows[1] - self.rows[0]
         memory = merging_bytes(size) if rows > self.unit else size + self.basis.cost().disk
         return Cost(passes=rows * pseudo.draws.count, pass_weight=PASS_WEIGHT, memory=memory, disk=size)
 
     def compute_unit(self, get: Get) -> SquareSums:
-        pseudo, basis = self.basis.factors.pseudo, cast(KroneckerBasis, get(self.basis))
+        pseudo, basis = self.pseudo, cast(KroneckerBasis, get(self.basis))
         device = pseudo.execution.torch_device()
         squares: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
@@ -128,12 +139,15 @@ class EKFACBasis(Node[Basis]):
     kfac: KFACBasis
 
     def parts(self, get: Get) -> Sequence[MomentShard]:
-        whole = MomentShard(self.kfac, (0, self.kfac.factors.pseudo.train.count))
-        return whole.parts(get) or [whole]
+        shards: list[MomentShard] = []
+        for checkpoint, pseudo in enumerate(self.kfac.factors.pseudos):
+            whole = MomentShard(self.kfac, (0, pseudo.train.count), checkpoint)
+            shards += whole.parts(get) or [whole]
+        return shards
 
     def cost(self) -> Cost:
         pseudo = self.kfac.factors.pseudo
-        basis, passes = self.kfac.cost(), pseudo.train.count * pseudo.draws.count
+        basis, passes = self.kfac.cost(), len(self.kfac.factors.pseudos) * pseudo.train.count * pseudo.draws.count
         averaging = 4 * sum(out**3 + columns**3 for out, columns in blocks(pseudo.trained))  # two float64 products for each factor
         return Cost(passes=passes, pass_weight=PASS_WEIGHT, products=averaging, memory=basis.memory, disk=basis.disk)
 
@@ -180,7 +194,7 @@ def squared_rounding(calls: list[hooks.Call]) -> Tensor:
         squared = a.to(kind).square() if a.is_floating_point() else a  # one-hot inputs are their own squares
         a, b, R = position_sums(cast(KroneckerLayer, call.layer), squared, gradient.to(kind).square())
         sums = (double(a).sum(), double(b).sum())
-        squares = [total + added for total, added in zip(squares, sums, strict=True)]
+        squares = [total + term for total, term in zip(squares, sums, strict=True)]
         positions += R
     precision = max(
         torch.finfo(cast(Tensor, calls[0].gradient).dtype).eps, torch.finfo(torch.float32).eps

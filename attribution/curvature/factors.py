@@ -69,7 +69,7 @@ class Factors(Artifact):
         return cls(**unflatten(load_file(folder / "factors.safetensors")))
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(added(self.A, other.A), added(self.B, other.B), added(self.counts, other.counts))
+        return type(self)(tensor_sums(self.A, other.A), tensor_sums(self.B, other.B), tensor_sums(self.counts, other.counts))
 
 
 class FactorSums:
@@ -121,7 +121,7 @@ def add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name].add_(value.to(sums[name].device)) if name in sums else double(value)
 
 
-def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tensor_sums(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of two artifacts' tensors, name by name."""
     return {name: tensor + right[name] for name, tensor in left.items()}
 
@@ -168,6 +168,11 @@ class AllFactors(Node[Factors]):
     pseudo: PseudoGradients
     sharing: Sharing
 
+    @property
+    def pseudos(self) -> tuple[PseudoGradients, ...]:
+        """The pseudo-gradients whose second moments these are."""
+        return (self.pseudo,)
+
     def parts(self, get: Get) -> Sequence[FactorShard]:
         return self._whole.parts(get) or [self._whole]
 
@@ -180,6 +185,35 @@ class AllFactors(Node[Factors]):
 
     def compute(self, get: Get) -> Factors:
         return merged(self.parts(get), get)
+
+
+@dataclass(frozen=True)
+class CheckpointFactors(Node[Factors]):
+    """The sums over all training examples and several checkpoints, so that their means are means over checkpoints too."""
+
+    NAME = "CheckpointFactors"
+    VERSION = 1
+    TITLE = "curvature factors of checkpoints"
+    ARTIFACT = Factors
+
+    checkpoints: tuple[AllFactors, ...]
+
+    @property
+    def pseudo(self) -> PseudoGradients:
+        """The pseudo-gradients at the first checkpoint."""
+        return self.checkpoints[0].pseudo
+
+    @property
+    def pseudos(self) -> tuple[PseudoGradients, ...]:
+        """The pseudo-gradients at each checkpoint."""
+        return tuple(factors.pseudo for factors in self.checkpoints)
+
+    def cost(self) -> Cost:
+        size = factor_bytes(self.pseudo.trained)
+        return Cost(memory=merging_bytes(size), disk=size)
+
+    def compute(self, get: Get) -> Factors:
+        return merged(self.checkpoints, get)
 
 
 def blocks(trained: Trained) -> list[tuple[int, int]]:

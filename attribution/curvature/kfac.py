@@ -5,13 +5,14 @@ B ⊗ A = (Q_B ⊗ Q_A)(Λ_B ⊗ Λ_A)(Q_B ⊗ Q_A)ᵀ, so that any damping λ i
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from attribution.checks import FieldError
 from attribution.curvature.basis import EIGH_COPIES, Basis, KroneckerBasis, eigh
-from attribution.curvature.factors import AllFactors, Sharing, blocks, factor_bytes, largest_factor
+from attribution.curvature.factors import AllFactors, CheckpointFactors, Sharing, blocks, factor_bytes, largest_factor
 from attribution.curvature.pseudo_gradients import Fisher, PseudoGradients
 from attribution.double_precision import double_device
 from attribution.execution import FLOAT64_BYTES, Execution
@@ -55,8 +56,21 @@ class KroneckerCurvature(ABC):
             FloatingPointError: a factor that is not finite or not positive semidefinite; the message names the layer.
         """
 
-    def pseudo_gradients(self, trained: Trained, train: ImageSet, flips: bool) -> PseudoGradients:
-        """The pseudo-gradients whose second moments are the factors.
+    @abstractmethod
+    def checkpoint_basis(self, trained: Trained, steps: Sequence[int], train: ImageSet, flips: bool = False) -> Node[Basis]:
+        """The eigenbasis of the curvature averaged over checkpoints, each factor by itself; as ``basis`` otherwise.
+
+        Raises:
+            FieldError: as ``basis``.
+        """
+
+    def checkpoint_factors(self, trained: Trained, steps: Sequence[int], train: ImageSet, flips: bool) -> CheckpointFactors:
+        """The factors of ``checkpoint_basis``."""
+        pseudos = [self.pseudo_gradients(trained, train, flips, step) for step in steps]
+        return CheckpointFactors(tuple(AllFactors(pseudo, self.sharing) for pseudo in pseudos))
+
+    def pseudo_gradients(self, trained: Trained, train: ImageSet, flips: bool, step: int | None = None) -> PseudoGradients:
+        """The pseudo-gradients whose second moments are the factors, at a checkpoint or (None) at the final model.
 
         Raises:
             FieldError: ``sharing="reduce"`` for a network with a trainable Embedding.
@@ -67,7 +81,7 @@ class KroneckerCurvature(ABC):
                 refused = f"{', '.join(embeddings)} (Embedding) has Kronecker factors with sharing=expand only: choose that"
                 raise FieldError(self, "sharing", refused)
         return PseudoGradients(
-            trained=trained, train=train, draws=self.draws, fisher=self.fisher, flips=flips, execution=self.execution
+            trained=trained, train=train, draws=self.draws, fisher=self.fisher, flips=flips, step=step, execution=self.execution
         )
 
 
@@ -81,6 +95,9 @@ class KFAC(KroneckerCurvature):
     def basis(self, trained: Trained, train: ImageSet, flips: bool = False) -> Node[Basis]:
         return KFACBasis(AllFactors(self.pseudo_gradients(trained, train, flips), self.sharing))
 
+    def checkpoint_basis(self, trained: Trained, steps: Sequence[int], train: ImageSet, flips: bool = False) -> Node[Basis]:
+        return KFACBasis(self.checkpoint_factors(trained, steps, train, flips))
+
 
 @dataclass(frozen=True)
 class KFACBasis(Node[Basis]):
@@ -91,7 +108,7 @@ class KFACBasis(Node[Basis]):
     TITLE = "eigenvectors of the curvature factors"
     ARTIFACT = KroneckerBasis
 
-    factors: AllFactors
+    factors: AllFactors | CheckpointFactors
 
     def cost(self) -> Cost:
         trained = self.factors.pseudo.trained

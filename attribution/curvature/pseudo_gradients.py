@@ -23,7 +23,7 @@ from attribution.images import ImageSet, philox
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Inputs, Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Get, execution
+from attribution.nodes import Get, added, execution
 from attribution.transfers import to_device
 
 SHARED = (
@@ -72,7 +72,7 @@ def _seed_of_v(seed: Tensor, sample: int) -> Tensor:
 class PseudoGradients:
     """The pseudo-gradients of every training example at its ``draws`` under the trained model.
 
-    ``flips``: mirror images at random, as training did.
+    ``flips``: mirror images at random, as training did. ``step``: of the checkpoint; None is the final model.
     """
 
     NAME = "PseudoGradients"
@@ -83,6 +83,7 @@ class PseudoGradients:
     draws: DrawScheme
     fisher: Fisher
     flips: bool
+    step: int | None = added(default=None)
     execution: Execution = execution(default=Execution())
 
     @property
@@ -95,7 +96,7 @@ class PseudoGradients:
 
         ``on_layer`` is called with the calls of each layer in each pass.
         """
-        per_example = engine(self.trained, None, self.execution, get)
+        per_example = engine(self.trained, self.step, self.execution, get)
         modules = kronecker_modules(per_example)
         images, device = get(self.train), self.execution.torch_device()
         dtype, K = per_example.parameters[0].dtype, self.draws.count

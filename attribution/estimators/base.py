@@ -34,7 +34,12 @@ def check_dampings(owner: Any) -> None:
         listed(owner, "damping", partial(number, least=0))
 
 
-SETTINGS = {"damping": "estimator.damping", "draws": "estimator.draws.n", "timestep": "estimator.timestep"}
+SETTINGS = {
+    "damping": "estimator.damping",
+    "draws": "estimator.draws.n",
+    "horizon": "estimator.horizon",
+    "timestep": "estimator.timestep",
+}
 """The setting that each axis of scores sweeps, by the name of the axis."""
 
 

@@ -39,7 +39,7 @@ def _gradients(
     network: nn.Module, measure: Measure, images: Images, visits: np.ndarray, row: np.void, tf32: bool
 ) -> tuple[Tensor, ...]:
     """The gradient of the mean loss at the ``visits`` of one process, with its ``row`` of the step table."""
-    positions = _positions(images, visits)
+    positions = positions_of(images, visits)
     parameter = next(network.parameters())
     x0 = images.x0(positions).to(parameter.device, parameter.dtype)
     with torch.random.fork_rng(), tf32_products(tf32):
@@ -57,14 +57,14 @@ def replay_loss(network: nn.Module, measure: Measure, record: TrainingRecord, im
     training.
     """
     visits, parameter = record.visits_of_step(step), next(network.parameters())
-    positions = _positions(images, visits)
+    positions = positions_of(images, visits)
     x0, condition = images.x0(positions).to(parameter.device, parameter.dtype), images.conditions(positions)
     condition = None if condition is None else condition.to(parameter.device)
     inputs = measure.inputs(x0, draws_of(visits).to(parameter.device), condition)
     return float(measure(denoiser(network), *inputs).mean())
 
 
-def _positions(images: Images, visits: np.ndarray) -> np.ndarray:
+def positions_of(images: Images, visits: np.ndarray) -> np.ndarray:
     """The rows of the visited images.
 
     Raises:

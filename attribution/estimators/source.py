@@ -1,0 +1,144 @@
+"""SOURCE (Bae, Lin, Lorraine & Grosse, NeurIPS 2024, "Training Data Attribution via Approximate Unrolled Differentiation").
+
+Training is cut into L segments (eq. 14, 15). In segment l, of K_l steps with the learning rate η_l, the curvature H_l and the
+gradient g_l(z) of a training image are taken as constant, as means over recorded checkpoints of the segment. A step with z removed
+then differs by g_l(z)/N, and this difference shrinks by I - η_l H_l ≈ exp(-η_l H_l) in every later step. Added up:
+
+    τ[q, z] = Σ_l ∇m(q; θ)ᵀ [Π_{l'>l} exp(-κ_l' H_l')] F(H_l) g_l(z),    F(σ) = (1 - exp(-κ_l σ)) / σ,    κ_l = c η_l K_l
+
+with later segments on the left. The predicted change of the measurement on removing z is τ/N, as for influence functions. There
+is no damping: F is finite, κ_l at σ = 0. With κ → ∞ the last segment alone remains, with H⁻¹. η_l K_l is the sum of the recorded
+learning rates.
+
+H_l is K-FAC or EK-FAC: factors, and for EK-FAC the second moments in their eigenbasis, are means over the checkpoints. Products are
+computed in the eigenbasis of each segment in turn. Layers without Kronecker factors (norms) are left out.
+
+Adam divides steps by √v. The paper (appendix on other optimizers) then takes P H_l in place of H_l in the exponentials, with
+P = diag(1/√v), which is not diagonal in the eigenbasis, and with a diagonal H_l there. Here v is one number for each layer instead,
+the mean square of recorded batch gradients at the checkpoints (``BatchSquares``), so that every layer only has another κ_l and the
+eigenbasis serves (our choice). The record has no second moments of the optimizer; their memory of earlier steps, momentum and
+weight decay are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attribution.checks import FieldError, listed, positive, whole
+from attribution.curvature.kfac import KroneckerCurvature
+from attribution.estimators.replicated import with_replicates
+from attribution.estimators.scores import Scores
+from attribution.estimators.sharded import ShardedScores, with_all_queries
+from attribution.estimators.source_blocks import SourceBatch, SourceSettings
+from attribution.execution import FLOAT32_BYTES
+from attribution.gradients.network_cache import gradient_shapes
+from attribution.images import ImageSet
+from attribution.models.trained import Trained
+from attribution.nodes import Cost, Get, Node
+from attribution.training import Recorded, require_record
+from attribution.training.segments import Segment, segments_of
+
+SHARED = ("attribution.estimators.replicated", "attribution.estimators.source_blocks", "attribution.training.segments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(SourceSettings):
+    """Segment-wise unrolling over recorded checkpoints.
+
+    ``segments``: L. ``checkpoints``: the recorded ones that stand for a segment (``training.segments``). ``curvature``: K-FAC or
+    EK-FAC. ``optimizer``: of training, "adam" (with AdamW) or "sgd"; SGD with momentum β moves as with the rate η/(1 - β), which is
+    ``horizon`` 1/(1 - β). ``horizon``: c, a factor of all η K, one value or a list; values of a list share all passes. ``draws``:
+    of a query, and of a training image at each checkpoint; the two sides are independent. ``flips``: mirror training images at
+    random, as training did.
+    """
+
+    NAME = "Source"
+    VERSION = 1
+    REPLICATED = ("query", "train")
+
+    segments: int = 3
+    checkpoints: int = 2
+
+    def __post_init__(self):
+        for name in ("segments", "checkpoints"):
+            whole(self, name, least=1)
+        if isinstance(self.horizon, Sequence):
+            listed(self, "horizon", positive)
+        else:
+            positive(self, "horizon")
+        if self.optimizer not in ("adam", "sgd"):
+            raise FieldError(self, "optimizer", "choose adam or sgd")
+        if not isinstance(self.curvature, KroneckerCurvature):
+            raise FieldError(self, "curvature", "segments need Kronecker factors: choose kfac or ekfac")
+        self.draws.refuse_lists("SOURCE", replicates=True)
+
+    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        recorded = require_record(trained, type(self).__name__, visits=True)
+        self.measurement.subject(queries)
+        gradient_shapes(trained)  # raises if a layer has no per-example gradients
+        self.draws.check(trained.process.T)
+        recorded.check_checkpoints(self.segments * self.checkpoints, self)
+        return with_replicates(self, SourceScores(self, train, queries, recorded))
+
+    def requested(self) -> Mapping[str, Sequence[Any]]:
+        return {"horizon": self.horizons}
+
+
+@dataclass(frozen=True)
+class SourceScores(ShardedScores):
+    """The scores at all horizons, ``[horizons, Q, N]``."""
+
+    NAME = "SourceScores"
+    VERSION = 1
+    TITLE = "SOURCE scores"
+
+    estimator: Source
+    trained: Recorded
+
+    def parts(self, get: Get) -> list[Node]:
+        return [batch for batches in self.batches(get).values() for batch in batches]
+
+    def cost(self) -> Cost:
+        estimator, size = self.estimator, FLOAT32_BYTES * len(self.estimator.horizons) * self.pairs
+        passes = self.queries.count * estimator.draws.side("query").count
+        passes += estimator.segments * estimator.checkpoints * self.train.count * estimator.draws.side("train").count
+        sides = estimator.segments * self.queries.count * estimator.query_bytes(self.trained)
+        return Cost(passes=passes, memory=4 * size, disk=size, scratch=min(sides, estimator.execution.scratch))
+
+    def passes(self, get: Get) -> float:
+        """Segments share the passes of the queries."""
+        return self.cost().passes
+
+    def compute(self, get: Get) -> Scores:
+        total: Any = 0
+        for batches in self.batches(get).values():
+            products = with_all_queries(get.many(batches)).astype(np.float64)
+            total = total + products / self.estimator.checkpoints
+        return self.assembled(total, get, {"horizon": self.estimator.horizons})
+
+    def batches(self, get: Get) -> dict[int, list[SourceBatch]]:
+        """The products of all queries with all training images, by the step of the checkpoint."""
+        estimator, segments = self.estimator, self.segments(get)
+        size = len(segments) * estimator.query_bytes(self.trained)
+        return {
+            step: [
+                SourceBatch(estimator, self.trained, self.train, self.queries, rows, segments[place:], step)
+                for rows in estimator.execution.query_batches(self.queries.count, size)
+            ]
+            for place, segment in enumerate(segments)
+            for step in segment.checkpoints
+        }
+
+    def segments(self, get: Get) -> tuple[Segment, ...]:
+        """The segments of training.
+
+        Raises:
+            FieldError: training recorded too few checkpoints.
+        """
+        estimator, steps = self.estimator, get(self.trained).steps
+        if len(steps) < estimator.segments * estimator.checkpoints:
+            shown = ", ".join(map(str, steps))
+            raise FieldError(estimator, "checkpoints", f"{estimator.segments} segments of as many take more than {shown}: lower it")
+        return tuple(segments_of(steps, estimator.segments, estimator.checkpoints))
