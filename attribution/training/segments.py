@@ -37,15 +37,15 @@ class Segment:
 
 
 def segments_of(recorded: Sequence[int], count: int, checkpoints: int) -> list[Segment]:
-    """Divide training into ``count`` segments, and choose ``checkpoints`` recorded ones in the middle of each.
+    """Divide training into ``count`` segments, and choose ``checkpoints`` recorded ones in each.
 
     The ``recorded`` steps, ascending and at least ``count · checkpoints``, are cut into groups of equal size (the first ones have
     one more if need be). A segment goes from the last step of the group before it to the last step of its own. Its checkpoints are
-    the centers of equal parts of its group.
+    those next to the centers of equal parts of the segment, where recorded steps are evenly spaced.
     """
     segments, first = [], 0
     for group in np.array_split(np.asarray(recorded), count):
-        centers = ((np.arange(checkpoints) + 0.5) * len(group) / checkpoints).astype(int)
-        segments.append(Segment(first, int(group[-1]), tuple(group[centers].tolist())))
+        centers = (np.arange(checkpoints) + 0.5) * len(group) / checkpoints  # the n-th of the group ends its n-th interval
+        segments.append(Segment(first, int(group[-1]), tuple(group[np.floor(centers + 0.5).astype(int) - 1].tolist())))
         first = int(group[-1])
     return segments
