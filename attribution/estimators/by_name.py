@@ -18,8 +18,10 @@ from attribution.estimators.lissa import LiSSA
 from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
+from attribution.estimators.rescaled_kfac import RescaledKFAC
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.source import Source
 from attribution.estimators.tracin import TracIn
 from attribution.estimators.trak import TRAK
 from attribution.estimators.unlearning import Unlearning
@@ -51,6 +53,8 @@ _EVEN, _EKFAC, _SQUARE, _TENTH = _Default("even"), _Default("ekfac"), _Default("
 ESTIMATORS: Mapping[str, Choice] = {
     "kfac": Choice(KFACInfluence),
     "ekfac": Choice(KFACInfluence, {"curvature": _EKFAC}),
+    "rescaled_kfac": Choice(RescaledKFAC),
+    "source": Choice(Source, {"curvature": _EKFAC}),
     "trak": Choice(TRAK),
     "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "relative_if": Choice(RelativeIF),

@@ -47,11 +47,11 @@ SHARED = ("attribution.estimators.replicated", "attribution.estimators.source_bl
 class Source(SourceSettings):
     """Segment-wise unrolling over recorded checkpoints.
 
-    ``segments``: L. ``checkpoints``: the recorded ones that stand for a segment (``training.segments``). ``curvature``: K-FAC or
-    EK-FAC. ``optimizer``: of training, "adam" (with AdamW) or "sgd"; SGD with momentum β moves as with the rate η/(1 - β), which is
-    ``horizon`` 1/(1 - β). ``horizon``: c, a factor of all η K, one value or a list; values of a list share all passes. ``draws``:
-    of a query, and of a training image at each checkpoint; the two sides are independent. ``flips``: mirror training images at
-    random, as training did.
+    ``segments``: L. ``per_segment``: the recorded checkpoints that stand for a segment (``training.segments``). ``curvature``:
+    K-FAC or EK-FAC. ``optimizer``: of training, "adam" (with AdamW) or "sgd"; SGD with momentum β moves as with the learning rate
+    η/(1 - β), which is ``horizon`` 1/(1 - β). ``horizon``: c, a factor of all η K, one value or a list; values of a list share all
+    passes. ``draws``: of a query, and of a training image at each checkpoint; the two sides are independent. ``flips``: mirror
+    training images at random, as training did.
     """
 
     NAME = "Source"
@@ -59,10 +59,10 @@ class Source(SourceSettings):
     REPLICATED = ("query", "train")
 
     segments: int = 3
-    checkpoints: int = 2
+    per_segment: int = 2
 
     def __post_init__(self):
-        for name in ("segments", "checkpoints"):
+        for name in ("segments", "per_segment"):
             whole(self, name, least=1)
         if isinstance(self.horizon, Sequence):
             listed(self, "horizon", positive)
@@ -79,8 +79,18 @@ class Source(SourceSettings):
         self.measurement.subject(queries)
         gradient_shapes(trained)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
-        recorded.check_checkpoints(self.segments * self.checkpoints, self)
+        recorded.check_optimizer(self.optimizer, self)
+        try:
+            recorded.check_checkpoints(self.checkpoint_count, self)
+        except FieldError as error:
+            message = f"{self.segments} segments take {self.checkpoint_count} checkpoints, but {error.message}"
+            raise FieldError(self, "per_segment", message) from error
         return with_replicates(self, SourceScores(self, train, queries, recorded))
+
+    @property
+    def checkpoint_count(self) -> int:
+        """The number of checkpoints of all segments."""
+        return self.segments * self.per_segment
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"horizon": self.horizons}
@@ -103,7 +113,7 @@ class SourceScores(ShardedScores):
     def cost(self) -> Cost:
         estimator, size = self.estimator, FLOAT32_BYTES * len(self.estimator.horizons) * self.pairs
         passes = self.queries.count * estimator.draws.side("query").count
-        passes += estimator.segments * estimator.checkpoints * self.train.count * estimator.draws.side("train").count
+        passes += estimator.checkpoint_count * self.train.count * estimator.draws.side("train").count
         sides = estimator.segments * self.queries.count * estimator.query_bytes(self.trained)
         return Cost(passes=passes, memory=4 * size, disk=size, scratch=min(sides, estimator.execution.scratch))
 
@@ -115,7 +125,7 @@ class SourceScores(ShardedScores):
         total: Any = 0
         for batches in self.batches(get).values():
             products = with_all_queries(get.many(batches)).astype(np.float64)
-            total = total + products / self.estimator.checkpoints
+            total = total + products / self.estimator.per_segment
         return self.assembled(total, get, {"horizon": self.estimator.horizons})
 
     def batches(self, get: Get) -> dict[int, list[SourceBatch]]:
@@ -138,7 +148,7 @@ class SourceScores(ShardedScores):
             FieldError: training recorded too few checkpoints.
         """
         estimator, steps = self.estimator, get(self.trained).steps
-        if len(steps) < estimator.segments * estimator.checkpoints:
-            shown = ", ".join(map(str, steps))
-            raise FieldError(estimator, "checkpoints", f"{estimator.segments} segments of as many take more than {shown}: lower it")
-        return tuple(segments_of(steps, estimator.segments, estimator.checkpoints))
+        if len(steps) < estimator.checkpoint_count:
+            message = f"{estimator.segments} segments take {estimator.checkpoint_count} checkpoints, but training recorded"
+            raise FieldError(estimator, "per_segment", f"{message} {', '.join(map(str, steps))}: request fewer, or record more")
+        return tuple(segments_of(steps, estimator.segments, estimator.per_segment))

@@ -214,6 +214,13 @@ class Recorded(Trained[TrainingRecord], ABC):
             FieldError: a checkpoint will not be there, or is too early.
         """
 
+    def check_optimizer(self, optimizer: str, owner: Any) -> None:
+        """Check that training takes ``owner.optimizer``, "adam" or "sgd". A class that does not know the optimizer checks nothing.
+
+        Raises:
+            FieldError: it takes the other one.
+        """
+
     def check_learning_rates(self, owner: Any, field: str) -> None:
         """Check that the learning rates of checkpoints are known, which ``owner.field`` asks for.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from attribution.checks import FieldError
 from attribution.images import Images, ImageSet
 from attribution.nodes import Cost, Get, execution
 from attribution.training import Recorded, TrainingRecord
@@ -64,6 +65,12 @@ class TrainedModel(Recorded):
         check_selection(wanted, self.candidates, most, owner)
         if visited:
             check_visited(wanted, self.candidates, most, self._steps_per_epoch, owner)
+
+    def check_optimizer(self, optimizer: str, owner: Any) -> None:
+        name = getattr(getattr(self.optimizer, "func", self.optimizer), "__name__", "")
+        taken = "sgd" if name == "SGD" else "adam" if "Adam" in name else optimizer
+        if taken != optimizer:
+            raise FieldError(owner, "optimizer", f"training takes {name}: choose {taken}")
 
     def cost(self) -> Cost:
         state = 4 * self.parameter_count

@@ -44,6 +44,7 @@ RECORD = trained(
     checkpoints=EverySteps(2),
     flips=False,
 )
+BY_SGD = replace(RECORD, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
 
 
 def source(**changes: Any) -> Source:
@@ -57,22 +58,26 @@ def get():
     return InMemory()
 
 
+def record_of(method: Source):
+    return RECORD if method.optimizer == "adam" else BY_SGD
+
+
 def scored(method, get, **at):
-    return method.score(RECORD, TRAIN, QUERIES, get).at(**(at or {"horizon": method.horizon})).values
+    return method.score(record_of(method), TRAIN, QUERIES, get).at(**(at or {"horizon": method.horizon})).values
 
 
-def gradients(get, measure, images, draws, step=None) -> dict[str, Tensor]:
+def gradients(get, record, measure, images, draws, step=None) -> dict[str, Tensor]:
     """Layer → the gradient [W | b] of each draw by plain autograd, ``[B, K, out, in + 1]``, float64."""
-    found = draw_gradients(measure, RECORD.network(get, step), get(images).x0().double(), draws)
+    found = draw_gradients(measure, record.network(get, step), get(images).x0().double(), draws)
     return {layer: torch.cat([found[f"{layer}.weight"], found[f"{layer}.bias"].unsqueeze(3)], 3) for layer in LAYERS}
 
 
-def curvature_of(get, layer: str, steps, kind) -> Tensor:
+def curvature_of(get, record, layer: str, steps, kind) -> Tensor:
     """The dense curvature of a layer, ``[P, P]``: K-FAC's B ⊗ A, or EK-FAC's refitted one, of means over the checkpoints."""
     train, draws = get(TRAIN), FEW.draw("curvature", get(TRAIN).ids(), PROCESS.T)
     probe, A, B, pseudo = OutputProbe(PROCESS), [], [], []
     for step in steps:
-        model = RECORD.network(get, step)
+        model = record.network(get, step)
         terms = [worlds.factor_terms(model, probe, row)[layer] for row in worlds.inputs(probe, TRAIN, draws, get)]
         A += [a.T @ a for a, _ in terms]
         B += [b.T @ b for _, b in terms]
@@ -102,23 +107,23 @@ def rate_of(get, layer: str, steps) -> float:
     return 1 / (float(sum(squares) / len(squares)) ** 0.5 + EPSILON)
 
 
-def written_out(get, kind, horizon: float, optimizer: str) -> np.ndarray:
+def written_out(get, record, kind, horizon: float) -> np.ndarray:
     """The equation with dense matrix exponentials, for two segments of 6 steps with checkpoints (2, 4) and (8, 10)."""
-    table = get(RECORD).step_table
-    of_query = gradients(get, LOSS, QUERIES, DRAWS.draw("query", get(QUERIES).ids(), PROCESS.T))
+    table = get(record).step_table
+    of_query = gradients(get, record, LOSS, QUERIES, DRAWS.draw("query", get(QUERIES).ids(), PROCESS.T))
     total = np.zeros((QUERIES.n, TRAIN.n))
     for layer in LAYERS:
         q = of_query[layer].mean(1).flatten(1)
         for steps, rates in (((8, 10), table["learning_rate"][6:]), ((2, 4), table["learning_rate"][:6])):
-            H = curvature_of(get, layer, steps, kind)
-            kappa = horizon * rates.sum() * (rate_of(get, layer, steps) if optimizer == "adam" else 1.0)
+            H = curvature_of(get, record, layer, steps, kind)
+            kappa = horizon * rates.sum() * (rate_of(get, layer, steps) if record is RECORD else 1.0)
             one, zero = torch.eye(len(H), dtype=torch.float64), torch.zeros_like(H)
             # exp([[-κH, κI], [0, 0]]) has exp(-κH) and (1 - exp(-κH)) H⁻¹ in its first row, also for singular H.
             whole = torch.linalg.matrix_exp(torch.cat([torch.cat([-kappa * H, kappa * one], 1), torch.cat([zero, zero], 1)]))
             decay, summed_steps = whole[: len(H), : len(H)], whole[: len(H), len(H) :]
             for step in steps:
                 draws = DRAWS.draw("attribution", get(TRAIN).ids(), PROCESS.T)
-                g = gradients(get, LOSS, TRAIN, draws, step)[layer].mean(1).flatten(1)
+                g = gradients(get, record, LOSS, TRAIN, draws, step)[layer].mean(1).flatten(1)
                 total += (q @ summed_steps @ g.T).numpy() / len(steps)
             q = q @ decay
     return total
@@ -131,9 +136,9 @@ def test_scores_are_the_equation_with_matrix_exponentials(kind, optimizer, horiz
     """Claim: two segments, curvature and rates averaged over their checkpoints, products of exponentials that do not commute."""
     monkeypatch.setattr("attribution.curvature.ekfac.ROUNDING", 0)
     method = source(
-        curvature=kind(draws=FEW, execution=CPU), optimizer=optimizer, horizon=[horizon, 9.0], segments=2, checkpoints=2
+        curvature=kind(draws=FEW, execution=CPU), optimizer=optimizer, horizon=[horizon, 9.0], segments=2, per_segment=2
     )
-    expected = written_out(get, kind, horizon, optimizer)
+    expected = written_out(get, record_of(method), kind, horizon)
     np.testing.assert_allclose(scored(method, get, horizon=horizon), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
@@ -144,19 +149,19 @@ def test_a_long_last_segment_is_influence_without_damping(get):
     end = Recipe(steps=2, batch_size=4, precision="64-true")
     record = replace(RECORD, recipe=end, checkpoints=AtSteps([1, 2]))
     expected = influence.score(record, TRAIN, QUERIES, get).at(damping=1e-9, draws=DRAWS.count).values
-    method = source(curvature=many, segments=2, checkpoints=1, horizon=1e9)
+    method = source(curvature=many, segments=2, per_segment=1, horizon=1e9)
     found = method.score(record, TRAIN, QUERIES, get).at(horizon=1e9).values
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
 
 
 def test_a_short_horizon_is_tracin(get):
     """Claim: with κ → 0 nothing decays, and scores are Σ_l κ_l ⟨∇m(q; θ), ḡ_l(z)⟩, as TracIn's with the query at the end."""
-    table, total = get(RECORD).step_table["learning_rate"], 0
-    q = gradients(get, LOSS, QUERIES, DRAWS.draw("query", get(QUERIES).ids(), PROCESS.T))
+    table, total = get(BY_SGD).step_table["learning_rate"], 0
+    q = gradients(get, BY_SGD, LOSS, QUERIES, DRAWS.draw("query", get(QUERIES).ids(), PROCESS.T))
     for step, rates in ((4, table[:6]), (10, table[6:])):
-        g = gradients(get, LOSS, TRAIN, DRAWS.draw("attribution", get(TRAIN).ids(), PROCESS.T), step)
+        g = gradients(get, BY_SGD, LOSS, TRAIN, DRAWS.draw("attribution", get(TRAIN).ids(), PROCESS.T), step)
         total += 1e-6 * rates.sum() * sum(q[layer].mean(1).flatten(1) @ g[layer].mean(1).flatten(1).T for layer in LAYERS)
-    found = scored(source(segments=2, checkpoints=1, optimizer="sgd", horizon=1e-6), get)
+    found = scored(source(segments=2, per_segment=1, optimizer="sgd", horizon=1e-6), get)
     np.testing.assert_allclose(found, total.numpy(), rtol=1e-3, atol=1e-4 * float(total.abs().max()))
 
 
@@ -196,7 +201,7 @@ def test_filters_are_finite_everywhere():
 @pytest.mark.slow
 def test_horizons_share_passes_and_shards_change_nothing(get, tmp_path):
     """Claim: a list of horizons is each of them alone; so are shards of three images and two queries, stored and computed again."""
-    method = source(horizon=[0.3, 4.0], segments=2, checkpoints=1)
+    method = source(horizon=[0.3, 4.0], segments=2, per_segment=1)
     whole = method.score(RECORD, TRAIN, QUERIES, get)
     for horizon in method.horizons:
         np.testing.assert_allclose(scored(replace(method, horizon=horizon), get), whole.at(horizon=horizon).values, rtol=1e-6)
@@ -237,14 +242,18 @@ def test_segments_cut_training_into_equal_groups_of_checkpoints():
 
 def test_what_cannot_be_unrolled_is_refused_before_training():
     """Claim: too few checkpoints, no record, no Kronecker factors: each error names the setting."""
-    with pytest.raises(FieldError, match=r"Source.checkpoints=9: training will record 6"):
-        source(checkpoints=3).scores(RECORD, TRAIN, QUERIES)
+    with pytest.raises(FieldError, match=r"Source.per_segment=3: 3 segments take 9 checkpoints, but training will record 6"):
+        source(per_segment=3).scores(RECORD, TRAIN, QUERIES)
     with pytest.raises(RecordError, match="Source needs the record"):
         source().scores(UntrainedModel(RECORD.model, LOSS), TRAIN, QUERIES)
     with pytest.raises(FieldError, match="choose kfac or ekfac"):
         source(curvature=ExactGGN(draws=FEW, execution=CPU))
     with pytest.raises(FieldError, match="choose adam or sgd"):
         source(optimizer="lion")
+    with pytest.raises(FieldError, match=r"Source.optimizer=sgd: training takes AdamW: choose adam"):
+        source(optimizer="sgd").scores(RECORD, TRAIN, QUERIES)
+    with pytest.raises(FieldError, match=r"Source.optimizer=adam: training takes SGD: choose sgd"):
+        source().scores(BY_SGD, TRAIN, QUERIES)
     for horizon in (0, -1.0, [], [1.0, 0]):
         with pytest.raises(FieldError, match=r"Source\.horizon"):
             source(horizon=horizon)
@@ -254,4 +263,4 @@ def test_a_horizon_that_amplifies_rounding_is_refused(get):
     """Claim: where the curvature has null directions, the error names the horizon and the layer."""
     one = KFAC(draws=Uniform(1), execution=CPU)
     with pytest.raises(FloatingPointError, match=r"horizon=1e\+25 is too large for layer second"):
-        source(curvature=one, segments=1, checkpoints=1, horizon=1e25).score(RECORD, TRAIN, QUERIES, get)
+        source(curvature=one, segments=1, per_segment=1, horizon=1e25).score(RECORD, TRAIN, QUERIES, get)

@@ -182,6 +182,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
     for choice in _without(options("estimator"), "clip_cos", "clip_dot"):
         recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
+        recorded = ("estimator.segments=2", "estimator.per_segment=1") if choice == "source" else recorded
         sampled = ("queries=generated",) if choice == "journey_trak" else ()
         yield "estimator", (*SCORES, *sampled, f"estimator={choice}", *recorded)
     for choice in options("measurement"):

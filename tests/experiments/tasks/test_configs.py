@@ -187,7 +187,7 @@ def test_choices_inside_a_benchmark_or_an_estimator():
 @pytest.mark.parametrize(
     ("group", "name"),
     [*(("benchmark", name) for name in options("benchmark")),
-     *(("estimator", name) for name in ("kfac", "lissa", "guided", "retrac", "tracin", "random"))],
+     *(("estimator", name) for name in ("kfac", "lissa", "guided", "rescaled_kfac", "retrac", "source", "tracin", "random"))],
 )  # fmt: skip
 def test_configurations_and_classes_have_the_same_defaults(group, name):
     """Claim: what a class does unasked is what the command line does unasked.
@@ -215,6 +215,7 @@ def test_every_estimator_scores(name, memory, tmp_path):
     """Claim: each estimator's config gives finite scores of the right shape after a training of six steps."""
     settings = composed(f"estimator={name}", "queries=generated").estimator
     changed = ["estimator.checkpoints=[3,6]"] if settings.get("checkpoints") is not None else []
+    changed += ["estimator.segments=2", "estimator.per_segment=1"] if "segments" in settings else []
     changed += ["estimator.draws.n=2"] if "draws" in settings else []
     changed += ["estimator.depth=5", "estimator.batch_size=32", "estimator.scale=1000"] if "depth" in settings else []
     if name.startswith("clip"):
