@@ -11,6 +11,7 @@ from torch import Tensor
 from attribution.curvature.basis import Basis, KroneckerBasis
 from attribution.curvature.kfac import KroneckerCurvature
 from attribution.estimators.base import as_tuple
+from attribution.estimators.batch_squares import BatchSquares
 from attribution.estimators.sharded import BlockProducts, QueryBatch, QueryBlock, QueryVectors, ShardedEstimator, TrainingBlock
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.inner_products import dot
@@ -21,7 +22,6 @@ from attribution.images import ImageSet
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, SharingNode, key
 from attribution.training import Recorded
-from attribution.training.batch_squares import BatchSquares
 from attribution.training.segments import Segment
 from attribution.transfers import to_device
 
@@ -31,7 +31,7 @@ SHARED = (
     "attribution.gradients.inner_products",
     "attribution.gradients.network_cache",
     "attribution.gradients.resident",
-    "attribution.training.batch_squares",
+    "attribution.estimators.batch_squares",
     "attribution.training.segments",
 )
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attribution.images import Images
 from attribution.images.draws import Draws
 from attribution.models.trained import Trained, TrainingResult, with_parameters
 from attribution.nodes import Get
@@ -66,6 +67,20 @@ def draws_of(visits: np.ndarray) -> Draws:
     columns = {name: torch.from_numpy(visits[name].copy()) for name in names if name in (visits.dtype.names or ())}
     level = _levels(visits) if "level" in (visits.dtype.names or ()) else columns["timestep"].long()
     return Draws(**{name: column[:, None] for name, column in {**columns, "timestep": level}.items()})
+
+
+def positions_of(images: Images, visits: np.ndarray) -> np.ndarray:
+    """The rows of the visited images.
+
+    Raises:
+        ValueError: a visited example is not among the images.
+    """
+    order = np.argsort(images.index)
+    places = np.minimum(np.searchsorted(images.index, visits["example"], sorter=order), len(images) - 1)
+    positions = order[places]
+    if (absent := visits["example"][images.index[positions] != visits["example"]]).size:
+        raise ValueError(f"training visited the example {absent[0]}, which is not among the images: give all that it visited")
+    return positions
 
 
 def _levels(visits: np.ndarray) -> Tensor:

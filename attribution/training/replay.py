@@ -9,7 +9,7 @@ from attribution.images import Images
 from attribution.measurements import Measure
 from attribution.precision import TF32, tf32_products
 from attribution.training.module import training_loss
-from attribution.training.record import TrainingRecord, draws_of
+from attribution.training.record import TrainingRecord, draws_of, positions_of
 
 
 def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord, images: Images, step: int) -> dict[str, Tensor]:
@@ -62,17 +62,3 @@ def replay_loss(network: nn.Module, measure: Measure, record: TrainingRecord, im
     condition = None if condition is None else condition.to(parameter.device)
     inputs = measure.inputs(x0, draws_of(visits).to(parameter.device), condition)
     return float(measure(denoiser(network), *inputs).mean())
-
-
-def positions_of(images: Images, visits: np.ndarray) -> np.ndarray:
-    """The rows of the visited images.
-
-    Raises:
-        ValueError: a visited example is not among the images.
-    """
-    order = np.argsort(images.index)
-    places = np.minimum(np.searchsorted(images.index, visits["example"], sorter=order), len(images) - 1)
-    positions = order[places]
-    if (absent := visits["example"][images.index[positions] != visits["example"]]).size:
-        raise ValueError(f"training visited the example {absent[0]}, which is not among the images: give all that it visited")
-    return positions

@@ -12,6 +12,7 @@ from torch import Tensor
 from attribution.checks import FieldError
 from attribution.curvature import EKFAC, KFAC, ExactGGN
 from attribution.curvature.pseudo_gradients import OutputProbe
+from attribution.estimators.batch_squares import BATCHES
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.source import Source
 from attribution.estimators.source_blocks import EPSILON, decayed, summed
@@ -21,7 +22,6 @@ from attribution.measurements import Loss
 from attribution.models.given import UntrainedModel
 from attribution.nodes import InMemory
 from attribution.training import RecordError
-from attribution.training.batch_squares import BATCHES
 from attribution.training.checkpoints import AtSteps, EverySteps
 from attribution.training.recipe import Recipe
 from attribution.training.record import draws_of

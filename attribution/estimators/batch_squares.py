@@ -8,11 +8,10 @@ from attribution.execution import Execution
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.images import ImageSet
 from attribution.nodes import Arrays, Cost, Get, Node, execution
-from attribution.training.record import Recorded, draws_of
-from attribution.training.replay import positions_of
+from attribution.training.record import Recorded, draws_of, positions_of
 from attribution.transfers import to_device
 
-SHARED = ("attribution.gradients.network_cache", "attribution.training.record", "attribution.training.replay")
+SHARED = ("attribution.gradients.network_cache", "attribution.training.record")
 
 BATCHES = 8
 """The number of batches, the last ones before the checkpoint."""
