@@ -38,7 +38,9 @@ from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
+from attribution.estimators.rescaled_kfac import RescaledKFAC
 from attribution.estimators.similarity import GradientSimilarity
+from attribution.estimators.source import Source
 from attribution.estimators.trak import TRAK
 from attribution.estimators.unlearning import Unlearning
 from attribution.execution import Execution
@@ -358,6 +360,17 @@ def lissa() -> None:
     settings: dict[str, Any] = {"measurement": LOSS, "damping": 0.05, "scale": 100.0, "depth": 3, "batch_size": 4}
     scores(LiSSA, **settings)
     scores(ASTRA, curvature=functools.partial(EKFAC, draws=DRAWS), **settings)
+
+
+@check
+def source() -> None:
+    settings: dict[str, Any] = {"curvature": functools.partial(EKFAC, draws=DRAWS), "segments": 2, "per_segment": 1}
+    scores(Source, measurement=LOSS, optimizer="sgd", horizon=[0.5, 2.0], **settings)
+
+
+@check
+def rescaled() -> None:
+    scores(RescaledKFAC, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-2)
 
 
 @check

@@ -122,7 +122,7 @@ class LeverageShard(_LeverageNode):
         for layer, rotated in basis.rotations(gradients):
             damped = torch.stack([basis.values[layer] + damping for damping in estimator.dampings])
             scaled[layer] = rotated / damped.to(rotated)[:, None]  # rotated has one bin, [1, n, out, in]
-            products += (scaled[layer] * rotated).flatten(2).sum(2).double().cpu()
+            products += (scaled[layer] * rotated).flatten(2).sum(2).cpu().double()
         return basis.restored(scaled), products
 
 
@@ -145,7 +145,7 @@ class PseudoSquares:
             of_image = slice(max(0, image * self.draws - first), (image + 1) * self.draws - first)
             p = sum(call.layer.contract(call.input[of_image], cast(Tensor, call.gradient)[of_image], 1) for call in calls)
             squares = (u[:, image].flatten(1) @ cast(Tensor, p).flatten(1).to(u).T).square().sum(1)
-            self.total[:, image] += squares.double().cpu() / self.draws
+            self.total[:, image] += squares.cpu().double() / self.draws
 
 
 @dataclass(frozen=True)
