@@ -34,7 +34,13 @@ PLACES = (
     "estimator.keep_models",
 )
 """Groups and settings that choose the task, the place where it runs or files lie, or what is kept, and do not change results."""
-SWEPT_BY_ESTIMATORS = ("estimator.damping", "estimator.draws.n", "estimator.draws.train", "estimator.strength")
+SWEPT_BY_ESTIMATORS = (
+    "estimator.damping",
+    "estimator.draws.n",
+    "estimator.draws.train",
+    "estimator.horizon",
+    "estimator.strength",
+)
 """Settings that accept a list; each row names its one value."""
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed", "experiment", "scale", "published")
 """Choices for which every row has a field, or that determine which rows exist."""
