@@ -32,6 +32,7 @@ from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.source_blocks import SourceBatch, SourceSettings
+from attribution.estimators.training_trajectory import refuse_zero_rates
 from attribution.execution import FLOAT32_BYTES
 from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
@@ -40,7 +41,12 @@ from attribution.nodes import Cost, Get, Node
 from attribution.training import Recorded, require_record
 from attribution.training.segments import Segment, segments_of
 
-SHARED = ("attribution.estimators.replicated", "attribution.estimators.source_blocks", "attribution.training.segments")
+SHARED = (
+    "attribution.estimators.replicated",
+    "attribution.estimators.source_blocks",
+    "attribution.estimators.training_trajectory",
+    "attribution.training.segments",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +152,13 @@ class SourceScores(ShardedScores):
 
         Raises:
             FieldError: training recorded too few checkpoints.
+            ValueError: every learning rate is 0.
         """
-        estimator, steps = self.estimator, get(self.trained).steps
+        estimator, record = self.estimator, get(self.trained)
+        steps = record.steps
         if len(steps) < estimator.checkpoint_count:
             message = f"{estimator.segments} segments take {estimator.checkpoint_count} checkpoints, but training recorded"
             raise FieldError(estimator, "per_segment", f"{message} {', '.join(map(str, steps))}: request fewer, or record more")
-        return tuple(segments_of(steps, estimator.segments, estimator.per_segment))
+        segments = segments_of(steps, estimator.segments, estimator.per_segment)
+        refuse_zero_rates({segment.last: segment.summed_rates(record) for segment in segments})
+        return tuple(segments)

@@ -162,7 +162,7 @@ def refuse_unstable(basis: Basis, kappas: dict[str, np.ndarray], horizons: Seque
     for layer, eigenvalues in basis.values.items():
         low, high = float(eigenvalues.min()), float(eigenvalues.max())
         for horizon, kappa in zip(horizons, kappas[layer], strict=True):
-            if low + 1 / kappa <= epsilon**2 * high:
+            if low * kappa + 1 <= epsilon**2 * high * kappa:
                 values = f"whose eigenvalues go from {low:.2g} to {high:.2g}"
                 raise FloatingPointError(f"horizon={horizon:g} is too large for layer {layer}, {values}: lower it")
 

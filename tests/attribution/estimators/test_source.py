@@ -259,6 +259,13 @@ def test_what_cannot_be_unrolled_is_refused_before_training():
             source(horizon=horizon)
 
 
+def test_training_without_steps_is_refused(get):
+    """Claim: with learning rates of 0 all scores would be 0, which is an error."""
+    still = replace(RECORD, optimizer=functools.partial(torch.optim.AdamW, lr=0.0))
+    with pytest.raises(ValueError, match="the learning rate is 0"):
+        source().score(still, TRAIN, QUERIES, get)
+
+
 def test_a_horizon_that_amplifies_rounding_is_refused(get):
     """Claim: where the curvature has null directions, the error names the horizon and the layer."""
     one = KFAC(draws=Uniform(1), execution=CPU)
