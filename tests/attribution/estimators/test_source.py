@@ -129,9 +129,8 @@ def written_out(get, record, kind, horizon: float) -> np.ndarray:
     return total
 
 
-@pytest.mark.parametrize(
-    ("kind", "optimizer", "horizon"), [(KFAC, "sgd", 3.0), pytest.param(EKFAC, "adam", 0.2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kind", "optimizer", "horizon"), [(KFAC, "sgd", 3.0), (EKFAC, "adam", 0.2)])
+@pytest.mark.slow
 def test_scores_are_the_equation_with_matrix_exponentials(kind, optimizer, horizon, get, monkeypatch):
     """Claim: two segments, curvature and rates averaged over their checkpoints, products of exponentials that do not commute."""
     monkeypatch.setattr("attribution.curvature.ekfac.ROUNDING", 0)
