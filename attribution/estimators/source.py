@@ -1,6 +1,6 @@
 """SOURCE (Bae, Lin, Lorraine & Grosse, NeurIPS 2024, "Training Data Attribution via Approximate Unrolled Differentiation").
 
-Training is cut into L segments (eq. 14, 15). In segment l, of K_l steps with the learning rate η_l, the curvature H_l and the
+Training is cut into L segments (eq. 15). In segment l, of K_l steps with the learning rate η_l, the curvature H_l and the
 gradient g_l(z) of a training image are taken as constant, as means over recorded checkpoints of the segment. A step with z removed
 then differs by g_l(z)/N, and this difference shrinks by I - η_l H_l ≈ exp(-η_l H_l) in every later step. Added up:
 
@@ -13,11 +13,11 @@ learning rates.
 H_l is K-FAC or EK-FAC: factors, and for EK-FAC the second moments in their eigenbasis, are means over the checkpoints. Products are
 computed in the eigenbasis of each segment in turn. Layers without Kronecker factors (norms) are left out.
 
-Adam divides steps by √v. The paper (appendix on other optimizers) then takes P H_l in place of H_l in the exponentials, with
-P = diag(1/√v), which is not diagonal in the eigenbasis, and with a diagonal H_l there. Here v is one number for each layer instead,
-the mean square of recorded batch gradients at the checkpoints (``BatchSquares``), so that every layer only has another κ_l and the
-eigenbasis serves (our choice). The record has no second moments of the optimizer; their memory of earlier steps, momentum and
-weight decay are left out.
+Adam divides steps by √v. The paper (appendix D) then takes P H_l in place of H_l in the exponentials, with P = diag(1/√v). That is
+not diagonal in the eigenbasis, and the public implementation in bergson takes a diagonal H_l there. Here v is one number for each
+layer instead, the mean square of recorded batch gradients at the checkpoints (``BatchSquares``), so that every layer only has
+another κ_l and the eigenbasis serves (our choice). The record has no second moments of the optimizer; their memory of earlier
+steps, momentum and weight decay are left out.
 """
 
 from collections.abc import Mapping, Sequence
