@@ -16,6 +16,8 @@ from attribution.estimators.base import Estimator
 from attribution.estimators.held_queries import refuse_unstable
 from attribution.estimators.influence import InfluenceTrainingBlock, KFACInfluence
 from attribution.estimators.kernel import KernelScores
+from attribution.estimators.leverage import Leverages
+from attribution.estimators.rescaled_kfac import RescaledKFAC, factors
 from attribution.estimators.scores import Scores
 from attribution.estimators.self_influence import Influence, SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
@@ -26,7 +28,7 @@ from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, class_identity
 from attribution.training import require_record
 
-SHARED = ("attribution.estimators.influence", "attribution.estimators.self_influence")
+SHARED = ("attribution.estimators.influence", "attribution.estimators.rescaled_kfac", "attribution.estimators.self_influence")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,26 @@ class InfluenceOnItself(Node[Influence]):
         blocks = get.many(self.parts(get))
         values = [np.diagonal(block.values[0, 0, 0, 0]) for block in blocks]
         return Influence(np.concatenate(values).astype(np.float32), np.array(get(self.train).index))
+
+
+@dataclass(frozen=True)
+class RescaledOnItself(Node[Influence]):
+    """τ[z, z] under rescaled influence, at a cost that is linear in the number of training examples."""
+
+    NAME = "RescaledOnItself"
+    VERSION = 1
+    TITLE = "self-influence"
+    ARTIFACT = Influence
+
+    influence: InfluenceOnItself
+    leverages: Leverages
+
+    def cost(self) -> Cost:
+        return Cost(disk=self.influence.cost().disk)
+
+    def compute(self, get: Get) -> Influence:
+        plain, [factor] = get(self.influence), factors(self.leverages, self.influence.estimator.dampings, get)
+        return Influence((plain.values * factor).astype(np.float32), plain.train_index)
 
 
 @dataclass(frozen=True)
@@ -136,4 +158,7 @@ def self_influence(estimator: Estimator, trained: Trained, train: ImageSet) -> N
     estimator.scores(trained, train, train)  # raises what scores raise
     if isinstance(estimator, KFACInfluence):
         return InfluenceOnItself(estimator, trained, train)
+    if isinstance(estimator, RescaledKFAC):
+        on_itself = InfluenceOnItself(estimator.influence, trained, train)
+        return RescaledOnItself(on_itself, estimator.leverages(trained, train))
     return DiagonalOfScores(estimator, trained, train)

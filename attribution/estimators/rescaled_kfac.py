@@ -62,10 +62,13 @@ class RescaledKFAC(ShardedEstimator):
         return KFACInfluence(**{one.name: getattr(self, one.name) for one in fields(KFACInfluence)})
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        influence = self.influence.scores(trained, train, queries)
+        return RescaledScores(self.influence.scores(trained, train, queries), self.leverages(trained, train))
+
+    def leverages(self, trained: Trained, train: ImageSet) -> Leverages:
+        """The leverages of the training images, at the dampings at which scores are stored."""
         draws = replace(self.draws.side("train"), replicates=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
         stored = replace(self.influence, draws=draws, damping=tuple(sorted({*GRID, *self.influence.dampings})))
-        return RescaledScores(influence, Leverages(stored, trained, train))
+        return Leverages(stored, trained, train)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return self.influence.requested()
@@ -91,13 +94,18 @@ class RescaledScores(Node[Scores]):
         return self.influence.passes(get) + self.leverages.passes(get)
 
     def compute(self, get: Get) -> Scores:
-        scores, leverages = get(self.influence), get(self.leverages).values
-        dampings = self.leverages.estimator.dampings
-        chosen = leverages[[dampings.index(damping) for damping in scores.axes["damping"]]]
-        factor = 1 / (1 - np.minimum(chosen, HIGHEST))
+        scores = get(self.influence)
+        factor = factors(self.leverages, scores.axes["damping"], get)
 
         def rescaled(values: np.ndarray) -> np.ndarray:
             return (values * factor.reshape(len(factor), *[1] * (values.ndim - 2), -1)).astype(np.float32)
 
         cross = None if scores.cross is None else rescaled(scores.cross)
         return replace(scores, values=rescaled(scores.values), cross=cross)
+
+
+def factors(leverages: Leverages, dampings: Sequence[float], get: Get) -> np.ndarray:
+    """1/(1 - h), ``[dampings, N]``."""
+    stored = leverages.estimator.dampings
+    chosen = get(leverages).values[[stored.index(damping) for damping in dampings]]
+    return 1 / (1 - np.minimum(chosen, HIGHEST))

@@ -13,6 +13,7 @@ from attribution.checks import FieldError
 from attribution.curvature import EKFAC, KFAC, ExactGGN
 from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.estimators.balance import Balance
+from attribution.estimators.final_self_influence import self_influence
 from attribution.estimators.rescaled_kfac import HIGHEST, RescaledKFAC
 from attribution.execution import Execution
 from attribution.images import Images, ImageSet, philox
@@ -183,6 +184,15 @@ def test_passes_are_linear_in_the_training_images():
     node, get = rescaled().scores(RECORD, TRAIN, QUERIES), InMemory()
     K = DRAWS.count
     assert node.passes(get) == (QUERIES.n + TRAIN.n) * K + TRAIN.n * 2 * K
+
+
+def test_self_influence_is_the_diagonal():
+    """Claim: an image's score for itself is that of all images for all images, without the other pairs."""
+    get, method = InMemory(), rescaled(damping=[0.05])
+    whole = method.score(RECORD, TRAIN, TRAIN, get).at(damping=0.05, draws=DRAWS.count)
+    found = get(self_influence(method, RECORD, TRAIN))
+    np.testing.assert_allclose(found.values, np.diagonal(whole.values), rtol=1e-5)
+    np.testing.assert_array_equal(found.train_index, whole.train_index)
 
 
 def test_bad_settings_are_refused():
