@@ -48,7 +48,7 @@ class EmbeddingSimilarity(Estimator):
     embedding: Embedding
     cosine: bool
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return EmbeddingScores(self, train, queries)
 
 
@@ -83,7 +83,7 @@ class Random(Estimator):
 
     seed: int = 0
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RandomScores(self, train, queries)
 
 

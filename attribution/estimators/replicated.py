@@ -121,7 +121,7 @@ def in_groups(estimator: Estimator, trained: Trained, queries: int, train: int) 
         if fewest >= LEAST_DRAWS * number:
             try:
                 return replace(estimator, draws=replace(draws, replicates=number))  # pyright: ignore[reportCallIssue, reportArgumentType]
-            except FieldError:  # a cosine, an ensemble, bins, several numbers of draws, or one that is not divisible
+            except FieldError:  # a cosine, bins, several numbers of draws, or one that is not divisible
                 continue
     return estimator
 

@@ -230,5 +230,5 @@ def _accepts(config: DictConfig, override: Override) -> bool:
     """Return whether the estimator accepts this override: bins and groups of draws are not for all."""
     kind = get_class(config.estimator._target_)
     if override.key_or_group == "estimator.draws.replicates":
-        return bool(kind.REPLICATED) and not config.estimator.get("cosine") and config.estimator.get("models", 1) == 1
+        return bool(kind.REPLICATED) and not config.estimator.get("cosine")
     return override.key_or_group != "estimator.draws.bins" or kind.DRAW_BINS
