@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -104,6 +104,15 @@ class Estimator(ABC):
     @abstractmethod
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node of the scores ``[.., Q, N]`` under one model. Raises what ``scores`` raises."""
+
+    @property
+    def parts(self) -> Mapping[str, "Estimator"]:
+        """The estimators that it is made of, by name."""
+        return {}
+
+    def of_parts(self, change: Callable[["Estimator"], "Estimator"]) -> Self:
+        """This estimator with ``change`` applied to each estimator that it is made of."""
+        return self
 
     def explains(self, queries: ImageSet) -> bool:
         """Whether it can score these queries. Where there are other kinds of queries too, benchmarks leave out those it cannot."""

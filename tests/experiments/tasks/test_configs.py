@@ -208,7 +208,12 @@ def memory():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ()) for name in options("estimator")]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ())
+        for name in options("estimator")
+        if name != "rank_average"  # of estimators by name (test_rank_averages)
+    ],
 )
 @pytest.mark.slow
 def test_every_estimator_scores(name, memory, tmp_path):
