@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from attribution.checks import FieldError, listed, number, whole
-from attribution.estimators.ensemble import EnsembleScores
+from attribution.estimators.ensemble import EnsembleScores, members_of
 from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
@@ -57,7 +57,7 @@ def split(scores: Scores, requested: Mapping[str, Sequence[Any]] | None = None) 
 class Estimator(ABC):
     """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost.
 
-    ``models``: the number of training runs whose scores are averaged: with the seed s of the explained model, s + 1, ...
+    ``models``: the number of training runs whose scores are averaged: that of the explained model, and others with other seeds.
     """
 
     VERSION: ClassVar[int] = 1
@@ -94,7 +94,7 @@ class Estimator(ABC):
             message = "an ensemble averages over trained models, and these scores take no gradients of the model: set 1"
             raise FieldError(self, "models", message)
         try:
-            trainings = [trained.member(i) for i in range(self.models)]
+            trainings = members_of(trained, self.models)
         except ValueError as error:
             message = "the explained model was trained elsewhere and cannot be trained again with another seed: set 1"
             raise FieldError(self, "models", message) from error

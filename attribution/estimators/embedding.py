@@ -20,6 +20,10 @@ SHARED = ("attribution.estimators.sharded", "attribution.images.philox")
 class Embedding(ABC):
     """Maps images to vectors. Subclasses are frozen dataclasses; their fields are their identity."""
 
+    def check(self) -> None:
+        """Raises ValueError: something that it needs is missing."""
+        return
+
     @abstractmethod
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
         """Return one vector per image, ``[n, d]`` float32."""
@@ -49,6 +53,7 @@ class EmbeddingSimilarity(Estimator):
     cosine: bool
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        self.embedding.check()
         return EmbeddingScores(self, train, queries)
 
 

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution.estimators.scores import Scores
+from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 
 SHARED = ("attribution.estimators.scores",)
+
+FIRST_SEED = 2000
+"""The training seed of the first further model, minus that of the explained one. Benchmarks and datamodels retrain with others: a
+model with the initialization of a retrained one would be nearer to it than any other model of the same training set."""
+
+
+def members_of(trained: Trained, models: int) -> list[Trained]:
+    """``trained`` and ``models`` - 1 training runs with other seeds. Raises ValueError: it cannot be trained again."""
+    return [trained, *(trained.member(FIRST_SEED + i) for i in range(models - 1))]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from attribution.estimators.astra import ASTRA
 from attribution.estimators.balance import Balance
 from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
-from attribution.estimators.ensemble import EnsembleScores
+from attribution.estimators.ensemble import FIRST_SEED, EnsembleScores, members_of
 from attribution.estimators.final_self_influence import self_influence
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.nda import NDA
@@ -25,7 +25,10 @@ from attribution.models.given import UntrainedModel
 from attribution.nodes import InMemory, Node
 from attribution.nodes.identity import describe
 from attribution.projection import Identity
+from experiments.benchmarks.lds import APART
 from experiments.benchmarks.variants import effort_of, require_replay
+from experiments.estimators.datamodels import Datamodels
+from experiments.models.trained import TrainedModel
 from tests.golden import CPU, LOSS, QUERIES, RECORD
 
 DRAWS = Uniform(4, seed=1)
@@ -57,8 +60,8 @@ def get():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_ensemble_is_the_mean_of_its_members(name, get):
-    """Claim: at each setting, the scores, their cross scores and halves are the means of those of the seeds s and s + 1."""
-    estimator, other = ESTIMATORS[name], replace(RECORD, seed=RECORD.seed + 1)
+    """Claim: at each setting, the scores, their cross scores and halves are the means of those of the model and of another."""
+    estimator, other = ESTIMATORS[name], RECORD.member(FIRST_SEED)
     ensemble = replace(estimator, models=2).score(RECORD, RECORD.data, QUERIES, get)
     singles = [estimator.score(model, RECORD.data, QUERIES, get) for model in (RECORD, other)]
     of_variants = [estimator.variants(scores) for scores in (ensemble, *singles)]
@@ -113,6 +116,14 @@ def test_all_members_count(get):
         assert three.cost().disk == one.cost().disk
         settings = {"estimator.draws.n": 2} if name == "balanced" else {}
         assert effort_of(estimator, settings, three, get).passes == 3 * (effort_of(estimator, settings, one, get).passes or 0)
+
+
+def test_members_share_no_seed_with_retrained_models():
+    """Claim: benchmarks retrain with the next seeds, datamodels from seed + 1000, and further trainings are 10,000 apart."""
+    seeds = [member.seed - RECORD.seed for member in members_of(RECORD, 100) if isinstance(member, TrainedModel)]
+    assert seeds[0] == 0
+    assert len(set(seeds)) == 100
+    assert Datamodels.FIRST_SEED + 999 < min(seeds[1:]) <= max(seeds) < APART
 
 
 def test_identities_are_those_without_ensembles():

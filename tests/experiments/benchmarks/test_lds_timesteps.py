@@ -105,6 +105,7 @@ def test_shapes_are_means_by_hand(n):
 
 MEASURES_NOTHING = {"raw_cos", "raw_dot", "clip_cos", "clip_dot", "random", "dtrak", "journey_trak"}
 MEASURES_NOTHING |= {"half_dtrak", "tuned_dtrak", "trak_square", "balanced_dtrak", "das", "nda"}
+MEASURES_NOTHING |= {"dino_cos", "sscd_cos", "frequency", "perceptual"}
 MEASURES_THE_LOSS = {"kfac_loss", "trak_loss"}
 """Estimators that measure the training loss whatever the command line measures."""
 

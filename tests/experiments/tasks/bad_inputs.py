@@ -180,7 +180,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
             "steps": _EVERY,
         }
         yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
-    for choice in _without(options("estimator"), "clip_cos", "clip_dot"):
+    for choice in _without(options("estimator"), "clip_cos", "clip_dot", "dino_cos", "sscd_cos"):
         recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
         sampled = ("queries=generated",) if choice == "journey_trak" else ()
         yield "estimator", (*SCORES, *sampled, f"estimator={choice}", *recorded)
