@@ -6,11 +6,14 @@ where r_e(q, z) is the rank of z among the N training images by the scores of e 
 have the mean of their ranks. It is the Borda count, scaled to 0..1. A rank forgets the scale of scores, which differs between
 estimators, and with it how far scores are apart. Nothing but the order enters, so any increasing function of an estimator's scores
 gives the same average. A score is not a change of a measurement any more; the sum over a set of images is a sum of ranks.
+
+With ``scale="standard"`` the mean is over standard scores: (τ_e[q, z] - mean)/(standard deviation) over training images of a query.
+They too have no units, but keep how far scores are apart, which matters where scores are summed, as in the LDS.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from scipy.stats import rankdata
@@ -33,7 +36,7 @@ SWEPT = ("damping", "timestep", "strength")
 
 @dataclass(frozen=True, kw_only=True)
 class RankAverage(Estimator):
-    """The mean rank of each training image by the estimators ``of``, by name.
+    """The mean rank of each training image by the estimators ``of``, by name, or with ``scale="standard"`` its mean standard score.
 
     The command line gives the names alone, and ``experiments.tasks.composition`` the estimators.
     """
@@ -42,8 +45,11 @@ class RankAverage(Estimator):
     VERSION = 1
 
     of: Sequence[str] | Mapping[str, Estimator]
+    scale: Literal["rank", "standard"] = "rank"
 
     def __post_init__(self):
+        if self.scale not in SCALES:
+            raise FieldError(self, "scale", f"choose {' or '.join(SCALES)}")
         names = list(self.of)
         if len(names) < 2:
             raise FieldError(self, "of", "an average is over at least two estimators: name another one", names)
@@ -89,7 +95,7 @@ class RankAverage(Estimator):
 
 @dataclass(frozen=True)
 class RankAverageScores(Node[Scores]):
-    """The mean of the ranks of the scores in ``members``, those of the estimator's parts: ``[Q, N]``."""
+    """The mean of the ranks (or standard scores) of ``members``, the scores of the estimator's parts: ``[Q, N]``."""
 
     NAME = "RankAverageScores"
     VERSION = 1
@@ -110,7 +116,8 @@ class RankAverageScores(Node[Scores]):
         found = get.many(self.members)
         variants = [part.variants(scores) for part, scores in zip(self.estimator.parts.values(), found, strict=True)]
         values = [scores.values for [(_, scores)] in variants]
-        mean = np.stack([np.mean([ranks(of[q]) for of in values], axis=0) for q in range(len(values[0]))])
+        scaled = SCALES[self.estimator.scale]
+        mean = np.stack([np.mean([scaled(of[q]) for of in values], axis=0) for q in range(len(values[0]))])
         return Scores(mean.astype(np.float32), np.array(found[0].query_index), np.array(found[0].train_index))
 
 
@@ -120,8 +127,20 @@ def ranks(values: np.ndarray) -> np.ndarray:
     Raises:
         FloatingPointError: a value is not finite.
     """
+    return (rankdata(_finite(values)) - 1) / max(1, len(values) - 1)
+
+
+def standard_scores(values: np.ndarray) -> np.ndarray:
+    """``values [N]`` less their mean, over their standard deviation; 0 if they are equal. Raises as ``ranks`` does."""
+    deviations = _finite(values).astype(np.float64) - values.mean(dtype=np.float64)
+    return deviations / max(deviations.std(), np.finfo(np.float64).tiny)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise FloatingPointError(
-            "scores that are not finite have no ranks: leave this estimator out of the average, or raise its damping"
-        )
-    return (rankdata(values) - 1) / max(1, len(values) - 1)
+        raise FloatingPointError("scores are not finite: leave this estimator out of the average, or raise its damping")
+    return values
+
+
+SCALES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"rank": ranks, "standard": standard_scores}
+"""What scores of a query become before they are averaged, by the value of ``scale``."""

@@ -87,6 +87,17 @@ def test_it_depends_on_the_order_of_scores_alone():
     assert 0 <= plain.min() <= plain.max() <= 1
 
 
+def test_standard_scores_keep_distances():
+    """Claim: the mean of (τ - mean)/deviation over training images; equal scores count 0, units and offsets nothing."""
+    random = np.random.default_rng(2)
+    first, second = random.normal(size=(2, 8)), random.exponential(size=(2, 8))
+    standard = [np.array([(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).mean()) for row in of]) for of in (first, second)]
+    plain = averaged(first, second, scale="standard")
+    np.testing.assert_allclose(plain, (standard[0] + standard[1]) / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(averaged(1e3 * first + 7, second, scale="standard"), plain, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(averaged(first, np.ones((2, 8)), scale="standard"), standard[0] / 2, rtol=1e-4, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def get():
     return InMemory()
@@ -128,6 +139,8 @@ def test_an_average_that_cannot_be_is_refused():
     ):
         with pytest.raises(FieldError, match=said):
             RankAverage(of=of)
+    with pytest.raises(FieldError, match="scale=mean: choose rank or standard"):
+        RankAverage(of=pair, scale="mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(FieldError, match="these are names: give a mapping"):
         RankAverage(of=["a", "b"]).scores(MODEL, TRAIN, QUERIES)
     for part, said in (
@@ -138,7 +151,7 @@ def test_an_average_that_cannot_be_is_refused():
     ):
         with pytest.raises(FieldError, match=said):
             RankAverage(of={**pair, "part": part}).scores(RECORD, TRAIN, QUERIES)
-    with pytest.raises(FloatingPointError, match="scores that are not finite have no ranks"):
+    with pytest.raises(FloatingPointError, match="scores are not finite"):
         averaged([[1.0, np.nan]], [[1.0, 2.0]])
 
 
