@@ -17,6 +17,8 @@ from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Get, Node, added, execution
 
+SHARED = ("attribution.estimators.ensemble",)
+
 
 def as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
     """Return one value or several as a tuple without repetitions."""
