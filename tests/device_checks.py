@@ -36,6 +36,8 @@ from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.half_trak import HalfPrecisionTRAK
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.nda import NDA
+from attribution.estimators.perceptual import StructuralSimilarity
+from attribution.estimators.rank_average import RankAverage
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
 from attribution.estimators.rescaled_kfac import RescaledKFAC
@@ -383,6 +385,9 @@ def references() -> None:
     for cosine in (False, True):
         settings = {"embedding": Pixels(), "cosine": cosine}
         equal(lambda e, settings=settings: EmbeddingSimilarity(**settings, execution=e).scores(MODEL, MODEL.data, QUERIES))
+    equal(lambda e: StructuralSimilarity(execution=e).scores(MODEL, MODEL.data, QUERIES))
+    pair = {"perceptual": StructuralSimilarity, "random": Random}
+    equal(lambda e: RankAverage(of={n: of(execution=e) for n, of in pair.items()}).scores(MODEL, MODEL.data, QUERIES))
     equal(lambda e: NDA(timestep=3, patch=3, coarse=4, execution=e).scores(MODEL, MODEL.data, QUERIES))
     equal(lambda execution: Random(seed=1, execution=execution).scores(MODEL, MODEL.data, QUERIES))
 

@@ -2,19 +2,22 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from attribution.checks import listed, number
+from attribution.checks import FieldError, listed, number, whole
+from attribution.estimators.ensemble import EnsembleScores, members_of
 from attribution.estimators.scores import Scores
 from attribution.execution import Execution
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme, Side
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
-from attribution.nodes import Get, Node, execution
+from attribution.nodes import Get, Node, added, execution
+
+SHARED = ("attribution.estimators.ensemble",)
 
 
 def as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
@@ -59,7 +62,10 @@ def split(scores: Scores, requested: Mapping[str, Sequence[Any]] | None = None) 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator(ABC):
-    """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost."""
+    """Scores every training example for every query; τ > 0 means that training on it lowered the query's cost.
+
+    ``models``: the number of training runs whose scores are averaged: that of the explained model, and others with other seeds.
+    """
 
     VERSION: ClassVar[int] = 1
     """Increment it when the same settings would give different scores. Stored scores of the old version are then computed again."""
@@ -78,16 +84,42 @@ class Estimator(ABC):
     GRADIENTS: ClassVar[bool] = True
     """Whether scores are computed from gradients of the model's parameters."""
 
+    models: int = added(default=1)
     execution: Execution = execution(default=Execution())
 
-    @abstractmethod
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        """Return the node that computes the scores ``[.., Q, N]``.
+        """Return the node that computes the scores ``[.., Q, N]``, the mean over ``models``.
 
         Raises:
             ValueError: these settings cannot score this model, training set or queries.
             TypeError: the estimator needs a training record and the model has none.
         """
+        whole(self, "models", least=1)
+        if self.models == 1:
+            return self.scores_of_model(trained, train, queries)
+        if not self.GRADIENTS:
+            message = "an ensemble averages over trained models, and these scores take no gradients of the model: set 1"
+            raise FieldError(self, "models", message)
+        try:
+            trainings = members_of(trained, self.models)
+        except ValueError as error:
+            message = "the explained model was trained elsewhere and cannot be trained again with another seed: set 1"
+            raise FieldError(self, "models", message) from error
+        one = replace(self, models=1)
+        return EnsembleScores(tuple(one.scores_of_model(training, train, queries) for training in trainings))
+
+    @abstractmethod
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        """Return the node of the scores ``[.., Q, N]`` under one model. Raises what ``scores`` raises."""
+
+    @property
+    def parts(self) -> Mapping[str, "Estimator"]:
+        """The estimators that it is made of, by name."""
+        return {}
+
+    def of_parts(self, change: Callable[["Estimator"], "Estimator"]) -> Self:
+        """This estimator with ``change`` applied to each estimator that it is made of."""
+        return self
 
     def explains(self, queries: ImageSet) -> bool:
         """Whether it can score these queries. Where there are other kinds of queries too, benchmarks leave out those it cannot."""

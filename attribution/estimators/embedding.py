@@ -20,6 +20,10 @@ SHARED = ("attribution.estimators.sharded", "attribution.images.philox")
 class Embedding(ABC):
     """Maps images to vectors. Subclasses are frozen dataclasses; their fields are their identity."""
 
+    def check(self) -> None:
+        """Raises ValueError: something that it needs is missing."""
+        return
+
     @abstractmethod
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
         """Return one vector per image, ``[n, d]`` float32."""
@@ -48,7 +52,8 @@ class EmbeddingSimilarity(Estimator):
     embedding: Embedding
     cosine: bool
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        self.embedding.check()
         return EmbeddingScores(self, train, queries)
 
 
@@ -83,7 +88,7 @@ class Random(Estimator):
 
     seed: int = 0
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RandomScores(self, train, queries)
 
 

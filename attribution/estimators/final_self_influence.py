@@ -137,6 +137,8 @@ def self_influence(estimator: Estimator, trained: Trained, train: ImageSet) -> N
         FieldError: the estimator has several values of a setting.
         ValueError: it has no draws, so that an example has no two independent sides.
     """
+    if estimator.models > 1:
+        raise FieldError(estimator, "models", "self-influence is of one model: set 1")
     draws = getattr(estimator, "draws", None)
     if not isinstance(draws, DrawScheme):
         name = type(estimator).__name__
@@ -148,8 +150,6 @@ def self_influence(estimator: Estimator, trained: Trained, train: ImageSet) -> N
     several: Mapping[str, Any] = {name: values for name, values in estimator.requested().items() if len(values) > 1}
     for name, values in several.items():
         raise FieldError(estimator, name, "self-influence takes one value", list(values))
-    if getattr(estimator, "models", 1) > 1:
-        raise FieldError(estimator, "models", "self-influence is of one model: set 1")
     draws.refuse_lists("self-influence")
     if not estimator.explains(train):
         raise ValueError(

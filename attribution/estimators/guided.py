@@ -87,7 +87,7 @@ class Guided(Estimator):
         shared = {field.name: getattr(self, field.name) for field in fields(ReTrac)}
         return ReTrac(**shared)
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__)
         self.retrac.scores(trained, train, queries)  # raises if ReTrac cannot score these
         if self.timestep is not None:

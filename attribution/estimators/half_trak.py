@@ -54,8 +54,8 @@ class HalfPrecisionTRAK(KernelEstimator):
     def scale(self, eigen: TrainingEigen, damping: float) -> float:
         return 1.0
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
-        super().scores(trained, train, queries)  # raises what TRAK raises
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        super().scores_of_model(trained, train, queries)  # raises what TRAK raises
         projection = self.projection.chosen(gradient_shapes(trained))
         return HalfPrecisionScores(replace(self, projection=projection), train, queries, trained)
 

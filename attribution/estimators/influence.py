@@ -94,7 +94,7 @@ class KFACInfluence(ShardedEstimator):
         """The dampings as a tuple."""
         return as_tuple(self.damping)
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         gradient_shapes(trained)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.checks import FieldError, whole
+from attribution.checks import FieldError
 from attribution.estimators.balance import Balance, check_balance
 from attribution.estimators.base import Estimator, as_tuple, check_dampings
 from attribution.estimators.replicated import with_replicates
@@ -50,9 +50,8 @@ class KernelEstimator(Estimator):
 
     ``damping``: λ, one value or a list. As everywhere in this project it is added to the curvature of the *mean* (1/N). D-TRAK's
     code adds its λ to ΦᵀΦ, with projections without a factor of 1/√k; it is ``k N`` times ours (``from_dtrak``). ``flips``: mirror
-    training images at random, as training did. ``models``: the number of models, with different training seeds, whose scores are
-    averaged. ``balance``: weights of the gradients of single draws, on either side or both. Divided by their norms (``by="draw"``),
-    as Concept-TRAK does on both sides, all timesteps count alike in a feature.
+    training images at random, as training did. ``balance``: weights of the gradients of single draws, on either side or both.
+    Divided by their norms (``by="draw"``), as Concept-TRAK does on both sides, all timesteps count alike in a feature.
     """
 
     REPLICATED = ("query",)
@@ -64,16 +63,13 @@ class KernelEstimator(Estimator):
     projection: Projection
     damping: float | Sequence[float] = 1e-8
     flips: bool = False
-    models: int = 1
+    models: int = 1  # not ``added``: descriptions of older results have it
     balance: Balance | None = added(default=None)
 
     def __post_init__(self):
         check_dampings(self)
         check_balance(self)
-        whole(self, "models", least=1)
         self.draws.refuse_lists("a feature", replicates="query" in self.REPLICATED)
-        if self.draws.replicates > 1 and self.models > 1:
-            raise FieldError(self, "models", "an ensemble has no errors by groups of draws: take one model, or draws in one group")
         if self.balance is not None and self.balance.by == "timestep":
             message = (
                 "mean norms at a timestep are those of the loss, and features are gradients of any function: choose draw or a list"
@@ -108,15 +104,14 @@ class KernelEstimator(Estimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.query_measure.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         projection = self.projection.chosen(gradient_shapes(trained))
-        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), models=1, projection=projection)
-        members = [with_replicates(self, stored.node(train, queries, trained.member(i))) for i in range(self.models)]
-        return members[0] if self.models == 1 else EnsembleScores(tuple(members))
+        stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})), projection=projection)
+        return with_replicates(self, stored.node(train, queries, trained))
 
     def node(self, train: ImageSet, queries: ImageSet, trained: Trained) -> "KernelScores":
         """The scores of one model."""
@@ -227,28 +222,6 @@ def _stable(damping: float, values: np.ndarray, requested: bool) -> bool:
             f"{values.max():.2g}: raise it"
         )
     return stable
-
-
-@dataclass(frozen=True)
-class EnsembleScores(Node[Scores]):
-    """The mean of the scores of several models."""
-
-    NAME = "EnsembleScores"
-    VERSION = 1
-    TITLE = "scores of the ensemble"
-    ARTIFACT = Scores
-
-    members: tuple[Node[Scores], ...]
-
-    def passes(self, get: Get) -> float:
-        return sum(member.passes(get) for member in self.members)
-
-    def compute(self, get: Get) -> Scores:
-        members = get.many(self.members)
-        dampings = sorted(set.intersection(*(set(scores.axes["damping"]) for scores in members)))
-        totals = [sum(scores.at(damping=damping).values.astype(np.float64) for scores in members) for damping in dampings]
-        values = np.stack([total / len(members) for total in totals]).astype(np.float32)
-        return Scores(values, np.array(members[0].query_index), np.array(members[0].train_index), {"damping": dampings})
 
 
 def from_dtrak(damping: float, k: int, N: int) -> float:

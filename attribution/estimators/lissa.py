@@ -78,7 +78,7 @@ class LiSSA(ShardedEstimator):
         positive(self, "scale")
         self.draws.refuse_lists(type(self).__name__)
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)

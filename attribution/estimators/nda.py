@@ -101,7 +101,7 @@ class NDA(Estimator):
         """The noises of a query; training images have none."""
         return self.noises, 0
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         if outside := [t for t in self.timesteps if t > trained.process.T]:
             raise FieldError(self, "timestep", f"the timesteps are 1..{trained.process.T}: choose from these", outside[0])
         return NDAScores(self, train, queries, trained.process)

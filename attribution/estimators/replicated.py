@@ -109,8 +109,10 @@ MOST_PAIRS = 2_000_000
 def in_groups(estimator: Estimator, trained: Trained, queries: int, train: int) -> Estimator:
     """``estimator`` with its draws in groups, if their number was left open (``replicates="auto"``) and groups cost little.
 
-    ``queries`` and ``train`` are the numbers of images on either side. The rule depends on nothing but what defines the scores.
+    So are those of the estimators that it is made of. ``queries`` and ``train`` are the numbers of images on either side. The rule
+    depends on nothing but what defines the scores.
     """
+    estimator = estimator.of_parts(lambda part: in_groups(part, trained, queries, train))
     draws = getattr(estimator, "draws", None)
     if not isinstance(draws, DrawScheme) or not draws.automatic or not estimator.REPLICATED:
         return estimator
@@ -121,7 +123,7 @@ def in_groups(estimator: Estimator, trained: Trained, queries: int, train: int) 
         if fewest >= LEAST_DRAWS * number:
             try:
                 return replace(estimator, draws=replace(draws, replicates=number))  # pyright: ignore[reportCallIssue, reportArgumentType]
-            except FieldError:  # a cosine, an ensemble, bins, several numbers of draws, or one that is not divisible
+            except FieldError:  # a cosine, bins, several numbers of draws, or one that is not divisible
                 continue
     return estimator
 

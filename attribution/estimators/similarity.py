@@ -63,7 +63,7 @@ class GradientSimilarity(Estimator):
             raise FieldError(self, "weighted", "there are learning rates only of checkpoints: leave it false for the final model")
         self.draws.refuse_lists("a cosine" if self.cosine else "a feature", replicates=not self.cosine)
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients
         if self.checkpoints == "last" and not self.weighted and not isinstance(trained, Recorded):

@@ -55,7 +55,7 @@ class TrajectoryEstimator(CheckpointEstimator):
         """This estimator with its draws at one checkpoint. The step is a field of the node that uses it."""
         return replace(self, checkpoints=(), draws=self.draws.at_checkpoint(step))
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__)
         self.measurement.subject(queries)
         find_layers(trained.outline)  # raises if a layer has no per-example gradients

@@ -79,7 +79,7 @@ class Unlearning(ShardedEstimator):
         if not isinstance(self.curvature, KroneckerCurvature):
             raise FieldError(self, "curvature", "steps are preconditioned by Kronecker factors: choose kfac or ekfac")
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
         gradient_shapes(trained)  # raises if a layer has no per-example gradients
         self.draws.check(trained.process.T)

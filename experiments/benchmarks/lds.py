@@ -23,7 +23,7 @@ from experiments.report.report import Report
 from experiments.report.row import Row
 
 APART = 10_000
-"""The distance of the seeds of trainings of the explained model; retrained models and ensembles have the next seeds."""
+"""The distance of the seeds of trainings of the explained model; retrained models and ensembles have seeds between them."""
 HELD_OUT_SUBSETS = "lds_%_held_out_subsets"
 
 

@@ -127,6 +127,8 @@ class Outlier(Benchmark):
         for name, estimator in estimators.items():
             if not isinstance(estimator, TrajectoryEstimator):
                 raise ValueError(f"benchmark=outlier: estimator={name} has no self-influence; choose tracin or retrac")
+            if estimator.models > 1:
+                raise FieldError(estimator, "models", "self-influence is of one model: set 1")
             nodes[name] = SelfInfluence(estimator, experiment.checkpointed, experiment.train)
         return nodes
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attribution.checks import FieldError
 from attribution.estimators import Estimator
+from attribution.estimators.ensemble import EnsembleScores
 from attribution.estimators.influence import InfluenceScores
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
@@ -97,9 +99,10 @@ def subject_of(name: str, estimator: Estimator, node: Node[Scores], get: Get) ->
 
 def effort_of(estimator: Estimator, settings: Mapping[str, Any], node: Node[Any], get: Get) -> Effort:
     """The draws and passes behind a variant; of several numbers of draws, as many as it would take alone."""
-    draws, passes = estimator.draws_of(settings), node.passes(get)
-    if isinstance(node, InfluenceScores) and draws is not None:
-        passes = node.at_draws(*draws).passes(get)
+    draws, members = estimator.draws_of(settings), node.members if isinstance(node, EnsembleScores) else [node]
+    if draws is not None:
+        members = [member.at_draws(*draws) if isinstance(member, InfluenceScores) else member for member in members]
+    passes = sum(member.passes(get) for member in members)
     return Effort(*(draws or (None, None)), passes)
 
 
@@ -107,12 +110,15 @@ def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[
     """Check that every estimator replays training, and return them.
 
     Raises:
-        ValueError: an estimator does not replay training, or has scores for several numbers of draws or bins of timesteps.
+        ValueError: an estimator does not replay training, or replays several, or has scores for several numbers of draws or bins
+            of timesteps.
     """
     replaying = {}
     for name, estimator in estimators.items():
         if not isinstance(estimator, TrajectoryEstimator):
             raise ValueError(f"benchmark={benchmark}: estimator={name} does not replay training; choose tracin or retrac")
+        if estimator.models > 1:
+            raise FieldError(estimator, "models", f"benchmark={benchmark} looks at the checkpoints of one training: set 1")
         estimator.draws.refuse_lists(f"benchmark={benchmark}")
         replaying[name] = estimator
     return replaying

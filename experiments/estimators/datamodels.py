@@ -94,7 +94,7 @@ class Datamodels(Estimator):
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings}
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node of the scores.
 
         Raises:

@@ -81,7 +81,7 @@ class TunedTRAK(TRAK):
         (damping,) = scores.axes["damping"]
         return [({SETTINGS["damping"]: damping}, scores.at(damping=damping))]
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         """Return the node of the scores.
 
         Raises:

@@ -10,7 +10,8 @@ from attribution.models.trained import Trained
 
 def coverage(trained: Trained, estimators: Iterable[Estimator]) -> str | None:
     """A sentence on the parameters with gradients, and those that K-FAC leaves out; None if no estimator uses gradients."""
-    estimators = [estimator for estimator in estimators if estimator.GRADIENTS]
+    parts = [part for estimator in estimators for part in (estimator.parts.values() or [estimator])]
+    estimators = [part for part in parts if part.GRADIENTS]
     if not estimators:
         return None
     count, total = trained.parameter_count, sum(p.numel() for p in trained.outline.parameters())

@@ -1,7 +1,7 @@
 """From a composed config to objects: the experiment, the estimators, the benchmark and the nodes of an evaluation."""
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra import compose
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
+from attribution.estimators.rank_average import RankAverage
 from attribution.nodes import Node
 from attribution.training import RecordError
 from experiments.benchmarks.base import Benchmark
@@ -96,7 +97,7 @@ def experiment_of(config: DictConfig, logger: LoggerFor | None = None) -> Experi
     parts["execution"].torch_device()  # a missing device must not be found only after training
     condition = parts.pop("condition")
     if not isinstance(condition, NoCondition):
-        parts["data"] = dataclasses.replace(parts["data"], condition=condition)
+        parts["data"] = replace(parts["data"], condition=condition)
     diffusion = build(config, "diffusion")
     diffusion = Diffusion(diffusion["process"], diffusion["sampler"])
     return Experiment(**parts, diffusion=diffusion, seed=config.seed, logger=logger)
@@ -123,7 +124,7 @@ def published_numbers(config: DictConfig) -> list[Published]:
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
     """Return the name of the chosen estimator, and the estimator."""
     leave_out_draws(config)
-    return HydraConfig.get().runtime.choices["estimator"], build(config, "estimator")
+    return HydraConfig.get().runtime.choices["estimator"], _estimator(config, config)
 
 
 def estimators_of(config: DictConfig) -> dict[str, Estimator]:
@@ -132,7 +133,7 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     For a fair comparison, compared estimators have as many draws as the chosen one (``equal_draws``), and the other ``estimator.*``
     settings of the command line apply to them where they have them.
     """
-    return {name: build(composed, "estimator") for name, composed in estimator_configs(config).items()}
+    return {name: _estimator(config, composed) for name, composed in estimator_configs(config).items()}
 
 
 def estimator_configs(config: DictConfig) -> dict[str, DictConfig]:
@@ -147,17 +148,48 @@ def estimator_configs(config: DictConfig) -> dict[str, DictConfig]:
     return configs
 
 
+def _estimator(config: DictConfig, composed: DictConfig) -> Estimator:
+    """Build the estimator of ``composed``, a config with another estimator in the place of the one of ``config``, or ``config``.
+
+    Those that it averages are composed by name, as compared ones are.
+    """
+    estimator = build(composed, "estimator")
+    if not isinstance(estimator, RankAverage):
+        return estimator
+    parts, chosen = {}, HydraConfig.get().runtime.choices["estimator"]
+    for name in estimator.of:
+        of_name = config if name == chosen else _composed_with(name, "estimator.of")
+        equal_draws(config, of_name, name)
+        parts[name] = build(of_name, "estimator")
+    try:
+        return replace(estimator, of=parts)
+    except FieldError as error:
+        raise SettingError(f"estimator.of=[{','.join(estimator.of)}]: {error.message}") from error
+
+
 def named(config: DictConfig, error: Exception) -> Exception:
     """Return the error with the setting that it is about (``by_setting``), which may be that of a compared estimator."""
     found = by_setting(config, error)
     if isinstance(found, FieldError):
-        for name in OmegaConf.select(config, "benchmark.compare") or ():
-            of_compared = by_setting(_composed_with(name), found)
-            if isinstance(of_compared, SettingError):
-                return SettingError(f"benchmark.compare=[{name}]: {of_compared}")
+        for setting, composed in _other_configs(config):
+            of_other = by_setting(composed, found)
+            if isinstance(of_other, SettingError):
+                return SettingError(f"{setting}: {of_other}")
     if isinstance(found, RecordError):
         return SettingError(f"explained={HydraConfig.get().runtime.choices['explained']}: {found}")
     return found
+
+
+def _other_configs(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """The configs with a compared or averaged estimator in the place of the chosen one, and the setting that names it."""
+    configs = [("", config)]
+    for name in OmegaConf.select(config, "benchmark.compare") or ():
+        compared = f"benchmark.compare=[{name}]", _composed_with(name)
+        configs.append(compared)
+        yield compared
+    for setting, composed in configs:
+        for name in OmegaConf.select(composed, "estimator.of") or ():
+            yield f"{setting}{': ' if setting else ''}estimator.of=[{name}]", _composed_with(name, "estimator.of")
 
 
 def leave_out_draws(config: DictConfig) -> None:
@@ -180,8 +212,8 @@ def _is_measured(name: str) -> bool:
     return name.split(".")[0] not in NOT_SETTINGS and name not in (*PLACES, *NAMED_BY_ROWS)
 
 
-def _composed_with(estimator: str) -> DictConfig:
-    """Compose this run's config with another estimator.
+def _composed_with(estimator: str, setting: str = "benchmark.compare") -> DictConfig:
+    """Compose this run's config with another estimator, which ``setting`` names.
 
     Raises:
         SettingError: If there is no such estimator.
@@ -196,7 +228,7 @@ def _composed_with(estimator: str) -> DictConfig:
         config = compose("config", arguments, return_hydra_config=bool(groups))
     except MissingConfigException as error:
         choices = nearest(estimator, error.options or ())
-        raise SettingError(f"benchmark.compare=[{estimator}]: no such estimator{choices}") from error
+        raise SettingError(f"{setting}=[{estimator}]: no such estimator{choices}") from error
     if groups:  # groups inside the estimator: keep only those this estimator accepts
         choices = config.hydra.runtime.choices
         config = compose("config", [*arguments, *(str(o.input_line) for o in groups if o.get_key_element() in choices)])
@@ -236,5 +268,5 @@ def _accepts(config: DictConfig, override: Override) -> bool:
     """Return whether the estimator accepts this override: bins and groups of draws are not for all."""
     kind = get_class(config.estimator._target_)
     if override.key_or_group == "estimator.draws.replicates":
-        return bool(kind.REPLICATED) and not config.estimator.get("cosine") and config.estimator.get("models", 1) == 1
+        return bool(kind.REPLICATED) and not config.estimator.get("cosine")
     return override.key_or_group != "estimator.draws.bins" or kind.DRAW_BINS

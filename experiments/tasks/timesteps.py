@@ -97,6 +97,8 @@ def _check(name: str, estimator: Estimator, draws: Sequence[int], bins: int, gro
     if not isinstance(scheme, Uniform) or scheme.replicates != 1 or scheme.bins > 1 or len(scheme.pairs) > 1 or scheme.shared:
         needed = "draws@estimator.draws=uniform with one number n, replicates=1, bins=1 and shared=false"
         raise SettingError(f"estimator.draws: task=timesteps needs {needed}")
+    if estimator.models != 1:
+        raise SettingError(f"estimator.models={estimator.models}: a window is chosen for one model: set 1")
     if len(estimator.dampings) != 1:
         raise SettingError(f"estimator.damping={list(estimator.dampings)}: a window is chosen at one damping")
     for setting, value, least, most in (

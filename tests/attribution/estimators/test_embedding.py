@@ -1,11 +1,15 @@
-"""Similarities of images, CLIP embeddings, scores at random."""
+"""Similarities of images, embeddings by encoders with local weights (tiny random ones), scores at random."""
 
 import numpy as np
 import pytest
 import torch
 
+from attribution.checks import FieldError
 from attribution.estimators.clip import CLIP, MEAN, STD
+from attribution.estimators.dino import DINO
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
+from attribution.estimators.encoder import IMAGENET_MEAN, IMAGENET_STD
+from attribution.estimators.sscd import SSCD
 from attribution.nodes import InMemory, describe
 from tests.worlds import Blobs
 
@@ -82,8 +86,72 @@ def test_clip_s_identity_is_its_weights(folder, tmp_path):
     assert describe(CLIP(str(folder))) != describe(CLIP(str(tmp_path / "copy")))
 
 
-def test_missing_weights_are_a_sentence(tmp_path):
-    """Claim: without weights the error names the setting and says where they come from."""
-    pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match=r"CLIP.weights"):
-        CLIP(str(tmp_path / "nowhere")).embed(InMemory()(TRAIN), torch.device("cpu"))
+def normalized(image: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """An image ``[H, W]`` in [0, 1] as an encoder of ImageNet takes it, channel by channel: ``[1, 3, *size]``."""
+    x = torch.nn.functional.interpolate(image[None, None], size, mode=mode, antialias=True)[0, 0].clamp(0, 1)
+    return torch.stack([(x - m) / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)])[None]
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2"])
+def test_dino_embeddings_are_class_tokens(kind, tmp_path):
+    """Claim: of DINO's and DINOv2's networks, the first token of the last layer, at the size of the setting."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = 16 if kind == "ViT" else 24  # DINOv2 interpolates its positions
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes, image_size=16)).save_pretrained(tmp_path)
+    images = InMemory()(TRAIN)
+    embeddings = DINO(str(tmp_path), batch_size=4, size=size).embed(images, torch.device("cpu"))
+    model = getattr(transformers, f"{kind}Model").from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        tokens = [
+            model(pixel_values=normalized(image[0], (size, size), "bicubic")).last_hidden_state[0, 0] for image in images.visible()
+        ]
+    np.testing.assert_allclose(embeddings, torch.stack(tokens).numpy(), rtol=1e-4, atol=1e-5)
+    assert describe(DINO(str(tmp_path), size=16)) != describe(DINO(str(tmp_path), size=24))
+    if kind == "ViT":
+        with pytest.raises(FieldError, match=r"DINO.weights=.*: this model encodes no images .*: give another one"):
+            DINO(str(tmp_path), size=24).check()
+
+
+class Descriptor(torch.nn.Module):
+    """A stand-in for SSCD: means of the image's quarters."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_sscd_embeddings_are_those_of_its_file(tmp_path):
+    """Claim: the TorchScript module in the file, applied to the image with its shorter side resized; the file is the identity."""
+    path = tmp_path / "sscd.torchscript.pt"
+    torch.jit.script(Descriptor()).save(path)
+    wide = InMemory()(TRAIN)
+    wide = type(wide)(np.concatenate([wide.pixels, wide.pixels], 3), wide.index, wide.label)  # 8 × 16
+    embeddings = SSCD(str(path), batch_size=4, size=12).embed(wide, torch.device("cpu"))
+    expected = [Descriptor()(normalized(image[0], (12, 24), "bilinear"))[0] for image in wide.visible()]
+    np.testing.assert_allclose(embeddings, torch.stack(expected).numpy(), rtol=1e-4, atol=1e-5)
+    (tmp_path / "copy.pt").write_bytes(path.read_bytes())
+    assert describe(SSCD(str(path))) == describe(SSCD(str(tmp_path / "copy.pt"), batch_size=3))
+    assert describe(SSCD(str(path))) != describe(SSCD(str(path), size=320))
+
+
+@pytest.mark.parametrize("kind", [CLIP, DINO, SSCD])
+def test_missing_weights_are_a_sentence(kind, tmp_path):
+    """Claim: without weights the error names the setting and says where they come from, before anything is computed."""
+    if kind is not SSCD:
+        pytest.importorskip("transformers")
+    estimator = EmbeddingSimilarity(embedding=kind(str(tmp_path / "nowhere")), cosine=True)
+    with pytest.raises(FieldError, match=rf"{kind.__name__}.weights=.*nowhere: .*; give "):
+        estimator.scores(None, TRAIN, QUERIES)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_file_that_is_no_model_is_a_sentence(tmp_path):
+    """Claim: of SSCD, neither text nor plain weights are taken."""
+    (tmp_path / "text.pt").write_text("weights")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+    for name in ("text.pt", "weights.pt"):
+        with pytest.raises(FieldError, match=r"SSCD.weights=.*: is no TorchScript file"):
+            SSCD(str(tmp_path / name)).check()
+    with pytest.raises(FieldError, match="size=0"):
+        SSCD("x", size=0)

@@ -420,15 +420,6 @@ def test_gradient_baselines_are_their_equations(get):
         np.testing.assert_allclose(several, (by_step[6] + by_step[12]) / 2, rtol=1e-4, atol=1e-6 * np.abs(several).max())
 
 
-def test_ensembles_are_means_over_training_seeds(get):
-    """Claim: models=2 is the mean of the scores of the trainings with seeds s and s + 1."""
-    other = replace(RECORD, seed=RECORD.seed + 1)
-    both = only(estimator(models=2), get)
-    each = [only(estimator(), get, trained=record) for record in (RECORD, other)]
-    np.testing.assert_allclose(both, (each[0] + each[1]) / 2, rtol=1e-5)
-    assert not np.allclose(each[0], each[1])
-
-
 def test_journey_is_the_loss_at_the_models_own_images(get):
     """Claim: Journey-TRAK's query feature is the mean over sampling steps of the loss's gradient at the re-noised estimates."""
     from attribution.diffusion.samplers import DDIMSampler
@@ -476,8 +467,6 @@ def test_a_sweep_over_the_grid_is_one_artifact(get):
     assert np.isfinite(only(wide, get)).all()  # six features of ten images: nothing to invert that is zero
     with pytest.raises(ValueError, match=r"TRAK.damping=-1"):
         estimator(damping=-1)
-    with pytest.raises(ValueError, match=r"TRAK.models=0"):
-        estimator(models=0)
     with pytest.raises(ValueError, match=r"a feature takes"):
         estimator(draws=Uniform(4, bins=2))
 

@@ -166,8 +166,6 @@ def test_replicates_that_are_refused():
     ):
         with pytest.raises(FieldError, match=r"replicates=2: .* has no errors by groups of draws: set 1"):
             build(draws=two)
-    with pytest.raises(FieldError, match="models=2: an ensemble has no errors"):
-        TRAK(measurement=LOSS, draws=two, projection=Identity(), models=2)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +200,6 @@ def test_groups_are_automatic_only_where_they_cost_little(model):
     assert in_groups(kfac, model, 1000, MOST_PAIRS // 1000 + 1) is kfac
     cosine = GradientSimilarity(measurement=LOSS, draws=draws, projection=Identity(), cosine=True)
     assert in_groups(cosine, model, 1, 8) is cosine
-    ensemble = TRAK(measurement=LOSS, draws=draws, projection=Identity(), models=2)
-    assert in_groups(ensemble, model, 1, 8) is ensemble
     lissa = LiSSA(measurement=LOSS, draws=draws)
     assert in_groups(lissa, model, 1, 8) is lissa
 

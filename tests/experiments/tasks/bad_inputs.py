@@ -180,7 +180,7 @@ def contexts() -> Iterator[tuple[str, tuple[str, ...]]]:
             "steps": _EVERY,
         }
         yield "checkpoints", (*_RUN, *_DIGITS, *_NETWORK, f"checkpoints={choice}", *small[choice], "task=train")
-    for choice in _without(options("estimator"), "clip_cos", "clip_dot"):
+    for choice in _without(options("estimator"), "clip_cos", "clip_dot", "dino_cos", "sscd_cos"):
         recorded = ("estimator.checkpoints=2",) if choice in ("gas", "guided", "retrac", "tracin", "tracincp") else ()
         recorded = ("estimator.segments=2", "estimator.per_segment=1") if choice == "source" else recorded
         sampled = ("queries=generated",) if choice == "journey_trak" else ()

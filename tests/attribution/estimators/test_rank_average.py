@@ -1,0 +1,162 @@
+"""Averages of ranks against counting, and what they do not depend on."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from attribution.checks import FieldError
+from attribution.diffusion.samplers import DDIMSampler
+from attribution.estimators import Estimator
+from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
+from attribution.estimators.nda import NDA
+from attribution.estimators.rank_average import RankAverage
+from attribution.estimators.replicated import in_groups
+from attribution.estimators.scores import Scores
+from attribution.images.draws import Uniform
+from attribution.measurements import JourneyLoss, SquareNorm
+from attribution.models.given import UntrainedModel
+from attribution.nodes import InMemory, Node
+from tests.attribution.estimators.test_ensemble import ESTIMATORS
+from tests.golden import CPU, LOSS, QUERIES, RECORD
+from tests.worlds import PROCESS
+
+TRAIN = RECORD.data
+COSINE = EmbeddingSimilarity(embedding=Pixels(), cosine=True, execution=CPU)
+MODEL = UntrainedModel(model=RECORD.model, objective=LOSS)
+
+
+@dataclass(frozen=True)
+class Given(Node[Scores]):
+    """Known scores."""
+
+    STORED = False
+    ARTIFACT = Scores
+
+    rows: tuple[tuple[float, ...], ...]
+
+    def compute(self, get) -> Scores:
+        values = np.array(self.rows, np.float32)
+        return Scores(values, np.arange(len(values)), np.arange(values.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Of(Estimator):
+    """The scores ``rows``."""
+
+    rows: tuple[tuple[float, ...], ...]
+
+    def scores_of_model(self, trained, train, queries):
+        return Given(self.rows)
+
+
+def averaged(*rows, **settings) -> np.ndarray:
+    parts = {str(i): Of(rows=tuple(map(tuple, np.asarray(of).tolist()))) for i, of in enumerate(rows)}
+    return RankAverage(of=parts, **settings).score(MODEL, TRAIN, QUERIES, InMemory()).values
+
+
+def borda(values: np.ndarray) -> np.ndarray:
+    """The share of the other images that an image beats, a tie counting half, by comparing all pairs."""
+    Q, N = values.shape
+    points = np.zeros((Q, N))
+    for q in range(Q):
+        for z in range(N):
+            for other in range(N):
+                if other != z:
+                    points[q, z] += float(values[q, other] < values[q, z]) + 0.5 * float(values[q, other] == values[q, z])
+    return points / (N - 1)
+
+
+def test_it_is_the_mean_borda_count():
+    """Claim: the mean over estimators of the share of images with a smaller score, with half of those with an equal one."""
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(3, 8)), random.integers(0, 3, (3, 8))  # the second has ties
+    np.testing.assert_allclose(averaged(first, second), (borda(first) + borda(second)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(averaged([[1, 2, 3]], [[5, 9, 5]])[0], [(0 + 0.25) / 2, (0.5 + 1) / 2, (1 + 0.25) / 2])
+
+
+def test_it_depends_on_the_order_of_scores_alone():
+    """Claim: increasing functions of scores change nothing, nor do equal estimators; a sign turns the ranks around."""
+    random = np.random.default_rng(1)
+    first, second = random.normal(size=(2, 8)), random.normal(size=(2, 8))
+    plain = averaged(first, second)
+    np.testing.assert_array_equal(averaged(np.exp(3 * first) * [[1e-4], [1e4]], second**3), plain)
+    np.testing.assert_allclose(averaged(first, first), borda(first), rtol=1e-6)
+    np.testing.assert_allclose(averaged(first, -first), np.full((2, 8), 0.5))
+    np.testing.assert_array_equal(averaged(second, first), plain)
+    assert 0 <= plain.min() <= plain.max() <= 1
+
+
+def test_standard_scores_keep_distances():
+    """Claim: the mean of (τ - mean)/deviation over training images; equal scores count 0, units and offsets nothing."""
+    random = np.random.default_rng(2)
+    first, second = random.normal(size=(2, 8)), random.exponential(size=(2, 8))
+    standard = [np.array([(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).mean()) for row in of]) for of in (first, second)]
+    plain = averaged(first, second, scale="standard")
+    np.testing.assert_allclose(plain, (standard[0] + standard[1]) / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(averaged(1e3 * first + 7, second, scale="standard"), plain, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(averaged(first, np.ones((2, 8)), scale="standard"), standard[0] / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def get():
+    return InMemory()
+
+
+def test_parts_are_the_estimators_themselves(get):
+    """Claim: the average of estimators is that of their own scores, whose nodes it shares; their passes are its passes."""
+    parts = {"kfac": replace(ESTIMATORS["kfac"], damping=1e-3), "grad_cos": ESTIMATORS["gas"], "raw_cos": COSINE}
+    average = RankAverage(of=parts)
+    node = average.scores(RECORD, TRAIN, QUERIES)
+    alone = {name: part.scores(RECORD, TRAIN, QUERIES) for name, part in parts.items()}
+    assert {parent.fingerprint for parent in node.parents()} == {of.fingerprint for of in alone.values()}
+    expected = np.mean([borda(part.variants(get(alone[name]))[0][1].values) for name, part in parts.items()], axis=0)
+    np.testing.assert_allclose(get(node).values, expected, rtol=1e-6)
+    assert node.passes(get) == sum(of.passes(get) for of in alone.values())
+    turned = RankAverage(of=dict(reversed(parts.items())))
+    assert turned.scores(RECORD, TRAIN, QUERIES).fingerprint == node.fingerprint
+    other = RankAverage(of={**parts, "kfac": replace(parts["kfac"], damping=1.0)})
+    assert other.scores(RECORD, TRAIN, QUERIES).fingerprint != node.fingerprint
+
+
+def test_settings_of_all_estimators_reach_the_parts():
+    """Claim: another measurement, and groups of draws that are left open, as for the estimators themselves."""
+    draws = Uniform(16, replicates="auto")
+    average = RankAverage(of={"kfac": replace(ESTIMATORS["kfac"], draws=draws), "random": Random()})
+    assert in_groups(average, MODEL, 3, 8).parts["kfac"] == in_groups(average.parts["kfac"], MODEL, 3, 8)
+    square = SquareNorm(PROCESS)
+    assert average.measuring(square).parts["kfac"] == average.parts["kfac"].measuring(square)
+
+
+def test_an_average_that_cannot_be_is_refused():
+    """Claim: the sentence says which estimator and why, before anything is computed."""
+    pair = {"raw_cos": COSINE, "random": Random()}
+    for of, said in (
+        (["kfac"], r"of=\['kfac'\]: an average is over at least two estimators"),
+        ({}, r"of=\[\]: an average is over at least two estimators"),
+        (["a", "b", "a"], "a is named twice"),
+        ({**pair, "both": RankAverage(of=pair)}, "both is an average of ranks itself"),
+    ):
+        with pytest.raises(FieldError, match=said):
+            RankAverage(of=of)
+    with pytest.raises(FieldError, match="scale=mean: choose rank or standard"):
+        RankAverage(of=pair, scale="mean")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(FieldError, match="these are names: give a mapping"):
+        RankAverage(of=["a", "b"]).scores(MODEL, TRAIN, QUERIES)
+    for part, said in (
+        (ESTIMATORS["kfac"], r"damping=\[0\.001, 1\.0\]: an average of ranks takes one value"),
+        (ESTIMATORS["guided"], r"strength=\[0\.3, 1\.0\]: an average of ranks takes one value"),
+        (NDA(timestep=[5, 10]), r"timestep=\[5, 10\]: an average of ranks takes one value"),
+        (ESTIMATORS["balanced"], r"n=\[2, 4\]: an average of ranks takes one number of draws"),
+    ):
+        with pytest.raises(FieldError, match=said):
+            RankAverage(of={**pair, "part": part}).scores(RECORD, TRAIN, QUERIES)
+    with pytest.raises(FloatingPointError, match="scores are not finite"):
+        averaged([[1.0, np.nan]], [[1.0, 2.0]])
+
+
+def test_it_explains_what_all_its_parts_explain():
+    """Claim: queries without sampling trajectories are left out if one part needs them."""
+    journey = replace(ESTIMATORS["trak"], query_feature=JourneyLoss(PROCESS, DDIMSampler(steps=5)))
+    assert RankAverage(of={"a": COSINE, "b": Random()}).explains(QUERIES)
+    assert not RankAverage(of={"a": COSINE, "b": journey}).explains(QUERIES)

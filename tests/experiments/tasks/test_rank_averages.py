@@ -1,0 +1,21 @@
+"""Averages of ranks on the command line: their parts are composed by name, as compared estimators are."""
+
+import pytest
+
+from attribution.estimators.rank_average import RankAverage
+from tests.experiments.tasks.test_equal_draws import compared, estimators
+
+
+@pytest.mark.slow
+def test_parts_are_the_compared_estimators():
+    """Claim: each part equals the estimator of its name, with the draws and settings of the command line, chosen or compared."""
+    found = estimators("estimator=balanced_kfac", "estimator.draws.n=12", "estimator.models=2", compared("rank_average"))
+    average, balanced = found["rank_average"], found["balanced_kfac"]
+    assert isinstance(average, RankAverage)
+    assert list(average.parts) == ["balanced_kfac", "nda"]
+    assert average.parts["balanced_kfac"] == balanced
+    assert (balanced.draws.count, balanced.models) == (12, 2)
+    found = estimators("estimator=rank_average", "estimator.of=[ekfac,raw_cos]", compared("ekfac"))
+    average = found["rank_average"]
+    assert isinstance(average, RankAverage)
+    assert average.parts["ekfac"] == found["ekfac"]  # with the curvature of its own file
