@@ -61,7 +61,7 @@ class RescaledKFAC(ShardedEstimator):
         """Influence before it is rescaled."""
         return KFACInfluence(**{one.name: getattr(self, one.name) for one in fields(KFACInfluence)})
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RescaledScores(self.influence.scores(trained, train, queries), self.leverages(trained, train))
 
     def leverages(self, trained: Trained, train: ImageSet) -> Leverages:

@@ -80,7 +80,7 @@ class Source(SourceSettings):
             raise FieldError(self, "curvature", "segments need Kronecker factors: choose kfac or ekfac")
         self.draws.refuse_lists("SOURCE", replicates=True)
 
-    def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__, visits=True)
         self.measurement.subject(queries)
         gradient_shapes(trained)  # raises if a layer has no per-example gradients
