@@ -30,7 +30,7 @@ from attribution.nodes import Cost, Get, Node
 
 SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
 
-SWEPT = ("damping", "timestep", "strength")
+SWEPT = ("damping", "horizon", "timestep", "strength")
 """The fields of estimators that may be lists."""
 
 
