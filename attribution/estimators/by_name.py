@@ -53,8 +53,6 @@ _EVEN, _EKFAC, _SQUARE, _TENTH = _Default("even"), _Default("ekfac"), _Default("
 ESTIMATORS: Mapping[str, Choice] = {
     "kfac": Choice(KFACInfluence),
     "ekfac": Choice(KFACInfluence, {"curvature": _EKFAC}),
-    "rescaled_kfac": Choice(RescaledKFAC),
-    "source": Choice(Source, {"curvature": _EKFAC}),
     "trak": Choice(TRAK),
     "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "relative_if": Choice(RelativeIF),
@@ -70,6 +68,8 @@ ESTIMATORS: Mapping[str, Choice] = {
     "lissa": Choice(LiSSA),
     "astra": Choice(ASTRA, {"curvature": _EKFAC}),
     "unlearning": Choice(Unlearning, {"curvature": _EKFAC}),
+    "rescaled_kfac": Choice(RescaledKFAC),
+    "source": Choice(Source, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
     "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
     "nda": Choice(NDA, {"timestep": _TENTH}),
