@@ -15,6 +15,7 @@ from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.guided import Guided
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.lissa import LiSSA
+from attribution.estimators.mirrored_unlearning import MirroredUnlearning
 from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
@@ -66,6 +67,7 @@ ESTIMATORS: Mapping[str, Choice] = {
     "lissa": Choice(LiSSA),
     "astra": Choice(ASTRA, {"curvature": _EKFAC}),
     "unlearning": Choice(Unlearning, {"curvature": _EKFAC}),
+    "mirrored_unlearning": Choice(MirroredUnlearning, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
     "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
     "nda": Choice(NDA, {"timestep": _TENTH}),
