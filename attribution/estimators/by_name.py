@@ -14,6 +14,7 @@ from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.guided import Guided
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.layer_weights import LayerWeights
 from attribution.estimators.lissa import LiSSA
 from attribution.estimators.mirrored_unlearning import MirroredUnlearning
 from attribution.estimators.nda import NDA
@@ -52,6 +53,7 @@ _EVEN, _EKFAC, _SQUARE, _TENTH = _Default("even"), _Default("ekfac"), _Default("
 ESTIMATORS: Mapping[str, Choice] = {
     "kfac": Choice(KFACInfluence),
     "ekfac": Choice(KFACInfluence, {"curvature": _EKFAC}),
+    "layer_weights": Choice(KFACInfluence, {"layers": LayerWeights()}),
     "trak": Choice(TRAK),
     "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "relative_if": Choice(RelativeIF),

@@ -16,6 +16,7 @@ from attribution.estimators.base import Estimator
 from attribution.estimators.held_queries import refuse_unstable
 from attribution.estimators.influence import InfluenceTrainingBlock, KFACInfluence
 from attribution.estimators.kernel import KernelScores
+from attribution.estimators.layers import refuse_layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.self_influence import Influence, SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
@@ -116,6 +117,7 @@ def self_influence(estimator: Estimator, trained: Trained, train: ImageSet) -> N
         ValueError: it has no draws, so that an example has no two independent sides.
     """
     draws = getattr(estimator, "draws", None)
+    refuse_layers(estimator, "self-influence")
     if not isinstance(draws, DrawScheme):
         name = type(estimator).__name__
         raise ValueError(f"{name} has no self-influence: choose an estimator with draws, such as kfac, trak or retrac")

@@ -16,11 +16,16 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+from attribution.checks import FieldError
 from attribution.curvature import Basis
+from attribution.curvature.factors import with_factors
+from attribution.curvature.kfac import KroneckerCurvature
 from attribution.estimators.balance import Balance, TimestepNorms, check_balance
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
 from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
+from attribution.estimators.layer_weights import LayerWeights, weighted
+from attribution.estimators.layers import AllLayers, Layers, check_layers
 from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
@@ -39,13 +44,14 @@ from attribution.gradients.resident import batches_within, resident
 from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node, SharingNode, key
+from attribution.nodes import Cost, Get, Node, SharingNode, added, key
 from attribution.transfers import to_device
 
 SHARED = (
     "attribution.estimators.balance",
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
+    "attribution.estimators.layers",
     "attribution.estimators.replicated",
     "attribution.estimators.sharded",
     "attribution.gradients.network_cache",
@@ -70,7 +76,8 @@ class KFACInfluence(ShardedEstimator):
     ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: the draws of each side; the two sides
     have independent draws. ``balance``: how single draws are weighted. ``flips``: mirror training images at random, as training did
     (queries are never mirrored). ``compression``: how the queries' coefficients are stored, and held during the passes over the
-    training set; see ``Execution.scratch`` and ``Execution.memory``.
+    training set; see ``Execution.scratch`` and ``Execution.memory``. ``layers``: the layers that scores are sums over, or learned
+    weights of groups of them; needs a curvature that is block diagonal over layers.
     """
 
     NAME = "KFACInfluence"
@@ -84,6 +91,7 @@ class KFACInfluence(ShardedEstimator):
     balance: Balance | None = None
     flips: bool = False
     compression: Compression = field(default_factory=Uncompressed)
+    layers: Layers = added(default=AllLayers())
 
     def __post_init__(self):
         check_dampings(self)
@@ -100,7 +108,13 @@ class KFACInfluence(ShardedEstimator):
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
-        return with_replicates(self, InfluenceScores(stored, train, queries, trained))
+        node = InfluenceScores(stored, train, queries, trained)
+        if isinstance(self.layers, AllLayers):
+            return with_replicates(self, node)
+        if not isinstance(self.curvature, KroneckerCurvature):
+            raise FieldError(self, "layers", "all layers are in one block of this curvature: choose curvature=kfac or ekfac")
+        check_layers(self, names := with_factors(trained))
+        return weighted(self, node, names) if isinstance(self.layers, LayerWeights) else with_replicates(self, node)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}
@@ -142,7 +156,7 @@ class KFACInfluence(ShardedEstimator):
 
     def query_bytes(self, trained: Trained) -> float:
         """The size of the coefficients of one query."""
-        size = sum(map(self.compression.size, gradient_shapes(trained).values()))
+        size = sum(map(self.compression.size, self.layers.part(gradient_shapes(trained)).values()))
         return len(self.draws.side("query").prefixes) * self.draws.bins * size
 
 
@@ -189,7 +203,7 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients], SharingNode[QueryCoeffi
 
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
         basis = get(self._basis).to(device)
-        return QueryCoefficients.of(means, basis, self.estimator.compression)
+        return QueryCoefficients.of([self.estimator.layers.part(mean) for mean in means], basis, self.estimator.compression)
 
 
 @dataclass(frozen=True)
@@ -218,7 +232,7 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         passes = len(batches_within(blocks, limit)) * first.count * first.estimator.draws.side("train").count
         rotated = len({(node.basis.fingerprint, key(node.estimator.balance_of("train"))) for node in nodes})
         products = rotated * first.count * first.estimator.rotation_products("train", first.trained)
-        products += sum(node._score_bytes for node in nodes) / FLOAT32_BYTES * first.trained.parameter_count
+        products += sum(node._score_bytes / FLOAT32_BYTES * node._multiplied for node in nodes)
         at_once = first._examples_at_once * first.estimator.draws.side("train").count
         return Cost(passes=passes, products=products, memory=held + working, at_once=at_once)
 
@@ -271,7 +285,7 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     def held(self, side: QueryCoefficients, bases: Mapping[str, Basis]) -> HeldQueries:
         """A block of queries, ready to be multiplied; ``bases`` by fingerprint."""
         basis = bases[self.basis.fingerprint]
-        coefficients = {layer: side.at(layer) for layer in basis.values}
+        coefficients = {layer: side.at(layer) for layer in self.estimator.layers.part(basis.values)}
         return HeldQueries(basis, coefficients, self.estimator.dampings, self.estimator.compression)
 
     @property
@@ -289,6 +303,11 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         gradients = means * at_once * size + in_pass * FLOAT32_BYTES * first.trained.parameter_count
         bases = {node.basis.fingerprint: node.basis for node in nodes}.values()
         return sum(basis.cost().disk for basis in bases) + gradients + 2 * sum(node._score_bytes for node in nodes)
+
+    @property
+    def _multiplied(self) -> int:
+        """The number of parameters whose gradients are multiplied."""
+        return sum(rows * columns for rows, columns in self.estimator.layers.part(gradient_shapes(self.trained)).values())
 
     @property
     def _score_bytes(self) -> int:

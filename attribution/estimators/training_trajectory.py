@@ -9,12 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from attribution.estimators.layer_weights import LayerWeights, weighted
+from attribution.estimators.layers import check_layers
 from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryBatch, half_columns
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
-from attribution.gradients.layer_check import find_layers
+from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet, bins
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
@@ -58,10 +60,11 @@ class TrajectoryEstimator(CheckpointEstimator):
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__)
         self.measurement.subject(queries)
-        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        check_layers(self, names := list(gradient_shapes(trained)))  # raises if a layer has no per-example gradients
         recorded.check_checkpoints(self.checkpoints, self, visited=True)
         self.draws.check(trained.process.T)
-        return with_replicates(self, TrajectoryScores(self, train, queries, recorded))
+        node = TrajectoryScores(self, train, queries, recorded)
+        return weighted(self, node, names) if isinstance(self.layers, LayerWeights) else with_replicates(self, node)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 from attribution.estimators import Estimator
 from attribution.estimators.influence import InfluenceScores
+from attribution.estimators.layer_weights import LayerWeightScores
+from attribution.estimators.layers import refuse_layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import ImageSet
@@ -97,6 +99,7 @@ def subject_of(name: str, estimator: Estimator, node: Node[Scores], get: Get) ->
 
 def effort_of(estimator: Estimator, settings: Mapping[str, Any], node: Node[Any], get: Get) -> Effort:
     """The draws and passes behind a variant; of several numbers of draws, as many as it would take alone."""
+    node = node.unweighted if isinstance(node, LayerWeightScores) else node
     draws, passes = estimator.draws_of(settings), node.passes(get)
     if isinstance(node, InfluenceScores) and draws is not None:
         passes = node.at_draws(*draws).passes(get)
@@ -114,5 +117,6 @@ def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[
         if not isinstance(estimator, TrajectoryEstimator):
             raise ValueError(f"benchmark={benchmark}: estimator={name} does not replay training; choose tracin or retrac")
         estimator.draws.refuse_lists(f"benchmark={benchmark}")
+        refuse_layers(estimator, f"benchmark={benchmark}")
         replaying[name] = estimator
     return replaying

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import jacrev
 
 from attribution.checks import FieldError
@@ -26,10 +27,11 @@ from tests.worlds import PROCESS
 
 def half_of_the_image() -> torch.nn.Module:
     """A perceptron plus half of its input, which has much of the noise in it: most costs are below those of no output."""
-    perceptron = worlds.perceptron().double()
-    run = perceptron.run
-    perceptron.run = lambda m, x: 0.3 * run(m, x) + x / 2
-    return perceptron
+
+    def forward(m: worlds.Net, x: torch.Tensor) -> torch.Tensor:
+        return 0.3 * m.second(torch.tanh(m.first(x.flatten(1)))).view_as(x) + x / 2
+
+    return worlds.Net(forward, {"first": nn.Linear(16, 5), "second": nn.Linear(5, 16)}).double()
 
 
 RECORD = given(half_of_the_image)
@@ -76,7 +78,7 @@ def stepped(network, rows, sign, steps, amount, get):
         network.zero_grad()
         torch.minimum(costs, bounds).mean().backward()
         for name, layer in PerExampleGradients(network).layers.items():
-            g = layer.join([p.grad for p in layer.parameters.values()])
+            g = layer.join([p.grad for p in layer.parameters.values() if p.grad is not None])
             move = sign * amount / (N * steps) * (inverse(name, get) @ g.flatten()).view_as(g)
             with torch.no_grad():
                 for parameter, part in layer.split(move):
@@ -134,7 +136,8 @@ def influence(get, logarithm):
         return (losses.log() if logarithm else losses).mean(1)
 
     left, right = (blocks(jacrev(f)(parameters)) for f in (of_queries, of_train))
-    return sum(left[name].flatten(1) @ inverse(name, get) @ right[name].flatten(1).T for name in layers).detach().numpy()
+    parts = [left[name].flatten(1) @ inverse(name, get) @ right[name].flatten(1).T for name in layers]
+    return torch.stack(parts).sum(0).detach().numpy()
 
 
 @pytest.mark.parametrize("normalized", [True, False])
