@@ -10,10 +10,10 @@ the norm over all N images the noise. The first k are determined anew at every s
 w, and weights are w = softmax(a), as in the paper, where λ is on these; they are then multiplied by the number of groups, so that
 equal weights are 1 and give back the estimator. λ → ∞ makes them equal.
 
-Weights are on one side of the inner products, as in the paper; with a curvature that is block diagonal over layers, both sides would
-be the same. Ours are the queries of the expectation, which are the queries that are explained (the paper takes a set of its own,
-for which no measurement is retrained either), L-BFGS from equal weights, and the groups: blocks of the network, where the paper has
-one per layer or tensor. A score then depends on the other queries through w.
+Weights are on one side of the inner products, as in the paper; over a curvature that is block diagonal, both sides would be the
+same. Ours are the queries of the mean, which are those that are explained (the paper takes a set of its own), so that a score
+depends on the other queries through w; L-BFGS from equal weights; and as groups the blocks of the network, where the paper has
+layers or tensors.
 
 The parts of all groups come from the same passes, and each is stored, so that other k and λ take no further pass.
 """
@@ -203,8 +203,8 @@ class LayerWeightScores(ShardedScores):
     estimator: Any
     weights: LearnedWeights
 
-    def parents(self) -> list[Node]:
-        return [*super().parents(), *self.weights.members]
+    def parts(self, get: Get) -> list[Node[Scores]]:
+        return self.weights.members
 
     def cost(self) -> Cost:
         member, count = self.weights.members[0].cost(), len(self.weights.groups)
@@ -253,7 +253,7 @@ def learned(parts: np.ndarray, top: int, decay: float) -> np.ndarray:
         w = softmax(a)
         scores = np.einsum("g,gqn->qn", w, parts)
         norms = np.linalg.norm(scores, axis=1)
-        scale = 1 / np.maximum(norms, np.finfo(np.float64).tiny)  # a query whose scores are all 0 counts for nothing
+        scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)  # a query whose scores are all 0 counts for nothing
         first = np.argpartition(-scores, top - 1, axis=1)[:, :top]
         means = np.take_along_axis(parts, first[None], 2).mean(2)  # [G, Q]
         ratios = (w @ means) * scale

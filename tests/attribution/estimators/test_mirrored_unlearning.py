@@ -28,7 +28,7 @@ from tests.worlds import PROCESS
 def half_of_the_image() -> torch.nn.Module:
     """A perceptron plus half of its input, which has much of the noise in it: most costs are below those of no output."""
 
-    def forward(m: worlds.Net, x: torch.Tensor) -> torch.Tensor:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
         return 0.3 * m.second(torch.tanh(m.first(x.flatten(1)))).view_as(x) + x / 2
 
     return worlds.Net(forward, {"first": nn.Linear(16, 5), "second": nn.Linear(5, 16)}).double()
