@@ -24,9 +24,8 @@ from attribution.estimators.balance import Balance, TimestepNorms, check_balance
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
 from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
-from attribution.estimators.layer_weights import LayerWeights, weighted
-from attribution.estimators.layers import AllLayers, Layers, check_layers
-from attribution.estimators.replicated import with_replicates
+from attribution.estimators.layer_weights import with_layers
+from attribution.estimators.layers import AllLayers, Layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
@@ -51,8 +50,7 @@ SHARED = (
     "attribution.estimators.balance",
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
-    "attribution.estimators.layers",
-    "attribution.estimators.replicated",
+    "attribution.estimators.layer_weights",
     "attribution.estimators.sharded",
     "attribution.gradients.network_cache",
     "attribution.gradients.resident",
@@ -108,13 +106,9 @@ class KFACInfluence(ShardedEstimator):
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
-        node = InfluenceScores(stored, train, queries, trained)
-        if isinstance(self.layers, AllLayers):
-            return with_replicates(self, node)
-        if not isinstance(self.curvature, KroneckerCurvature):
-            raise FieldError(self, "layers", "all layers are in one block of this curvature: choose curvature=kfac or ekfac")
-        check_layers(self, names := with_factors(trained))
-        return weighted(self, node, names) if isinstance(self.layers, LayerWeights) else with_replicates(self, node)
+        if not isinstance(self.layers, AllLayers) and not isinstance(self.curvature, KroneckerCurvature):
+            raise FieldError(self, "layers", "all layers are in one block of this curvature: choose K-FAC or EK-FAC")
+        return with_layers(self, InfluenceScores(stored, train, queries, trained), with_factors(trained))
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}
@@ -232,7 +226,8 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         passes = len(batches_within(blocks, limit)) * first.count * first.estimator.draws.side("train").count
         rotated = len({(node.basis.fingerprint, key(node.estimator.balance_of("train"))) for node in nodes})
         products = rotated * first.count * first.estimator.rotation_products("train", first.trained)
-        products += sum(node._score_bytes / FLOAT32_BYTES * node._multiplied for node in nodes)
+        shapes = gradient_shapes(first.trained)
+        products += sum(node._score_bytes / FLOAT32_BYTES * node.estimator.layers.size(shapes) for node in nodes)
         at_once = first._examples_at_once * first.estimator.draws.side("train").count
         return Cost(passes=passes, products=products, memory=held + working, at_once=at_once)
 
@@ -303,11 +298,6 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         gradients = means * at_once * size + in_pass * FLOAT32_BYTES * first.trained.parameter_count
         bases = {node.basis.fingerprint: node.basis for node in nodes}.values()
         return sum(basis.cost().disk for basis in bases) + gradients + 2 * sum(node._score_bytes for node in nodes)
-
-    @property
-    def _multiplied(self) -> int:
-        """The number of parameters whose gradients are multiplied."""
-        return sum(rows * columns for rows, columns in self.estimator.layers.part(gradient_shapes(self.trained)).values())
 
     @property
     def _score_bytes(self) -> int:

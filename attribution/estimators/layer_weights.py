@@ -30,7 +30,8 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from attribution.checks import FieldError, listed, number, whole
-from attribution.estimators.layers import AllLayers, Layers, OnlyLayers
+from attribution.estimators.layers import AllLayers, Layers, OnlyLayers, check_layers
+from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
@@ -38,7 +39,7 @@ from attribution.images import ImageSet
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node, class_identity
 
-SHARED = ("attribution.estimators.layers", "attribution.estimators.sharded")
+SHARED = ("attribution.estimators.layers", "attribution.estimators.replicated", "attribution.estimators.sharded")
 
 V = TypeVar("V")
 
@@ -121,13 +122,16 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join([*names[:8], *(["..."] if len(names) > 8 else [])])
 
 
-def weighted(estimator: Any, node: ShardedScores, names: Sequence[str]) -> "LayerWeightScores":
-    """The scores ``node`` of ``estimator``, whose ``layers`` are ``LayerWeights``; ``names``: the layers that it covers.
+def with_layers(estimator: Any, node: ShardedScores, names: Sequence[str]) -> Node[Scores]:
+    """The scores ``node`` of ``estimator``, which covers the layers ``names``, with the weights or the replicates that it asks for.
 
     Raises:
-        FieldError: weights cannot be learned for this training set, these layers or these draws.
+        FieldError: there is no such layer, or weights cannot be learned for this training set, these layers or these draws.
     """
+    check_layers(estimator, names)
     layers = estimator.layers
+    if not isinstance(layers, LayerWeights):
+        return with_replicates(estimator, node)
     layers.groups_of(names)
     if layers.top >= node.train.count:
         raise FieldError(layers, "top", f"there are {node.train.count} training images: stand-ins must be fewer")

@@ -25,6 +25,10 @@ class Layers(ABC):
     def part(self, of_layers: Mapping[str, V]) -> dict[str, V]:
         """Return the entries of the layers whose gradients are multiplied."""
 
+    def size(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """The number of parameters whose gradients are multiplied, of layers of these ``shapes``."""
+        return sum(rows * columns for rows, columns in self.part(shapes).values())
+
 
 @dataclass(frozen=True)
 class AllLayers(Layers):
@@ -72,4 +76,4 @@ def check_layers(owner: Any, known: Sequence[str]) -> None:
 def refuse_layers(estimator: Any, what: str) -> None:
     """Raise :class:`FieldError` unless the scores of ``estimator`` are sums over all layers with weight 1, which ``what`` needs."""
     if not isinstance(getattr(estimator, "layers", AllLayers()), AllLayers):
-        raise FieldError(estimator, "layers", f"{what} is of all layers: choose layers=all")
+        raise FieldError(estimator, "layers", f"{what} is of all layers with weight 1: choose all")

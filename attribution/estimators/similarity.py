@@ -8,9 +8,8 @@ import numpy as np
 
 from attribution.checks import FieldError
 from attribution.estimators.base import Estimator
-from attribution.estimators.layer_weights import LayerWeights, weighted
-from attribution.estimators.layers import AllLayers, Layers, OnlyLayers, check_layers
-from attribution.estimators.replicated import with_replicates
+from attribution.estimators.layer_weights import with_layers
+from attribution.estimators.layers import AllLayers, Layers, OnlyLayers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.estimators.training_trajectory import refuse_zero_rates
@@ -28,7 +27,7 @@ from attribution.training import Recorded, TrainingRecord, require_record
 from attribution.training.checkpoints import select
 
 SHARED = (
-    "attribution.estimators.replicated",
+    "attribution.estimators.layer_weights",
     "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory",
     "attribution.features.gram",
@@ -69,7 +68,7 @@ class GradientSimilarity(Estimator):
 
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        check_layers(self, names := list(gradient_shapes(trained)))  # raises if a layer has no per-example gradients
+        names = list(gradient_shapes(trained))  # raises if a layer has no per-example gradients
         if self.checkpoints == "last" and not self.weighted and not isinstance(trained, Recorded):
             return replace(self, checkpoints=None).scores(trained, train, queries)  # its final parameters are the one checkpoint
         if self.checkpoints is not None:
@@ -80,9 +79,8 @@ class GradientSimilarity(Estimator):
         self.draws.check(trained.process.T)
         stored = replace(self, projection=self.projection.chosen(gradient_shapes(trained)))
         if not isinstance(self.layers, AllLayers) and not isinstance(stored.projection, Identity):
-            raise FieldError(self, "layers", "projected gradients are mixtures of all layers: set projection=none")
-        node = SimilarityScores(stored, train, queries, trained)
-        return weighted(self, node, names) if isinstance(self.layers, LayerWeights) else with_replicates(self, node)
+            raise FieldError(self, "layers", "projected gradients are mixtures of all layers: choose no projection")
+        return with_layers(self, SimilarityScores(stored, train, queries, trained), names)
 
     def features(self, trained: Trained, images: ImageSet, role: str, step: int | None) -> Features:
         """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""

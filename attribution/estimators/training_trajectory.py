@@ -9,9 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.estimators.layer_weights import LayerWeights, weighted
-from attribution.estimators.layers import check_layers
-from attribution.estimators.replicated import with_replicates
+from attribution.estimators.layer_weights import with_layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryBatch, half_columns
@@ -24,7 +22,7 @@ from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import at_least, select
 
 SHARED = (
-    "attribution.estimators.replicated",
+    "attribution.estimators.layer_weights",
     "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory_blocks",
     "attribution.images.bins",
@@ -60,11 +58,10 @@ class TrajectoryEstimator(CheckpointEstimator):
     def scores(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__)
         self.measurement.subject(queries)
-        check_layers(self, names := list(gradient_shapes(trained)))  # raises if a layer has no per-example gradients
+        names = list(gradient_shapes(trained))  # raises if a layer has no per-example gradients
         recorded.check_checkpoints(self.checkpoints, self, visited=True)
         self.draws.check(trained.process.T)
-        node = TrajectoryScores(self, train, queries, recorded)
-        return weighted(self, node, names) if isinstance(self.layers, LayerWeights) else with_replicates(self, node)
+        return with_layers(self, TrajectoryScores(self, train, queries, recorded), names)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class CheckpointEstimator(ShardedEstimator):
 
     def query_bytes(self, trained: Trained) -> float:
         """The size of the side of one query: its gradient, for every half of the draws and every bin of timesteps."""
-        parameters = sum(rows * columns for rows, columns in self.layers.part(gradient_shapes(trained)).values())
+        parameters = self.layers.size(gradient_shapes(trained))
         return FLOAT32_BYTES * min(HALVES, self.draws.count) * self.draws.bins * parameters
 
     def side_key(self) -> str:

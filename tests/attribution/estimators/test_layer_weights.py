@@ -236,12 +236,12 @@ def test_bad_settings_are_refused_by_name(settings, message):
         (KFACInfluence(**CURVED, layers=LayerWeights(["first"], top=2)), "the layer second matches none of them"),
         (KFACInfluence(**CURVED, layers=OnlyLayers(["third"])), "third is none of the 2 layers that scores cover: first, second"),
         (KFACInfluence(**CURVED, layers=None), "layers=None: give AllLayers"),  # pyright: ignore[reportArgumentType]
-        (KFACInfluence(**{**CURVED, "curvature": ExactGGN(draws=DRAWS)}, layers=LayerWeights()), "choose curvature=kfac or ekfac"),
+        (KFACInfluence(**{**CURVED, "curvature": ExactGGN(draws=DRAWS)}, layers=LayerWeights()), "choose K-FAC or EK-FAC"),
         (
             KFACInfluence(**{**CURVED, "draws": Uniform(2, bins=2)}, layers=LayerWeights("layer", top=2)),
             r"bins=2: learned weights of layers are for all timesteps together",
         ),
-        (GradientSimilarity(**SETTINGS, projection=SJLT(8), cosine=False, layers=LayerWeights()), "set projection=none"),
+        (GradientSimilarity(**SETTINGS, projection=SJLT(8), cosine=False, layers=LayerWeights()), "choose no projection"),
     ],
 )
 def test_what_has_no_parts_is_refused(method, message):
@@ -254,5 +254,5 @@ def test_what_has_no_parts_is_refused(method, message):
 
 def test_what_is_not_made_of_scores_is_refused():
     """Claim: self-influence, which takes no weights, says so."""
-    with pytest.raises(FieldError, match="self-influence is of all layers: choose layers=all"):
+    with pytest.raises(FieldError, match="self-influence is of all layers with weight 1: choose all"):
         self_influence(KFACInfluence(**CURVED, layers=LayerWeights()), RECORD, TRAIN)
