@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from attribution.estimators.layer_weights import with_layers
+from attribution.estimators.layers import AllLayers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryBatch, half_columns
@@ -81,7 +82,9 @@ class TrajectoryScores(ShardedScores):
 
     def cost(self) -> Cost:
         steps, bins = at_least(self.estimator.checkpoints), self.estimator.draws.bins
-        passes = self.queries.count * self.estimator.draws.count + self.train.count
+        shapes = gradient_shapes(self.trained)
+        share = self.estimator.layers.size(shapes) / AllLayers().size(shapes)  # groups of layers share their passes
+        passes = share * (self.queries.count * self.estimator.draws.count + self.train.count)
         scores = FLOAT32_BYTES * self.pairs * ((bins + (bins > 1)) ** 2 + HALVES)
         summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
         sides = min(self.queries.count * self.estimator.query_bytes(self.trained), self.estimator.execution.scratch)

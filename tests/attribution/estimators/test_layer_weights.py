@@ -74,11 +74,15 @@ def test_groups_add_up_to_all_layers(method, get):
 
 @pytest.mark.parametrize("kind", [TracIn, ReTrac])
 def test_groups_of_trajectories_add_up(kind, model, get):
-    """Claim: the same for estimators that replay training, whose norms in ReTrac are those of whole gradients."""
+    """Claim: the same for estimators that replay training, whose norms in ReTrac are those of whole gradients; and their passes."""
     method = kind(measurement=LOSS, draws=Uniform(2, seed=5), checkpoints=[2, 3], execution=CPU)
     whole = scored(method, get, model)
     parts = sum(scored(replace(method, layers=OnlyLayers([name])), get, model) for name in ("first", "second"))
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6 * np.abs(whole).max())
+    node = replace(method, layers=LayerWeights("layer", top=2)).scores(model, TRAIN, QUERIES)
+    assert isinstance(node, LayerWeightScores)
+    planned = method.scores(model, TRAIN, QUERIES).cost().passes  # before training, when parts are not known
+    assert sum(member.cost().passes for member in node.weights.members) == pytest.approx(planned)
 
 
 def literal(parts, top, decay):
