@@ -47,6 +47,7 @@ from attribution.nodes import Cost, Get, Node, SharingNode, added, key
 from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.curvature.factors",
     "attribution.estimators.balance",
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
