@@ -133,8 +133,10 @@ def multiply(held: Sequence[tuple[HeldQueries, Sequence[int]]], gradients: Layer
     Each of ``held`` comes with the positions of the prefixes to multiply. Only one layer of rotated gradients is held at a time.
     """
     totals: list[list[Any]] = [[0] * len(prefixes) for _, prefixes in held]
-    multiplied = {layer for queries, _ in held for layer in queries.coefficients}
-    for layer, rotated in held[0][0].basis.rotations({layer: g for layer, g in gradients.items() if layer in multiplied}):
+    basis, multiplied = held[0][0].basis, {layer for queries, _ in held for layer in queries.coefficients}
+    if len(multiplied) < len(basis.values):  # blocks of other curvatures than Kronecker factors are not layers
+        gradients = {layer: gradient for layer, gradient in gradients.items() if layer in multiplied}
+    for layer, rotated in basis.rotations(gradients):
         for sums, (queries, prefixes) in zip(totals, held, strict=True):
             if layer not in queries.coefficients:
                 continue
