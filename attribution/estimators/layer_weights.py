@@ -12,8 +12,8 @@ equal weights are 1 and give back the estimator. λ → ∞ makes them equal.
 
 Weights are on one side of the inner products, as in the paper; over a curvature that is block diagonal, both sides would be the
 same. Ours are the queries of the mean, which are those that are explained (the paper takes a set of its own), so that a score
-depends on the other queries through w; L-BFGS from equal weights; and as groups the blocks of the network, where the paper has
-layers or tensors.
+depends on the other queries through w; the groups, blocks of the network, where the paper has layers or tensors; and L-BFGS, from
+equal weights and from weights with which the scores of all groups have the same mean square: the smaller of both minima counts.
 
 The parts of all groups come from the same passes, and each is stored, so that other k and λ take no further pass.
 """
@@ -45,6 +45,8 @@ V = TypeVar("V")
 
 STEPS = 200
 """The largest number of steps of L-BFGS."""
+LEAST_SIZE = 1e-6
+"""The smallest size of the scores of a group, relative to the largest, at which its first weight makes up for it."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class LearnedWeights(Node[Weights]):
     """The weights of the groups of layers of an ``estimator`` that covers the layers ``names``."""
 
     NAME = "LearnedWeights"
-    VERSION = 1
+    VERSION = 2
     TITLE = "weights of layers"
     ARTIFACT = Weights
 
@@ -265,5 +267,9 @@ def learned(parts: np.ndarray, top: int, decay: float) -> np.ndarray:
         slope = -slopes.mean(1) + 2 * decay * w
         return float(decay * w @ w - ratios.mean()), w * (slope - w @ slope)
 
-    found = minimize(objective, np.zeros(len(parts)), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-    return len(parts) * softmax(found.x)
+    # The objective has several minima where the scores of some groups are much larger than those of others.
+    sizes = np.sqrt(np.square(parts).mean((1, 2)))
+    alike = -np.log(np.maximum(sizes, LEAST_SIZE * sizes.max())) if sizes.any() else np.zeros(len(parts))
+    starts = (np.zeros(len(parts)), alike - alike.mean())
+    found = [minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}) for start in starts]
+    return len(parts) * softmax(min(found, key=lambda result: result.fun).x)

@@ -123,6 +123,8 @@ def test_weights_do_not_depend_on_the_length_of_scores_or_on_their_order():
     np.testing.assert_allclose(learned(PARTS[:, :, random.permutation(20)], 3, 0.1), w, atol=1e-3)
     np.testing.assert_allclose(learned(PARTS[[1, 1, 1]], 3, 0.0), 1)
     assert learned(np.zeros((2, 1, 4)), 1, 0.0).tolist() == [1, 1]
+    large = PARTS * np.array([1.0, 1.0, 1e4])[:, None, None]  # one group drowns the others at equal weights
+    assert literal(large, 3, 0.0)(np.log(learned(large, 3, 0.0) + 1e-300)) < literal(PARTS, 3, 0.0)(np.zeros(3)) + 1e-6
     with pytest.raises(FloatingPointError, match="not finite"):
         learned(np.full((2, 1, 4), np.nan), 1, 0.0)
 
