@@ -35,6 +35,7 @@ from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.half_trak import HalfPrecisionTRAK
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.mirrored_unlearning import MirroredUnlearning
 from attribution.estimators.nda import NDA
 from attribution.estimators.perceptual import StructuralSimilarity
 from attribution.estimators.rank_average import RankAverage
@@ -377,7 +378,8 @@ def rescaled() -> None:
 
 @check
 def unlearning() -> None:
-    scores(Unlearning, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-2, amount=0.1, steps=2)
+    for kind in (Unlearning, MirroredUnlearning):
+        scores(kind, measurement=LOSS, curvature=functools.partial(KFAC, draws=DRAWS), damping=1e-2, amount=0.1, steps=2)
 
 
 @check

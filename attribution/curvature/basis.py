@@ -53,7 +53,7 @@ class KroneckerBasis(Basis):
     """``H_layer = Σ_{o,i} values[o, i] q qᵀ`` with q = QB[:, o] ⊗ QA[:, i] on the joint block [W | b] ``[out, in (+1)]``.
 
     ``QA [in (+1), in (+1)]`` and ``QB [out, out]``: float32 eigenvectors in columns; ``values [out, in (+1)]`` float64.
-    ``rotations`` leaves out the layers that H does not cover, which are norm layers.
+    ``rotations`` leaves out the layers that H does not cover, which are norm layers, and those that are not given.
     """
 
     QA: Mapping[str, Tensor]
@@ -66,7 +66,7 @@ class KroneckerBasis(Basis):
 
     def rotations(self, gradients: LayerGradients) -> Iterator[tuple[str, Tensor]]:
         """QBᵀ g QA for g ``[.., out, in (+1)]``."""
-        for layer in self.values:
+        for layer in filter(gradients.__contains__, self.values):
             g = gradients[layer]
             yield layer, self.QB[layer].to(g).mT @ (g @ self.QA[layer].to(g))
 

@@ -218,13 +218,18 @@ class CheckpointFactors(Node[Factors]):
 
 def blocks(trained: Trained) -> list[tuple[int, int]]:
     """The shape (out, in (+1)) of every layer that has factors."""
-    return _blocks(trained.outline)
+    return list(_blocks_by_name(trained.outline).values())
+
+
+def with_factors(trained: Trained) -> list[str]:
+    """The names of the layers that have factors."""
+    return list(_blocks_by_name(trained.outline))
 
 
 @cache
-def _blocks(outline: nn.Module) -> list[tuple[int, int]]:
+def _blocks_by_name(outline: nn.Module) -> dict[str, tuple[int, int]]:
     layers = dict(layer_check.find_layers(outline).values())
-    return [layer.block for layer in layers.values() if isinstance(layer, KroneckerLayer)]
+    return {name: layer.block for name, layer in layers.items() if isinstance(layer, KroneckerLayer)}
 
 
 def without_factors(trained: Trained) -> dict[str, int]:

@@ -14,7 +14,9 @@ from attribution.estimators.das import DAS
 from attribution.estimators.embedding import EmbeddingSimilarity, Pixels, Random
 from attribution.estimators.guided import Guided
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.layer_weights import LayerWeights
 from attribution.estimators.lissa import LiSSA
+from attribution.estimators.mirrored_unlearning import MirroredUnlearning
 from attribution.estimators.nda import NDA
 from attribution.estimators.relative_if import RelativeIF
 from attribution.estimators.renorm_if import RenormIF
@@ -53,8 +55,7 @@ _EVEN, _EKFAC, _SQUARE, _TENTH = _Default("even"), _Default("ekfac"), _Default("
 ESTIMATORS: Mapping[str, Choice] = {
     "kfac": Choice(KFACInfluence),
     "ekfac": Choice(KFACInfluence, {"curvature": _EKFAC}),
-    "rescaled_kfac": Choice(RescaledKFAC),
-    "source": Choice(Source, {"curvature": _EKFAC}),
+    "layer_weights": Choice(KFACInfluence, {"layers": LayerWeights()}),
     "trak": Choice(TRAK),
     "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "relative_if": Choice(RelativeIF),
@@ -70,6 +71,9 @@ ESTIMATORS: Mapping[str, Choice] = {
     "lissa": Choice(LiSSA),
     "astra": Choice(ASTRA, {"curvature": _EKFAC}),
     "unlearning": Choice(Unlearning, {"curvature": _EKFAC}),
+    "rescaled_kfac": Choice(RescaledKFAC),
+    "source": Choice(Source, {"curvature": _EKFAC}),
+    "mirrored_unlearning": Choice(MirroredUnlearning, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
     "raw_cos": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": True}),
     "nda": Choice(NDA, {"timestep": _TENTH}),

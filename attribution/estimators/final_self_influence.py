@@ -18,6 +18,7 @@ from attribution.estimators.influence import InfluenceTrainingBlock, KFACInfluen
 from attribution.estimators.kernel import KernelScores
 from attribution.estimators.leverage import Leverages
 from attribution.estimators.rescaled_kfac import RescaledKFAC, factors
+from attribution.estimators.layers import refuse_layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.self_influence import Influence, SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator
@@ -140,6 +141,7 @@ def self_influence(estimator: Estimator, trained: Trained, train: ImageSet) -> N
     if estimator.models > 1:
         raise FieldError(estimator, "models", "self-influence is of one model: set 1")
     draws = getattr(estimator, "draws", None)
+    refuse_layers(estimator, "self-influence")
     if not isinstance(draws, DrawScheme):
         name = type(estimator).__name__
         raise ValueError(f"{name} has no self-influence: choose an estimator with draws, such as kfac, trak or retrac")

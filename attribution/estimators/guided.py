@@ -84,8 +84,8 @@ class Guided(Estimator):
     @property
     def retrac(self) -> ReTrac:
         """The ReTrac estimator that computes the inner products."""
-        shared = {field.name: getattr(self, field.name) for field in fields(ReTrac)}
-        return ReTrac(**shared)
+        shared = {field.name for field in fields(self)} & {field.name for field in fields(ReTrac)}
+        return ReTrac(**{name: getattr(self, name) for name in shared})
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__)

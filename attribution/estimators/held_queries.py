@@ -73,7 +73,7 @@ class QueryCoefficients(Artifact):
 class HeldQueries:
     """Queries that are multiplied with one block of training gradients after another.
 
-    ``coefficients``: layer → part → tensor ``[P, bins, Q, ..]``, whitened and compressed.
+    ``coefficients``: layer → part → tensor ``[P, bins, Q, ..]``, whitened and compressed, for the layers that are multiplied.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class HeldQueries:
         """
         total = total.cpu()  # once, because the host waits for the device in each copy
         if not torch.isfinite(total).all():  # restore all layers at once only for the message
-            finite(total, {layer: self._restored(prefix, layer) for layer in self.basis.layers}, self.basis.rotate(gradients))
+            finite(total, {layer: self._restored(prefix, layer) for layer in self.coefficients}, self.basis.rotate(gradients))
         bins, B = next(iter(gradients.values())).shape[:2]
         # [D, query bin, Q, train bin, B] to [D, query bin, train bin, Q, B]
         self._blocks[prefix].append(total.view(len(self.dampings), bins, -1, bins, B).transpose(2, 3))
@@ -128,13 +128,18 @@ class HeldQueries:
 
 
 def multiply(held: Sequence[tuple[HeldQueries, Sequence[int]]], gradients: LayerGradients) -> None:
-    """Multiply held queries, which share a basis, with gradients ``[bins, B, out, in]`` per layer.
+    """Multiply held queries, which share a basis, with gradients ``[bins, B, out, in]`` per layer, over their own layers.
 
     Each of ``held`` comes with the positions of the prefixes to multiply. Only one layer of rotated gradients is held at a time.
     """
     totals: list[list[Any]] = [[0] * len(prefixes) for _, prefixes in held]
-    for layer, rotated in held[0][0].basis.rotations(gradients):
+    basis, multiplied = held[0][0].basis, {layer for queries, _ in held for layer in queries.coefficients}
+    if len(multiplied) < len(basis.values):  # blocks of other curvatures than Kronecker factors are not layers
+        gradients = {layer: gradient for layer, gradient in gradients.items() if layer in multiplied}
+    for layer, rotated in basis.rotations(gradients):
         for sums, (queries, prefixes) in zip(totals, held, strict=True):
+            if layer not in queries.coefficients:
+                continue
             for i, prefix in enumerate(prefixes):
                 sums[i] = sums[i] + queries.times(prefix, layer, rotated)
     for sums, (queries, prefixes) in zip(totals, held, strict=True):

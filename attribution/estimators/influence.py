@@ -16,12 +16,16 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+from attribution.checks import FieldError
 from attribution.curvature import Basis
+from attribution.curvature.factors import with_factors
+from attribution.curvature.kfac import KroneckerCurvature
 from attribution.estimators.balance import Balance, TimestepNorms, check_balance
 from attribution.estimators.base import as_tuple, check_dampings
 from attribution.estimators.draw_means import Mean, prefix_means
 from attribution.estimators.held_queries import HeldQueries, QueryCoefficients, multiply, refuse_unstable, unstable_layer
-from attribution.estimators.replicated import with_replicates
+from attribution.estimators.layer_weights import with_layers
+from attribution.estimators.layers import AllLayers, Layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import (
     BlockProducts,
@@ -39,14 +43,15 @@ from attribution.gradients.resident import batches_within, resident
 from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, Node, SharingNode, key
+from attribution.nodes import Cost, Get, Node, SharingNode, added, key
 from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.curvature.factors",
     "attribution.estimators.balance",
     "attribution.estimators.draw_means",
     "attribution.estimators.held_queries",
-    "attribution.estimators.replicated",
+    "attribution.estimators.layer_weights",
     "attribution.estimators.sharded",
     "attribution.gradients.network_cache",
     "attribution.gradients.resident",
@@ -70,7 +75,8 @@ class KFACInfluence(ShardedEstimator):
     ``damping``: λ, added to the curvature of the mean loss; one value or a list. ``draws``: the draws of each side; the two sides
     have independent draws. ``balance``: how single draws are weighted. ``flips``: mirror training images at random, as training did
     (queries are never mirrored). ``compression``: how the queries' coefficients are stored, and held during the passes over the
-    training set; see ``Execution.scratch`` and ``Execution.memory``.
+    training set; see ``Execution.scratch`` and ``Execution.memory``. ``layers``: the layers that scores are sums over, or learned
+    weights of groups of them; needs a curvature that is block diagonal over layers.
     """
 
     NAME = "KFACInfluence"
@@ -84,6 +90,7 @@ class KFACInfluence(ShardedEstimator):
     balance: Balance | None = None
     flips: bool = False
     compression: Compression = field(default_factory=Uncompressed)
+    layers: Layers = added(default=AllLayers())
 
     def __post_init__(self):
         check_dampings(self)
@@ -100,7 +107,9 @@ class KFACInfluence(ShardedEstimator):
         self.draws.check(trained.process.T)
         # Scores are stored at the whole grid, so their identity does not depend on which of its dampings were requested.
         stored = replace(self, damping=tuple(sorted({*GRID, *self.dampings})))
-        return with_replicates(self, InfluenceScores(stored, train, queries, trained))
+        if not isinstance(self.layers, AllLayers) and not isinstance(self.curvature, KroneckerCurvature):
+            raise FieldError(self, "layers", "all layers are in one block of this curvature: choose K-FAC or EK-FAC")
+        return with_layers(self, InfluenceScores(stored, train, queries, trained), with_factors(trained))
 
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"damping": self.dampings, "draws": self.draws.prefixes}
@@ -142,7 +151,7 @@ class KFACInfluence(ShardedEstimator):
 
     def query_bytes(self, trained: Trained) -> float:
         """The size of the coefficients of one query."""
-        size = sum(map(self.compression.size, gradient_shapes(trained).values()))
+        size = sum(map(self.compression.size, self.layers.part(gradient_shapes(trained)).values()))
         return len(self.draws.side("query").prefixes) * self.draws.bins * size
 
 
@@ -189,7 +198,7 @@ class InfluenceQueryBlock(QueryBlock[QueryCoefficients], SharingNode[QueryCoeffi
 
     def _coefficients(self, means: Sequence[LayerGradients], get: Get, device: torch.device) -> QueryCoefficients:
         basis = get(self._basis).to(device)
-        return QueryCoefficients.of(means, basis, self.estimator.compression)
+        return QueryCoefficients.of([self.estimator.layers.part(mean) for mean in means], basis, self.estimator.compression)
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,8 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         passes = len(batches_within(blocks, limit)) * first.count * first.estimator.draws.side("train").count
         rotated = len({(node.basis.fingerprint, key(node.estimator.balance_of("train"))) for node in nodes})
         products = rotated * first.count * first.estimator.rotation_products("train", first.trained)
-        products += sum(node._score_bytes for node in nodes) / FLOAT32_BYTES * first.trained.parameter_count
+        shapes = gradient_shapes(first.trained)
+        products += sum(node._score_bytes / FLOAT32_BYTES * node.estimator.layers.size(shapes) for node in nodes)
         at_once = first._examples_at_once * first.estimator.draws.side("train").count
         return Cost(passes=passes, products=products, memory=held + working, at_once=at_once)
 
@@ -271,7 +281,7 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     def held(self, side: QueryCoefficients, bases: Mapping[str, Basis]) -> HeldQueries:
         """A block of queries, ready to be multiplied; ``bases`` by fingerprint."""
         basis = bases[self.basis.fingerprint]
-        coefficients = {layer: side.at(layer) for layer in basis.values}
+        coefficients = {layer: side.at(layer) for layer in self.estimator.layers.part(basis.values)}
         return HeldQueries(basis, coefficients, self.estimator.dampings, self.estimator.compression)
 
     @property

@@ -8,26 +8,26 @@ import numpy as np
 
 from attribution.checks import FieldError
 from attribution.estimators.base import Estimator
-from attribution.estimators.replicated import with_replicates
+from attribution.estimators.layer_weights import with_layers
+from attribution.estimators.layers import AllLayers, Layers, OnlyLayers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores
 from attribution.estimators.training_trajectory import refuse_zero_rates
 from attribution.execution import FLOAT32_BYTES
 from attribution.features.features import Features
 from attribution.features.gram import InnerProducts
-from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, added
-from attribution.projection import Projection
+from attribution.projection import Identity, Projection
 from attribution.training import Recorded, TrainingRecord, require_record
 from attribution.training.checkpoints import select
 
 SHARED = (
-    "attribution.estimators.replicated",
+    "attribution.estimators.layer_weights",
     "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory",
     "attribution.features.gram",
@@ -44,6 +44,8 @@ class GradientSimilarity(Estimator):
     "last" is the final model as well where nothing else is known of the training.
     ``weighted``: the sum over checkpoints with their learning rates as weights, as Pruthi et al. and Hammoudeh & Lowd
     define both, in place of the mean, which D-TRAK takes.
+    ``layers``: the layers that inner products are sums over, or learned weights of groups of them; needs whole gradients. The norms
+    of cosines are those of all layers.
     """
 
     NAME = "GradientSimilarity"
@@ -57,6 +59,7 @@ class GradientSimilarity(Estimator):
     checkpoints: int | str | Sequence[int] | None = None
     flips: bool = False
     weighted: bool = added(default=False)
+    layers: Layers = added(default=AllLayers())
 
     def __post_init__(self):
         if self.weighted and self.checkpoints is None:
@@ -65,7 +68,7 @@ class GradientSimilarity(Estimator):
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         self.measurement.subject(queries)
-        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        names = list(gradient_shapes(trained))  # raises if a layer has no per-example gradients
         if self.checkpoints == "last" and not self.weighted and not isinstance(trained, Recorded):
             return replace(self, checkpoints=None).scores(trained, train, queries)  # its final parameters are the one checkpoint
         if self.checkpoints is not None:
@@ -75,7 +78,9 @@ class GradientSimilarity(Estimator):
                 recorded.check_learning_rates(self, "weighted")
         self.draws.check(trained.process.T)
         stored = replace(self, projection=self.projection.chosen(gradient_shapes(trained)))
-        return with_replicates(self, SimilarityScores(stored, train, queries, trained))
+        if not isinstance(self.layers, AllLayers) and not isinstance(stored.projection, Identity):
+            raise FieldError(self, "layers", "projected gradients are mixtures of all layers: choose no projection")
+        return with_layers(self, SimilarityScores(stored, train, queries, trained), names)
 
     def features(self, trained: Trained, images: ImageSet, role: str, step: int | None) -> Features:
         """The gradients of queries (role "query") or training images (role "attribution") at a checkpoint."""
@@ -97,9 +102,11 @@ class SimilarityScores(ShardedScores):
         return [self._products(step) for step in self._steps(get)]
 
     def _products(self, step: int | None) -> InnerProducts:
-        features = self.estimator.features
+        features, layers = self.estimator.features, self.estimator.layers
         return InnerProducts(
-            features(self.trained, self.queries, "query", step), features(self.trained, self.train, "attribution", step)
+            features(self.trained, self.queries, "query", step),
+            features(self.trained, self.train, "attribution", step),
+            tuple(layers.names) if isinstance(layers, OnlyLayers) else None,
         )
 
     def cost(self) -> Cost:

@@ -9,12 +9,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from attribution.estimators.replicated import with_replicates
+from attribution.estimators.layer_weights import with_layers
+from attribution.estimators.layers import AllLayers
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
 from attribution.estimators.training_trajectory_blocks import HALVES, CheckpointEstimator, TrajectoryBatch, half_columns
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
-from attribution.gradients.layer_check import find_layers
+from attribution.gradients.network_cache import gradient_shapes
 from attribution.images import ImageSet, bins
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
@@ -22,7 +23,7 @@ from attribution.training import Recorded, require_record
 from attribution.training.checkpoints import at_least, select
 
 SHARED = (
-    "attribution.estimators.replicated",
+    "attribution.estimators.layer_weights",
     "attribution.estimators.sharded",
     "attribution.estimators.training_trajectory_blocks",
     "attribution.images.bins",
@@ -58,10 +59,10 @@ class TrajectoryEstimator(CheckpointEstimator):
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         recorded = require_record(trained, type(self).__name__)
         self.measurement.subject(queries)
-        find_layers(trained.outline)  # raises if a layer has no per-example gradients
+        names = list(gradient_shapes(trained))  # raises if a layer has no per-example gradients
         recorded.check_checkpoints(self.checkpoints, self, visited=True)
         self.draws.check(trained.process.T)
-        return with_replicates(self, TrajectoryScores(self, train, queries, recorded))
+        return with_layers(self, TrajectoryScores(self, train, queries, recorded), names)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class TrajectoryScores(ShardedScores):
 
     def cost(self) -> Cost:
         steps, bins = at_least(self.estimator.checkpoints), self.estimator.draws.bins
-        passes = self.queries.count * self.estimator.draws.count + self.train.count
+        shapes = gradient_shapes(self.trained)
+        share = self.estimator.layers.size(shapes) / AllLayers().size(shapes)  # groups of layers share their passes
+        passes = share * (self.queries.count * self.estimator.draws.count + self.train.count)
         scores = FLOAT32_BYTES * self.pairs * ((bins + (bins > 1)) ** 2 + HALVES)
         summed = 3 * FLOAT64_BYTES * self.pairs * HALVES * bins**2
         sides = min(self.queries.count * self.estimator.query_bytes(self.trained), self.estimator.execution.scratch)

@@ -6,12 +6,13 @@ the draws of the same passes are computed together (``Node.together``).
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from attribution.estimators.layers import AllLayers, Layers
 from attribution.estimators.sharded import (
     BlockProducts,
     QueryBatch,
@@ -22,16 +23,17 @@ from attribution.estimators.sharded import (
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.inner_products import dot
-from attribution.gradients.network_cache import engine
+from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import Captured, LayerGradients
 from attribution.gradients.resident import batches_within, resident
 from attribution.images.bins import bin_of
 from attribution.images.draws import DrawScheme
 from attribution.models.trained import Trained
-from attribution.nodes import Cost, Get, SharingNode, key
+from attribution.nodes import Cost, Get, SharingNode, added, key
 from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.estimators.layers",
     "attribution.estimators.sharded",
     "attribution.gradients.inner_products",
     "attribution.gradients.network_cache",
@@ -46,10 +48,15 @@ HALVES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEstimator(ShardedEstimator):
-    """An estimator that compares a query and a training example at a checkpoint k: ``⟨Q_k(q), G_k(z)⟩``."""
+    """An estimator that compares a query and a training example at a checkpoint k: ``⟨Q_k(q), G_k(z)⟩``.
+
+    ``layers``: the layers that the inner product is a sum over, or learned weights of groups of them.
+    """
 
     SCALES_GRADIENTS: ClassVar[bool] = False
     """Whether ``train_side`` makes a second copy of the gradients."""
+
+    layers: Layers = added(default=AllLayers())
 
     @abstractmethod
     def query_side(self, captured: Captured) -> LayerGradients:
@@ -61,7 +68,12 @@ class CheckpointEstimator(ShardedEstimator):
 
     def query_bytes(self, trained: Trained) -> float:
         """The size of the side of one query: its gradient, for every half of the draws and every bin of timesteps."""
-        return FLOAT32_BYTES * min(HALVES, self.draws.count) * self.draws.bins * trained.parameter_count
+        parameters = self.layers.size(gradient_shapes(trained))
+        return FLOAT32_BYTES * min(HALVES, self.draws.count) * self.draws.bins * parameters
+
+    def side_key(self) -> str:
+        """A key of estimators whose sides are the same before layers are chosen."""
+        return key(replace(self, layers=AllLayers()))
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,11 @@ class TrajectoryQueryBlock(QueryBlock[QueryVectors], SharingNode[QueryVectors]):
                 bins = bin_of(measurement.timesteps(batch), scheme.bins, T)
                 for b in range(scheme.bins):
                     inside = captured if scheme.bins == 1 else captured.where(bins == b)
+                    sides: dict[str, LayerGradients] = {}
                     for node, into in zip(nodes, vectors, strict=True):
-                        for layer, side in node.estimator.query_side(inside).items():
+                        if (name := node.estimator.side_key()) not in sides:
+                            sides[name] = node.estimator.query_side(inside)
+                        for layer, side in node.estimator.layers.part(sides[name]).items():
                             if layer not in into:
                                 into[layer] = side.new_empty(scheme.bins, len(halves), len(x0), *side.shape[1:])
                             into[layer][b, half, start:stop] = side
@@ -186,10 +201,11 @@ class TrajectoryTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
                 gradients: LayerGradients = {}
                 scaled_for = None
                 for at, side in zip(batch, sides, strict=True):
-                    if (i := blocks[at][0]) != scaled_for:
+                    estimator = nodes[blocks[at][0]].estimator
+                    if (name := estimator.side_key()) != scaled_for:
                         gradients = {}  # frees the memory of one node's side before the next
-                        gradients, scaled_for = nodes[i].estimator.train_side(captured), i
-                    products[at].append(dot(side.layers, gradients))
+                        gradients, scaled_for = estimator.train_side(captured), name
+                    products[at].append(dot(side.layers, estimator.layers.part(gradients)))
         of_nodes: list[list[Tensor]] = [[] for _ in nodes]
         for (i, _), columns in zip(blocks, products, strict=True):
             of_nodes[i].append(torch.cat(columns, dim=-1))

@@ -11,7 +11,8 @@ from torch import Tensor
 from attribution.double_precision import double
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
 from attribution.features.features import Features, gradients_together, passes_of
-from attribution.nodes import Arrays, Cost, Get, Node, SharingNode, key
+from attribution.gradients.network_cache import gradient_shapes
+from attribution.nodes import Arrays, Cost, Get, Node, SharingNode, added, key
 
 SHARED = ("attribution.features.features",)
 
@@ -21,7 +22,10 @@ COLUMNS = 2**13
 
 @dataclass(frozen=True, eq=False)
 class GramMatrix(Arrays):
-    """``values [L, R]``: inner products ⟨φ(l), φ(r)⟩; ``left_squares [L]`` and ``right_squares [R]``: ‖φ‖². All float64."""
+    """``values [L, R]``: inner products ⟨φ(l), φ(r)⟩; ``left_squares [L]`` and ``right_squares [R]``: ‖φ‖² over all layers.
+
+    All are float64.
+    """
 
     values: np.ndarray
     left_squares: np.ndarray
@@ -30,7 +34,10 @@ class GramMatrix(Arrays):
 
 @dataclass(frozen=True)
 class InnerProducts(Node[GramMatrix]):
-    """The inner products ⟨φ(l), φ(r)⟩ of all images on the left with all images on the right."""
+    """The inner products ⟨φ(l), φ(r)⟩ of all images on the left with all images on the right.
+
+    ``layers``: of whole gradients that are not stored, the layers that inner products are sums over; None: all.
+    """
 
     NAME = "InnerProducts"
     VERSION = 2
@@ -39,6 +46,7 @@ class InnerProducts(Node[GramMatrix]):
 
     left: Features
     right: Features
+    layers: tuple[str, ...] | None = added(default=None)
 
     def parts(self, get: Get) -> Sequence[Node]:
         return self.shards
@@ -73,7 +81,7 @@ class InnerProducts(Node[GramMatrix]):
     def _gram_shards(self) -> "list[GramShard]":
         """Shards for as many whole gradients on the right as ``pass_memory`` holds."""
         at_once = max(1, int(self.right.execution.pass_bytes / (FLOAT32_BYTES * self.right.trained.parameter_count)))
-        return [GramShard(self.left, self.right, rows) for rows in ranges(0, self.right.count, at_once)]
+        return [GramShard(self.left, self.right, rows, self.layers) for rows in ranges(0, self.right.count, at_once)]
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class GramShard(SharingNode[GramMatrix]):
     left: Features
     right: Features
     rows: tuple[int, int]
+    layers: tuple[str, ...] | None = added(default=None)
 
     def together(self) -> Hashable:
         return key(*self.right.pass_settings(), self.rows)
@@ -113,7 +122,8 @@ class GramShard(SharingNode[GramMatrix]):
         return Cost(
             passes=passes,
             at_once=max(block, held) * draws,
-            products=2 * held * pairs * parameters,  # float64 takes twice as long
+            # float64 takes twice as long
+            products=2 * held * sum((node.left.count - node.first) * node.multiplied for node in nodes),
             # A block layer by layer, and as whole gradients.
             memory=FLOAT32_BYTES * (at_once * held + 2 * measures * block) * parameters,
             disk=FLOAT64_BYTES * (pairs * (held + 1) + len(nodes) * held),
@@ -123,6 +133,23 @@ class GramShard(SharingNode[GramMatrix]):
     def same(self) -> bool:
         """Whether both sides are the same gradients."""
         return same_gradients(self.left, self.right)
+
+    @property
+    def columns(self) -> list[slice]:
+        """The entries of whole gradients that are multiplied, in pieces."""
+        if self.layers is None:
+            return [slice(0, self.right.trained.parameter_count)]
+        pieces, start = [], 0
+        for name, (rows, columns) in gradient_shapes(self.right.trained).items():
+            if name in self.layers:
+                pieces.append(slice(start, start + rows * columns))
+            start += rows * columns
+        return pieces
+
+    @property
+    def multiplied(self) -> int:
+        """The number of entries of whole gradients that are multiplied."""
+        return sum(piece.stop - piece.start for piece in self.columns)
 
     @property
     def first(self) -> int:
@@ -180,7 +207,7 @@ def _matrices(by_right: Sequence[Sequence[GramShard]], rows: tuple[int, int], ge
     place = {node.fingerprint: i for i, own in enumerate(by_right) for node in own}
     for node in (node for node in nodes if node.same):  # no second pass over the gradients that are held
         name, block, i = node.fingerprint, slice(0, rows[1] - rows[0]), place[node.fingerprint]
-        values[name][block], left_squares[name][block] = _inner(held[i], held[i]), squares[i]
+        values[name][block], left_squares[name][block] = _inner_of(node, held[i], held[i]), squares[i]
     for sharing in _by_left(nodes):
         _multiply([(node, place[node.fingerprint]) for node in sharing], held, values, left_squares, rows, get)
     return {
@@ -206,13 +233,12 @@ def _multiply(
     first = sharing[0][0]
     for block, gradients in gradients_together(list(lefts.values()), get, (rows[1] if first.same else 0, first.left.count)):
         of_left = dict(zip(lefts, gradients, strict=True))
+        squares = {name: _squares(of_name) for name, of_name in of_left.items()}
         at = slice(block.start - first.first, block.stop - first.first)
         for node, i in sharing:
             name = key(*node.left.gradient_settings())
-            values[node.fingerprint][at], left_squares[node.fingerprint][at] = (
-                _inner(of_left[name], held[i]),
-                _squares(of_left[name]),
-            )
+            values[node.fingerprint][at] = _inner_of(node, of_left[name], held[i])
+            left_squares[node.fingerprint][at] = squares[name]
         del gradients, of_left  # before those of the next images are made
 
 
@@ -235,6 +261,12 @@ def _symmetric(shards: Sequence[GramMatrix]) -> np.ndarray:
 
 def _tensor(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(rows))
+
+
+def _inner_of(node: GramShard, a: Tensor, b: Tensor) -> np.ndarray:
+    """The inner products of whole gradients over the layers of a node."""
+    first, *others = (_inner(a[:, columns], b[:, columns]) for columns in node.columns)
+    return sum(others, first)
 
 
 def _inner(a: Tensor, b: Tensor) -> np.ndarray:

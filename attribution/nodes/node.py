@@ -198,11 +198,12 @@ class SharingNode(JointNode[_A]):
 
 
 def groups(nodes: Sequence[Node[A]]) -> list[list[Node[A]]]:
-    """Nodes that are computed together, in order of first appearance."""
+    """Nodes that are computed together, in order of last appearance: after what comes before any of them."""
     by_key: dict[Hashable, list[Node[A]]] = {}
     for node in nodes:
-        key = node.together()
-        by_key.setdefault((type(node), node.fingerprint if key is None else key), []).append(node)
+        key = (type(node), node.fingerprint if (shared := node.together()) is None else shared)
+        by_key[key] = group = by_key.pop(key, [])
+        group.append(node)
     return list(by_key.values())
 
 

@@ -10,6 +10,7 @@ from attribution.estimators import Estimator
 from attribution.estimators.scores import Scores
 from attribution.nodes import Get, Node
 from experiments.benchmarks.draw_noise import noise_bands
+from experiments.benchmarks.layer_weights import report_layer_weights
 from experiments.benchmarks.lds_report import BENCHMARK, LDSInputs, LDSReport, Measurements
 from experiments.benchmarks.proponents import report_proponents
 from experiments.benchmarks.selection import Selection, Selective
@@ -65,6 +66,7 @@ class LDS(SubsetBenchmark, Selective):
             noise = noise_bands([v for v in inputs.variants if v.label in shown])
             report_proponents(report, inputs.kind, inputs.queries, train, shown, first, noise, top=self.shown)
         result.close()
+        report_layer_weights(report, estimators, self._trainings(experiment, estimators)[0], get)
 
     def inputs(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get) -> Iterator[LDSInputs]:
         """What the LDS of each kind of queries is computed from."""

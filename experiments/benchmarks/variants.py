@@ -8,6 +8,8 @@ from attribution.checks import FieldError
 from attribution.estimators import Estimator
 from attribution.estimators.ensemble import EnsembleScores
 from attribution.estimators.influence import InfluenceScores
+from attribution.estimators.layer_weights import LayerWeightScores
+from attribution.estimators.layers import refuse_layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import ImageSet
@@ -100,6 +102,7 @@ def subject_of(name: str, estimator: Estimator, node: Node[Scores], get: Get) ->
 def effort_of(estimator: Estimator, settings: Mapping[str, Any], node: Node[Any], get: Get) -> Effort:
     """The draws and passes behind a variant; of several numbers of draws, as many as it would take alone."""
     draws, members = estimator.draws_of(settings), node.members if isinstance(node, EnsembleScores) else [node]
+    members = [member.unweighted if isinstance(member, LayerWeightScores) else member for member in members]
     if draws is not None:
         members = [member.at_draws(*draws) if isinstance(member, InfluenceScores) else member for member in members]
     passes = sum(member.passes(get) for member in members)
@@ -120,5 +123,6 @@ def require_replay(estimators: Mapping[str, Estimator], benchmark: str) -> dict[
         if estimator.models > 1:
             raise FieldError(estimator, "models", f"benchmark={benchmark} looks at the checkpoints of one training: set 1")
         estimator.draws.refuse_lists(f"benchmark={benchmark}")
+        refuse_layers(estimator, f"benchmark={benchmark}")
         replaying[name] = estimator
     return replaying

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from attribution.estimators import Estimator
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.layers import refuse_layers
 from attribution.images.bins import labels
 from attribution.images.draws import MOST_REPLICATES, Uniform
 from experiments import figures
@@ -93,6 +94,7 @@ def _check(name: str, estimator: Estimator, draws: Sequence[int], bins: int, gro
     if not isinstance(estimator, KFACInfluence):
         message = "a window is chosen from scores of K-FAC influence: choose estimator=kfac, and set the window for this one"
         raise SettingError(f"estimator={name}: {message}")
+    refuse_layers(estimator, "a window")
     scheme = estimator.draws
     if not isinstance(scheme, Uniform) or scheme.replicates != 1 or scheme.bins > 1 or len(scheme.pairs) > 1 or scheme.shared:
         needed = "draws@estimator.draws=uniform with one number n, replicates=1, bins=1 and shared=false"
