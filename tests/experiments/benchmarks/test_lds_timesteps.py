@@ -118,7 +118,7 @@ def world():
     return experiment, instantiate(config.queries, n=3, _convert_="all").node(experiment)
 
 
-@pytest.mark.parametrize("name", [name for name in options("estimator") if name != "rank_average"])  # which has those of its parts
+@pytest.mark.parametrize("name", [name for name in options("estimator") if not name.endswith("_average")])
 def test_measuring_is_the_measurement_of_the_command_line(world, name):
     """Claim: an estimator measuring at t is the one with measurement=loss_at_t; one that asks for no measurement is itself."""
     experiment, queries = world

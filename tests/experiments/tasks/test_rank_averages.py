@@ -2,6 +2,8 @@
 
 import pytest
 
+from attribution.curvature import EKFAC
+from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.rank_average import RankAverage
 from tests.experiments.tasks.test_equal_draws import compared, estimators
 
@@ -9,13 +11,14 @@ from tests.experiments.tasks.test_equal_draws import compared, estimators
 @pytest.mark.slow
 def test_parts_are_the_compared_estimators():
     """Claim: each part equals the estimator of its name, with the draws and settings of the command line, chosen or compared."""
-    found = estimators("estimator=balanced_kfac", "estimator.draws.n=12", "estimator.models=2", compared("rank_average"))
-    average, balanced = found["rank_average"], found["balanced_kfac"]
+    found = estimators("estimator=balanced_kfac", "estimator.draws.n=12", "estimator.models=2", compared("standard_average"))
+    average, balanced = found["standard_average"], found["balanced_kfac"]
     assert isinstance(average, RankAverage)
-    assert list(average.parts) == ["balanced_kfac", "nda"]
+    assert (list(average.parts), average.scale) == (["astra", "balanced_kfac", "nda"], "standard")
     assert average.parts["balanced_kfac"] == balanced
     assert (balanced.draws.count, balanced.models) == (12, 2)
-    found = estimators("estimator=rank_average", "estimator.of=[ekfac,raw_cos]", compared("ekfac"))
-    average = found["rank_average"]
+    average = estimators("estimator=rank_average", "estimator.of=[ekfac,raw_cos]", compared())["rank_average"]
     assert isinstance(average, RankAverage)
-    assert average.parts["ekfac"] == found["ekfac"]  # with the curvature of its own file
+    ekfac = average.parts["ekfac"]
+    assert isinstance(ekfac, KFACInfluence)
+    assert isinstance(ekfac.curvature, EKFAC)  # of its own file
