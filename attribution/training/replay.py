@@ -39,7 +39,7 @@ def _gradients(
     network: nn.Module, measure: Measure, images: Images, visits: np.ndarray, row: np.void, tf32: bool
 ) -> tuple[Tensor, ...]:
     """The gradient of the mean loss at the ``visits`` of one process, with its ``row`` of the step table."""
-    positions = _positions(images, visits)
+    positions = visited_rows(images, visits)
     parameter = next(network.parameters())
     x0 = images.x0(positions).to(parameter.device, parameter.dtype)
     with torch.random.fork_rng(), tf32_products(tf32):
@@ -56,15 +56,18 @@ def replay_loss(network: nn.Module, measure: Measure, record: TrainingRecord, im
     It is the recorded loss, up to rounding and dropout, if the images, their ids, the process and the recorded draws are those of
     training.
     """
-    visits, parameter = record.visits_of_step(step), next(network.parameters())
-    positions = _positions(images, visits)
+    return float(visit_losses(network, measure, images, record.visits_of_step(step)).mean())
+
+
+def visit_losses(network: nn.Module, measure: Measure, images: Images, visits: np.ndarray) -> Tensor:
+    """The loss of ``network`` at each of the ``visits [B]``: ``[B]``, in the precision of its parameters."""
+    positions, parameter = visited_rows(images, visits), next(network.parameters())
     x0, condition = images.x0(positions).to(parameter.device, parameter.dtype), images.conditions(positions)
     condition = None if condition is None else condition.to(parameter.device)
-    inputs = measure.inputs(x0, draws_of(visits).to(parameter.device), condition)
-    return float(measure(denoiser(network), *inputs).mean())
+    return measure(denoiser(network), *measure.inputs(x0, draws_of(visits).to(parameter.device), condition))
 
 
-def _positions(images: Images, visits: np.ndarray) -> np.ndarray:
+def visited_rows(images: Images, visits: np.ndarray) -> np.ndarray:
     """The rows of the visited images.
 
     Raises:

@@ -12,11 +12,12 @@ from torch import nn
 
 from attribution.images import Images, ImageSet
 from attribution.nodes import Cost, Get, execution
-from attribution.training import Recorded, TrainingRecord
+from attribution.training import TrainingRecord
 from attribution.training.checkpoints import CheckpointRule, check_selection, check_visited
 from attribution.training.order import steps_per_epoch
 from attribution.training.ranks import Rank
 from attribution.training.recipe import Hardware, Recipe
+from attribution.training.repeatable import Repeatable
 from experiments.models.rank_processes import hardware_of, ranks_of
 
 SHARED = ("attribution.training.checkpoints", "attribution.training.fit")
@@ -26,7 +27,7 @@ LoggerFor = Callable[[str], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModel(Recorded):
+class TrainedModel(Repeatable):
     """``model`` trained on ``data`` by ``recipe``, with the record of the training run."""
 
     NAME = "TrainedModel"
