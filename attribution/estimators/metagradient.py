@@ -37,6 +37,7 @@ from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, key
 from attribution.nodes.saves import Saves
 from attribution.training.optimizer_steps import PARAMETERS, optimizer_settings, state_names
+from attribution.training.order import steps_per_epoch
 from attribution.training.repeatable import Repeatable, require_repeatable
 from attribution.training.replay import visited_rows
 from attribution.training.rerun import Moment, Rerun
@@ -113,7 +114,7 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
 
     def cost(self) -> Cost:
         recipe, Q = self.trained.recipe, self.count
-        visits = recipe.steps * min(recipe.batch_size, self.train.count)
+        visits = recipe.steps * self.train.count / steps_per_epoch(self.train.count, recipe.batch_size)
         size = (FLOAT64_BYTES if recipe.precision == "64-true" else FLOAT32_BYTES) * self.trained.parameter_count
         vectors = 1 + len(state_names(*optimizer_settings(self.trained.optimizer)))
         held = 2 * segment(recipe.steps) + 2 * Q + 3
