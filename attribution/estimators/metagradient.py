@@ -46,6 +46,8 @@ from attribution.training.reverse import ReverseSteps
 SHARED = (
     "attribution.diffusion.denoiser",
     "attribution.estimators.sharded",
+    "attribution.training.order",
+    "attribution.training.repeatable",
     "attribution.training.rerun",
     "attribution.training.reverse",
 )

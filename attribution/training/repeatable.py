@@ -10,6 +10,8 @@ from attribution.models.trained import Trained
 from attribution.training.recipe import Recipe
 from attribution.training.record import Recorded, RecordError
 
+SHARED = ("attribution.models.trained", "attribution.training.record")
+
 
 class Repeatable(Recorded, ABC):
     """A model that was trained here: its record, with these settings, says all that a repetition of its training needs."""
@@ -28,6 +30,6 @@ def require_repeatable(trained: Trained, user: str) -> Repeatable:
     if not isinstance(trained, Repeatable):
         raise RecordError(
             f"{user} computes the whole training of a model again, but {type(trained).__name__} does not say how: train the model "
-            "here (explained=trained), and attribute to all of its parameters (parameters=all)"
+            "here, and attribute to all of its parameters"
         )
     return trained

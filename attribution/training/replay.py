@@ -11,6 +11,8 @@ from attribution.precision import TF32, tf32_products
 from attribution.training.module import training_loss
 from attribution.training.record import TrainingRecord, draws_of
 
+SHARED = ("attribution.diffusion.denoiser", "attribution.training.module", "attribution.training.record")
+
 
 def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord, images: Images, step: int) -> dict[str, Tensor]:
     """Return the gradient of training step ``step`` (0-based) after clipping, by parameter name.

@@ -17,7 +17,12 @@ from attribution.training.record import TrainingRecord
 from attribution.training.repeatable import Repeatable
 from attribution.training.replay import replay_gradient
 
-SHARED = ("attribution.training.record", "attribution.training.replay")
+SHARED = (
+    "attribution.diffusion.denoiser",
+    "attribution.training.optimizer_steps",
+    "attribution.training.repeatable",
+    "attribution.training.replay",
+)
 
 
 @dataclass(frozen=True, eq=False)

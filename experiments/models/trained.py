@@ -20,7 +20,7 @@ from attribution.training.recipe import Hardware, Recipe
 from attribution.training.repeatable import Repeatable
 from experiments.models.rank_processes import hardware_of, ranks_of
 
-SHARED = ("attribution.training.checkpoints", "attribution.training.fit")
+SHARED = ("attribution.training.checkpoints", "attribution.training.fit", "attribution.training.repeatable")
 
 LoggerFor = Callable[[str], Any]
 """A Lightning logger for the training of the named model, or None."""

@@ -280,5 +280,5 @@ def test_other_bad_settings_are_refused():
         Metagradient(draws=Uniform(3, train=2), **settings)
     with pytest.raises(FieldError, match="metagradient"):
         Metagradient(draws=Uniform([2, 4]), **settings)
-    with pytest.raises(RecordError, match="parameters=all"):
+    with pytest.raises(RecordError, match="attribute to all of its parameters"):
         Metagradient(draws=Even(4), **settings).scores(Matching("last").of(model()), TRAIN, QUERIES)

@@ -92,6 +92,7 @@ SMALL_BENCHMARK = {
     "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
     "influential_timesteps": (*_SOURCES, *_REPLAYED, *_POOLS, "trainer.steps=12", "checkpoints.every=6", "benchmark.k=5"),
     "lds": (*SMALL, *_BENCHMARK, *_POOLS),
+    "linearization": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.sizes=[2]", "benchmark.count=3"),
     "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
     "normalization": (*_SETS, "benchmark.compare=[]", "estimator=guided", *_REPLAY),
     "one_checkpoint": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.k=5", "benchmark.shown=5", "benchmark.rows=2"),
