@@ -78,7 +78,7 @@ def differentiated(node: TrainedModel, get: Any) -> np.ndarray:
     """Training as one graph from the weights to the measurement, differentiated by autograd, ``[Q, N]``."""
     record, images, network = get(node), get(TRAIN), node.network(get)
     kind, settings = optimizer_settings(node.optimizer)
-    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=node.optimizer.keywords["lr"])
+    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings["lr"])
     recipe, weights = node.recipe, torch.ones(N, dtype=torch.float64, requires_grad=True)
     schedule = get_scheduler(
         recipe.lr_schedule, dummy, num_warmup_steps=round(recipe.warmup * recipe.steps), num_training_steps=recipe.steps
@@ -90,11 +90,11 @@ def differentiated(node: TrainedModel, get: Any) -> np.ndarray:
 
     class Moved(nn.Module):
         def forward(self, x_t, t):
-            pieces = self.values.split([p.numel() for p in shapes.values()])
+            pieces = moved.values.split([p.numel() for p in shapes.values()])
             named = {name: piece.view_as(p) for (name, p), piece in zip(shapes.items(), pieces, strict=True)}
             return torch.func.functional_call(network, named, (x_t, t))
 
-    moved = Moved()
+    moved: Any = Moved()
     moved.register_parameter("of_dtype", nn.Parameter(torch.zeros(1).double()))
     moved.network = network
     for step in range(recipe.steps):
@@ -106,7 +106,7 @@ def differentiated(node: TrainedModel, get: Any) -> np.ndarray:
         (gradient,) = torch.autograd.grad(loss, moved.values, create_graph=True)
         if recipe.clip is not None:
             gradient = gradient * torch.clamp(recipe.clip / (gradient.norm() + 1e-6), max=1)
-        state = step_after(kind, settings, schedule.get_last_lr()[0], step, state, gradient)
+        state = step_after(kind, settings, float(schedule.get_last_lr()[0]), step, state, gradient)
         dummy.step()
         schedule.step()
         if recipe.ema is not None:
@@ -184,13 +184,14 @@ class Affine(nn.Module):
         return self.layer(x_t[:, 0, :2, :2].flatten(1))[:, :, None, None].expand_as(x_t)
 
 
+@pytest.mark.slow
 def test_where_sgd_converges_on_a_convex_loss_scores_are_influence(get):
     """Claim: full batches to convergence give ∇m(q)ᵀ (H + λI)⁻¹ ∇ℓ(z), sign and scale included, with λ the weight decay."""
     objective, decay = Regression(PROCESS), 0.2
     sgd = functools.partial(torch.optim.SGD, lr=0.3, momentum=0.5, weight_decay=decay)
     recipe = Recipe(steps=100, batch_size=N, precision="64-true")
     node = model(model=Affine, objective=objective, optimizer=sgd, recipe=recipe, checkpoints=EverySteps(30), flips=False)
-    layer = node.network(get).layer
+    layer: Any = node.network(get).layer
 
     def parts(images):
         x = images.x0().double()
