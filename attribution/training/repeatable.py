@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from attribution.checks import FieldError
 from attribution.models.trained import Trained
 from attribution.training.recipe import Recipe
 from attribution.training.record import Recorded, RecordError
+from attribution.training.selected import Matching, Selected
 
-SHARED = ("attribution.models.trained", "attribution.training.record")
+SHARED = ("attribution.models.trained", "attribution.training.record", "attribution.training.selected")
 
 
 class Repeatable(Recorded, ABC):
@@ -25,11 +27,15 @@ def require_repeatable(trained: Trained, user: str) -> Repeatable:
     """Return ``trained`` as a model that ``user`` can train again, step by step.
 
     Raises:
-        RecordError: it was trained elsewhere, or only a part of its parameters is attributed to.
+        RecordError: it was trained elsewhere.
+        FieldError: only a part of its parameters is attributed to.
     """
+    if isinstance(trained, Selected):
+        message = f"{user} differentiates a training run, which moves all parameters: attribute to all of them"
+        raise FieldError(Matching(trained.pattern), "pattern", message)
     if not isinstance(trained, Repeatable):
         raise RecordError(
             f"{user} computes the whole training of a model again, but {type(trained).__name__} does not say how: train the model "
-            "here, and attribute to all of its parameters"
+            "here, or choose an estimator that works on a final model, such as K-FAC influence or TRAK"
         )
     return trained

@@ -32,6 +32,7 @@ from attribution.training.replay import visit_losses
 from attribution.training.selected import Matching
 from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
+from tests.attribution.curvature.curvature_worlds import given, perceptron
 from tests.worlds import PROCESS, Blobs, trained
 
 TRAIN, QUERIES, DRAWS = Blobs(n=7, size=4), Blobs(n=2, first=900, size=4), Uniform(3)
@@ -281,5 +282,7 @@ def test_other_bad_settings_are_refused():
         Metagradient(draws=Uniform(3, train=2), **settings)
     with pytest.raises(FieldError, match="metagradient"):
         Metagradient(draws=Uniform([2, 4]), **settings)
-    with pytest.raises(RecordError, match="attribute to all of its parameters"):
+    with pytest.raises(FieldError, match="Matching.pattern=last.*attribute to all"):
         Metagradient(draws=Even(4), **settings).scores(Matching("last").of(model()), TRAIN, QUERIES)
+    with pytest.raises(RecordError, match="train the model here"):
+        Metagradient(draws=Even(4), **settings).scores(given(perceptron), TRAIN, QUERIES)
