@@ -67,11 +67,11 @@ _METRICS = {
     "of training.",
     r"most_frequent_in_top_\d+": "the share of queries that have the same, most frequent image among their top k.",
     r"training_loss_of_last_epoch": "the mean training loss over the steps of the last epoch.",
-    r"(spearman|pearson)_with_retraining_%": "the correlation, over sets of removed images, of the predicted change of a measurement "
-    "with that of the same training run without them; in per cent, averaged over queries. Higher is better.",
+    r"(spearman|pearson)_with_retraining_%": "the correlation, over sets of removed images, of the predicted change of a "
+    "measurement with that of the same training run without them; in per cent, averaged over queries. Higher is better.",
     r"(spearman|pearson)_with_metagradient_%": "the same with the change that the exact derivative of training predicts.",
-    r"error_with_(retraining|metagradient)_%": "the distance of predicted from true changes in per cent of the norm of the true ones. "
-    "It has a meaning for scores with a scale only.",
+    r"error_with_(retraining|metagradient)_%": "the distance of predicted from true changes in per cent of the norm of the true "
+    "ones. It has a meaning for scores with a scale only.",
     r"scaled_error_with_(retraining|metagradient)_%": "the same after the best scale for each query. Lower is better; at most 100.",
     r"agreement_%": "the correlation over random halves of predictions from these draws with those that endless draws of all "
     "timesteps would give, as expected from groups of draws. Nothing was retrained. Higher is better.",
@@ -115,7 +115,7 @@ _FIGURES = {
     r"sparse_timesteps": "agreement of scores from few timesteps with those from all, and their cost",
     r"agreement_\d+": "expected agreement of scores from windows of timesteps with those from all timesteps",
     r"loss_weights": "weight of each timestep in the measurements",
-    r"linearization": "agreement of predicted changes with retraining and with the exact derivative, over the number of removed images",
+    r"linearization": "agreement of predicted changes with retraining and with the exact derivative, over numbers of removed images",
     r"lds_by_timestep": "LDS by timestep of the loss",
 }
 """What figures show, by regular expressions of their names."""

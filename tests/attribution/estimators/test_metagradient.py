@@ -282,7 +282,7 @@ def test_other_bad_settings_are_refused():
         Metagradient(draws=Uniform(3, train=2), **settings)
     with pytest.raises(FieldError, match="metagradient"):
         Metagradient(draws=Uniform([2, 4]), **settings)
-    with pytest.raises(FieldError, match="Matching.pattern=last.*attribute to all"):
+    with pytest.raises(FieldError, match=r"Matching.pattern=last.*attribute to all"):
         Metagradient(draws=Even(4), **settings).scores(Matching("last").of(model()), TRAIN, QUERIES)
     with pytest.raises(RecordError, match="train the model here"):
         Metagradient(draws=Even(4), **settings).scores(given(perceptron), TRAIN, QUERIES)
