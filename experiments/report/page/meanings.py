@@ -115,7 +115,7 @@ _FIGURES = {
     r"sparse_timesteps": "agreement of scores from few timesteps with those from all, and their cost",
     r"agreement_\d+": "expected agreement of scores from windows of timesteps with those from all timesteps",
     r"loss_weights": "weight of each timestep in the measurements",
-    r"linearization": "agreement of predicted changes with retraining and with the exact derivative, over numbers of removed images",
+    r"linearization": "agreement of predicted changes with retraining and with the exact derivative, over sizes of removed sets",
     r"lds_by_timestep": "LDS by timestep of the loss",
 }
 """What figures show, by regular expressions of their names."""
