@@ -64,23 +64,25 @@ class DrawNoise:
                     "expected_lds_%": self.noise.expected(value, query, train),
                 }
 
-    def sentence(self, kind: str, value: float) -> str:
-        """How much of the LDS ``value`` draws cost, and of which side more would help."""
-        noise, both_sides = self.noise.clipped(), self.predictions.shape[1] > 1
-        of = f"{self.variant.label}, {kind} queries"
-        if not noise.signal > 0:
-            return (
-                f"{of}: the predictions cannot be told from noise with {len(self.predictions)} groups of these draws: take more "
-                "draws (estimator.draws.n)"
-            )
-        parts = f"query draws {PERCENT * noise.query:.0f} %"
-        if both_sides:
-            parts += f", training draws {PERCENT * noise.train:.0f} %, both together {PERCENT * noise.both:.0f} %"
-        endless = noise.expected(value, math.inf, math.inf if both_sides else 1)
-        return (
-            f"{of}: {PERCENT * (1 - noise.signal):.0f} % of the variance of predictions is noise of the draws ({parts}). With "
-            f"infinitely many draws, an LDS of about {endless:.0f} % is expected in place of {value:.1f} % (expected_lds.csv)"
-        )
+    def summary(self, value: float) -> str:
+        """The part of the variance of predictions that is noise of the draws, and the LDS that endless draws would give.
+
+        ``value`` is the LDS with the draws taken.
+        """
+        if not self.noise.signal > 0:
+            return f"{self.variant.label}: only noise, take more draws"
+        noise = self.noise.clipped()
+        endless = noise.expected(value, math.inf, math.inf if self.predictions.shape[1] > 1 else 1)
+        return f"{self.variant.label} {PERCENT * (1 - noise.signal):.0f} % ({value:.1f} -> {endless:.1f})"
+
+
+def draws_note(kind: str, noises: Sequence[DrawNoise], values: Sequence[float]) -> str:
+    """One line on the noise of the draws of all estimators, with their LDS ``values``."""
+    summaries = ", ".join(noise.summary(value) for noise, value in zip(noises, values, strict=True))
+    return (
+        f"{kind} queries: noise of the draws in the variance of predictions, and the LDS (now -> expected from endless draws; "
+        f"expected_lds.csv): {summaries}"
+    )
 
 
 def noise_bands(variants: Sequence[Variant]) -> dict[str, np.ndarray]:

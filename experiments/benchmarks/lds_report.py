@@ -8,7 +8,7 @@ import numpy as np
 from attribution.images import Images
 from experiments import figures
 from experiments.benchmarks.compare import compare
-from experiments.benchmarks.draw_noise import DrawNoise, lds_of
+from experiments.benchmarks.draw_noise import DrawNoise, draws_note, lds_of
 from experiments.benchmarks.subset_benchmark import CEILING, MIN_SUBSETS, RETRAINING, ceiling_of, levels
 from experiments.benchmarks.sweeps import sweep_figures
 from experiments.benchmarks.variants import Variant
@@ -84,11 +84,16 @@ class LDSReport:
         self._values += added
         self._tuned_values += self._report.add(self._tuned(kind, inputs.swept, measurements, ceiling))
         self._table += _table(kind, inputs.queries, variants, per_query)
-        for noise, value in zip(noises, per_query.mean(1).tolist(), strict=True):
-            if noise is not None and noise.variant.all_timesteps:
-                self._expected += noise.expected(kind, value)
-                self._report.note(noise.sentence(kind, value))
+        self._add_noise(kind, noises, per_query.mean(1).tolist())
         return added
+
+    def _add_noise(self, kind: str, noises: Sequence[DrawNoise | None], values: Sequence[float]) -> None:
+        """Say how much of each LDS is noise of the draws."""
+        known = [(noise, value) for noise, value in zip(noises, values, strict=True) if noise and noise.variant.all_timesteps]
+        for noise, value in known:
+            self._expected += noise.expected(kind, value)
+        if known:
+            self._report.note(draws_note(kind, *zip(*known, strict=True)))
 
     def close(self) -> None:
         """Add the tables of all queries and the figures of all rows."""
