@@ -276,6 +276,7 @@ VALID = (
     r"feature\.eta=-1",
     r"diffusion\.process\.(logit_mean|P_mean)=-1",
     r"benchmark\.(repeats|outlier)=0",
+    r"benchmark\.sizes=null",  # of benchmark=linearization: powers of four and a half
     r"task\.gpu\.group=0",  # leaves retraining together out
     r"trainer\.(clip|ema)=null",
     r"estimator\.checkpoints=null",
