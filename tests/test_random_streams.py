@@ -71,6 +71,7 @@ GENERATORS = {
     ("*", 0xC0F, "*"): "removals: seed, number",
     ("*", 0x517E): "subsets of varied size: seed",
     ("*", 0x6E0): "subsets of groups: seed",
+    ("*", 0x11EA, "*"): "sets of a linearization: seed, size",
     ("*", 0xA77): "training images of each number: seed",
     ("*", 0x5A1E, "*"): "circular orders of groups: seed, number",
     ("*", 0x91A): "rows of planted images: seed",

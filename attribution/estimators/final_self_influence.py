@@ -16,9 +16,9 @@ from attribution.estimators.base import Estimator
 from attribution.estimators.held_queries import refuse_unstable
 from attribution.estimators.influence import InfluenceTrainingBlock, KFACInfluence
 from attribution.estimators.kernel import KernelScores
+from attribution.estimators.layers import refuse_layers
 from attribution.estimators.leverage import Leverages
 from attribution.estimators.rescaled_kfac import RescaledKFAC, factors
-from attribution.estimators.layers import refuse_layers
 from attribution.estimators.scores import Scores
 from attribution.estimators.self_influence import Influence, SelfInfluence
 from attribution.estimators.training_trajectory import TrajectoryEstimator

@@ -11,6 +11,8 @@ from attribution.precision import TF32, tf32_products
 from attribution.training.module import training_loss
 from attribution.training.record import TrainingRecord, draws_of, positions_of
 
+SHARED = ("attribution.diffusion.denoiser", "attribution.training.module", "attribution.training.record")
+
 
 def replay_gradient(network: nn.Module, measure: Measure, record: TrainingRecord, images: Images, step: int) -> dict[str, Tensor]:
     """Return the gradient of training step ``step`` (0-based) after clipping, by parameter name.
@@ -56,9 +58,12 @@ def replay_loss(network: nn.Module, measure: Measure, record: TrainingRecord, im
     It is the recorded loss, up to rounding and dropout, if the images, their ids, the process and the recorded draws are those of
     training.
     """
-    visits, parameter = record.visits_of_step(step), next(network.parameters())
-    positions = positions_of(images, visits)
+    return float(visit_losses(network, measure, images, record.visits_of_step(step)).mean())
+
+
+def visit_losses(network: nn.Module, measure: Measure, images: Images, visits: np.ndarray) -> Tensor:
+    """The loss of ``network`` at each of the ``visits [B]``: ``[B]``, in the precision of its parameters."""
+    positions, parameter = positions_of(images, visits), next(network.parameters())
     x0, condition = images.x0(positions).to(parameter.device, parameter.dtype), images.conditions(positions)
     condition = None if condition is None else condition.to(parameter.device)
-    inputs = measure.inputs(x0, draws_of(visits).to(parameter.device), condition)
-    return float(measure(denoiser(network), *inputs).mean())
+    return measure(denoiser(network), *measure.inputs(x0, draws_of(visits).to(parameter.device), condition))

@@ -14,6 +14,7 @@ from experiments.figures.effects import Effects, effects
 from experiments.figures.group_matrices import group_matrices
 from experiments.figures.heatmap import matrix
 from experiments.figures.influences import proponents
+from experiments.figures.linearization import linearization
 from experiments.figures.loss_weights import loss_weights
 from experiments.figures.noise_axis import log_snr_axis
 from experiments.figures.norm_trend import norm_trend
@@ -50,6 +51,7 @@ __all__ = [
     "effects",
     "grid",
     "group_matrices",
+    "linearization",
     "log_snr_axis",
     "loss_weights",
     "matrix",

@@ -13,21 +13,22 @@ from torch import nn
 from attribution.checks import FieldError
 from attribution.images import Images, ImageSet
 from attribution.nodes import Cost, Get, execution
-from attribution.training import Recorded, TrainingRecord
+from attribution.training import TrainingRecord
 from attribution.training.checkpoints import CheckpointRule, check_selection, check_visited
 from attribution.training.order import steps_per_epoch
 from attribution.training.ranks import Rank
 from attribution.training.recipe import Hardware, Recipe
+from attribution.training.repeatable import Repeatable
 from experiments.models.rank_processes import hardware_of, ranks_of
 
-SHARED = ("attribution.training.checkpoints", "attribution.training.fit")
+SHARED = ("attribution.training.checkpoints", "attribution.training.fit", "attribution.training.repeatable")
 
 LoggerFor = Callable[[str], Any]
 """A Lightning logger for the training of the named model, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModel(Recorded):
+class TrainedModel(Repeatable):
     """``model`` trained on ``data`` by ``recipe``, with the record of the training run."""
 
     NAME = "TrainedModel"

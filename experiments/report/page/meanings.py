@@ -67,6 +67,12 @@ _METRICS = {
     "of training.",
     r"most_frequent_in_top_\d+": "the share of queries that have the same, most frequent image among their top k.",
     r"training_loss_of_last_epoch": "the mean training loss over the steps of the last epoch.",
+    r"(spearman|pearson)_with_retraining_%": "the correlation, over sets of removed images, of the predicted change of a "
+    "measurement with that of the same training run without them; in per cent, averaged over queries. Higher is better.",
+    r"(spearman|pearson)_with_metagradient_%": "the same with the change that the exact derivative of training predicts.",
+    r"error_with_(retraining|metagradient)_%": "the distance of predicted from true changes in per cent of the norm of the true "
+    "ones. It has a meaning for scores with a scale only.",
+    r"scaled_error_with_(retraining|metagradient)_%": "the same after the best scale for each query. Lower is better; at most 100.",
     r"agreement_%": "the correlation over random halves of predictions from these draws with those that endless draws of all "
     "timesteps would give, as expected from groups of draws. Nothing was retrained. Higher is better.",
     r"weight_share\[.*\]": "the share of the total weight of a measurement that these timesteps have.",
@@ -78,6 +84,7 @@ _SUBJECTS = {
     "random removal": "what removing as many images at random does. An estimator that does not exceed it has found nothing.",
     "random group": "each random group in the place of a query's own: how often noise is called attributable.",
     "nothing removed": "training again on all images.",
+    "rounding": "the same training run once more on all images, in another order of sums.",
     "τ = 1": "equal scores, which count the images that a subset leaves out.",
 }
 """What lines are that stand for no estimator."""
@@ -108,6 +115,7 @@ _FIGURES = {
     r"sparse_timesteps": "agreement of scores from few timesteps with those from all, and their cost",
     r"agreement_\d+": "expected agreement of scores from windows of timesteps with those from all timesteps",
     r"loss_weights": "weight of each timestep in the measurements",
+    r"linearization": "agreement of predicted changes with retraining and with the exact derivative, over sizes of removed sets",
     r"lds_by_timestep": "LDS by timestep of the loss",
 }
 """What figures show, by regular expressions of their names."""

@@ -92,6 +92,7 @@ SMALL_BENCHMARK = {
     "image_tracing": (*_SOURCES, *_BENCHMARK, *_POOLS, "benchmark.k=[5]"),
     "influential_timesteps": (*_SOURCES, *_REPLAYED, *_POOLS, "trainer.steps=12", "checkpoints.every=6", "benchmark.k=5"),
     "lds": (*SMALL, *_BENCHMARK, *_POOLS),
+    "linearization": (*SMALL, *_BENCHMARK, *_POOLS, "benchmark.sizes=[2]", "benchmark.count=3"),
     "lds_timesteps": (*SMALL, *_BENCHMARK, *_POOLS),
     "normalization": (*_SETS, "benchmark.compare=[]", "estimator=guided", *_REPLAY),
     "one_checkpoint": (*SMALL, *_REPLAYED, *_POOLS, "benchmark.k=5", "benchmark.shown=5", "benchmark.rows=2"),
@@ -276,6 +277,7 @@ VALID = (
     r"feature\.eta=-1",
     r"diffusion\.process\.(logit_mean|P_mean)=-1",
     r"benchmark\.(repeats|outlier)=0",
+    r"benchmark\.sizes=null",  # of benchmark=linearization: powers of four and a half
     r"task\.gpu\.group=0",  # leaves retraining together out
     r"trainer\.(clip|ema)=null",
     r"estimator\.checkpoints=null",

@@ -25,7 +25,7 @@ from experiments.tasks.composition import estimators_of, experiment_of
 from experiments.tasks.plan import plan
 from tests.experiments.tasks.compositions import CONF, composed, options
 
-SLOW = ("tuned", "datamodels", "retraining", "half_trak", "lissa", "astra")
+SLOW = ("tuned", "datamodels", "retraining", "half_trak", "lissa", "astra", "metagradient")
 """Estimators that train models or take many passes."""
 TINY = [
     "data.n_train=24",
