@@ -58,8 +58,8 @@ class RescaledKFAC(ShardedEstimator):
 
     @property
     def influence(self) -> KFACInfluence:
-        """Influence before it is rescaled."""
-        return KFACInfluence(**{one.name: getattr(self, one.name) for one in fields(KFACInfluence)})
+        """Influence before it is rescaled, of all layers."""
+        return KFACInfluence(**{one.name: getattr(self, one.name) for one in fields(KFACInfluence) if hasattr(self, one.name)})
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RescaledScores(self.influence.scores(trained, train, queries), self.leverages(trained, train))
