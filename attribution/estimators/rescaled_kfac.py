@@ -19,6 +19,7 @@ from attribution.checks import FieldError
 from attribution.curvature.kfac import KroneckerCurvature
 from attribution.estimators.balance import Balance
 from attribution.estimators.influence import GRID, KFACInfluence
+from attribution.estimators.layers import AllLayers, Layers, refuse_layers
 from attribution.estimators.leverage import Leverages
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedEstimator
@@ -49,17 +50,19 @@ class RescaledKFAC(ShardedEstimator):
     balance: Balance | None = None
     flips: bool = False
     compression: Compression = field(default_factory=Uncompressed)
+    layers: Layers = AllLayers()
 
     def __post_init__(self):
         self.draws.refuse_lists("a leverage", replicates=True)
+        refuse_layers(self, "a leverage")
         if not isinstance(self.curvature, KroneckerCurvature):
             raise FieldError(self, "curvature", "leverages need Kronecker factors: choose kfac or ekfac")
         _ = self.influence  # checks the other settings
 
     @property
     def influence(self) -> KFACInfluence:
-        """Influence before it is rescaled, of all layers."""
-        return KFACInfluence(**{one.name: getattr(self, one.name) for one in fields(KFACInfluence) if hasattr(self, one.name)})
+        """Influence before it is rescaled."""
+        return KFACInfluence(**{one.name: getattr(self, one.name) for one in fields(KFACInfluence)})
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return RescaledScores(self.influence.scores(trained, train, queries), self.leverages(trained, train))
