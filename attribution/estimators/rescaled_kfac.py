@@ -50,7 +50,7 @@ class RescaledKFAC(ShardedEstimator):
     balance: Balance | None = None
     flips: bool = False
     compression: Compression = field(default_factory=Uncompressed)
-    layers: Layers = AllLayers()
+    layers: Layers = field(default_factory=AllLayers)
 
     def __post_init__(self):
         self.draws.refuse_lists("a leverage", replicates=True)
