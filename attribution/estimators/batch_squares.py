@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attribution.execution import Execution
+from attribution.execution import Execution, ranges
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.images import ImageSet
 from attribution.nodes import Arrays, Cost, Get, Node, execution
@@ -43,7 +43,12 @@ class BatchSquares(Node[LayerSquares]):
 
     def cost(self) -> Cost:
         of_training = self.trained.cost()
-        return Cost(passes=min(self.step, BATCHES) * (of_training.inputs or 0.0))
+        return Cost(passes=min(self.step, BATCHES) * (of_training.inputs or 0.0), at_once=self._examples_at_once)
+
+    @property
+    def _examples_at_once(self) -> int:
+        """The number of examples whose gradients are held at a time."""
+        return self.execution.examples_at_once(self.trained.parameter_count)
 
     def compute(self, get: Get) -> LayerSquares:
         record, images, device = get(self.trained), get(self.train), self.execution.torch_device()
@@ -52,9 +57,13 @@ class BatchSquares(Node[LayerSquares]):
         total = dict.fromkeys(gradient_shapes(self.trained), 0.0)
         for step in steps:
             visits = record.visits_of_step(step)
-            rows = positions_of(images, visits)
-            x0, draws = to_device(images.x0(rows), device), draws_of(visits).to(device)
-            gradients = per_example.capture(self.trained.objective, x0, draws, images.conditions(rows)).mean()
-            for layer, block in gradients.items():
-                total[layer] += float(block.mean(0).square().mean()) / len(steps)
+            rows, of_visits, summed = positions_of(images, visits), draws_of(visits).to(device), {}
+            for start, stop in ranges(0, len(rows), self._examples_at_once):
+                part = rows[start:stop]
+                x0, draws = to_device(images.x0(part), device), of_visits.rows(slice(start, stop))
+                gradients = per_example.capture(self.trained.objective, x0, draws, images.conditions(part)).mean()
+                for layer, block in gradients.items():
+                    summed[layer] = summed.get(layer, 0.0) + block.sum(0)
+            for layer, block in summed.items():
+                total[layer] += float((block / len(rows)).square().mean()) / len(steps)
         return LayerSquares(np.array(list(total.values())))

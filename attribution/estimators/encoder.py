@@ -118,7 +118,9 @@ def pretrained(owner: Encoder, kind: str) -> Any:
     except ImportError as error:
         raise ValueError(f"{name} needs transformers: pip install -e '.[clip]'") from error
     try:
-        return getattr(transformers, kind).from_pretrained(owner.weights, local_files_only=True)
+        # An AutoModel looks for adapters, on the network too unless they are told not to.
+        adapters = {"adapter_kwargs": {"local_files_only": True}} if kind == "AutoModel" else {}
+        return getattr(transformers, kind).from_pretrained(owner.weights, local_files_only=True, **adapters)
     except (OSError, ValueError) as error:
         remedy = f"give a folder with config.json and model.safetensors, or fetch it once (hf download {owner.weights})"
         raise FieldError(owner, "weights", f"no {name} model found; {remedy}") from error

@@ -13,12 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attribution.checks import whole
 from attribution.estimators.embedding import Embedding
+from attribution.execution import ranges
 from attribution.images import Images
 
 SHARED = ("attribution.estimators.embedding",)
+
+AT_ONCE = 1024
+"""The number of images whose spectra are held in float64."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,12 @@ class Frequencies(Embedding):
         whole(self, "bands", least=1)
 
     def embed(self, images: Images, device: torch.device) -> np.ndarray:
-        magnitudes = torch.fft.fft2(images.visible().double(), norm="ortho").abs().numpy()  # [n, C, H, W]
-        logs, band = np.log1p(magnitudes), band_of(*images.visible_shape[1:], self.bands)
+        visible = images.visible()
+        return np.concatenate([self._vectors(visible[start:stop]) for start, stop in ranges(0, len(visible), AT_ONCE)])
+
+    def _vectors(self, visible: Tensor) -> np.ndarray:
+        magnitudes = torch.fft.fft2(visible.double(), norm="ortho").abs().numpy()  # [n, C, H, W]
+        logs, band = np.log1p(magnitudes), band_of(*visible.shape[-2:], self.bands)
         vectors = [logs[:, :, band == b].reshape(len(logs), -1) for b in np.unique(band)]
         unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), np.finfo(np.float64).tiny) for v in vectors]
         return (np.concatenate(unit, axis=1) / np.sqrt(len(unit))).astype(np.float32)

@@ -15,6 +15,7 @@ are computed once more on the way back. A batch of Q queries takes two training 
 its gradient and two for every query. Memory grows with Q, √T and the number of parameters, and neither with the images nor with T.
 """
 
+import copy
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from attribution.nodes import Cost, Get, Node, key
 from attribution.nodes.saves import Saves
 from attribution.training.optimizer_steps import PARAMETERS, optimizer_settings, state_names
 from attribution.training.order import steps_per_epoch
+from attribution.training.recipe import Recipe
 from attribution.training.record import positions_of
 from attribution.training.repeatable import Repeatable, require_repeatable
 from attribution.training.rerun import Moment, Rerun
@@ -91,6 +93,8 @@ def check_training(trained: Repeatable) -> None:
         raise FieldError(
             trained, "optimizer", f"metagradient differentiates the steps of {names}: choose one of these", kind.__name__
         )
+    if len(trained.optimizer(trained.outline.parameters()).param_groups) > 1:
+        raise FieldError(trained, "optimizer", "metagradient takes one group of parameters: choose an optimizer with one")
     if recipe.precision not in PRECISIONS:
         message = f"metagradient needs training that can be computed again exactly: train in {' or '.join(PRECISIONS)}"
         raise FieldError(recipe, "precision", message)
@@ -119,10 +123,10 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
         visits = recipe.steps * self.train.count / steps_per_epoch(self.train.count, recipe.batch_size)
         size = (FLOAT64_BYTES if recipe.precision == "64-true" else FLOAT32_BYTES) * self.trained.parameter_count
         vectors = 1 + len(state_names(*optimizer_settings(self.trained.optimizer)))
-        held = 2 * segment(recipe.steps) + 2 * Q + 3
+        held = (2 * segment(recipe.steps) + 3) * vectors + Q * (2 * vectors + 4)  # moments; adjoints before and after a step
         return Cost(
             passes=visits * (2 + 2 + 2 * Q) + Q * self.estimator.draws.count,
-            memory=held * vectors * size + FLOAT64_BYTES * Q * self.train.count,
+            memory=held * size + FLOAT64_BYTES * Q * self.train.count,
             inputs=3 * min(recipe.batch_size, self.train.count),  # the graph of a gradient holds more than that of a loss
             disk=FLOAT32_BYTES * Q * self.train.count,
         )
@@ -137,9 +141,8 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
         rerun = Rerun(trained, record, images, device)
         kind, settings = optimizer_settings(trained.optimizer)
         names = state_names(kind, settings)
-        network = on_device(trained.network(get), device)
-        final = self._measured_gradients(network, get)
-        reverse = ReverseSteps(network, trained.objective, record, images, kind, settings, recipe.clip)
+        final, shares = self._measured_gradients(on_device(trained.network(get), device), get), shares_of_average(recipe)
+        reverse = ReverseSteps(copy.deepcopy(rerun.network), trained.objective, record, images, kind, settings, recipe.clip)
 
         saves = Saves(get.workspace(self), self.fingerprint)
         done = saves.intact().last
@@ -153,7 +156,7 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
             adjoints = {name: torch.zeros_like(final) for name in (PARAMETERS, *names)}
         for moments in _segments(rerun, recipe.steps, recipe.steps - done):
             for moment in reversed(moments):
-                adjoints[PARAMETERS] += self._share_of_average(moment.step) * final
+                adjoints[PARAMETERS] += float(shares[moment.step]) * final
                 adjoints, visits, of_weights = reverse(moment.step, moment.flat(names), adjoints)
                 derivatives.index_add_(1, torch.from_numpy(positions_of(images, visits)), of_weights.cpu().double())
             done = recipe.steps - moments[0].step
@@ -185,12 +188,14 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
                 rows.append(total)
         return torch.stack(rows)
 
-    def _share_of_average(self, step: int) -> float:
-        """The weight of the parameters after ``step`` (0-based) in those of the explained model, which may be averages."""
-        recipe = self.trained.recipe
-        if recipe.ema is None:
-            return float(step + 1 == recipe.steps)
-        return (1 - recipe.ema_decay(step)) * math.prod(recipe.ema_decay(later) for later in range(step + 1, recipe.steps))
+
+def shares_of_average(recipe: Recipe) -> np.ndarray:
+    """The weights of the parameters after each step in those of the explained model, which may be averages: ``[steps]``."""
+    if recipe.ema is None:
+        return np.append(np.zeros(recipe.steps - 1), 1.0)
+    decays = np.array([recipe.ema_decay(step) for step in range(recipe.steps)])
+    later = np.append(np.cumprod(decays[:0:-1])[::-1], 1.0)  # the product of the decays of all later steps
+    return (1 - decays) * later
 
 
 def segment(steps: int) -> int:

@@ -26,9 +26,14 @@ from torch import Tensor
 
 from attribution.checks import FieldError
 from attribution.diffusion import denoiser, eval_mode
+from attribution.estimators.scores import Scores
 from attribution.estimators.unlearning_blocks import TRAINED, QueryAtDraws, UnlearningEstimator
 from attribution.execution import FORWARD_TIME, ranges
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
+from attribution.images import ImageSet
+from attribution.measurements import SquareNorm
+from attribution.models.trained import Trained
+from attribution.nodes import Node
 from attribution.transfers import to_device
 
 SHARED = ("attribution.estimators.unlearning_blocks",)
@@ -58,6 +63,11 @@ class MirroredUnlearning(UnlearningEstimator):
         for name in ("bounded", "normalized", "mirrored"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(self, name, "must be true or false")
+
+    def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
+        if self.bounded and isinstance(self.measurement, SquareNorm):
+            raise FieldError(self, "bounded", "an output of 0 has the smallest square norm, the bound of all draws: set false")
+        return super().scores_of_model(trained, train, queries)
 
     @property
     def signs(self) -> tuple[int, ...]:

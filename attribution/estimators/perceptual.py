@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attribution.checks import positive
+from attribution.checks import number
 from attribution.double_precision import double_device
 from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
@@ -45,7 +45,7 @@ class StructuralSimilarity(Estimator):
     sigma: float = 1.5
 
     def __post_init__(self):
-        positive(self, "sigma")
+        number(self, "sigma", least=0.1)
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         return StructuralScores(self, train, queries)

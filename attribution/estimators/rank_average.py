@@ -50,6 +50,8 @@ class RankAverage(Estimator):
     def __post_init__(self):
         if self.scale not in SCALES:
             raise FieldError(self, "scale", f"choose {' or '.join(SCALES)}")
+        if self.models != 1:
+            raise FieldError(self, "models", "its estimators have models of their own: set those, or choose one of them")
         names = list(self.of)
         if len(names) < 2:
             raise FieldError(self, "of", "an average is over at least two estimators: name another one", names)

@@ -69,7 +69,8 @@ class RescaledKFAC(ShardedEstimator):
 
     def leverages(self, trained: Trained, train: ImageSet) -> Leverages:
         """The leverages of the training images, at the dampings at which scores are stored."""
-        draws = replace(self.draws.side("train"), replicates=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        draws = self.draws.side("train")
+        draws = replace(draws, replicates=1) if draws.replicates > 1 else draws  # pyright: ignore[reportCallIssue, reportArgumentType]
         stored = replace(self.influence, draws=draws, damping=tuple(sorted({*GRID, *self.influence.dampings})))
         return Leverages(stored, trained, train)
 

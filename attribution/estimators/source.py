@@ -114,7 +114,7 @@ class SourceScores(ShardedScores):
     trained: Recorded
 
     def parts(self, get: Get) -> list[Node]:
-        return [batch for batches in self.batches(get).values() for batch in batches]
+        return [batch for of_rows in zip(*self.batches(get).values(), strict=True) for batch in of_rows]  # by queries
 
     def cost(self) -> Cost:
         estimator, size = self.estimator, FLOAT32_BYTES * len(self.estimator.horizons) * self.pairs
@@ -128,10 +128,10 @@ class SourceScores(ShardedScores):
         return self.cost().passes
 
     def compute(self, get: Get) -> Scores:
-        total: Any = 0
+        total = np.zeros((len(self.estimator.horizons), self.queries.count, self.train.count))
         for batches in self.batches(get).values():
-            products = with_all_queries(get.many(batches)).astype(np.float64)
-            total = total + products / self.estimator.per_segment
+            total += with_all_queries(get.many(batches))
+        total /= self.estimator.per_segment
         return self.assembled(total, get, {"horizon": self.estimator.horizons})
 
     def batches(self, get: Get) -> dict[int, list[SourceBatch]]:

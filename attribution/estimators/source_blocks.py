@@ -66,9 +66,14 @@ class SourceSettings(ShardedEstimator):
         checkpoints = segment.checkpoints if self.optimizer == "adam" else ()
         return [BatchSquares(trained, train, step, execution=self.execution) for step in checkpoints]
 
+    def curvatures(self, trained: Recorded, segments: Sequence[Segment], train: ImageSet) -> list[Node]:
+        """What carries queries back through the segments."""
+        bases: list[Node] = [self.basis(trained, segment, train) for segment in segments]
+        return [*bases, *(square for segment in segments for square in self.squares(trained, segment, train))]
+
     def kappas(self, trained: Recorded, segment: Segment, train: ImageSet, get: Get) -> dict[str, np.ndarray]:
         """Layer → κ at each horizon, float64: c η K, with Adam divided by √v of the layer."""
-        base = np.array(self.horizons, np.float64) * segment.summed_rates(get(trained))
+        base = np.array(self.horizons, np.float64) * segment.summed_rates(get(trained), clipped=self.optimizer == "sgd")
         layers, squares = gradient_shapes(trained), self.squares(trained, segment, train)
         if not squares:
             return dict.fromkeys(layers, base)
@@ -97,9 +102,7 @@ class SourceQueryBlock(QueryBlock[QueryVectors], SharingNode[QueryVectors]):
         return key(self.trained, self.queries, self.rows, self.estimator.measurement, self.estimator.draws)
 
     def parents(self) -> list[Node]:
-        arguments = [(self.trained, segment, self.train) for segment in self.segments]
-        squares = [square for each in arguments for square in self.estimator.squares(*each)]
-        return [*super().parents(), *(self.estimator.basis(*each) for each in arguments), *squares]
+        return [*super().parents(), *self.estimator.curvatures(self.trained, self.segments, self.train)]
 
     @classmethod
     def cost_together(cls, nodes: Sequence[Self]) -> Cost:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -181,6 +184,10 @@ class SourceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     step: int
     query_rows: tuple[int, int]
 
+    def parents(self) -> list[Node]:
+        # As those of the query blocks, which then come first and share their gradients.
+        return [*super().parents(), *self.estimator.curvatures(self.trained, self.segments, self.train)]
+
     def together(self) -> Hashable:
         estimator = self.estimator
         return key(
@@ -261,6 +268,11 @@ class SourceBatch(QueryBatch):
     def cost(self) -> Cost:
         size = FLOAT32_BYTES * len(self.estimator.horizons) * (self.rows[1] - self.rows[0]) * self.train.count
         return Cost(memory=2 * size, disk=size)
+
+    def parts(self, get: Get) -> list[Node]:
+        later = [replace(self, segments=self.segments[place:]) for place in range(len(self.segments))]
+        blocks = [batch.training_block((0, 1)).query_blocks() for batch in later]
+        return [*(block for of_rows in zip(*blocks, strict=True) for block in of_rows), *super().parts(get)]
 
     def training_block(self, rows: tuple[int, int]) -> SourceTrainingBlock:
         place = (self.trained, self.train, self.queries, rows)

@@ -13,6 +13,7 @@ step. Through the step and the clipping it becomes the derivative u with respect
 Both are derivatives of ⟨u, g⟩, so one double backward gives both, at any number of visits.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +34,8 @@ SHARED = ("attribution.training.optimizer_steps", "attribution.training.replay")
 class ReverseSteps:
     """The reverse of the steps of one training run, for Q numbers at a time.
 
-    ``network`` computes in the precision of its parameters, which are overwritten. ``kind`` and ``settings`` are those of
-    ``optimizer_settings``, ``clip`` is that of ``Recipe``.
+    ``network``, as it was in training (``Rerun.network``), computes in the precision of its parameters, which are overwritten.
+    ``kind`` and ``settings`` are those of ``optimizer_settings``, ``clip`` is that of ``Recipe``.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class ReverseSteps:
         Returns:
             The derivatives with respect to those before it, the visits ``[B]``, and the derivatives with respect to the weight of
             the loss of each visit, ``[Q, B]``.
+
+        Raises:
+            RuntimeError: the loss is not that of the record.
         """
         visits = self.record.visits_of_step(step)
         row = self.record.step_table[self.record.step_table["step"] == step][0]
@@ -68,6 +72,8 @@ class ReverseSteps:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(int(row["dropout_seed"]))
             losses = visit_losses(self.network, self.objective, self.images, visits)
+            if not math.isclose(found := float(losses.detach().mean()), float(row["loss"]), rel_tol=1e-3):
+                raise RuntimeError(f"the loss of step {step} is {found:g}, and {row['loss']:g} in the record: the network differs")
             shares = torch.full_like(losses, 1 / len(visits)).requires_grad_()
             gradients = torch.autograd.grad(losses, self.parameters, shares, create_graph=True)
             gradient = torch.cat([g.detach().reshape(-1) for g in gradients])

@@ -21,8 +21,8 @@ class Segment:
     last: int
     checkpoints: tuple[int, ...]
 
-    def summed_rates(self, record: TrainingRecord) -> float:
-        """η K: the sum of the learning rates of the segment's steps.
+    def summed_rates(self, record: TrainingRecord, clipped: bool = False) -> float:
+        """η K: the sum of the learning rates of the segment's steps, with ``clipped`` times the factors of clipping.
 
         Raises:
             ValueError: parameter groups have different learning rates.
@@ -33,7 +33,7 @@ class Segment:
         rates = inside["learning_rate"][firsts]
         if (rates != rates[:, :1]).any():
             raise ValueError("parameter groups have different learning rates: use one learning rate for all parameters")
-        return float(rates[:, 0].sum())
+        return float((rates[:, 0] * (inside["clip_factor"][firsts] if clipped else 1)).sum())
 
 
 def segments_of(recorded: Sequence[int], count: int, checkpoints: int) -> list[Segment]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attribution.estimators import Estimator
+from attribution.estimators.ensemble import EnsembleScores
 from attribution.estimators.layer_weights import LayerWeightScores
 from attribution.estimators.scores import Scores
 from attribution.nodes import Get, Node
@@ -19,10 +20,11 @@ def report_layer_weights(
 ) -> None:
     """Add the table ``layer_weights`` and a sentence for each estimator in ``nodes`` that learned weights, by kind of queries.
 
-    A weight of 1 is that of an estimator without weights.
+    Those of an ensemble are of the explained model. A weight of 1 is that of an estimator without weights.
     """
     rows: list[dict[str, Any]] = []
-    for (kind, name), node in nodes.items():
+    for (kind, name), of_models in nodes.items():
+        node = of_models.members[0] if isinstance(of_models, EnsembleScores) else of_models
         if isinstance(node, LayerWeightScores):
             axes, requested = get(node).axes, estimators[name].requested()
             for point in itertools.product(*(requested.get(axis, values) for axis, values in axes.items())):

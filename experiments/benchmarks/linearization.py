@@ -67,6 +67,8 @@ class Linearization(QueryBenchmark):
         whole(self, "count", least=MIN_SUBSETS)
         whole(self, "resamples", least=1)
         check_precision(self, "precision")
+        if self.exact.models != 1:
+            raise FieldError(self.exact, "models", "the exact derivative belongs to one training: set 1")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
         measured = [node for nodes in self._measured(experiment).values() for node in nodes]
@@ -142,7 +144,11 @@ class Linearization(QueryBenchmark):
         Raises:
             FieldError: a size leaves no training image.
         """
-        sizes = [*(4**k for k in range(N) if 4**k < N / 2), N // 2] if self.sizes is None else list(dict.fromkeys(self.sizes))
+        sizes = (
+            [*(4**k for k in range(N.bit_length()) if 4**k < N / 2), N // 2]
+            if self.sizes is None
+            else list(dict.fromkeys(self.sizes))
+        )
         if max(sizes) >= N:
             raise FieldError(self, "sizes", f"there are {N} training images: remove fewer")
         masks = {}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from attribution.checks import FieldError, listed, whole
 from attribution.estimators import Estimator, SelfInfluence
+from attribution.estimators.layers import refuse_layers
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.images import Images
 from attribution.nodes import Get, Node
@@ -129,6 +130,7 @@ class Outlier(Benchmark):
                 raise ValueError(f"benchmark=outlier: estimator={name} has no self-influence; choose tracin or retrac")
             if estimator.models > 1:
                 raise FieldError(estimator, "models", "self-influence is of one model: set 1")
+            refuse_layers(estimator, "self-influence")
             nodes[name] = SelfInfluence(estimator, experiment.checkpointed, experiment.train)
         return nodes
 

@@ -23,17 +23,19 @@ from attribution.nodes import InMemory
 from attribution.retraining.fit_together import Member, fit_together
 from attribution.retraining.modes import Alone
 from attribution.retraining.selection import Selection
-from attribution.training import RecordError
+from attribution.training import RecordError, reverse
 from attribution.training.checkpoints import EverySteps
 from attribution.training.optimizer_steps import PARAMETERS, optimizer_settings, step_after
 from attribution.training.recipe import Recipe
 from attribution.training.record import checkpoint_file
-from attribution.training.replay import visit_losses
+from attribution.training.replay import replay_gradient, visit_losses
+from attribution.training.rerun import Rerun
 from attribution.training.selected import Matching
 from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
 from tests.attribution.curvature.curvature_worlds import given, perceptron
-from tests.worlds import PROCESS, Blobs, trained
+from tests.conditional_networks import DIT
+from tests.worlds import PROCESS, UNET, Blobs, Conditioned, trained
 
 TRAIN, QUERIES, DRAWS = Blobs(n=7, size=4), Blobs(n=2, first=900, size=4), Uniform(3)
 N, STEPS = TRAIN.n, 9
@@ -138,6 +140,33 @@ def test_scores_are_the_derivative_of_training_as_one_graph(name, get):
     clipped = get(node).step_table["clip_factor"] < 1
     assert ("clipped" in name) == clipped.any()
     np.testing.assert_allclose(scored(node, get), differentiated(node, get), rtol=2e-6, atol=1e-9)
+
+
+THREE_STEPS = Recipe(steps=3, batch_size=4)
+NETWORKS = {
+    "labels": trained(model=DIT, data=Conditioned(n=6), recipe=THREE_STEPS),
+    "channels_last": trained(model=functools.partial(UNET, dropout=0.3), recipe=replace(THREE_STEPS, channels_last=True)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_on_the_way_back_are_those_of_training(name, get, monkeypatch):
+    """Claim: label dropout of the network is off and the memory format is that of training, on which masks of dropout depend."""
+    node, found, original = NETWORKS[name], {}, reverse.pulled_back
+
+    def pulled_back(kind, settings, rate, step, before, gradient, adjoints):
+        found[step] = gradient.clone()
+        return original(kind, settings, rate, step, before, gradient, adjoints)
+
+    monkeypatch.setattr(reverse, "pulled_back", pulled_back)
+    queries = replace(node.data, n=1, first=900)
+    Metagradient(measurement=node.objective, draws=DRAWS, execution=Execution(device="cpu")).score(node, node.data, queries, get)
+    rerun = Rerun(node, get(node), get(node.data), torch.device("cpu"))
+    for step in range(3):
+        gradients = replay_gradient(rerun.network, node.objective, rerun.record, rerun.images, step).values()
+        expected = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        assert (found[step] - expected).norm() < 1e-4 * expected.norm()
+        rerun.advance()
 
 
 def retrained(node: TrainedModel, weights: np.ndarray, folder: Any, get: Any) -> np.ndarray:
@@ -261,9 +290,17 @@ def test_passes_are_counted(get):
     assert scores.passes(get) == pytest.approx(visits * (4 + 2 * QUERIES.n) + QUERIES.n * DRAWS.count, rel=1e-9)
 
 
+def in_two_groups(parameters):
+    """SGD whose first tensor has a group of its own, if there are several."""
+    first, *others = parameters
+    groups = [{"params": group} for group in ([first], others) if group]
+    return torch.optim.SGD(groups, lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"optimizer": in_two_groups}, "one group of parameters"),
         ({"optimizer": functools.partial(torch.optim.RMSprop, lr=0.1)}, "TrainedModel.optimizer=RMSprop.*choose one of these"),
         ({"recipe": replace(RECIPE, precision="bf16-mixed")}, "Recipe.precision=bf16-mixed.*32-true or 64-true"),
         ({"recipe": replace(RECIPE, compiler="eager")}, "Recipe.compiler=eager.*set this to null"),

@@ -104,7 +104,7 @@ def test_spectra_do_not_see_places():
 
 def test_bad_settings():
     """Claim: the sentence names the field."""
-    with pytest.raises(FieldError, match="sigma=0: must be above 0"):
+    with pytest.raises(FieldError, match=r"sigma=0: must be a number, at least 0\.1"):
         StructuralSimilarity(sigma=0)
     with pytest.raises(FieldError, match="bands=0: must be a whole number, at least 1"):
         Frequencies(bands=0)

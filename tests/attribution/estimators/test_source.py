@@ -15,7 +15,7 @@ from attribution.curvature.pseudo_gradients import OutputProbe
 from attribution.estimators.batch_squares import BATCHES
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.source import Source
-from attribution.estimators.source_blocks import EPSILON, decayed, summed
+from attribution.estimators.source_blocks import EPSILON, SourceQueryBlock, decayed, summed
 from attribution.execution import Execution
 from attribution.images.draws import Uniform
 from attribution.measurements import Loss
@@ -221,10 +221,31 @@ def test_groups_of_draws_average_to_the_scores(get):
     np.testing.assert_allclose(groups.values, whole.values, rtol=1e-4, atol=1e-5 * np.abs(whole.values).max())
 
 
-def test_passes_are_counted(get):
-    """Claim: queries take their draws once, and training images theirs at each of six checkpoints."""
-    node, K = source().scores(RECORD, TRAIN, QUERIES), DRAWS.count
-    assert node.passes(get) == node.cost().passes == (QUERIES.n + 6 * TRAIN.n) * K
+def test_segments_share_the_gradients_of_the_queries(tmp_path, monkeypatch):
+    """Claim: queries take their draws once, also where they do not all fit on disk, and images theirs at six checkpoints."""
+    computed: list[int] = []
+    original = SourceQueryBlock.compute_together.__func__
+
+    def compute(cls, nodes, get):
+        computed.append(nodes[0].count)
+        return original(cls, nodes, get)
+
+    monkeypatch.setattr(SourceQueryBlock, "compute_together", classmethod(compute))
+    held = source(horizon=1.0).query_bytes(RECORD) * 3  # of the three segments of a query
+    execution = Execution(device="cpu", scratch=2.01 * held, query_shard=1)
+    node = source(execution=execution).scores(RECORD, TRAIN, QUERIES)
+    Store(tmp_path)(node)
+    assert sum(computed) == QUERIES.n
+    assert node.cost().passes == (QUERIES.n + 6 * TRAIN.n) * DRAWS.count
+
+
+def test_sgd_moves_by_the_clipped_gradients(get):
+    """Claim: the horizon of SGD counts learning rates times the factors of clipping, that of Adam the rates alone."""
+    clipped = replace(BY_SGD, recipe=replace(BY_SGD.recipe, clip=1e-3))
+    table = get(clipped).step_table
+    kappa = source(optimizer="sgd", horizon=1.0).kappas(clipped, Segment(0, 12, (6,)), TRAIN, get)["first"]
+    assert kappa == pytest.approx((table["learning_rate"][:, 0] * table["clip_factor"]).sum())
+    assert kappa < 0.1 * table["learning_rate"].sum()
 
 
 def test_segments_cut_training_into_equal_groups_of_checkpoints():
