@@ -55,7 +55,6 @@ _EVEN, _EKFAC, _SQUARE, _TENTH = _Default("even"), _Default("ekfac"), _Default("
 ESTIMATORS: Mapping[str, Choice] = {
     "kfac": Choice(KFACInfluence),
     "ekfac": Choice(KFACInfluence, {"curvature": _EKFAC}),
-    "layer_weights": Choice(KFACInfluence, {"layers": LayerWeights()}),
     "trak": Choice(TRAK),
     "dtrak": Choice(TRAK, {"measurement": None, "query_feature": _SQUARE, "train_feature": _SQUARE}),
     "relative_if": Choice(RelativeIF),
@@ -72,6 +71,7 @@ ESTIMATORS: Mapping[str, Choice] = {
     "astra": Choice(ASTRA, {"curvature": _EKFAC}),
     "unlearning": Choice(Unlearning, {"curvature": _EKFAC}),
     "rescaled_kfac": Choice(RescaledKFAC),
+    "layer_weights": Choice(KFACInfluence, {"layers": LayerWeights()}),
     "source": Choice(Source, {"curvature": _EKFAC}),
     "mirrored_unlearning": Choice(MirroredUnlearning, {"curvature": _EKFAC}),
     "raw_dot": Choice(EmbeddingSimilarity, {"embedding": Pixels(), "cosine": False}),
