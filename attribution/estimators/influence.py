@@ -388,7 +388,8 @@ class InfluenceScores(ShardedScores):
     @property
     def batches(self) -> list[InfluenceBatch]:
         """The products of all queries with all training examples."""
-        estimator, size = self.estimator, self.estimator.query_bytes(self.trained)
+        estimator = self.estimator
+        size = replace(estimator, layers=AllLayers()).query_bytes(self.trained)  # parts of the layers lie on disk together
         return [
             InfluenceBatch(estimator, self.trained, self.train, self.queries, rows)
             for rows in estimator.execution.query_batches(self.queries.count, size)

@@ -214,7 +214,7 @@ class LayerWeightScores(ShardedScores):
 
     def cost(self) -> Cost:
         member, count = self.weights.members[0].cost(), len(self.weights.groups)
-        return Cost(memory=4 * member.disk + count * FLOAT32_BYTES * self.pairs, disk=member.disk)
+        return Cost(memory=5 * member.disk + count * FLOAT32_BYTES * self.pairs, disk=member.disk)
 
     def passes(self, get: Get) -> float:
         """Those of the scores without weights: all groups share them."""
@@ -230,9 +230,9 @@ class LayerWeightScores(ShardedScores):
             if parts[0] is None:
                 return None
             shape = (*weights.shape[:-1], *([1] * spread))
-            whole: Any = 0.0
+            whole = np.zeros(parts[0].shape)
             for g, part in enumerate(parts):
-                whole = whole + weights[..., g].reshape(shape) * part
+                whole += weights[..., g].reshape(shape) * part
             return whole.astype(np.float32)
 
         values = total("values", 2)
@@ -268,7 +268,7 @@ def learned(parts: np.ndarray, top: int, decay: float) -> np.ndarray:
         return float(decay * w @ w - ratios.mean()), w * (slope - w @ slope)
 
     # The objective has several minima where the scores of some groups are much larger than those of others.
-    sizes = np.sqrt(np.square(parts).mean((1, 2)))
+    sizes = np.sqrt(np.einsum("gqn,gqn->g", parts, parts) / parts[0].size)
     alike = -np.log(np.maximum(sizes, LEAST_SIZE * sizes.max())) if sizes.any() else np.zeros(len(parts))
     starts = (np.zeros(len(parts)), alike - alike.mean())
     found = [minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}) for start in starts]

@@ -29,6 +29,7 @@ from attribution.estimators.draw_means import prefix_means
 from attribution.estimators.influence import KFACInfluence
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients import hooks
+from attribution.gradients.layers import pieces, step
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients
 from attribution.images import ImageSet
@@ -142,10 +143,12 @@ class PseudoSquares:
         u, first = self.directions[name], self._seen[name]
         self._seen[name] += (count := len(calls[0].input))
         for image in range(first // self.draws, -(-(first + count) // self.draws)):
-            of_image = slice(max(0, image * self.draws - first), (image + 1) * self.draws - first)
-            p = sum(call.layer.contract(call.input[of_image], cast(Tensor, call.gradient)[of_image], 1) for call in calls)
-            squares = (u[:, image].flatten(1) @ cast(Tensor, p).flatten(1).to(u).T).square().sum(1)
-            self.total[:, image] += squares.cpu().double() / self.draws
+            start, stop = max(0, image * self.draws - first), min(count, (image + 1) * self.draws - first)
+            for piece in pieces(stop - start, max(1, step(u) // u[0, 0].numel())):
+                draws = slice(start + piece.start, start + piece.stop)
+                p = sum(call.layer.contract(call.input[draws], cast(Tensor, call.gradient)[draws], 1) for call in calls)
+                squares = (u[:, image].flatten(1) @ cast(Tensor, p).flatten(1).to(u).T).square().sum(1)
+                self.total[:, image] += squares.cpu().double() / self.draws
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class StructuralBlock(Node[BlockProducts]):
         positions, patch = C * (H - len(kernel) + 1) * (W - len(kernel) + 1), len(kernel) ** 2
         number = execution.pass_bytes / FLOAT64_BYTES / positions - patch * len(q)
         values = torch.empty(len(q), len(train), dtype=torch.float64, device=device)
-        for start, stop in ranges(0, len(train), int(max(1, number / (patch + COPIES * len(q))))):
+        for start, stop in ranges(0, len(train), int(max(1, number / max(4 * patch, patch + COPIES * len(q))))):
             values[:, start:stop] = similarity(q, Windows.of(train.visible(slice(start, stop)).to(device), kernel))
         return BlockProducts(values.float().cpu().numpy())
 

@@ -21,7 +21,6 @@ from scipy.stats import rankdata
 from attribution.checks import FieldError
 from attribution.estimators.base import Estimator, as_tuple
 from attribution.estimators.scores import Scores
-from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
 from attribution.measurements import Measure
@@ -109,7 +108,7 @@ class RankAverageScores(Node[Scores]):
 
     def cost(self) -> Cost:
         size = min(member.cost().disk for member in self.members)
-        return Cost(memory=size + size * FLOAT64_BYTES // FLOAT32_BYTES, disk=size)
+        return Cost(memory=(len(self.members) + 1) * size, disk=size)
 
     def passes(self, get: Get) -> float:
         return sum(member.passes(get) for member in self.members)
@@ -119,8 +118,10 @@ class RankAverageScores(Node[Scores]):
         variants = [part.variants(scores) for part, scores in zip(self.estimator.parts.values(), found, strict=True)]
         values = [scores.values for [(_, scores)] in variants]
         scaled = SCALES[self.estimator.scale]
-        mean = np.stack([np.mean([scaled(of[q]) for of in values], axis=0) for q in range(len(values[0]))])
-        return Scores(mean.astype(np.float32), np.array(found[0].query_index), np.array(found[0].train_index))
+        mean = np.empty(values[0].shape, np.float32)
+        for q in range(len(mean)):  # one at a time in float64
+            mean[q] = np.mean([scaled(of[q]) for of in values], axis=0)
+        return Scores(mean, np.array(found[0].query_index), np.array(found[0].train_index))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

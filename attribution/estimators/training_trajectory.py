@@ -117,9 +117,10 @@ class TrajectoryScores(ShardedScores):
     def batches(self, step: int) -> list[TrajectoryBatch]:
         """The products of all queries with all training examples at one checkpoint."""
         estimator = self.estimator.at_checkpoint(step)
+        size = replace(estimator, layers=AllLayers()).query_bytes(self.trained)  # parts of the layers lie on disk together
         return [
             TrajectoryBatch(estimator, self.trained, self.train, self.queries, rows, step)
-            for rows in estimator.execution.query_batches(self.queries.count, estimator.query_bytes(self.trained))
+            for rows in estimator.execution.query_batches(self.queries.count, size)
         ]
 
     def steps(self, get: Get) -> list[int]:

@@ -160,7 +160,10 @@ def _estimator(config: DictConfig, composed: DictConfig) -> Estimator:
     for name in estimator.of:
         of_name = config if name == chosen else _composed_with(name, "estimator.of")
         equal_draws(config, of_name, name)
-        parts[name] = build(of_name, "estimator")
+        try:
+            parts[name] = build(of_name, "estimator")
+        except SettingError as error:
+            raise SettingError(f"estimator.of=[{name}]: {error}") from error
     try:
         return replace(estimator, of=parts)
     except FieldError as error:
