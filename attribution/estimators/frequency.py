@@ -47,7 +47,8 @@ class Frequencies(Embedding):
 
     def _vectors(self, visible: Tensor) -> np.ndarray:
         magnitudes = torch.fft.fft2(visible.double(), norm="ortho").abs().numpy()  # [n, C, H, W]
-        logs, band = np.log1p(magnitudes), band_of(*visible.shape[-2:], self.bands)
+        logs, (height, width) = np.log1p(magnitudes), visible.shape[-2:]
+        band = band_of(height, width, self.bands)
         vectors = [logs[:, :, band == b].reshape(len(logs), -1) for b in np.unique(band)]
         unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), np.finfo(np.float64).tiny) for v in vectors]
         return (np.concatenate(unit, axis=1) / np.sqrt(len(unit))).astype(np.float32)
