@@ -431,7 +431,7 @@ def choices_of_draws_and_timesteps() -> None:
 
 @check
 def every_estimator_and_measurement() -> None:
-    """The checks above have covered all classes, except measures that only curvatures use, and what needs the device of training."""
+    """The checks above have covered all classes, except measures of curvatures, and what needs the device of training."""
     expected = {cls for cls in classes() if issubclass(cls, Estimator | Measure) and not inspect.isabstract(cls)}
     lacking = {cls.__name__ for cls in expected - COVERED} - {"OutputPixels", "OutputProbe", "Metagradient"}
     assert not lacking, f"add a check of {', '.join(sorted(lacking))}"
