@@ -40,13 +40,14 @@ from attribution.gradients.compression import Compression, Uncompressed
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients
 from attribution.gradients.resident import batches_within, resident
+from attribution.gradients.training_inputs import training_inputs
 from attribution.images import ImageSet, bins
 from attribution.images.draws import Side
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, SharingNode, added, key
-from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.gradients.training_inputs",
     "attribution.curvature.factors",
     "attribution.estimators.balance",
     "attribution.estimators.draw_means",
@@ -244,7 +245,7 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, estimator = nodes[0], nodes[0].estimator
-        device, images = estimator.execution.torch_device(), get(first.train)
+        device, images, objective = estimator.execution.torch_device(), get(first.train), first.trained.objective
         for node in nodes:
             refuse_unstable(get(node.basis), set(node.estimator.dampings) - set(GRID))
         per_example = engine(first.trained, None, estimator.execution, get)
@@ -258,11 +259,8 @@ class InfluenceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
             sides = resident(per_example, [blocks[at][2] for at in batch], get)
             held = [blocks[at][0].held(side, bases) for at, side in zip(batch, sides, strict=True)]
             for start, stop in ranges(*first.rows, first._examples_at_once):
-                rows = slice(start, stop)
-                ids, objective = to_device(images.ids(rows), device), first.trained.objective
-                draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
-                x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
-                gradients = prefix_means(per_example, first.trained.objective, x0, draws, condition, scheme, means)
+                inputs = training_inputs(images, slice(start, stop), scheme, objective, estimator.flips, device)
+                gradients = prefix_means(per_example, objective, *inputs, scheme, means)
                 for prefix, number in enumerate(scheme.prefixes):
                     sharing: dict[tuple[str, int], list[tuple[HeldQueries, list[int]]]] = {}
                     for at, queries in zip(batch, held, strict=True):

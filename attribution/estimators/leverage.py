@@ -32,12 +32,12 @@ from attribution.gradients import hooks
 from attribution.gradients.layers import pieces, step
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients
+from attribution.gradients.training_inputs import training_inputs
 from attribution.images import ImageSet
 from attribution.models.trained import Trained
 from attribution.nodes import Arrays, Cost, Get, Node
-from attribution.transfers import to_device
 
-SHARED = ("attribution.curvature.kfac", "attribution.estimators.influence")
+SHARED = ("attribution.gradients.training_inputs", "attribution.curvature.kfac", "attribution.estimators.influence")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +111,11 @@ class LeverageShard(_LeverageNode):
     def _directions(self, start: int, stop: int, get: Get) -> tuple[LayerGradients, Tensor]:
         """u of the images start..stop-1, ``[D, n, out, in]``, and gᵀu, ``[D, n]`` float64, at every damping."""
         estimator, objective, images = self.estimator, self.trained.objective, get(self.train)
-        rows, device, scheme = slice(start, stop), estimator.execution.torch_device(), estimator.draws.side("train")
-        x0, ids, condition = images.x0(rows), to_device(images.ids(rows), device), images.conditions(rows)
-        draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
+        device, scheme = estimator.execution.torch_device(), estimator.draws.side("train")
+        inputs = training_inputs(images, slice(start, stop), scheme, objective, estimator.flips, device)
         per_example = engine(self.trained, None, estimator.execution, get)
         mean = estimator.mean_of("train", self.trained, self.train, get)
-        [[gradients]] = prefix_means(per_example, objective, to_device(x0, device), draws, condition, scheme, [mean])
+        [[gradients]] = prefix_means(per_example, objective, *inputs, scheme, [mean])
         basis = cast(KroneckerBasis, get(self.basis)).to(device)
         scaled: LayerGradients = {}
         products = torch.zeros(len(estimator.dampings), stop - start, dtype=torch.float64)

@@ -33,12 +33,13 @@ from attribution.gradients.inner_products import dot
 from attribution.gradients.layer_check import find_layers
 from attribution.gradients.network_cache import engine
 from attribution.gradients.per_example import LayerGradients, PerExampleGradients
+from attribution.gradients.training_inputs import training_inputs
 from attribution.images import ImageSet
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, SharingNode, execution, key
-from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.gradients.training_inputs",
     "attribution.estimators.lissa_recursion",
     "attribution.estimators.sharded",
     "attribution.gradients.network_cache",
@@ -189,16 +190,13 @@ class LissaTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
     @classmethod
     def compute_together(cls, nodes: Sequence[Self], get: Get) -> list[BlockProducts]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, estimator = nodes[0], nodes[0].estimator
-        device, images = estimator.execution.torch_device(), get(first.train)
+        device, images, objective = estimator.execution.torch_device(), get(first.train), first.trained.objective
         per_example = engine(first.trained, None, estimator.execution, get)
         queries, scheme = [get.many(node.query_blocks()) for node in nodes], estimator.draws.side("train")
         products: list[list[Tensor]] = [[] for _ in nodes]
         for start, stop in ranges(*first.rows, estimator.execution.examples_at_once(first.trained.parameter_count)):
-            rows = slice(start, stop)
-            ids, objective = to_device(images.ids(rows), device), first.trained.objective
-            draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
-            x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
-            gradients = per_example.capture(first.trained.objective, x0, draws, condition).mean()
+            inputs = training_inputs(images, slice(start, stop), scheme, objective, estimator.flips, device)
+            gradients = per_example.capture(objective, *inputs).mean()
             for blocks, vectors in zip(products, queries, strict=True):
                 blocks.append(torch.cat([dot(block.layers, gradients) for block in vectors]).cpu())
             del gradients  # before those of the next images are made

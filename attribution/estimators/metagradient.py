@@ -39,7 +39,6 @@ from attribution.nodes import Cost, Get, Node, key
 from attribution.nodes.saves import Saves
 from attribution.training.optimizer_steps import PARAMETERS, optimizer_settings, state_names
 from attribution.training.order import steps_per_epoch
-from attribution.training.recipe import Recipe
 from attribution.training.record import positions_of
 from attribution.training.repeatable import Repeatable, require_repeatable
 from attribution.training.rerun import Moment, Rerun
@@ -141,7 +140,7 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
         rerun = Rerun(trained, record, images, device)
         kind, settings = optimizer_settings(trained.optimizer)
         names = state_names(kind, settings)
-        final, shares = self._measured_gradients(on_device(trained.network(get), device), get), shares_of_average(recipe)
+        final, shares = self._measured_gradients(on_device(trained.network(get), device), get), recipe.average_weights
         reverse = ReverseSteps(copy.deepcopy(rerun.network), trained.objective, record, images, kind, settings, recipe.clip)
 
         saves = Saves(get.workspace(self), self.fingerprint)
@@ -187,15 +186,6 @@ class MetagradientBlock(QueryBlock[BlockProducts]):
                     total = total.to(cost.device) + torch.cat([g.reshape(-1) for g in gradients])
                 rows.append(total)
         return torch.stack(rows)
-
-
-def shares_of_average(recipe: Recipe) -> np.ndarray:
-    """The weights of the parameters after each step in those of the explained model, which may be averages: ``[steps]``."""
-    if recipe.ema is None:
-        return np.append(np.zeros(recipe.steps - 1), 1.0)
-    decays = np.array([recipe.ema_decay(step) for step in range(recipe.steps)])
-    later = np.append(np.cumprod(decays[:0:-1])[::-1], 1.0)  # the product of the decays of all later steps
-    return (1 - decays) * later
 
 
 def segment(steps: int) -> int:

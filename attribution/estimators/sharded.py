@@ -120,6 +120,11 @@ class TrainingBlock(_Products, JointNode[BlockProducts]):
         """The number of training examples in this block."""
         return self.rows[1] - self.rows[0]
 
+    @property
+    def _examples_at_once(self) -> int:
+        """The number of training examples whose gradients are held at a time."""
+        return min(self.count, self.estimator.execution.examples_at_once(self.trained.parameter_count))
+
     @abstractmethod
     def query_blocks(self) -> Sequence[QueryBlock]:
         """The blocks that hold the queries' side, in the order of the queries. They are the same for all training blocks."""
@@ -166,6 +171,17 @@ class ShardedScores(Node[Scores]):
         """Return ``values [.., Q, N]`` as scores, with the ids of the queries and of the training examples."""
         query_index, train_index = (np.array(get(images).index) for images in (self.queries, self.train))
         return Scores(values.astype(np.float32, copy=False), query_index, train_index, axes or {}, halves)
+
+
+def joined(nodes: int, places: Sequence[int], products: Sequence[Sequence[Tensor]]) -> list[BlockProducts]:
+    """Join the products of query blocks, each in pieces over training examples ``[.., Q, n]``.
+
+    ``places``: the position of the node, of so many ``nodes``, to which each query block belongs.
+    """
+    of_nodes: list[list[Tensor]] = [[] for _ in range(nodes)]
+    for place, pieces in zip(places, products, strict=True):
+        of_nodes[place].append(torch.cat(list(pieces), dim=-1))
+    return [BlockProducts(torch.cat(of_node, dim=-2).float().numpy()) for of_node in of_nodes]
 
 
 def with_query_blocks(blocks: Sequence[TrainingBlock]) -> list[Node]:

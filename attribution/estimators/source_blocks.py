@@ -12,20 +12,29 @@ from attribution.curvature.basis import Basis, KroneckerBasis
 from attribution.curvature.kfac import KroneckerCurvature
 from attribution.estimators.base import as_tuple
 from attribution.estimators.batch_squares import BatchSquares
-from attribution.estimators.sharded import BlockProducts, QueryBatch, QueryBlock, QueryVectors, ShardedEstimator, TrainingBlock
+from attribution.estimators.sharded import (
+    BlockProducts,
+    QueryBatch,
+    QueryBlock,
+    QueryVectors,
+    ShardedEstimator,
+    TrainingBlock,
+    joined,
+)
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.inner_products import dot
 from attribution.gradients.network_cache import engine, gradient_shapes
 from attribution.gradients.per_example import LayerGradients
 from attribution.gradients.resident import batches_within, resident
+from attribution.gradients.training_inputs import training_inputs
 from attribution.images import ImageSet
 from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node, SharingNode, key
 from attribution.training import Recorded
 from attribution.training.segments import Segment
-from attribution.transfers import to_device
 
 SHARED = (
+    "attribution.gradients.training_inputs",
     "attribution.curvature.basis",
     "attribution.estimators.sharded",
     "attribution.gradients.inner_products",
@@ -206,11 +215,6 @@ class SourceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         )
 
     @property
-    def _examples_at_once(self) -> int:
-        """The number of training images whose gradients are held at a time."""
-        return min(self.count, self.estimator.execution.examples_at_once(self.trained.parameter_count))
-
-    @property
     def _gradient_bytes(self) -> float:
         return 2 * FLOAT32_BYTES * self._examples_at_once * self.trained.parameter_count
 
@@ -238,18 +242,12 @@ class SourceTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         for batch in batches_within([block for _, block in blocks], cls._limit(nodes)):
             sides = resident(per_example, [blocks[at][1] for at in batch], get)
             for start, stop in ranges(*first.rows, first._examples_at_once):
-                rows = slice(start, stop)
-                ids = to_device(images.ids(rows), device)
-                draws = scheme.draw("attribution", ids, objective.process.T, estimator.flips, objective.condition_dropout)
-                x0, condition = to_device(images.x0(rows), device), images.conditions(rows)
-                gradients = per_example.capture(objective, x0, draws, condition).mean()
+                inputs = training_inputs(images, slice(start, stop), scheme, objective, estimator.flips, device)
+                gradients = per_example.capture(objective, *inputs).mean()
                 for at, side in zip(batch, sides, strict=True):
                     products[at].append(dot(side.layers, {layer: gradients[layer] for layer in side.layers}))
                 del gradients  # before those of the next images are made
-        of_nodes: list[list[Tensor]] = [[] for _ in nodes]
-        for (place, _), columns in zip(blocks, products, strict=True):
-            of_nodes[place].append(torch.cat(columns, dim=-1))
-        return [BlockProducts(torch.cat(of_node, dim=-2).float().numpy()) for of_node in of_nodes]
+        return joined(len(nodes), [place for place, _ in blocks], products)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from attribution.estimators.sharded import (
     QueryVectors,
     ShardedEstimator,
     TrainingBlock,
+    joined,
 )
 from attribution.execution import FLOAT32_BYTES, ranges
 from attribution.gradients.inner_products import dot
@@ -170,11 +171,6 @@ class TrajectoryTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
         gradients = first._examples_at_once * first.trained.parameter_count * FLOAT32_BYTES
         return (1 + any(node.estimator.SCALES_GRADIENTS for node in nodes)) * gradients
 
-    @property
-    def _examples_at_once(self) -> int:
-        """The number of training examples whose gradients are held at a time."""
-        return min(self.count, self.estimator.execution.examples_at_once(self.trained.parameter_count))
-
     def query_blocks(self) -> list[TrajectoryQueryBlock]:
         subject = self.estimator.measurement.subject(self.queries)
         return [
@@ -206,10 +202,7 @@ class TrajectoryTrainingBlock(TrainingBlock, SharingNode[BlockProducts]):
                         gradients = {}  # frees the memory of one node's side before the next
                         gradients, scaled_for = estimator.train_side(captured), name
                     products[at].append(dot(side.layers, estimator.layers.part(gradients)))
-        of_nodes: list[list[Tensor]] = [[] for _ in nodes]
-        for (i, _), columns in zip(blocks, products, strict=True):
-            of_nodes[i].append(torch.cat(columns, dim=-1))
-        return [BlockProducts(torch.cat(of_node, dim=-2).float().numpy()) for of_node in of_nodes]
+        return joined(len(nodes), [i for i, _ in blocks], products)
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,8 @@ class UnlearningQueryBlock(QueryBlock[QueryVectors]):
     def _step(self, per_example: PerExampleGradients, basis: KroneckerBasis, query: QueryAtDraws) -> LayerGradients:
         """(H + λI)⁻¹ ∇m at the current parameters, ``[rows, columns]`` per layer."""
         gradient = self.estimator.ascent(per_example, query)
-        damped = {layer: basis.values[layer] + self.estimator.damping for layer in basis.layers}
-        rotated = {layer: g / damped[layer].to(g) for layer, g in basis.rotations(gradient)}
+        damping = self.estimator.damping
+        rotated = {layer: g / (basis.values[layer] + damping).to(g) for layer, g in basis.rotations(gradient)}
         return {layer: step[0] for layer, step in basis.restored(rotated).items()}
 
     @property

@@ -8,13 +8,14 @@ from torch import Tensor
 from attribution.diffusion import eval_mode
 from attribution.execution import FORWARD_ACTIVATIONS, FORWARD_TIME, Execution, ranges
 from attribution.gradients.per_example import PerExampleGradients
+from attribution.gradients.training_inputs import training_inputs
 from attribution.images import Images
 from attribution.images.draws import Draws, DrawScheme
 from attribution.measurements import Inputs, Measure
 from attribution.nodes import Cost
 from attribution.transfers import to_device
 
-SHARED = ("attribution.diffusion.denoiser",)
+SHARED = ("attribution.diffusion.denoiser", "attribution.gradients.training_inputs")
 
 
 def forward_cost(inputs: int, execution: Execution, times: int = 1) -> Cost:
@@ -36,10 +37,8 @@ def at_draws(
     parameter, (first, last), K, values = per_example.parameters[0], rows, scheme.count, []
 
     def inputs(block: slice) -> tuple[Tensor, Draws, Tensor | None]:
-        ids, condition = to_device(images.ids(block), parameter.device), images.conditions(block)
-        draws = scheme.draw(role, ids, objective.process.T, flips, objective.condition_dropout)
-        x0 = to_device(images.x0(block), parameter.device, parameter.dtype)
-        return x0, draws, None if condition is None else to_device(condition, parameter.device)
+        x0, draws, condition = training_inputs(images, block, scheme, objective, flips, parameter.device, role)
+        return x0.to(parameter.dtype), draws, None if condition is None else to_device(condition, parameter.device)
 
     size = per_example.inputs_per_pass(objective, *inputs(slice(first, min(first + 2, last))))
     with torch.inference_mode(), eval_mode(per_example.model):

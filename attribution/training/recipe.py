@@ -1,8 +1,8 @@
 """How and on which devices a model is trained."""
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from attribution.checks import FieldError, number, whole
@@ -83,11 +83,18 @@ class Recipe:
         return min(self.ema, (1 + step) / (10 + step)) if self.ema_warmup else self.ema
 
     @property
+    def average_weights(self) -> np.ndarray:
+        """The weights of the parameters after each step in those of the trained model, ``[steps]``; 0, .., 0, 1 without average."""
+        if self.ema is None:
+            return np.append(np.zeros(self.steps - 1), 1.0)
+        decays = np.array([self.ema_decay(step) for step in range(self.steps)])
+        later = np.append(np.cumprod(decays[:0:-1])[::-1], 1.0)  # the product of the decays of all later steps
+        return (1 - decays) * later
+
+    @property
     def ema_first_weight(self) -> float:
         """The weight of the parameters after the first step in the final average; 0 without an average."""
-        if self.ema is None:
-            return 0.0
-        return math.prod(self.ema_decay(step) for step in range(1, self.steps))
+        return 0.0 if self.ema is None else float(self.average_weights[0])
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,10 @@ class ReverseSteps:
             shares = torch.full_like(losses, 1 / len(visits)).requires_grad_()
             gradients = torch.autograd.grad(losses, self.parameters, shares, create_graph=True)
             gradient = torch.cat([g.detach().reshape(-1) for g in gradients])
-            rate, factor = float(row["learning_rate"][0]), self._factor(gradient)
+            rate, norm = float(row["learning_rate"][0]), float(gradient.norm())
+            factor = 1.0 if self.clip is None else min(1.0, self.clip / (norm + _EPSILON))
             pulled = pulled_back(self.kind, self.settings, rate, step, before, factor * gradient, adjoints)
-            directions = self._through_clipping(pulled.pop(GRADIENT), gradient)
+            directions = self._through_clipping(pulled.pop(GRADIENT), gradient, norm, factor)
             of_weights = torch.empty(len(directions), len(visits), dtype=gradient.dtype, device=gradient.device)
             for q, direction in enumerate(directions):
                 parts = split(direction, self.parameters)
@@ -90,16 +91,10 @@ class ReverseSteps:
                 pulled[PARAMETERS][q] += torch.cat([product.reshape(-1) for product in products])
         return pulled, visits, of_weights
 
-    def _factor(self, gradient: Tensor) -> float:
-        """The factor by which the gradient is clipped."""
-        return 1.0 if self.clip is None else min(1.0, self.clip / (float(gradient.norm()) + _EPSILON))
-
-    def _through_clipping(self, adjoints: Tensor, gradient: Tensor) -> Tensor:
+    def _through_clipping(self, adjoints: Tensor, gradient: Tensor, norm: float, factor: float) -> Tensor:
         """From derivatives ``[Q, P]`` with respect to the clipped gradient to those with respect to the gradient."""
-        factor = self._factor(gradient)
         if self.clip is None or factor == 1:
             return adjoints
-        norm = float(gradient.norm())
         along = adjoints @ gradient * (-self.clip / (norm + _EPSILON) ** 2 / norm)
         return factor * adjoints + along[:, None] * gradient
 

@@ -71,13 +71,13 @@ class Linearization(QueryBenchmark):
             raise FieldError(self.exact, "models", "the exact derivative belongs to one training: set 1")
 
     def nodes(self, experiment: Experiment, estimators: Mapping[str, Estimator]) -> list[Node]:
-        measured = [node for nodes in self._measured(experiment).values() for node in nodes]
+        measured = [node for nodes in self._measured(experiment, self._truth(experiment)).values() for node in nodes]
         return [*measured, *scores_of(experiment, self._with_exact(estimators), self.queries).values()]
 
     def evaluate(self, experiment: Experiment, estimators: Mapping[str, Estimator], get: Get, report: Report) -> None:
         estimators, truth, N = self._with_exact(estimators), self._truth(experiment), experiment.train.count
         nodes, masks = scores_of(experiment, estimators, self.queries), self._masks(N)
-        scores, measured = computed(nodes, get), self._measured(experiment)
+        scores, measured = computed(nodes, get), self._measured(experiment, truth)
         rows: list[Row] = []
         for kind in self.queries:
             variants = [v for v in variants_for(kind, estimators, nodes, scores, get) if v.all_timesteps]
@@ -144,11 +144,8 @@ class Linearization(QueryBenchmark):
         Raises:
             FieldError: a size leaves no training image.
         """
-        sizes = (
-            [*(4**k for k in range(N.bit_length()) if 4**k < N / 2), N // 2]
-            if self.sizes is None
-            else list(dict.fromkeys(self.sizes))
-        )
+        powers = [4**k for k in range(N.bit_length()) if 4**k < N / 2]
+        sizes = dict.fromkeys([*powers, N // 2] if self.sizes is None else self.sizes)
         if max(sizes) >= N:
             raise FieldError(self, "sizes", f"there are {N} training images: remove fewer")
         masks = {}
@@ -177,10 +174,10 @@ class Linearization(QueryBenchmark):
             keep_models=self.keep_models,
         )
 
-    def _measured(self, experiment: Experiment) -> dict[str, list[Measured]]:
+    def _measured(self, experiment: Experiment, truth: Truth) -> dict[str, list[Measured]]:
         """The measurements under the recorded model and then under the retrained ones, by kind of queries."""
         require_repeatable(experiment.attributed, f"benchmark={BENCHMARK}")
-        truth, measured = self._truth(experiment), {}
+        measured = {}
         for kind, queries in self.queries.items():
             nodes = truth.nodes(self.exact.measurement, queries.node(experiment))
             measured[kind] = [replace(nodes[0], model=experiment.trained), *nodes]
