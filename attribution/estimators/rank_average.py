@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from attribution.checks import FieldError
-from attribution.estimators.base import Estimator, as_tuple
+from attribution.estimators.base import Estimator
 from attribution.estimators.scores import Scores
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -28,9 +28,6 @@ from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 
 SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
-
-SWEPT = ("damping", "horizon", "timestep", "strength")
-"""The fields of estimators that may be lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +81,11 @@ class RankAverage(Estimator):
 
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         for part in self.parts.values():
-            for name in SWEPT:
-                value = getattr(part, name, None)
-                if isinstance(value, Sequence) and len(as_tuple(value)) != 1:
-                    raise FieldError(part, name, "an average of ranks takes one value", list(value))
             if isinstance(draws := getattr(part, "draws", None), DrawScheme):
                 draws.refuse_lists("an average of ranks", replicates=True)
+            for name, values in part.requested().items():
+                if len(values) != 1:
+                    raise FieldError(part, name, "an average of ranks takes one value", list(values))
         members = tuple(part.scores(trained, train, queries) for part in self.parts.values())
         return RankAverageScores(self, members)
 

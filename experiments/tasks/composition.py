@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
+from attribution.estimators.base import SETTINGS
 from attribution.estimators.rank_average import RankAverage
 from attribution.nodes import Node
 from attribution.training import RecordError
@@ -35,13 +36,7 @@ PLACES = (
     "estimator.keep_models",
 )
 """Groups and settings that choose the task, the place where it runs or files lie, or what is kept, and do not change results."""
-SWEPT_BY_ESTIMATORS = (
-    "estimator.damping",
-    "estimator.draws.n",
-    "estimator.draws.train",
-    "estimator.horizon",
-    "estimator.strength",
-)
+SWEPT_BY_ESTIMATORS = (*SETTINGS.values(), "estimator.draws.train")
 """Settings that accept a list; each row names its one value."""
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed", "experiment", "scale", "published")
 """Choices for which every row has a field, or that determine which rows exist."""
