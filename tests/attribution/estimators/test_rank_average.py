@@ -119,6 +119,40 @@ def test_parts_are_the_estimators_themselves(get):
     assert other.scores(RECORD, TRAIN, QUERIES).fingerprint != node.fingerprint
 
 
+def test_standard_scores_of_groups_of_draws(get):
+    """Claim: cross scores are averaged at the scale of the scores from all draws; a part without draws is equal in all groups."""
+    kfac, trak = replace(ESTIMATORS["kfac"], damping=1e-3), replace(ESTIMATORS["trak"], damping=1e-3)
+    average = RankAverage(of={"kfac": kfac, "raw_cos": COSINE, "trak": trak}, scale="standard").score(RECORD, TRAIN, QUERIES, get)
+    of = [part.variants(part.score(RECORD, TRAIN, QUERIES, get))[0][1] for part in (kfac, COSINE, trak)]
+    assert average.cross is not None
+    assert of[0].cross is not None
+    assert of[2].cross is not None
+    assert average.cross.shape == (2, 2, *average.values.shape)
+    for r, s in np.ndindex(2, 2):
+        groups = [of[0].cross[r, s], of[1].values, of[2].cross[r, 0]]
+        for q, values in enumerate(average.cross[r, s]):
+            scaled = [(group[q] - all_.values[q].mean()) / all_.values[q].std() for group, all_ in zip(groups, of, strict=True)]
+            np.testing.assert_allclose(values, sum(scaled) / 3, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(average.values, average.cross.mean((0, 1)), rtol=1e-5, atol=1e-6)
+    plain = [replace(each, cross=None).values for each in of]
+    np.testing.assert_allclose(average.values, averaged(*plain, scale="standard"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("other", "scale"),
+    [
+        (NDA(timestep=5, noises=1, execution=CPU), "standard"),
+        (replace(ESTIMATORS["kfac"], damping=1.0, draws=Uniform(4, seed=1)), "standard"),
+        (replace(ESTIMATORS["kfac"], damping=1.0, draws=Uniform(4, seed=1, replicates=4)), "standard"),
+        (COSINE, "rank"),
+    ],
+)
+def test_without_groups_of_all_draws_there_are_no_errors(other, scale, get):
+    """Claim: groups of some parts say nothing about the noise of the others, nor do they about ranks, which are not linear."""
+    average = RankAverage(of={"kfac": replace(ESTIMATORS["kfac"], damping=1e-3), "other": other}, scale=scale)
+    assert average.score(RECORD, TRAIN, QUERIES, get).cross is None
+
+
 def test_settings_of_all_estimators_reach_the_parts():
     """Claim: another measurement, and groups of draws that are left open, as for the estimators themselves."""
     draws = Uniform(16, replicates="auto")
