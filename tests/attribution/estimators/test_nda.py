@@ -169,7 +169,7 @@ def test_memory_bounds_what_is_held(monkeypatch):
 
 
 def test_the_cost_is_that_of_the_products():
-    """Claim: a block counts L² pairs of patches for each scale, noise, timestep and pair of images: D products and an exponential."""
+    """Claim: a block counts L² pairs of patches for each scale, noise, timestep and pair of images: D products and exponentials."""
     method, shape = estimator(coarse=4, timestep=[1, 3]), InMemory()(TRAIN).shape
     train = GivenImages(InMemory()(TRAIN))
     (block,) = method.scores(EXPLAINED, train, QUERIES).parts(InMemory())
