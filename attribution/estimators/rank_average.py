@@ -14,15 +14,16 @@ the mean and the deviation of the scores from all draws. All estimators that dra
 the noise of one that has no groups would be missing.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from scipy.stats import rankdata
 
 from attribution.checks import FieldError
-from attribution.estimators.base import Estimator
+from attribution.estimators.base import SETTINGS, Estimator
 from attribution.estimators.scores import Scores
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -82,20 +83,35 @@ class RankAverage(Estimator):
     def notes(self) -> list[str]:
         return [note for part in self.parts.values() for note in part.notes()]
 
+    def requested(self) -> Mapping[str, Sequence[Any]]:
+        """The values that parts sweep, which are the same in all parts that sweep them.
+
+        Raises:
+            FieldError: two parts sweep different values.
+        """
+        swept: dict[str, Sequence[Any]] = {}
+        for part in self.parts.values():
+            for axis, values in _swept(part).items():
+                if swept.setdefault(axis, values) != values:
+                    message = f"another part of the average has {list(swept[axis])}: give both the same values, or one"
+                    raise FieldError(part, axis, message, list(values))
+        return swept
+
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         for part in self.parts.values():
             if isinstance(draws := getattr(part, "draws", None), DrawScheme):
                 draws.refuse_lists("an average of ranks", replicates=True)
-            for name, values in part.requested().items():
-                if len(values) != 1:
-                    raise FieldError(part, name, "an average of ranks takes one value", list(values))
+        _ = self.requested()  # raises if values differ
         members = tuple(part.scores(trained, train, queries) for part in self.parts.values())
         return RankAverageScores(self, members)
 
 
 @dataclass(frozen=True)
 class RankAverageScores(Node[Scores]):
-    """The mean of the ranks (or standard scores) of ``members``, the scores of the estimator's parts: ``[Q, N]``."""
+    """The mean of the ranks (or standard scores) of ``members``, the scores of the estimator's parts: ``[.., Q, N]``.
+
+    The leading axes are the values that parts sweep. A part that sweeps none of them is the same everywhere.
+    """
 
     NAME = "RankAverageScores"
     VERSION = 2
@@ -113,9 +129,23 @@ class RankAverageScores(Node[Scores]):
         return sum(member.passes(get) for member in self.members)
 
     def compute(self, get: Get) -> Scores:
-        found = get.many(self.members)
-        variants = [part.variants(scores) for part, scores in zip(self.estimator.parts.values(), found, strict=True)]
-        members = [scores for [(_, scores)] in variants]
+        found, parts = get.many(self.members), list(self.estimator.parts.values())
+        variants = [part.variants(scores) for part, scores in zip(parts, found, strict=True)]
+        axes = self.estimator.requested()
+        points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        means = [self._mean([_at(point, *each) for each in zip(parts, variants, strict=True)]) for point in points]
+        shape = [len(values) for values in axes.values()]
+
+        def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+            present = [array for array in arrays if array is not None]
+            return np.stack(present).reshape(*shape, *present[0].shape) if present else None
+
+        values, cross = (joined(arrays) for arrays in zip(*means, strict=True))
+        assert values is not None
+        return Scores(values, np.array(found[0].query_index), np.array(found[0].train_index), axes, cross=cross)
+
+    def _mean(self, members: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The mean over ``members``, ``[Q, N]`` each, and its cross scores ``[R, S, Q, N]``, if there are any."""
         if any(not np.isfinite(scores.values).all() for scores in members):
             raise FloatingPointError("scores are not finite: leave this estimator out of the average, or raise its damping")
         groups = self._groups(members)
@@ -128,7 +158,7 @@ class RankAverageScores(Node[Scores]):
                 parts = [standard_scores(_of_groups(scores, q), scores.values[q]) for scores in members]
                 cross[:, :, q] = sum(np.broadcast_to(part, cross[:, :, q].shape) for part in parts) / len(parts)
                 mean[q] = cross[:, :, q].mean((0, 1), dtype=np.float64)
-        return Scores(mean, np.array(found[0].query_index), np.array(found[0].train_index), cross=cross)
+        return mean, cross
 
     def _groups(self, members: Sequence[Scores]) -> tuple[int, int] | None:
         """The numbers of groups of draws on the side of queries and of training images; None if the average has none."""
@@ -139,6 +169,16 @@ class RankAverageScores(Node[Scores]):
             return None
         queries, trains = {R for R, _ in groups}, {S for _, S in groups if S > 1} or {1}
         return (*queries, *trains) if len(queries) == len(trains) == 1 else None  # pyright: ignore[reportReturnType]
+
+
+def _swept(estimator: Estimator) -> dict[str, Sequence[Any]]:
+    return {axis: list(values) for axis, values in estimator.requested().items() if len(values) > 1}
+
+
+def _at(point: Mapping[str, Any], part: Estimator, variants: Sequence[tuple[dict[str, Any], Scores]]) -> Scores:
+    """The variant of ``part`` at its values of ``point``."""
+    settings = {SETTINGS[axis]: value for axis, value in point.items() if axis in _swept(part)}
+    return next(scores for found, scores in variants if found == settings)
 
 
 def _of_groups(scores: Scores, q: int) -> np.ndarray:

@@ -153,6 +153,26 @@ def test_without_groups_of_all_draws_there_are_no_errors(other, scale, get):
     assert average.score(RECORD, TRAIN, QUERIES, get).cross is None
 
 
+@pytest.mark.parametrize("scale", ["rank", "standard"])
+def test_swept_values_are_axes_of_the_average(scale, get):
+    """Claim: at each of the values that parts sweep, the average is the one of parts that have this value alone."""
+    guided, cosine = ESTIMATORS["guided"], {"raw_cos": COSINE}
+    two = {
+        "kfac": ESTIMATORS["kfac"],
+        "trak": ESTIMATORS["trak"],
+        "guided": guided,
+        "nda": NDA(timestep=5, noises=1, execution=CPU),
+    }
+    several = RankAverage(of={**cosine, **two}, scale=scale)
+    for settings, scores in several.variants(several.score(RECORD, TRAIN, QUERIES, get)):
+        damping, strength = settings["estimator.damping"], settings["estimator.strength"]
+        one = {name: replace(part, damping=damping) for name, part in two.items() if name in ("kfac", "trak")}
+        one |= {"guided": replace(guided, strength=strength), "nda": two["nda"]}
+        alone = RankAverage(of={**cosine, **one}, scale=scale)
+        np.testing.assert_array_equal(scores.values, alone.score(RECORD, TRAIN, QUERIES, get).values)
+    assert several.requested() == {"damping": [1e-3, 1.0], "strength": [0.3, 1.0]}
+
+
 def test_settings_of_all_estimators_reach_the_parts():
     """Claim: another measurement, and groups of draws that are left open, as for the estimators themselves."""
     draws = Uniform(16, replicates="auto")
@@ -178,13 +198,14 @@ def test_an_average_that_cannot_be_is_refused():
     with pytest.raises(FieldError, match="these are names: give a mapping"):
         RankAverage(of=["a", "b"]).scores(MODEL, TRAIN, QUERIES)
     for part, said in (
-        (ESTIMATORS["kfac"], r"damping=\[0\.001, 1\.0\]: an average of ranks takes one value"),
-        (ESTIMATORS["guided"], r"strength=\[0\.3, 1\.0\]: an average of ranks takes one value"),
-        (NDA(timestep=[5, 10]), r"timestep=\[5, 10\]: an average of ranks takes one value"),
         (ESTIMATORS["balanced"], r"n=\[2, 4\]: an average of ranks takes one number of draws"),
+        (
+            replace(ESTIMATORS["trak"], damping=[0.1, 1.0]),
+            r"damping=\[0\.1, 1\.0\]: another part of the average has \[0\.001, 1\.0\]",
+        ),
     ):
         with pytest.raises(FieldError, match=said):
-            RankAverage(of={**pair, "part": part}).scores(RECORD, TRAIN, QUERIES)
+            RankAverage(of={**pair, "kfac": ESTIMATORS["kfac"], "part": part}).scores(RECORD, TRAIN, QUERIES)
     with pytest.raises(FloatingPointError, match="scores are not finite"):
         averaged([[1.0, np.nan]], [[1.0, 2.0]])
 
