@@ -11,10 +11,18 @@ from torch import nn
 from attribution.curvature import KFAC
 from attribution.curvature.exact import ExactGGN
 from attribution.estimators import Estimator
+from attribution.estimators.astra import ASTRA
+from attribution.estimators.das import DAS
 from attribution.estimators.influence import KFACInfluence
+from attribution.estimators.layer_weights import LayerWeights
 from attribution.estimators.lissa import LiSSA
+from attribution.estimators.metagradient import Metagradient
+from attribution.estimators.mirrored_unlearning import MirroredUnlearning
+from attribution.estimators.rescaled_kfac import RescaledKFAC
+from attribution.estimators.source import Source
 from attribution.estimators.tracin import TracIn
 from attribution.estimators.trak import TRAK
+from attribution.estimators.unlearning import Unlearning
 from attribution.execution import Execution
 from attribution.images import Images
 from attribution.images.conditions import NULL_CLASS
@@ -57,20 +65,36 @@ def model(data, dropout: float):
     return trained(model=Tiny, data=data, objective=Loss(PROCESS, condition_dropout=dropout), optimizer=optimizer, flips=False)
 
 
+FACTORS = KFAC(draws=DRAWS, execution=CPU)
+COMMON = {"measurement": LOSS, "draws": DRAWS, "execution": CPU}
 ESTIMATORS = {
     "kfac": KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=KFAC(draws=DRAWS, execution=CPU), execution=CPU),
     "exact": KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=ExactGGN(draws=DRAWS, execution=CPU), execution=CPU),
     "trak": TRAK(measurement=LOSS, draws=DRAWS, projection=Identity(), execution=CPU),
     "lissa": LiSSA(measurement=LOSS, draws=DRAWS, damping=0.1, scale=100.0, depth=3, batch_size=4, execution=CPU),
     "tracin": TracIn(measurement=LOSS, draws=DRAWS, checkpoints=[12], execution=CPU),
+    "astra": ASTRA(**COMMON, curvature=FACTORS, depth=3, scale=100.0, batch_size=4),
+    "das": DAS(query_feature=LOSS, train_feature=LOSS, projection=Identity(), draws=DRAWS, execution=CPU),
+    "layer weights": KFACInfluence(**COMMON, curvature=FACTORS, layers=LayerWeights(groups="layer", top=2)),
+    "metagradient": Metagradient(**COMMON),
+    "mirrored unlearning": MirroredUnlearning(**COMMON, curvature=FACTORS, damping=0.1, bounded=False),
+    "rescaled": RescaledKFAC(**COMMON, curvature=FACTORS, damping=0.1),
+    "source": Source(**COMMON, curvature=FACTORS, optimizer="sgd", segments=1, per_segment=1),
+    "unlearning": Unlearning(**COMMON, curvature=FACTORS, damping=0.1),
 }
 
 
+@pytest.fixture(scope="module")
+def get():
+    """Artifacts that the estimators share: the trainings, and Kronecker factors."""
+    return InMemory()
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_training_draws_drop_conditions_and_queries_keep_theirs(name):
+def test_training_draws_drop_conditions_and_queries_keep_theirs(name, get):
     """Claim: if training always drops the class, scores are those of training images without one; the queries' classes count."""
     estimator: Estimator = ESTIMATORS[name]
-    get, queries = InMemory(), Conditioned(n=3, first=901)
+    queries = Conditioned(n=3, first=901)
     dropped, nothing, kept = model(Conditioned(n=8), 1.0), model(Nothing(n=8), 0.0), model(Conditioned(n=8), 0.0)
     found, expected, others = (estimator.score(each, each.data, queries, get).values for each in (dropped, nothing, kept))
     unknown = estimator.score(dropped, dropped.data, Nothing(n=3, first=901), get).values
