@@ -81,6 +81,12 @@ class MirroredUnlearning(UnlearningEstimator):
         inside = self._below_bound(per_example, query) if self.bounded else None
         return per_example.capture(self.measurement, *query).mean(inside)
 
+    def no_gradient(self, query: int) -> ValueError:
+        if not self.bounded:
+            return super().no_gradient(query)
+        message = f"at all draws of query {query} a network that outputs 0 costs no more, so that none is left: set false"
+        return FieldError(self, "bounded", f"{message}, take more draws, or train longer")
+
     def scores_of(self, losses: Mapping[int, np.ndarray], size: float) -> np.ndarray:
         high, low = losses[1], losses[-1 if self.mirrored else TRAINED]
         change, total = high - low, high + low

@@ -90,6 +90,10 @@ class UnlearningEstimator(ShardedEstimator, ABC):
     def ascent(self, per_example: PerExampleGradients, query: QueryAtDraws) -> LayerGradients:
         """Return the gradient of the query's cost at the current parameters, ``[1, rows, columns]`` per layer."""
 
+    def no_gradient(self, query: int) -> ValueError:
+        """The error that the query with this number has a gradient of 0."""
+        return FieldError(self, "draws", f"query {query} has no gradient at any of its draws: take more draws")
+
     @abstractmethod
     def scores_of(self, losses: Mapping[int, np.ndarray], size: float) -> np.ndarray:
         """Return τ ``[n]`` from the losses ``[n, K]`` of training images at their draws, float64.
@@ -147,10 +151,7 @@ class UnlearningQueryBlock(QueryBlock[QueryVectors]):
             query = (x0[one], draws.rows(one), None if condition is None else condition[one])
             first = self._step(per_example, basis, query)
             if not any(step.any() for step in first.values()):
-                raise ValueError(
-                    f"query {self.rows[0] + q} has no gradient at any of its draws: take more draws, or set bounded=false if draws "
-                    "whose cost a network that outputs 0 reaches are left out"
-                )
+                raise estimator.no_gradient(self.rows[0] + q)
             for sign, of_sign in zip(estimator.signs, moves, strict=True):
                 move = {layer: sign * size * step for layer, step in first.items()}
                 for _ in range(estimator.steps - 1):

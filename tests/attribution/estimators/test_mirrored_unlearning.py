@@ -181,7 +181,7 @@ def test_draws_above_the_bound_are_left_out(get, monkeypatch):
     assert torch.equal(found.bool(), query[1].timestep == query[1].timestep.max())
     assert not found.bool().all()
     monkeypatch.setattr(bound, lambda x, time, *rest: network(x, time))
-    with pytest.raises(ValueError, match=r"query 0 has no gradient.*bounded=false"):
+    with pytest.raises(FieldError, match=r"MirroredUnlearning\.bounded=True: at all draws of query 0 a network that outputs 0"):
         scored(mirrored(), InMemory())
 
 
