@@ -21,6 +21,7 @@ from attribution.estimators.leverage import Leverages
 from attribution.estimators.rescaled_kfac import RescaledKFAC, factors
 from attribution.estimators.scores import Scores
 from attribution.estimators.self_influence import Influence, SelfInfluence
+from attribution.estimators.sharded import with_query_blocks
 from attribution.estimators.training_trajectory import TrajectoryEstimator
 from attribution.execution import FLOAT32_BYTES, FLOAT64_BYTES, ranges
 from attribution.images import ImageSet
@@ -48,7 +49,12 @@ class InfluenceOnItself(Node[Influence]):
     trained: Trained
     train: ImageSet
 
-    def parts(self, get: Get) -> list[InfluenceTrainingBlock]:
+    def parts(self, get: Get) -> list[Node]:
+        return [part for block in self.training_blocks for part in with_query_blocks([block])]
+
+    @property
+    def training_blocks(self) -> list[InfluenceTrainingBlock]:
+        """The products of each block of training examples with itself."""
         return [
             InfluenceTrainingBlock(self.estimator, self.trained, self.train, self.train, rows, rows)
             for rows in ranges(0, self.train.count, self.estimator.execution.shard)
@@ -64,7 +70,7 @@ class InfluenceOnItself(Node[Influence]):
 
     def compute(self, get: Get) -> Influence:
         refuse_unstable(get(self.estimator.basis(self.trained, self.train)), self.estimator.dampings)
-        blocks = get.many(self.parts(get))
+        blocks = get.many(self.training_blocks)
         values = [np.diagonal(block.values[0, 0, 0, 0]) for block in blocks]
         return Influence(np.concatenate(values).astype(np.float32), np.array(get(self.train).index))
 

@@ -62,7 +62,9 @@ def attribute(config: DictConfig, top: int, self_influence: bool, groups: str | 
         node = estimator.scores(experiment.attributed, experiment.train, queries)
         of_itself = _self_influence(name, estimator, experiment) if self_influence else None
         print_notes(estimator.notes())
-        announce([experiment.trained, node, *([] if of_itself is None else [of_itself])], get)
+        wanted: list[Node] = [node, *([] if of_itself is None else [of_itself])]
+        announce([experiment.trained, *wanted], get)
+        get.many(wanted)  # together: they share passes
         scores, train, explained = get(node), get(experiment.train), get(queries)
         variants = [variant for variant in variants_of(name, estimator, node, scores, get) if variant.all_timesteps]
         folder = run.folder / "scores"

@@ -31,6 +31,14 @@ def test_it_is_the_diagonal_of_the_scores_of_training_images(name, shard, model)
     np.testing.assert_array_equal(influence.train_index, get(TRAIN).index)
 
 
+def test_the_passes_of_both_sides_are_counted(model):
+    """Claim: a plan, which adds up the parts of nodes, has every example at its draws as a query and as a training image."""
+    estimator = replace(ESTIMATORS["kfac"], execution=Execution(device="cpu", shard=3, query_shard=2))
+    draws = estimator.draws
+    expected = TRAIN.count * (draws.side("query").count + draws.side("train").count)
+    assert self_influence(estimator, model, TRAIN).passes(InMemory()) == expected
+
+
 def test_the_sides_of_an_example_have_independent_draws():
     """Claim: an example as a query is at other timesteps and noises than as a training image."""
     ids = InMemory()(TRAIN).ids()
