@@ -28,6 +28,7 @@ import numpy as np
 
 from attribution.checks import FieldError, listed, positive, whole
 from attribution.curvature.kfac import KroneckerCurvature
+from attribution.estimators.batch_squares import BATCHES
 from attribution.estimators.replicated import with_replicates
 from attribution.estimators.scores import Scores
 from attribution.estimators.sharded import ShardedScores, with_all_queries
@@ -98,6 +99,14 @@ class Source(SourceSettings):
         """The number of checkpoints of all segments."""
         return self.segments * self.per_segment
 
+    def curvature_passes(self, trained: Recorded, train: ImageSet) -> float:
+        """The passes of all bases and, for Adam, of the squares of batch gradients. How many there are depends on no record."""
+        steps = range(BATCHES, BATCHES + self.per_segment)  # any ones
+        basis = self.curvature.checkpoint_basis(trained, steps, train, self.flips)
+        factors = self.curvature.checkpoint_factors(trained, steps, train, self.flips)
+        squares = self.squares(trained, Segment(0, steps[-1], tuple(steps)), train)
+        return self.segments * sum(node.cost().passes for node in (basis, *factors.checkpoints, *squares))
+
     def requested(self) -> Mapping[str, Sequence[Any]]:
         return {"horizon": self.horizons}
 
@@ -117,15 +126,22 @@ class SourceScores(ShardedScores):
         return [batch for of_rows in zip(*self.batches(get).values(), strict=True) for batch in of_rows]  # by queries
 
     def cost(self) -> Cost:
+        """With the curvature, for a plan before training: only then it is unknown whose parts need it."""
         estimator, size = self.estimator, FLOAT32_BYTES * len(self.estimator.horizons) * self.pairs
-        passes = self.queries.count * estimator.draws.side("query").count
-        passes += estimator.checkpoint_count * self.train.count * estimator.draws.side("train").count
         sides = estimator.segments * self.queries.count * estimator.query_bytes(self.trained)
-        return Cost(passes=passes, memory=4 * size, disk=size, scratch=min(sides, estimator.execution.scratch))
+        scratch = min(sides, estimator.execution.scratch)
+        curvature = estimator.curvature_passes(self.trained, self.train)
+        return Cost(passes=self._gradients + curvature, memory=4 * size, disk=size, scratch=scratch)
 
     def passes(self, get: Get) -> float:
         """Segments share the passes of the queries."""
-        return self.cost().passes
+        return self._gradients
+
+    @property
+    def _gradients(self) -> float:
+        """The passes of the queries, and of the training images at all checkpoints."""
+        draws, checkpoints = self.estimator.draws, self.estimator.checkpoint_count
+        return self.queries.count * draws.side("query").count + checkpoints * self.train.count * draws.side("train").count
 
     def compute(self, get: Get) -> Scores:
         total = np.zeros((len(self.estimator.horizons), self.queries.count, self.train.count))

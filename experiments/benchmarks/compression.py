@@ -64,7 +64,7 @@ class CompressionFidelity(QueryBenchmark):
             for name, estimator in estimators.items():
                 if not isinstance(estimator, KFACInfluence):
                     raise ValueError(
-                        f"benchmark=compression: estimator={name} does not compress; choose kfac, ekfac or balanced_kfac"
+                        f"benchmark=compression: estimator={name} is not K-FAC influence; choose kfac, ekfac or balanced_kfac"
                     )
                 for compression in (Uncompressed(), *self.compressions):
                     compressed = replace(estimator, compression=compression)

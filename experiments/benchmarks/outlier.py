@@ -127,7 +127,10 @@ class Outlier(Benchmark):
         nodes = {}
         for name, estimator in estimators.items():
             if not isinstance(estimator, TrajectoryEstimator):
-                raise ValueError(f"benchmark=outlier: estimator={name} has no self-influence; choose tracin or retrac")
+                raise ValueError(
+                    f"benchmark=outlier: estimator={name} does not replay training, and only self-influence over checkpoints is "
+                    "compared; choose tracin or retrac"
+                )
             if estimator.models > 1:
                 raise FieldError(estimator, "models", "self-influence is of one model: set 1")
             refuse_layers(estimator, "self-influence")

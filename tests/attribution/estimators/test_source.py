@@ -234,9 +234,19 @@ def test_segments_share_the_gradients_of_the_queries(tmp_path, monkeypatch):
     held = source(horizon=1.0).query_bytes(RECORD) * 3  # of the three segments of a query
     execution = Execution(device="cpu", scratch=2.01 * held, query_shard=1)
     node = source(execution=execution).scores(RECORD, TRAIN, QUERIES)
-    Store(tmp_path)(node)
+    get = Store(tmp_path)
+    get(node)
     assert sum(computed) == QUERIES.n
-    assert node.cost().passes == (QUERIES.n + 6 * TRAIN.n) * DRAWS.count
+    assert node.passes(get) == (QUERIES.n + 6 * TRAIN.n) * DRAWS.count
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_plan_before_training_counts_the_curvature(optimizer):
+    """Claim: factors and second moments at six checkpoints and, for Adam, eight batches at each, although no part is known yet."""
+    node = source(optimizer=optimizer).scores(RECORD if optimizer == "adam" else BY_SGD, TRAIN, QUERIES)
+    gradients, curvature = (QUERIES.n + 6 * TRAIN.n) * DRAWS.count, 6 * TRAIN.n * 2 * FEW.count
+    squares = 6 * BATCHES * RECORD.recipe.batch_size if optimizer == "adam" else 0
+    assert node.cost().passes == gradients + curvature + squares
 
 
 def test_sgd_moves_by_the_clipped_gradients(get):
