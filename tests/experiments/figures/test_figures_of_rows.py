@@ -93,62 +93,18 @@ def test_training_curve_shows_loss_rate_and_checkpoints():
 
 def test_each_of_many_estimators_has_a_look_of_its_own():
     """Claim: no two curves share color, marker, filling and line, with more estimators than there are colors."""
+    shared: dict[str, Any] = {"benchmark": "linearization", "queries": "validation", "estimate": Estimate(50.0, 40.0, 60.0)}
     rows = [
-        Row(
-            benchmark="linearization",
-            metric=f"spearman_with_{against}_%",
-            queries="validation",
-            subject=Subject(name),
-            swept={"removed": size},
-            estimate=Estimate(50.0, 40.0, 60.0),
-        )
+        Row(metric=f"spearman_with_{against}_%", subject=Subject(name), swept={"removed": size}, **shared)
         for name in ("exact", *"abcdefghijklm")
         for against in ("retraining", "exact")[: 1 + (name != "exact")]
         for size in (1, 16)
     ]
     curves = [bars.get_children()[0] for bars in figures.linearization(rows, "exact").axes[0].containers]
+    assert len(curves) == 1 + 2 * 13
     looks = [
         (curve.get_color(), curve.get_marker(), curve.get_markerfacecolor(), curve.get_linestyle())
         for curve in curves
         if isinstance(curve, Line2D)
     ]
-    assert len(looks) == 16
-    assert overlaps(figure) == []
-
-
-def test_training_curve_shows_loss_rate_and_checkpoints():
-    """Raw loss, its centered mean, the learning rate, short marks for recorded and full ones for used checkpoints."""
-    loss = np.linspace(1, 0.1, 200)
-    figure = figures.training_curve(range(1, 201), loss, np.full(200, 1e-3), checkpoints=[50, 100, 150], used=[100])
-    left, right = figure.axes
-    assert left.get_yscale() == "log"
-    raw, smooth = (np.asarray(line.get_ydata()) for line in left.lines)
-    assert (raw == loss).all()
-    assert smooth[1:-2] == pytest.approx([loss[max(0, i - 2) : i + 2].mean() for i in range(1, 198)])
-    assert np.asarray(right.lines[0].get_ydata()).tolist() == [1e-3] * 200
-    marks = [[segment[0][0] for segment in lines.get_segments()] for lines in left.collections]  # pyright: ignore[reportAttributeAccessIssue]
-    assert marks == [[50, 100, 150], [100]]
-    FigureCanvasAgg(figure).draw()
-    FigureCanvasAgg(figures.training_curve([1], [0.5], [1e-3])).draw()
-
-
-def test_each_of_many_estimators_has_a_look_of_its_own():
-    """Claim: no two curves share color, marker, filling and line, with more estimators than there are colors."""
-    rows = [
-        Row(
-            benchmark="linearization",
-            metric=f"spearman_with_{against}_%",
-            queries="validation",
-            subject=Subject(name),
-            swept={"removed": size},
-            estimate=Estimate(50.0, 40.0, 60.0),
-        )
-        for name in ("exact", *"abcdefghijklm")
-        for against in ("retraining", "exact")[: 1 + (name != "exact")]
-        for size in (1, 16)
-    ]
-    looks = [
-        (line.get_color(), line.get_marker(), line.get_markerfacecolor(), line.get_linestyle())
-        for line in (bars.get_children()[0] for bars in figures.linearization(rows, "exact").axes[0].containers)
-    ]
-    assert len(looks) == len(set(looks)) == 1 + 2 * 13
+    assert len(set(looks)) == len(curves)
