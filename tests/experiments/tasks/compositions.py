@@ -1,17 +1,20 @@
 """The shipped configs, composed for tests."""
 
-import functools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.defaults_list import DefaultsList
 from hydra._internal.hydra import Hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -24,15 +27,50 @@ def options(group: str) -> list[str]:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """Return what Hydra composes from ``overrides``.
+    """Return what Hydra composes from ``overrides``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*overrides])
 
-    Finding and merging the chosen files takes a tenth of a second, so each set of choices is composed once per process. The other
-    overrides change values of the result, which Hydra's own function does with a copy.
+
+def remember_files() -> None:
+    """Let Hydra read each shipped file, and find and merge the files of each set of choices, once per process.
+
+    Tests compose the same choices thousands of times, which takes half a second each time. Hydra's own functions apply the
+    overrides that change values, to a copy of what is remembered.
     """
-    parsed = OverridesParser.create().parse_overrides([*overrides])
-    config = pickle.loads(_chosen(tuple(str(override.input_line) for override in parsed if _chooses(override))))
-    ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if not _chooses(override)], config)
-    return config
+    read, map_choices = ConfigRepository.load_config, defaults_list._create_interpolation_map
+    find, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    remembered: dict[Any, bytes] = {}
+
+    def once(key: Any, make: Callable[[], Any]) -> Any:
+        if key not in remembered:
+            remembered[key] = pickle.dumps(make())
+        return pickle.loads(remembered[key])
+
+    def read_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        places = _shipped(self)
+        return once(("read", places, config_path), lambda: read(self, config_path)) if places else read(self, config_path)
+
+    def map_if_asked(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig | None:
+        return map_choices(overrides, defaults, self_added) if any(default.is_interpolation() for default in defaults) else None
+
+    def find_once(repo: Any, config_name: str | None, overrides_list: list[Override], **options: Any) -> DefaultsList:
+        if not (places := _shipped(repo)):
+            return find(repo, config_name, overrides_list, **options)
+        choices = [override for override in overrides_list if _chooses(override, repo)]
+        key = ("find", places, config_name, tuple(choice.input_line for choice in choices), *sorted(options.items()))
+        result = once(key, lambda: find(repo, config_name, choices, **options))
+        result.config_overrides = [
+            override for override in overrides_list if override not in choices and not override.is_sweep_override()
+        ]
+        return result
+
+    def merge_once(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
+        places = _shipped(repo)
+        return once(("merge", places, repr(defaults)), lambda: merge(self, defaults, repo)) if places else merge(self, defaults, repo)
+
+    ConfigRepository.load_config, defaults_list._create_interpolation_map = read_once, map_if_asked
+    config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list = find_once, merge_once
 
 
 @contextmanager
@@ -52,14 +90,16 @@ def composed_once() -> Iterator[None]:
         yield
 
 
-def _chooses(override: Override) -> bool:
+def _shipped(repo: Any) -> tuple[str, ...]:
+    """The places that a composition looks in; nothing if one of them is a folder of a test, which may change."""
+    places = [(source.scheme(), source.path) for source in repo.get_sources()]
+    if any(scheme == "file" and Path(path) != CONF for scheme, path in places):
+        return ()
+    return tuple(f"{scheme}://{path}" for scheme, path in places)
+
+
+def _chooses(override: Override, repo: Any) -> bool:
     """Return whether an override decides which files are composed, as Hydra distinguishes them."""
-    if override.is_hydra_override():
-        return True
-    return not isinstance(override.value(), dict) and (CONF / override.key_or_group).is_dir()
-
-
-@functools.cache
-def _chosen(overrides: tuple[str, ...]) -> bytes:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return pickle.dumps(compose("config", [*overrides]))
+    if override.is_sweep_override() or isinstance(override.value(), dict):
+        return False
+    return repo.group_exists(override.key_or_group)
