@@ -1,5 +1,6 @@
 """Equal draws for estimators that are compared: as many of each side as the chosen estimator has."""
 
+import functools
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def _largest(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "n": numbers[place], **({"train": one} if "train" in given else {})}
 
 
+@functools.cache
 def _read(path: Path) -> OwnDraws:
     file = OmegaConf.load(path)
     assert isinstance(file, DictConfig)

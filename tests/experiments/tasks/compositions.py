@@ -32,45 +32,61 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", [*overrides])
 
 
+_HYDRA = {
+    "read": (ConfigRepository, "load_config"),
+    "map": (defaults_list, "_create_interpolation_map"),
+    "find": (config_loader_impl, "create_defaults_list"),
+    "merge": (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
+}
+"""The functions of Hydra that take most of the time of a composition."""
+_ORIGINALS = {role: getattr(*place) for role, place in _HYDRA.items()}
+
+
 def remember_files() -> None:
     """Let Hydra read each shipped file, and find and merge the files of each set of choices, once per process.
 
-    Tests compose the same choices thousands of times, which takes half a second each time. Hydra's own functions apply the
+    Tests compose the same choices thousands of times, which takes a third of a second each time. Hydra's own functions apply the
     overrides that change values, to a copy of what is remembered.
     """
-    read, map_choices = ConfigRepository.load_config, defaults_list._create_interpolation_map
-    find, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    read, map_choices, find, merge = _ORIGINALS.values()
     remembered: dict[Any, bytes] = {}
 
-    def once(key: Any, make: Callable[[], Any]) -> Any:
-        if key not in remembered:
-            remembered[key] = pickle.dumps(make())
-        return pickle.loads(remembered[key])
+    def once(repo: Any, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if not (places := _shipped(repo)):
+            return make()
+        if (places, key) not in remembered:
+            remembered[places, key] = pickle.dumps(make())
+        return pickle.loads(remembered[places, key])
 
     def read_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        places = _shipped(self)
-        return once(("read", places, config_path), lambda: read(self, config_path)) if places else read(self, config_path)
+        return once(self, ("read", config_path), lambda: read(self, config_path))
 
     def map_if_asked(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig | None:
         return map_choices(overrides, defaults, self_added) if any(default.is_interpolation() for default in defaults) else None
 
     def find_once(repo: Any, config_name: str | None, overrides_list: list[Override], **options: Any) -> DefaultsList:
-        if not (places := _shipped(repo)):
-            return find(repo, config_name, overrides_list, **options)
-        choices = [override for override in overrides_list if _chooses(override, repo)]
-        key = ("find", places, config_name, tuple(choice.input_line for choice in choices), *sorted(options.items()))
-        result = once(key, lambda: find(repo, config_name, choices, **options))
-        result.config_overrides = [
-            override for override in overrides_list if override not in choices and not override.is_sweep_override()
-        ]
-        return result
+        choices, changes = [], []
+        for override in overrides_list:
+            (choices if _chooses(override, repo) else changes).append(override)
+        key = ("find", config_name, tuple(choice.input_line for choice in choices), *sorted(options.items()))
+        found = once(repo, key, lambda: find(repo, config_name, choices, **options))
+        found.config_overrides = [change for change in changes if not change.is_sweep_override()]
+        return found
 
     def merge_once(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
-        places = _shipped(repo)
-        return once(("merge", places, repr(defaults)), lambda: merge(self, defaults, repo)) if places else merge(self, defaults, repo)
+        return once(repo, ("merge", repr(defaults)), lambda: merge(self, defaults, repo))
 
-    ConfigRepository.load_config, defaults_list._create_interpolation_map = read_once, map_if_asked
-    config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list = find_once, merge_once
+    for place, function in zip(_HYDRA.values(), (read_once, map_if_asked, find_once, merge_once), strict=True):
+        setattr(*place, function)
+
+
+@contextmanager
+def forgotten_files() -> Iterator[None]:
+    """A context in which Hydra composes as it does elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for role, place in _HYDRA.items():
+            patch.setattr(*place, _ORIGINALS[role])
+        yield
 
 
 @contextmanager
