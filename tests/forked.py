@@ -38,6 +38,7 @@ def fork_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     context(monkeypatch)
     start = functools.partial(torch.multiprocessing.start_processes, join=False)
+    monkeypatch.setattr(torch.multiprocessing, "_sharing_strategy", "file_system")  # the server takes few file descriptors
     monkeypatch.setattr(
         launcher.mp, "start_processes", lambda fn, args, nprocs, **_: start(fn, args, nprocs, start_method="forkserver")
     )
