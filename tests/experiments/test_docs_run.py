@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.experiments import documents
 from tests.experiments.datasets.fake_data import write_cifar
-from tests.experiments.documents import ADDITIONS, IMAGES, PAGES, README, ROOT
+from tests.experiments.documents import ADDITIONS, BLOCKS_BEFORE_COMMANDS, IMAGES, PAGES, README, ROOT
 from tests.experiments.tasks.test_cli import run
 from tests.experiments.test_docs import run_commands
 
@@ -247,7 +247,12 @@ def tiny_addition(arguments: str) -> list[str]:
     return [*words, *small]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if documents.blocks(page, "python")], ids=lambda page: page.name)
+def pages_with_blocks() -> list[Path]:
+    """The pages with Python blocks, without those whose blocks test_docs_with_blocks.py runs."""
+    return [page for page in PAGES if documents.blocks(page, "python") and page not in BLOCKS_BEFORE_COMMANDS]
+
+
+@pytest.mark.parametrize("page", pages_with_blocks(), ids=lambda page: page.name)
 @pytest.mark.slow
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """Claim: the Python blocks of a page, those that are not files, run one after the other."""

@@ -161,6 +161,8 @@ def test_every_estimator_scores(name, memory, tmp_path):
     changed = ["estimator.checkpoints=[3,6]"] if settings.get("checkpoints") is not None else []
     changed += ["estimator.segments=2", "estimator.per_segment=1"] if "segments" in settings else []
     changed += ["estimator.draws.n=2"] if "draws" in settings else []
+    changed += ["estimator.subsets.count=4"] if OmegaConf.is_dict(settings.get("subsets")) and name != "retraining" else []
+    changed += ["estimator.pool=8"] if "pool" in settings else []
     changed += ["estimator.depth=5", "estimator.batch_size=32", "estimator.scale=1000"] if "depth" in settings else []
     if name.startswith(("clip", "dino")):
         transformers = pytest.importorskip("transformers")
