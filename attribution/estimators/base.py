@@ -41,6 +41,7 @@ SETTINGS = {
     "damping": "estimator.damping",
     "draws": "estimator.draws.n",
     "horizon": "estimator.horizon",
+    "strength": "estimator.strength",
     "timestep": "estimator.timestep",
 }
 """The setting that each axis of scores sweeps, by the name of the axis."""

@@ -11,7 +11,7 @@ checkpoints weighted by n_max. τ is affine in λ, so the scores at λ = 0 and �
 inner products are those of ReTrac.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from attribution.checks import listed, number, whole
-from attribution.estimators.base import Estimator, as_tuple
+from attribution.estimators.base import SETTINGS, Estimator, as_tuple
 from attribution.estimators.guided_timestep import NormCurve
 from attribution.estimators.retrac import ReTrac
 from attribution.estimators.scores import Scores
@@ -43,7 +43,7 @@ SHARED = (
     "attribution.training.checkpoints",
 )
 
-SETTING = "estimator.strength"
+SETTING = SETTINGS["strength"]
 ENDS = (0.0, 1.0)
 """The strengths whose scores are stored."""
 
@@ -99,6 +99,9 @@ class Guided(Estimator):
         zero, one = (scores.at(strength=end) for end in ENDS)
         values = strength * one.values.astype(np.float64) + (1 - strength) * zero.values
         return replace(one, values=values.astype(np.float32))
+
+    def requested(self) -> Mapping[str, Sequence[Any]]:
+        return {"strength": self.strengths}
 
     def variants(self, scores: Scores) -> list[tuple[dict[str, Any], Scores]]:
         return [

@@ -42,6 +42,8 @@ SHARED = ("attribution.estimators.sharded", "attribution.diffusion.process", "at
 
 COPIES = 4
 """The arrays of the size of a block of distances that are held at a time."""
+EXPONENTIAL = 1000
+"""Multiply-adds in float32 that take as long as the exponentials and the sorting of a pair of patches (measured on a CPU)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +193,10 @@ class Patches:
     border: float
 
     def products(self, channels: int, height: int, width: int) -> int:
-        """Return the multiply-adds of all products of a patch of an image with a patch of another: L²·D."""
+        """Return the multiply-adds of all pairs of a patch of an image with a patch of another."""
         lost = self.side - 1 - 2 * ((self.side - 1) // 2)  # an even side has one position less
         pixels = (self.side // 2 if self.pooled else self.side) ** 2
-        return ((height - lost) * (width - lost)) ** 2 * channels * pixels
+        return ((height - lost) * (width - lost)) ** 2 * (channels * pixels + EXPONENTIAL)
 
     def of(self, images: Tensor) -> Tensor:
         """Return the patches of ``images [n, C, H, W]`` at L positions, ``[n, D, L]``."""

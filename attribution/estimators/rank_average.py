@@ -8,18 +8,22 @@ estimators, and with it how far scores are apart. Nothing but the order enters, 
 gives the same average. A score is not a change of a measurement any more; the sum over a set of images is a sum of ranks.
 
 With ``scale="standard"`` the mean is over standard scores: (τ_e[q, z] - mean)/(standard deviation) over training images of a query.
-They too have no units, but keep how far scores are apart, which matters where scores are summed, as in the LDS.
+They too have no units, but keep how far scores are apart, which matters where scores are summed, as in the LDS. They are linear in
+the scores, given the mean and the standard deviation, so that cross scores of groups of draws are averaged as the scores are, with
+the mean and the deviation of the scores from all draws. All estimators that draw must have them, or the average has none, because
+the noise of one that has no groups would be missing.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from scipy.stats import rankdata
 
 from attribution.checks import FieldError
-from attribution.estimators.base import Estimator, as_tuple
+from attribution.estimators.base import SETTINGS, Estimator
 from attribution.estimators.scores import Scores
 from attribution.images import ImageSet
 from attribution.images.draws import DrawScheme
@@ -28,9 +32,6 @@ from attribution.models.trained import Trained
 from attribution.nodes import Cost, Get, Node
 
 SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
-
-SWEPT = ("damping", "horizon", "timestep", "strength")
-"""The fields of estimators that may be lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +83,38 @@ class RankAverage(Estimator):
     def notes(self) -> list[str]:
         return [note for part in self.parts.values() for note in part.notes()]
 
+    def requested(self) -> Mapping[str, Sequence[Any]]:
+        """The values that parts sweep, which are the same in all parts that sweep them.
+
+        Raises:
+            FieldError: two parts sweep different values.
+        """
+        swept: dict[str, Sequence[Any]] = {}
+        for part in self.parts.values():
+            for axis, values in _swept(part).items():
+                if swept.setdefault(axis, values) != values:
+                    message = f"another part of the average has {list(swept[axis])}: give both the same values, or one"
+                    raise FieldError(part, axis, message, list(values))
+        return swept
+
     def scores_of_model(self, trained: Trained, train: ImageSet, queries: ImageSet) -> Node[Scores]:
         for part in self.parts.values():
-            for name in SWEPT:
-                value = getattr(part, name, None)
-                if isinstance(value, Sequence) and len(as_tuple(value)) != 1:
-                    raise FieldError(part, name, "an average of ranks takes one value", list(value))
             if isinstance(draws := getattr(part, "draws", None), DrawScheme):
                 draws.refuse_lists("an average of ranks", replicates=True)
+        _ = self.requested()  # raises if values differ
         members = tuple(part.scores(trained, train, queries) for part in self.parts.values())
         return RankAverageScores(self, members)
 
 
 @dataclass(frozen=True)
 class RankAverageScores(Node[Scores]):
-    """The mean of the ranks (or standard scores) of ``members``, the scores of the estimator's parts: ``[Q, N]``."""
+    """The mean of the ranks (or standard scores) of ``members``, the scores of the estimator's parts: ``[.., Q, N]``.
+
+    The leading axes are the values that parts sweep. A part that sweeps none of them is the same everywhere.
+    """
 
     NAME = "RankAverageScores"
-    VERSION = 1
+    VERSION = 2
     TITLE = "averages of ranks"
     ARTIFACT = Scores
 
@@ -107,42 +122,82 @@ class RankAverageScores(Node[Scores]):
     members: tuple[Node[Scores], ...]
 
     def cost(self) -> Cost:
-        size = min(member.cost().disk for member in self.members)
-        return Cost(memory=(len(self.members) + 1) * size, disk=size)
+        sizes = [member.cost().disk for member in self.members]
+        return Cost(memory=sum(sizes) + max(sizes), disk=max(sizes))
 
     def passes(self, get: Get) -> float:
         return sum(member.passes(get) for member in self.members)
 
     def compute(self, get: Get) -> Scores:
-        found = get.many(self.members)
-        variants = [part.variants(scores) for part, scores in zip(self.estimator.parts.values(), found, strict=True)]
-        values = [scores.values for [(_, scores)] in variants]
-        scaled = SCALES[self.estimator.scale]
-        mean = np.empty(values[0].shape, np.float32)
+        found, parts = get.many(self.members), list(self.estimator.parts.values())
+        variants = [part.variants(scores) for part, scores in zip(parts, found, strict=True)]
+        axes = self.estimator.requested()
+        points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        means = [self._mean([_at(point, *each) for each in zip(parts, variants, strict=True)]) for point in points]
+        shape = [len(values) for values in axes.values()]
+
+        def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+            present = [array for array in arrays if array is not None]
+            return np.stack(present).reshape(*shape, *present[0].shape) if present else None
+
+        values, cross = (joined(arrays) for arrays in zip(*means, strict=True))
+        assert values is not None
+        return Scores(values, np.array(found[0].query_index), np.array(found[0].train_index), axes, cross=cross)
+
+    def _mean(self, members: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The mean over ``members``, ``[Q, N]`` each, and its cross scores ``[R, S, Q, N]``, if there are any."""
+        if any(not np.isfinite(scores.values).all() for scores in members):
+            raise FloatingPointError("scores are not finite: leave this estimator out of the average, or raise its damping")
+        groups = self._groups(members)
+        mean = np.empty(members[0].values.shape, np.float32)
+        cross = np.empty((*groups, *mean.shape), np.float32) if groups else None
         for q in range(len(mean)):  # one at a time in float64
-            mean[q] = np.mean([scaled(of[q]) for of in values], axis=0)
-        return Scores(mean, np.array(found[0].query_index), np.array(found[0].train_index))
+            if cross is None:
+                mean[q] = np.mean([SCALES[self.estimator.scale](scores.values[q]) for scores in members], axis=0)
+            else:
+                parts = [standard_scores(_of_groups(scores, q), scores.values[q]) for scores in members]
+                cross[:, :, q] = sum(np.broadcast_to(part, cross[:, :, q].shape) for part in parts) / len(parts)
+                mean[q] = cross[:, :, q].mean((0, 1), dtype=np.float64)
+        return mean, cross
+
+    def _groups(self, members: Sequence[Scores]) -> tuple[int, int] | None:
+        """The numbers of groups of draws on the side of queries and of training images; None if the average has none."""
+        drawn = [scores for part, scores in zip(self.estimator.parts.values(), members, strict=True) if part.draws_of({})]
+        shapes = {None if scores.cross is None else scores.cross.shape[:2] for scores in drawn}
+        groups = [shape for shape in shapes if shape is not None]
+        if self.estimator.scale != "standard" or not groups or None in shapes:
+            return None
+        queries, trains = {R for R, _ in groups}, {S for _, S in groups if S > 1} or {1}
+        return (*queries, *trains) if len(queries) == len(trains) == 1 else None  # pyright: ignore[reportReturnType]
+
+
+def _swept(estimator: Estimator) -> dict[str, Sequence[Any]]:
+    return {axis: list(values) for axis, values in estimator.requested().items() if len(values) > 1}
+
+
+def _at(point: Mapping[str, Any], part: Estimator, variants: Sequence[tuple[dict[str, Any], Scores]]) -> Scores:
+    """The variant of ``part`` at its values of ``point``."""
+    settings = {SETTINGS[axis]: value for axis, value in point.items() if axis in _swept(part)}
+    return next(scores for found, scores in variants if found == settings)
+
+
+def _of_groups(scores: Scores, q: int) -> np.ndarray:
+    """The cross scores of query q, ``[R, S, N]``, which are equal in all groups where nothing is drawn, ``[1, 1, N]``."""
+    return scores.values[None, None, q] if scores.cross is None else scores.cross[:, :, q]
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """The ranks of ``values [N]`` from 0 (the smallest) to 1 (the largest); equal values have the mean of their ranks.
+    """The ranks of ``values [N]`` from 0 (the smallest) to 1 (the largest); equal values have the mean of their ranks."""
+    return (rankdata(values) - 1) / max(1, len(values) - 1)
 
-    Raises:
-        FloatingPointError: a value is not finite.
+
+def standard_scores(values: np.ndarray, all_draws: np.ndarray | None = None) -> np.ndarray:
+    """``values [.., N]`` less the mean of ``all_draws [N]``, over its standard deviation; 0 if all of these are equal.
+
+    By default ``all_draws`` are the values.
     """
-    return (rankdata(_finite(values)) - 1) / max(1, len(values) - 1)
-
-
-def standard_scores(values: np.ndarray) -> np.ndarray:
-    """``values [N]`` less their mean, over their standard deviation; 0 if they are equal. Raises as ``ranks`` does."""
-    deviations = _finite(values).astype(np.float64) - values.mean(dtype=np.float64)
-    return deviations / max(deviations.std(), np.finfo(np.float64).tiny)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise FloatingPointError("scores are not finite: leave this estimator out of the average, or raise its damping")
-    return values
+    of = np.asarray(values if all_draws is None else all_draws, np.float64)
+    return (values - of.mean()) / max(of.std(), np.finfo(np.float64).tiny)
 
 
 SCALES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"rank": ranks, "standard": standard_scores}

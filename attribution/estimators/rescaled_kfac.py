@@ -71,7 +71,9 @@ class RescaledKFAC(ShardedEstimator):
         """The leverages of the training images, at the dampings at which scores are stored."""
         draws = self.draws.side("train")
         draws = replace(draws, replicates=1) if draws.replicates > 1 else draws  # pyright: ignore[reportCallIssue, reportArgumentType]
-        stored = replace(self.influence, draws=draws, damping=tuple(sorted({*GRID, *self.influence.dampings})))
+        dampings = tuple(sorted({*GRID, *self.influence.dampings}))
+        # Leverages are those of training losses, whatever is measured of the queries.
+        stored = replace(self.influence, draws=draws, damping=dampings, measurement=trained.objective)
         return Leverages(stored, trained, train)
 
     def requested(self) -> Mapping[str, Sequence[Any]]:

@@ -132,11 +132,10 @@ class Linearization(QueryBenchmark):
 
     def _with_exact(self, estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
         """The exact derivative first, then the estimators that approximate it."""
-        others = {name: each for name, each in estimators.items() if not isinstance(each, Metagradient)}
-        if not others:
-            message = "the exact derivative is compared with estimators: choose another one, such as estimator=kfac"
-            raise FieldError(self, "compare", message)
-        return {EXACT: self.exact, **others}
+        if chosen := [name for name, each in estimators.items() if isinstance(each, Metagradient)]:
+            message = "takes part in any case, with the settings of benchmark.exact: choose other estimators, such as kfac"
+            raise FieldError(self, "compare", f"{chosen[0]} {message}", chosen)
+        return {EXACT: self.exact, **estimators}
 
     def _masks(self, N: int) -> dict[int, np.ndarray]:
         """The kept images of each set, ``[count, N]``, by the number of images that it removes.

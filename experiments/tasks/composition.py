@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attribution.checks import FieldError
 from attribution.estimators import Estimator
+from attribution.estimators.base import SETTINGS
 from attribution.estimators.rank_average import RankAverage
 from attribution.nodes import Node
 from attribution.training import RecordError
@@ -23,7 +24,7 @@ from experiments.models.quality import Fit
 from experiments.models.trained import LoggerFor
 from experiments.report.published import Published
 from experiments.tasks.choices import overrides_of_run
-from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, own_draws
+from experiments.tasks.equal_draws import NUMBERS, SCHEME, drop_foreign_draws, equal_draws, of_a_part, own_draws
 from experiments.tasks.settings import SettingError, build, by_setting
 from experiments.tasks.suggestions import nearest
 
@@ -35,13 +36,7 @@ PLACES = (
     "estimator.keep_models",
 )
 """Groups and settings that choose the task, the place where it runs or files lie, or what is kept, and do not change results."""
-SWEPT_BY_ESTIMATORS = (
-    "estimator.damping",
-    "estimator.draws.n",
-    "estimator.draws.train",
-    "estimator.horizon",
-    "estimator.strength",
-)
+SWEPT_BY_ESTIMATORS = (*SETTINGS.values(), "estimator.draws.train")
 """Settings that accept a list; each row names its one value."""
 NAMED_BY_ROWS = ("estimator", "benchmark", "benchmark.compare", "data", "seed", "experiment", "scale", "published")
 """Choices for which every row has a field, or that determine which rows exist."""
@@ -124,7 +119,8 @@ def published_numbers(config: DictConfig) -> list[Published]:
 def chosen_estimator(config: DictConfig) -> tuple[str, Estimator]:
     """Return the name of the chosen estimator, and the estimator."""
     leave_out_draws(config)
-    return HydraConfig.get().runtime.choices["estimator"], _estimator(config, config)
+    name = HydraConfig.get().runtime.choices["estimator"]
+    return name, _estimator(name, {name: config})
 
 
 def estimators_of(config: DictConfig) -> dict[str, Estimator]:
@@ -133,7 +129,8 @@ def estimators_of(config: DictConfig) -> dict[str, Estimator]:
     For a fair comparison, compared estimators have as many draws as the chosen one (``equal_draws``), and the other ``estimator.*``
     settings of the command line apply to them where they have them.
     """
-    return {name: _estimator(config, composed) for name, composed in estimator_configs(config).items()}
+    configs = estimator_configs(config)
+    return {name: _estimator(name, configs) for name in configs}
 
 
 def estimator_configs(config: DictConfig) -> dict[str, DictConfig]:
@@ -148,22 +145,24 @@ def estimator_configs(config: DictConfig) -> dict[str, DictConfig]:
     return configs
 
 
-def _estimator(config: DictConfig, composed: DictConfig) -> Estimator:
-    """Build the estimator of ``composed``, a config with another estimator in the place of the one of ``config``, or ``config``.
+def _estimator(name: str, configs: dict[str, DictConfig]) -> Estimator:
+    """Build the estimator ``name`` of ``configs``, the configs with each estimator by name, of which the first is the chosen one.
 
-    Those that it averages are composed by name, as compared ones are.
+    Those that it averages are in ``configs`` too, or composed by name, as compared ones are.
     """
-    estimator = build(composed, "estimator")
+    estimator = build(configs[name], "estimator")
     if not isinstance(estimator, RankAverage):
         return estimator
-    parts, chosen = {}, HydraConfig.get().runtime.choices["estimator"]
-    for name in estimator.of:
-        of_name = config if name == chosen else _composed_with(name, "estimator.of")
-        equal_draws(config, of_name, name)
+    parts = {}
+    for part in estimator.of:
+        composed = configs.get(part)
+        if composed is None:
+            composed = _composed_with(part, "estimator.of")
+            equal_draws(next(iter(configs.values())), composed, part)
         try:
-            parts[name] = build(of_name, "estimator")
+            parts[part] = build(of_a_part(composed), "estimator")
         except SettingError as error:
-            raise SettingError(f"estimator.of=[{name}]: {error}") from error
+            raise SettingError(f"estimator.of=[{part}]: {error}") from error
     try:
         return replace(estimator, of=parts)
     except FieldError as error:

@@ -1,5 +1,6 @@
 """Equal draws for estimators that are compared: as many of each side as the chosen estimator has."""
 
+import copy
 import functools
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -63,6 +64,16 @@ def equal_draws(config: DictConfig, compared: DictConfig, estimator: str) -> Non
         given.pop("train", None)
     for name in (given.keys() & set(draws)) - own_draws(estimator).numbers:
         OmegaConf.update(compared, f"estimator.draws.{name}", given[name], merge=False)
+
+
+def of_a_part(config: DictConfig) -> DictConfig:
+    """A copy of ``config`` for an estimator that is averaged with others: the largest of several numbers of draws, and no bins."""
+    part = copy.deepcopy(config)
+    if isinstance(draws := OmegaConf.select(part, "estimator.draws"), DictConfig):
+        given = {name: draws[name] for name in ("n", "train") if name in draws and not OmegaConf.is_missing(draws, name)}
+        for name, value in {**_largest(given), **({"bins": 1} if "bins" in draws else {})}.items():
+            OmegaConf.update(part, f"estimator.draws.{name}", value, merge=False)
+    return part
 
 
 def _largest(given: dict[str, Any]) -> dict[str, Any]:

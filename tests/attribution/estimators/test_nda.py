@@ -169,14 +169,14 @@ def test_memory_bounds_what_is_held(monkeypatch):
 
 
 def test_the_cost_is_that_of_the_products():
-    """Claim: a block counts L²·D multiply-adds for each scale, noise, timestep and pair of images, as the einsum has them."""
+    """Claim: a block counts L² pairs of patches for each scale, noise, timestep and pair of images: D products and exponentials."""
     method, shape = estimator(coarse=4, timestep=[1, 3]), InMemory()(TRAIN).shape
     train = GivenImages(InMemory()(TRAIN))
     (block,) = method.scores(EXPLAINED, train, QUERIES).parts(InMemory())
     expected = 0
     for side, pooled, _ in method.scales:
         patches = nda.Patches(side, pooled, 0.0).of(torch.zeros(1, *shape))
-        expected += 2 * 4 * 2 * 2 * patches.shape[2] ** 2 * patches.shape[1]
+        expected += 2 * 4 * 2 * 2 * patches.shape[2] ** 2 * (patches.shape[1] + nda.EXPONENTIAL)
     assert block.cost().products == expected
 
 

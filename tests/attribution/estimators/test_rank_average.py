@@ -119,6 +119,60 @@ def test_parts_are_the_estimators_themselves(get):
     assert other.scores(RECORD, TRAIN, QUERIES).fingerprint != node.fingerprint
 
 
+def test_standard_scores_of_groups_of_draws(get):
+    """Claim: cross scores are averaged at the scale of the scores from all draws; a part without draws is equal in all groups."""
+    kfac, trak = replace(ESTIMATORS["kfac"], damping=1e-3), replace(ESTIMATORS["trak"], damping=1e-3)
+    average = RankAverage(of={"kfac": kfac, "raw_cos": COSINE, "trak": trak}, scale="standard").score(RECORD, TRAIN, QUERIES, get)
+    of = [part.variants(part.score(RECORD, TRAIN, QUERIES, get))[0][1] for part in (kfac, COSINE, trak)]
+    assert average.cross is not None
+    assert of[0].cross is not None
+    assert of[2].cross is not None
+    assert average.cross.shape == (2, 2, *average.values.shape)
+    for r, s in np.ndindex(2, 2):
+        groups = [of[0].cross[r, s], of[1].values, of[2].cross[r, 0]]
+        for q, values in enumerate(average.cross[r, s]):
+            scaled = [(group[q] - all_.values[q].mean()) / all_.values[q].std() for group, all_ in zip(groups, of, strict=True)]
+            np.testing.assert_allclose(values, sum(scaled) / 3, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(average.values, average.cross.mean((0, 1)), rtol=1e-5, atol=1e-6)
+    plain = [replace(each, cross=None).values for each in of]
+    np.testing.assert_allclose(average.values, averaged(*plain, scale="standard"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("other", "scale"),
+    [
+        (NDA(timestep=5, noises=1, execution=CPU), "standard"),
+        (replace(ESTIMATORS["kfac"], damping=1.0, draws=Uniform(4, seed=1)), "standard"),
+        (replace(ESTIMATORS["kfac"], damping=1.0, draws=Uniform(4, seed=1, replicates=4)), "standard"),
+        (COSINE, "rank"),
+    ],
+)
+def test_without_groups_of_all_draws_there_are_no_errors(other, scale, get):
+    """Claim: groups of some parts say nothing about the noise of the others, nor do they about ranks, which are not linear."""
+    average = RankAverage(of={"kfac": replace(ESTIMATORS["kfac"], damping=1e-3), "other": other}, scale=scale)
+    assert average.score(RECORD, TRAIN, QUERIES, get).cross is None
+
+
+@pytest.mark.parametrize("scale", ["rank", "standard"])
+def test_swept_values_are_axes_of_the_average(scale, get):
+    """Claim: at each of the values that parts sweep, the average is the one of parts that have this value alone."""
+    guided, cosine = ESTIMATORS["guided"], {"raw_cos": COSINE}
+    two = {
+        "kfac": ESTIMATORS["kfac"],
+        "trak": ESTIMATORS["trak"],
+        "guided": guided,
+        "nda": NDA(timestep=5, noises=1, execution=CPU),
+    }
+    several = RankAverage(of={**cosine, **two}, scale=scale)
+    for settings, scores in several.variants(several.score(RECORD, TRAIN, QUERIES, get)):
+        damping, strength = settings["estimator.damping"], settings["estimator.strength"]
+        one = {name: replace(part, damping=damping) for name, part in two.items() if name in ("kfac", "trak")}
+        one |= {"guided": replace(guided, strength=strength), "nda": two["nda"]}
+        alone = RankAverage(of={**cosine, **one}, scale=scale)
+        np.testing.assert_array_equal(scores.values, alone.score(RECORD, TRAIN, QUERIES, get).values)
+    assert several.requested() == {"damping": [1e-3, 1.0], "strength": [0.3, 1.0]}
+
+
 def test_settings_of_all_estimators_reach_the_parts():
     """Claim: another measurement, and groups of draws that are left open, as for the estimators themselves."""
     draws = Uniform(16, replicates="auto")
@@ -144,13 +198,14 @@ def test_an_average_that_cannot_be_is_refused():
     with pytest.raises(FieldError, match="these are names: give a mapping"):
         RankAverage(of=["a", "b"]).scores(MODEL, TRAIN, QUERIES)
     for part, said in (
-        (ESTIMATORS["kfac"], r"damping=\[0\.001, 1\.0\]: an average of ranks takes one value"),
-        (ESTIMATORS["guided"], r"strength=\[0\.3, 1\.0\]: an average of ranks takes one value"),
-        (NDA(timestep=[5, 10]), r"timestep=\[5, 10\]: an average of ranks takes one value"),
         (ESTIMATORS["balanced"], r"n=\[2, 4\]: an average of ranks takes one number of draws"),
+        (
+            replace(ESTIMATORS["trak"], damping=[0.1, 1.0]),
+            r"damping=\[0\.1, 1\.0\]: another part of the average has \[0\.001, 1\.0\]",
+        ),
     ):
         with pytest.raises(FieldError, match=said):
-            RankAverage(of={**pair, "part": part}).scores(RECORD, TRAIN, QUERIES)
+            RankAverage(of={**pair, "kfac": ESTIMATORS["kfac"], "part": part}).scores(RECORD, TRAIN, QUERIES)
     with pytest.raises(FloatingPointError, match="scores are not finite"):
         averaged([[1.0, np.nan]], [[1.0, 2.0]])
 

@@ -18,6 +18,7 @@ from attribution.estimators.rescaled_kfac import HIGHEST, RescaledKFAC
 from attribution.execution import Execution
 from attribution.images import Images, ImageSet, philox
 from attribution.images.draws import Uniform
+from attribution.measurements import SquareNorm
 from attribution.nodes import InMemory
 from experiments.store.store import Store
 from tests.attribution.curvature.curvature_worlds import Given
@@ -177,6 +178,12 @@ def test_balanced_queries_have_the_same_leverages():
     get, method = InMemory(), rescaled(balance=Balance(by="draw", side="query"))
     h = written_out(get, CURVATURE, 0.05)
     np.testing.assert_allclose(scored(method, get), influence_of(method, get) / (1 - h), rtol=1e-3)
+
+
+def test_other_measurements_share_the_leverages():
+    """Claim: what is measured of the queries does not matter to leverages, which are computed once."""
+    other = rescaled(measurement=SquareNorm(PROCESS))
+    assert other.leverages(RECORD, TRAIN).fingerprint == rescaled().leverages(RECORD, TRAIN).fingerprint
 
 
 def test_passes_are_linear_in_the_training_images():

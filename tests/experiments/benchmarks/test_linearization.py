@@ -117,12 +117,12 @@ def test_bad_settings_are_refused_by_name(override, said):
 
 
 def test_what_cannot_be_compared_is_refused():
-    """Claim: sets leave some training images, and there has to be an estimator that approximates metagradients."""
+    """Claim: sets leave some training images, and metagradients, which the benchmark itself has, are not chosen again."""
     experiment, benchmark, estimators = built("benchmark.sizes=[40]")
     with pytest.raises(FieldError, match=r"Linearization.sizes=.*remove fewer"):
         benchmark.nodes(experiment, estimators)
     experiment, benchmark, _ = built()
-    with pytest.raises(FieldError, match="choose another one"):
+    with pytest.raises(FieldError, match="choose other estimators"):
         benchmark.nodes(experiment, {"metagradient": benchmark.exact})
 
 

@@ -100,7 +100,7 @@ def test_the_main_job_and_again(tmp_path):
     assert "GPU available" not in first.stdout + first.stderr  # Lightning is silent
     assert str(folder / "rows.jsonl") in first.stdout
     found = rows(folder)
-    names = ["kfac", "balanced_kfac", "window_kfac", "shared_kfac", "trak", "dtrak", "raw_cos", "random"]
+    names = ["kfac", "balanced_kfac", "window_kfac", "shared_kfac", "standard_average", "trak", "dtrak", "raw_cos", "random"]
     for kind in ("validation", "generated"):
         of_kind = [row for row in found if row["queries"] == kind]
         by_name = {row["estimator"]: row for row in of_kind if row["metric"] == "lds_%"}

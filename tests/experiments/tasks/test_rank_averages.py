@@ -14,11 +14,30 @@ def test_parts_are_the_compared_estimators():
     found = estimators("estimator=balanced_kfac", "estimator.draws.n=12", "estimator.models=2", compared("standard_average"))
     average, balanced = found["standard_average"], found["balanced_kfac"]
     assert isinstance(average, RankAverage)
-    assert (list(average.parts), average.scale) == (["astra", "balanced_kfac", "nda"], "standard")
+    assert (list(average.parts), average.scale) == (["balanced_kfac", "shared_kfac"], "standard")
     assert average.parts["balanced_kfac"] == balanced
     assert (balanced.draws.count, balanced.models) == (12, 2)
+    assert average.parts["shared_kfac"].draws_of({}) == (12, 12)
     average = estimators("estimator=rank_average", "estimator.of=[ekfac,raw_cos]", compared())["rank_average"]
     assert isinstance(average, RankAverage)
     ekfac = average.parts["ekfac"]
     assert isinstance(ekfac, KFACInfluence)
     assert isinstance(ekfac.curvature, EKFAC)  # of its own file
+
+
+@pytest.mark.slow
+def test_lists_and_bins_of_the_command_line():
+    """Claim: parts take the largest number of draws, no bins, and every damping of a list; the estimators beside them the lists."""
+    draws = ["estimator.draws.n=[4,8]", "estimator.draws.train=[2,6]", "estimator.draws.bins=2"]
+    found = estimators(*draws, "estimator.damping=[1e-8,0.1]", compared("standard_average", "shared_kfac"))
+    average, kfac = found["standard_average"], found["kfac"]
+    assert isinstance(average, RankAverage)
+    assert isinstance(kfac, KFACInfluence)
+    assert (kfac.draws.prefixes, kfac.draws.bins) == ([4, 8], 2)
+    assert {part.draws_of({}) for part in average.parts.values()} == {(8, 6)}
+    assert {part.draws.bins for part in average.parts.values() if isinstance(part, KFACInfluence)} == {1}
+    assert average.requested() == {"damping": [1e-8, 0.1]}
+    chosen = estimators("estimator=balanced_kfac", *draws, compared("standard_average"))
+    assert isinstance(average := chosen["standard_average"], RankAverage)
+    assert average.parts["balanced_kfac"].draws_of({}) == (8, 6)
+    assert chosen["balanced_kfac"].draws_of({"estimator.draws.n": 4}) == (4, 2)
