@@ -32,14 +32,14 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", [*overrides])
 
 
-_HYDRA = {
+_HYDRA: dict[str, tuple[Any, str]] = {
     "read": (ConfigRepository, "load_config"),
     "map": (defaults_list, "_create_interpolation_map"),
     "find": (config_loader_impl, "create_defaults_list"),
     "merge": (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
 }
 """The functions of Hydra that take most of the time of a composition."""
-_ORIGINALS = {role: getattr(*place) for role, place in _HYDRA.items()}
+_ORIGINALS = {role: getattr(owner, name) for role, (owner, name) in _HYDRA.items()}
 
 
 def remember_files() -> None:
@@ -76,16 +76,16 @@ def remember_files() -> None:
     def merge_once(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
         return once(repo, ("merge", repr(defaults)), lambda: merge(self, defaults, repo))
 
-    for place, function in zip(_HYDRA.values(), (read_once, map_if_asked, find_once, merge_once), strict=True):
-        setattr(*place, function)
+    for (owner, name), function in zip(_HYDRA.values(), (read_once, map_if_asked, find_once, merge_once), strict=True):
+        setattr(owner, name, function)
 
 
 @contextmanager
 def forgotten_files() -> Iterator[None]:
     """A context in which Hydra composes as it does elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        for role, place in _HYDRA.items():
-            patch.setattr(*place, _ORIGINALS[role])
+        for role, (owner, name) in _HYDRA.items():
+            patch.setattr(owner, name, _ORIGINALS[role])
         yield
 
 
