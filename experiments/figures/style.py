@@ -16,7 +16,8 @@ WIDEST, TALLEST = 16.0, 30.0
 """The largest width and height of a figure in inches."""
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#555555")
 """Okabe & Ito's palette without yellow, which is faint on white. Color alone never distinguishes two series."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+"""One more than colors, so that series with the same color have different markers."""
 HATCHES = ("", "///", "...", "xx")
 LINES = ("-", "--", ":")
 """Line styles of series that have the same color."""

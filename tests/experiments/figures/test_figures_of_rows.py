@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from experiments import figures
@@ -88,3 +89,22 @@ def test_training_curve_shows_loss_rate_and_checkpoints():
     assert marks == [[50, 100, 150], [100]]
     FigureCanvasAgg(figure).draw()
     FigureCanvasAgg(figures.training_curve([1], [0.5], [1e-3])).draw()
+
+
+def test_each_of_many_estimators_has_a_look_of_its_own():
+    """Claim: no two curves share color, marker, filling and line, with more estimators than there are colors."""
+    shared: dict[str, Any] = {"benchmark": "linearization", "queries": "validation", "estimate": Estimate(50.0, 40.0, 60.0)}
+    rows = [
+        Row(metric=f"spearman_with_{against}_%", subject=Subject(name), swept={"removed": size}, **shared)
+        for name in ("exact", *"abcdefghijklm")
+        for against in ("retraining", "exact")[: 1 + (name != "exact")]
+        for size in (1, 16)
+    ]
+    curves = [bars.get_children()[0] for bars in figures.linearization(rows, "exact").axes[0].containers]
+    assert len(curves) == 1 + 2 * 13
+    looks = [
+        (curve.get_color(), curve.get_marker(), curve.get_markerfacecolor(), curve.get_linestyle())
+        for curve in curves
+        if isinstance(curve, Line2D)
+    ]
+    assert len(set(looks)) == len(curves)
