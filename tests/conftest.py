@@ -10,6 +10,8 @@ import omegaconf
 import pytest
 import torch
 
+from tests.experiments.tasks.compositions import remember_files
+
 gc.set_threshold(50_000, 20, 20)  # as in run.py: imports make a million objects that stay
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,9 @@ os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")  # one core, on which workers=
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 # OmegaConf parses an interpolation each time it is read, a third of the time of a check. Thousands of configs share the same ones.
 omegaconf.base.parse = functools.cache(omegaconf.grammar_parser.parse)
+remember_files()
+# Tests end processes, not machines. A small run waits for the disk a thousand times, half of its time.
+os.fsync = lambda descriptor: None
 
 
 def pytest_collection_finish():

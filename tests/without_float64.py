@@ -7,6 +7,7 @@ It says nothing about the kernels, memory or speed of a real device. ``registere
 a process of their own (``tests/test_devices.py``).
 """
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ class _Dispatch(TorchDispatchMode):
         target = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
         if not here and not _is_device(target):
             return func(*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_composed(func):
             with self:  # in inference mode these arrive whole
                 return func.decompose(*args, **kwargs)
         _count(func, args, kwargs, bool(here), target)
@@ -177,10 +178,23 @@ def _wrapped(value: Any) -> Any:
     return DeviceTensor(value) if isinstance(value, torch.Tensor) else value
 
 
+@functools.cache
+def _is_composed(func: Any) -> bool:
+    """Whether an operation is a composition of others."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
 def _written(func: Any, args: tuple, kwargs: dict) -> Any:
     """The argument that an operation in place (or with ``out``) returns, or None."""
-    if not any(returned.alias_info is not None and returned.alias_info.is_write for returned in func._schema.returns):
-        return None
-    values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return values[written[0]] if len(written) == 1 else tuple(values[name] for name in written)
+    places = _places_written(func)
+    values = [kwargs[name] if name in kwargs else args[position] for name, position in places]
+    return None if not values else values[0] if len(values) == 1 else tuple(values)
+
+
+@functools.cache
+def _places_written(func: Any) -> list[tuple[str, int]]:
+    """The names and positions of the arguments that an operation writes and returns."""
+    schema = func._schema
+    if not any(returned.alias_info is not None and returned.alias_info.is_write for returned in schema.returns):
+        return []
+    return [(a.name, i) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]

@@ -1,6 +1,7 @@
 """Equal draws for estimators that are compared: as many of each side as the chosen estimator has."""
 
 import copy
+import functools
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def _largest(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "n": numbers[place], **({"train": one} if "train" in given else {})}
 
 
+@functools.cache
 def _read(path: Path) -> OwnDraws:
     file = OmegaConf.load(path)
     assert isinstance(file, DictConfig)

@@ -12,6 +12,8 @@ IMAGES = ROOT / "docs" / "images.md"
 ADDITIONS = (README, CONTRIBUTING, IMAGES)
 """Pages with whole files to add."""
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS_BEFORE_COMMANDS = ROOT / "docs" / "conditions.md", ROOT / "docs" / "latent.md"
+"""Pages with commands on what their blocks write."""
 PLACEHOLDERS = ("DIR", "FILE", "FINGERPRINT")
 """Capital words that the reader fills in."""
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.experiments import documents
 from tests.experiments.datasets.fake_data import write_cifar
-from tests.experiments.documents import ADDITIONS, IMAGES, PAGES, README, ROOT
+from tests.experiments.documents import ADDITIONS, BLOCKS_BEFORE_COMMANDS, IMAGES, PAGES, README, ROOT
 from tests.experiments.tasks.test_cli import run
 from tests.experiments.test_docs import run_commands
 
@@ -67,15 +67,6 @@ TINY_COUNTERFACTUAL = [
 ]
 TINY_SPEED = ["task.examples=4", "task.draws=[1,2]", "task.repeats=1", "task.groups=[2]", "task.steps=2", "task.methods.train=8"]
 TINY_SPEED += ["task.methods.queries=2", "task.methods.draws=2", "task.methods.steps=2"]
-
-
-def program(folder: Path, arguments: list[str], home: Path) -> str:
-    """``python run.py`` of the checkout ``home``, in ``folder``; what it printed. Fails with the output if the program does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": ""}
-    command = [sys.executable, str(home / "run.py"), *arguments, f"store.root={folder / 'store'}"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def command(folder: Path, *arguments: str, store: Path | None = None) -> str:
@@ -137,35 +128,39 @@ def listed_pictures(folder: Path) -> None:
     (folder / "list.csv").write_text("\n".join(lines))
 
 
-def additions() -> list[Any]:
-    """(page, heading) of what the documents tell how to add."""
-    found = dict.fromkeys((block.page, block.heading) for page in ADDITIONS for block in documents.blocks(page) if block.file)
-    return [pytest.param(*key, id=f"{key[0].name}: {key[1]}") for key in found]
+def additions(folder: Path) -> list[dict[str, Any]]:
+    """What the documents tell how to add, by the heading that it stands under: files, and the commands below them."""
+    found = []
+    blocks = [block for page in ADDITIONS for block in documents.blocks(page)]
+    for page, heading in dict.fromkeys((block.page, block.heading) for block in blocks if block.file):
+        chosen = [block for block in blocks if (block.page, block.heading) == (page, heading)]
+        lines = [shlex.split(line) for block in chosen if block.language == "bash" for line in documents.shell_lines(block)]
+        commands = [shlex.join(words[2:]).replace("DIR", str(folder)) for words in lines if words[:2] == ["python", "run.py"]]
+        files = {block.file: block.text for block in chosen if block.file}
+        found.append({"name": f"{page.name}: {heading}", "files": files, "commands": [*map(tiny_addition, commands)]})
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "heading"), additions())
-def test_additions_work_literally(page, heading, tmp_path):
+def test_additions_work_literally(tmp_path):
     """Claim: written where the page says, in a copy of the repository, the files work with the commands that stand below them."""
     home = tmp_path / "copy"
     for name in ("attribution", "experiments", "conf"):
-        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, home / name)
     shutil.copy(ROOT / "run.py", home)
-    chosen = [block for block in documents.blocks(page) if block.heading == heading]
-    for block in chosen:
-        if block.file:
-            assert not (home / block.file).exists()
-            (home / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (home / block.file).write_text(block.text)
-    ran = 0
-    for line in [line for block in chosen if block.language == "bash" for line in documents.shell_lines(block)]:
-        if line.startswith("python run.py"):
-            if "data.root=DIR" in line:
-                listed_pictures(tmp_path / "data")
-                line = line.replace("DIR", str(tmp_path / "data"))
-            program(tmp_path, tiny_addition(shlex.join(shlex.split(line)[2:])), home)
-            ran += 1
-    assert ran
+    listed_pictures(tmp_path / "data")
+    added = additions(tmp_path / "data")
+    assert len(added) >= 9
+    for addition in added:
+        assert addition["commands"], addition["name"]
+        for command in addition["commands"]:
+            command.append(f"store.root={tmp_path / 'store'}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": ""}
+    program = [sys.executable, str(Path(__file__).with_name("additions.py")), str(home)]
+    done = subprocess.run(
+        program, cwd=tmp_path, env=environment, input=json.dumps(added), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
 
 
 TINY_IMAGES = [
@@ -248,10 +243,16 @@ def tiny_addition(arguments: str) -> list[str]:
     small += [] if "data" in groups else TINY_DIGITS[:2]
     small += [] if "model" in groups else TINY_DIGITS[2:]
     small += [] if "benchmark" in groups else TINY_LDS
+    small += [] if groups & {"benchmark", "benchmark.compare"} else ["benchmark.compare=[raw_cos]"]
     return [*words, *small]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if documents.blocks(page, "python")], ids=lambda page: page.name)
+def pages_with_blocks() -> list[Path]:
+    """The pages with Python blocks, without those whose blocks test_docs_with_blocks.py runs."""
+    return [page for page in PAGES if documents.blocks(page, "python") and page not in BLOCKS_BEFORE_COMMANDS]
+
+
+@pytest.mark.parametrize("page", pages_with_blocks(), ids=lambda page: page.name)
 @pytest.mark.slow
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """Claim: the Python blocks of a page, those that are not files, run one after the other."""

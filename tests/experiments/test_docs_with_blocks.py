@@ -1,16 +1,17 @@
 """docs/conditions.md and docs/latent.md: their blocks and commands, one after the other, at the smallest size."""
 
+import functools
 import shlex
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.experiments import documents
-from tests.experiments.documents import ROOT
+from tests.experiments.documents import BLOCKS_BEFORE_COMMANDS
 from tests.experiments.test_docs_run import TINY, TINY_LDS, command
 
-CONDITIONS, LATENT = ROOT / "docs" / "conditions.md", ROOT / "docs" / "latent.md"
+CONDITIONS, LATENT = BLOCKS_BEFORE_COMMANDS
 FEW = {"n_train": 20, "n_validation": 12}
 SMALL = ["trainer.steps=6", "checkpoints.every=3", "diffusion.sampler.steps=2"]
 DRAWS = ["estimator.draws.n=1", "curvature.draws.n=1"]
@@ -22,17 +23,30 @@ def commands(page: Path) -> list[str]:
     return [arguments for arguments in documents.run_commands(page) if "DIR" not in arguments]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A function that returns the folder in which the blocks of a page ran."""
+
+    @functools.cache
+    def run(page: Path) -> Path:
+        folder, namespace = tmp_path_factory.mktemp(page.stem), {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for block in documents.blocks(page, "python"):
+                exec(compile(block.text, page.name, "exec"), namespace)
+        return folder
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "arguments"),
     [pytest.param(page, text, id=f"{page.stem}: {text}") for page in (CONDITIONS, LATENT) for text in commands(page)],
 )
-def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, monkeypatch):
+def test_commands_run_on_what_the_blocks_write(page, arguments, tmp_path, written):
     """Claim: each trains its network and explains it: a CSV of scores for each query, or rows of the LDS."""
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
-    for block in documents.blocks(page, "python"):
-        exec(compile(block.text, page.name, "exec"), namespace)
+    shutil.copytree(written(page), tmp_path, dirs_exist_ok=True)
     words = shlex.split(arguments)
     source = "data.images" if page == LATENT else "data"
     small = [*SMALL, *(f"{source}.{name}={number}" for name, number in FEW.items())]

@@ -114,9 +114,9 @@ def test_training_leaves_the_base_as_it_is(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["alone", "together"])
-def test_lds_of_adapters_from_the_command_line(mode, tmp_path):
+def test_lds_of_adapters_from_the_command_line(mode, tmp_path, shared_store):
     """Claim: training, K-FAC, TRAK and TracInCP of adapters, and retraining on subsets, work from the command line."""
     data = ["data.n_train=40", "data.n_validation=24", "model.base.block_out_channels=[8,8]"]
     compare = ["benchmark.compare=[trak,tracincp]", f"mode@benchmark.mode={mode}"]
-    printed = command(tmp_path, "model=lora", "estimator=kfac", *compare, *data, *TINY, *TINY_LDS)
+    printed = command(tmp_path, "model=lora", "estimator=kfac", *compare, *data, *TINY, *TINY_LDS, store=shared_store)
     assert all(name in printed for name in ("kfac", "trak", "tracincp"))

@@ -19,11 +19,17 @@ from attribution.training.checkpoints import EverySteps
 from attribution.training.fit import fit
 from attribution.training.recipe import Hardware
 from attribution.training.record import TrainingRecord
+from tests import forked
 from tests.worlds import UNET, Blobs, trained
 
 pytestmark = pytest.mark.slow
 
 NODE = trained(model=functools.partial(UNET, dropout=0.1), recipe=replace(trained().recipe, ema=0.9))
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch):
+    forked.fork_spawned(monkeypatch)
 
 
 def train(folder: Path, *callbacks: L.Callback, devices: int = 2) -> TrainingRecord:

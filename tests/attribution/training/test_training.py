@@ -24,6 +24,7 @@ from attribution.training.order import batch_rows
 from attribution.training.recipe import Hardware, Recipe
 from attribution.training.record import TrainingRecord
 from attribution.training.replay import replay_gradient
+from tests import forked
 from tests.worlds import UNET, Blobs, Conditioned, trained
 
 
@@ -294,8 +295,9 @@ def test_selecting_checkpoints():
 
 
 @pytest.mark.slow
-def test_several_processes_visit_what_one_does(tmp_path):
+def test_several_processes_visit_what_one_does(tmp_path, monkeypatch):
     """Claim: under DDP the record has the same visits, and with them (no dropout) the same parameters and average to rounding."""
+    forked.fork_spawned(monkeypatch)
     images = Blobs().compute(None)
     node = trained(model=functools.partial(UNET, dropout=0.0), recipe=replace(trained().recipe, ema=0.9))
     records = []

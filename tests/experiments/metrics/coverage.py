@@ -6,6 +6,7 @@ simulations. Queries are skewed, correlated with each other through the subsets,
 of 1/k and near 0 or 1.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -85,6 +86,7 @@ def tasks(random: Random, queries: int, subsets: int, rho: Sequence[float], comm
     return Tasks(np.stack(predictions), targets)
 
 
+@functools.cache
 def mean_lds(rho: float, subsets: int, spread: float = 8.0) -> float:
     """The mean over experiments of the LDS over ``subsets``."""
     r = stats.beta.ppf((np.arange(4000) + 0.5) / 4000, rho * spread, (1 - rho) * spread)
@@ -138,11 +140,11 @@ def retraining_world(rho: float, common: float) -> World:
 def ceiling_world(reached: float, common: float) -> World:
     """A perfect predictor that reaches an LDS of about ``reached`` over 36 subsets, of which 12 are repeated."""
     rho = reached**2
+    r = stats.beta.ppf((np.arange(4000) + 0.5) / 4000, 8 * rho, 8 * (1 - rho))
+    truth = float(spearman_of(np.sqrt(r), 36).mean())
 
     def world(random: Random) -> Trial:
-        estimate = noise_ceiling(replicates(random, rho, 2, common), bootstrap(random), 1, 36)
-        r = stats.beta.ppf((np.arange(4000) + 0.5) / 4000, 8 * rho, 8 * (1 - rho))
-        return Trial(estimate, None, float(spearman_of(np.sqrt(r), 36).mean()))
+        return Trial(noise_ceiling(replicates(random, rho, 2, common), bootstrap(random), 1, 36), None, truth)
 
     return world
 

@@ -309,7 +309,7 @@ def test_a_temporary_node_waits_for_what_else_its_users_need(tmp_path):
 def test_a_benchmark_without_its_models(tmp_path, settings):
     """Claim: on the command line, with workers, rows are the same, only kept models are on disk, a second run trains nothing."""
     common = [*FINAL, *settings, "benchmark.compare=[random]", "benchmark.mode.group=2"]
-    common += ["benchmark.queries.validation.n=2", "benchmark.queries.generated.n=2"]
+    common += ["benchmark.queries.validation.n=2", "benchmark.queries.generated.n=2", "diffusion.sampler.steps=5"]
     found = {}
     for keep in ("true", "false"):
         folder = tmp_path / keep

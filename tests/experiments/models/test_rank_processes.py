@@ -18,6 +18,7 @@ from attribution.training.replay import replay_gradient
 from experiments.models.rank_processes import RankError, ranks_of
 from experiments.models.trained import TrainedModel
 from experiments.store.store import Store
+from tests import forked
 from tests.attribution.training.fsdp_on_cpu import KILLED, NAME, Deadly
 from tests.worlds import OBJECTIVE, Blobs, trained
 
@@ -25,6 +26,11 @@ DDP = Hardware(accelerator="cpu", devices=2, strategy="ddp", interval=4)
 ADAMW: Any = functools.partial(torch.optim.AdamW, lr=1e-2)
 SGD: Any = functools.partial(torch.optim.SGD, lr=0.05)
 ONE = Hardware(accelerator="cpu", interval=4)
+
+
+@pytest.fixture
+def _forked(monkeypatch):
+    forked.fork_ranks(monkeypatch)
 
 
 def node(hardware: Hardware = DDP, **changes: Any) -> TrainedModel:
@@ -78,6 +84,7 @@ class SigtermHandlers(L.Callback):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_sigterm_stays_with_the_caller(tmp_path):
     """Claim: while processes train together, SIGTERM has the handler of the caller: Lightning's waits for the others forever."""
     handler, handlers, model = lambda *_: None, SigtermHandlers(), node()
@@ -91,6 +98,7 @@ def test_sigterm_stays_with_the_caller(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_again_and_replayed(tmp_path):
     """Claim: with dropout, for which each process has a seed, a second run is bit-equal, and one process replays each step."""
     model = node(dropout=0.3)
@@ -102,6 +110,7 @@ def test_again_and_replayed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 @pytest.mark.parametrize(
     ("strategy", "optimizer", "kills"), [("ddp", ADAMW, ("1,6", "1,7")), (NAME, ADAMW, ("1,6",)), (NAME, SGD, ("1,6",))]
 )
@@ -122,6 +131,7 @@ def test_a_killed_process_ends_the_run_and_the_next_continues(tmp_path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_processes_with_a_part_of_the_parameters_each(tmp_path):
     """Claim: fsdp, over gloo on CPUs, has the record of one process, clips by the norm of the whole gradient, and is replayed."""
     recipe = Recipe(steps=12, batch_size=10, lr_schedule="cosine", warmup=0.2, clip=0.05)
@@ -135,6 +145,7 @@ def test_processes_with_a_part_of_the_parameters_each(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_an_error_in_one_process_is_reported(tmp_path):
     """Claim: a loss that is not finite ends all processes, with the message that one process has."""
     optimizer: Any = functools.partial(torch.optim.SGD, lr=1e30)

@@ -9,8 +9,10 @@ import atexit
 import collections
 import contextlib
 import functools
+import inspect
 import io
 import pickle
+import pkgutil
 import re
 import shutil
 import sys
@@ -32,9 +34,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 import run as program
 from experiments.speed import timing
 from experiments.store.store import Store
-from experiments.tasks import workers
+from experiments.tasks import annotations, workers
 from experiments.tasks.errors import errors_as_messages
-from experiments.tasks.settings import SettingError, check
+from experiments.tasks.settings import SettingError, build
 from tests.experiments.datasets.fake_data import write_cifar, write_mnist
 from tests.experiments.tasks.compositions import CONF, composed_once, options
 
@@ -49,7 +51,7 @@ class BadInput:
     rest: tuple[str, ...]
     names: tuple[str, ...]
     way: Literal["command line", "config", "checks"] = "command line"
-    """Where the input begins: at the command line, at the composed config, or at the checks of types beside the setting."""
+    """Where the input begins: at the command line, at the composed config, or at the checks of the object with the setting."""
     stored: bool = False
     """Whether everything that the rest of the command line needs is stored already."""
 
@@ -214,18 +216,32 @@ def _without(choices: Sequence[str], *absent: str) -> list[str]:
 def generated(nodes: Iterable[tuple[str, tuple[str, ...]]] | None = None) -> list[BadInput]:
     """Every setting of ``nodes`` (all ``contexts``) with every wrong value; the same field of a class is tried once.
 
-    The first wrong value of a setting shows that a run reaches its check. The others go to the check first.
+    One value of a setting, of the right type if there is such a wrong one, shows that a run reaches its checks. The others, and
+    all values of a field that another class has from the same base, go to the checks first.
     """
     inputs: dict[tuple[str, str, str], BadInput] = {}
+    shown: dict[tuple[str, str], tuple[str, str]] = {}
     for node, arguments in contexts() if nodes is None else nodes:
         config = pickle.loads(_composed(arguments))
         for kind, name, value in leaves(OmegaConf.select(config, node) if node else config, node, recurse=bool(node)):
-            for i, wrong in enumerate(wrong_values(value)):
-                if not any(re.fullmatch(pattern, f"{name}={wrong}") for pattern in VALID):
-                    key = (kind or node, name.rpartition(".")[2], wrong)
-                    way = "checks" if i and "." in name else "config"
-                    inputs.setdefault(key, BadInput(f"{name}={wrong}", arguments, (name,), way))
+            leaf = name.rpartition(".")[2]
+            values = [wrong for wrong in wrong_values(value) if not any(re.fullmatch(p, f"{name}={wrong}") for p in VALID)]
+            base, annotation = _declared(kind, leaf) if kind else (node, None)
+            told = next((wrong for wrong in values if annotation and annotations.fits(_value(wrong), annotation)), values[0])
+            told = shown.setdefault((base, leaf), (kind, told))
+            for wrong in values:
+                way = "checks" if "." in name and (kind, wrong) != told else "config"
+                inputs.setdefault((kind or node, leaf, wrong), BadInput(f"{name}={wrong}", arguments, (name,), way))
     return list(inputs.values())
+
+
+@functools.cache
+def _declared(kind: str, field: str) -> tuple[str, Any]:
+    """The name of the class that declares a field of a class, and the annotation of the field."""
+    target = pkgutil.resolve_name(kind)
+    bases = (base for base in getattr(target, "__mro__", ()) if field in inspect.get_annotations(base))
+    base = next((f"{base.__module__}.{base.__qualname__}" for base in bases), kind)
+    return base, annotations.parameters(target)[0].get(field)
 
 
 def leaves(node: Any, prefix: str, recurse: bool) -> Iterator[tuple[str, str, Any]]:
@@ -291,7 +307,7 @@ def outcome(given: BadInput, folder: Path) -> Result:
 
     Output goes to ``folder``; the store of inputs with ``stored`` is in its folder ``stored``. Composing takes longer than all the
     rest, so an input that only gives a setting another value begins at the composed config, to which its setting is applied as
-    Hydra does it. An input that begins at the checks of types ends there if they refuse it, and else begins at the config.
+    Hydra does it. An input that begins at the checks ends there if they refuse it, and else begins at the config.
     """
     if given.way == "checks" and (refused := _refused(given)) is not None:
         return refused
@@ -332,10 +348,10 @@ def store(arguments: tuple[str, ...], folder: Path) -> None:
 
 
 def _refused(given: BadInput) -> Result | None:
-    """How the checks of types refuse a setting and those beside it; None if they accept them."""
+    """How the checks refuse a setting: those of the types beside it, or those of the object that has it; None if they do not."""
+    owner = given.argument.partition("=")[0].rpartition(".")[0]
     try:
-        config = _changed(given.rest, [given.argument])
-        check(OmegaConf.select(config, given.argument.partition("=")[0].rpartition(".")[0]))
+        build(_changed(given.rest, [given.argument]), owner)
     except SettingError as error:
         return _classified(given, SystemExit(f"error: {error}"), "")
     except Exception:  # of the run

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -139,10 +138,7 @@ def test_the_main_job_and_again(tmp_path):
 @pytest.mark.slow
 def test_a_worker_started_by_hand(tmp_path):
     """Claim: task=work leaves in the store all that the run with its settings needs, and nothing else anywhere."""
-    done = process(
-        tmp_path, *MAIN, "benchmark.compare=[]", "task=work", "hydra.output_subdir=null", f"hydra.run.dir={tmp_path / 'work'}"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(tmp_path, *MAIN, "benchmark.compare=[]", "task=work", "hydra.output_subdir=null", f"hydra.run.dir={tmp_path / 'work'}")
     assert not list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("rows.jsonl"))
     before = written(tmp_path / "store")
     run(tmp_path, *MAIN, "benchmark.compare=[]", f"hydra.run.dir={tmp_path / 'out'}")
@@ -379,19 +375,16 @@ def test_an_error_s_exit_code(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_with_an_average(tmp_path):
+def test_two_processes_train_with_an_average(tmp_path, monkeypatch):
     """Claim: ``hardware.devices=2`` gives the model of one process to rounding, also its average, and samples from it."""
+    forked.fork_spawned(monkeypatch)
     parameters = []
     for devices in (1, 2):
         folder = tmp_path / str(devices)
         folder.mkdir()
         settings = (*FINAL, "model.dropout=0", "trainer.ema=0.9", "trainer.precision=64-true", "task=train", "workers=1")
         words = (*settings, f"hardware.devices={devices}", f"hydra.run.dir={folder / 'out'}")
-        if devices == 1:
-            run(folder, *words)
-        else:
-            done = process(folder, *words)
-            assert done.returncode == 0, done.stderr
+        run(folder, *words)
         assert (folder / "out" / "samples.png").exists()
         (average,) = (folder / "store").glob("TrainedModel/*/average.safetensors")
         parameters.append(load_file(average))
@@ -513,17 +506,17 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_at_once_compute_everything_once(tmp_path):
+def test_two_at_once_compute_everything_once(tmp_path, monkeypatch):
     """Claim: two identical runs started together share the work: no node is made twice, and both report the same."""
-    settings = [*TINY, *SMALL_BENCHMARK]
-    command = [sys.executable, str(ROOT / "run.py"), f"store.root={tmp_path / 'store'}", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([*command, f"hydra.run.dir={tmp_path / name}"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-        for name in ("a", "b")
-    ]
-    start = time.monotonic()
-    assert all(process.wait(timeout=300) == 0 for process in processes), time.monotonic() - start
+    processes = forked.context(monkeypatch)
+    begun, settings = processes.Event(), [*TINY, *SMALL_BENCHMARK]
+    arguments = [(begun, tmp_path, *settings, f"hydra.run.dir={tmp_path / name}") for name in ("a", "b")]
+    both = [processes.Process(target=in_a_process, args=given) for given in arguments]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(300)
+        assert one.exitcode == 0
     strip = re.compile(r'"command": "[^"]*"')
     assert strip.sub("", (tmp_path / "a" / "rows.jsonl").read_text()) == strip.sub("", (tmp_path / "b" / "rows.jsonl").read_text())
     assert not list((tmp_path / "store").rglob("*.part"))

@@ -1,25 +1,21 @@
-"""The experiments of D-TRAK and of K-FAC influence: every one composes at every scale, and takes a step at digits."""
+"""The experiments of D-TRAK and of K-FAC influence: every one takes a step at digits."""
 
 from itertools import product
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from attribution.estimators import Estimator
 from attribution.measurements import Loss
 from attribution.projection import SJLT, Identity
-from experiments.benchmarks.base import Benchmark
 from experiments.report.published import Published
-from experiments.tasks.composition import estimators_of, experiment_of, leave_out_draws, published_numbers
-from experiments.tasks.settings import check_run
+from experiments.tasks.composition import estimators_of, published_numbers
+from tests.experiments.tasks.compositions import CONF, options
 from tests.experiments.tasks.test_cli import rows, run
-from tests.experiments.tasks.test_configs import CONF, options
+from tests.experiments.tasks.test_experiments import configured, swept
 
 EXPERIMENTS = [name for name in options("experiment") if name.split("/")[0] in ("dtrak", "kfac")]
-SCALES = ("digits", "small", "paper")
 FAST = ("kfac/fig16",)
 ONE_STEP = {
     "data.n_train": 24,
@@ -51,15 +47,6 @@ ONE_STEP = {
 """The smallest sizes; an experiment gets those that it has a setting for."""
 
 
-def configured(name: str, *overrides: str) -> DictConfig:
-    """The config of an experiment, as that of the run."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"experiment={name}", *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    leave_out_draws(config)
-    return config
-
-
 def one_step(name: str) -> list[str]:
     """The smallest sizes for an experiment."""
     config = configured(name, "scale=digits")
@@ -69,39 +56,11 @@ def one_step(name: str) -> list[str]:
     return [*sampler, *(f"{key}={ONE_STEP[key]}" for key in known)]
 
 
-def swept(config: DictConfig) -> dict[str, list[str]]:
-    """The values of the settings that the experiment sweeps."""
-    return {name: str(values).split(",") for name, values in (config.hydra.sweeper.params or {}).items()}
-
-
 def measured(number: Published, given: dict[str, str]) -> bool:
     """Whether a job with the settings ``given`` measures a published number. CLIP takes part at scale=paper."""
     elsewhere = any(given.get(setting, str(value)) != str(value) for setting, value in number.settings.items())
     fraction = number.metric.partition("@")[2]
     return not (elsewhere or number.estimator.startswith("clip") or (fraction and "benchmark.fractions" in given))
-
-
-@pytest.mark.slow  # test_configs.py composes each, with one estimator of those that it compares
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes_at_every_scale(name, scale):
-    """Claim: an experiment is a set of settings that exist and objects that can be made, without any data; so is each job of its
-    sweep."""
-    config = configured(name, f"scale={scale}")
-    check_run(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert isinstance(instantiate(config.benchmark, _convert_="all"), Benchmark)
-        assert set(config.benchmark.compare) <= set(options("estimator"))
-        assert all(isinstance(estimator, Estimator) for estimator in estimators_of(config).values())
-    experiment = experiment_of(config)
-    assert experiment.checkpoints.candidates(experiment.trainer.steps, 40)[-1] == experiment.trainer.steps
-    assert all(number.source for number in published_numbers(config))
-    sweep = swept(config)
-    for setting in sweep:
-        others = [f"{other}={values[0]}" for other, values in sweep.items() if other != setting]
-        for value in sweep[setting]:
-            job = configured(name, f"scale={scale}", *others, f"{setting}={value}")
-            assert isinstance(instantiate(job.estimator, _convert_="all"), Estimator)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in EXPERIMENTS])

@@ -68,7 +68,8 @@ def test_values_of_the_annotated_type_are_taken_as_they_are(values):
     built = build(config(**values), "given")
     for name, value in values.items():
         if not isinstance(value, str | dict | list):
-            assert getattr(built, name) is value
+            found = getattr(built, name)
+            assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize(

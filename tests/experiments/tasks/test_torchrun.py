@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import forked
 from tests.experiments.tasks.test_cli import FINAL, ROOT, SMALL_BENCHMARK, run
 
 pytestmark = pytest.mark.slow
@@ -126,13 +127,14 @@ def kill(rank: str, folder: Path, *settings: str) -> None:
     assert time.monotonic() - begin < 60
 
 
-def test_a_process_of_torchrun_that_is_killed_ends_the_run(tmp_path):
+def test_a_process_of_torchrun_that_is_killed_ends_the_run(tmp_path, monkeypatch):
     """Claim: soon, with an error, whichever is killed; the next run continues from the last save, and ends with the bits of a run
-    without kills."""
+    without kills, also one of two processes without torchrun."""
     settings = [*TRAIN, "trainer.steps=200", "checkpoints.every=20", "hardware.interval=20"]
-    whole = start(tmp_path / "whole", *settings, launcher=TORCHRUN)
-    output = finish(whole)
-    assert whole.returncode == 0, output
+    (tmp_path / "whole").mkdir()
+    with monkeypatch.context() as patch:
+        forked.fork_ranks(patch)
+        run(tmp_path / "whole", *settings, "hardware.strategy=ddp", "hardware.devices=2", "hydra.run.dir=out")
     for rank in ("0", "1"):
         kill(rank, tmp_path / "killed", *settings)
         assert records(tmp_path / "killed") == []
