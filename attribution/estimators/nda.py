@@ -50,6 +50,7 @@ EXPONENTIAL = 1000
 class NDA(Estimator):
     """The share of the query's patches that each training image accounts for, at ``timestep``: one value or a list.
 
+    Training images are taken as they are stored: mirror images that training saw (``data.flips``) do not enter.
     ``noises``: independent noises of a query; ``seed``: theirs. ``patch``: the side of a patch, an odd number of pixels.
     """
 

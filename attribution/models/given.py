@@ -28,6 +28,10 @@ class Weights(ABC):
             ValueError: they cannot be read.
         """
 
+    def notes(self) -> list[str]:
+        """What readers of the results must know about the weights."""
+        return []
+
     def description(self) -> dict[str, Any]:
         """The digest of all tensors."""
         return {"weights": self.content}
@@ -104,6 +108,9 @@ class GivenModel(Trained[FinalParameters]):
     GIVEN = True
 
     weights: Weights
+
+    def notes(self, replayed: bool) -> list[str]:
+        return [*super().notes(replayed), *self.weights.notes()]
 
     def cost(self) -> Cost:
         return Cost(disk=sum(tensor.nbytes for tensor in self.outline.state_dict().values()))

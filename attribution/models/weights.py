@@ -41,6 +41,17 @@ class WeightsFile(Weights):
         found = {name[start:]: tensor for name, tensor in _read(self.path).items() if name.startswith(self.prefix)}
         return found if self.names is None else {name: found[name] for name in self.names}
 
+    def notes(self) -> list[str]:
+        """The tensors under the prefix that are not of the network, nor of another copy of its weights, such as an average."""
+        if self.names is None:
+            return []
+        found, names = _read(self.path), set(self.names)
+        copies = [prefix for prefix in _prefixes(found, self.names[0]) if all(prefix + name in found for name in names)]
+        known = {prefix + name for prefix in copies for name in names}
+        more = [name for name in found if name.startswith(self.prefix) and name not in known]
+        note = f"The file of the weights has {_some(more)}, which the network does not have: is it the one that they are of?"
+        return [note] if more else []
+
     def of_network(self, network: nn.Module) -> Self:
         """The weights of ``network`` among these, under the one prefix with which the file has them all.
 

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from attribution.models.given import GivenModel
 from attribution.models.weights import WeightsFile
 from attribution.nodes import describe
+from tests.golden import LOSS
 
 
 class Small(nn.Module):
@@ -50,6 +52,27 @@ def test_the_weights_of_a_network_are_found(tmp_path, content, prefix):
     assert found.prefix == prefix
     assert found.tensors().keys() == STATE.keys()
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in found.tensors().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "more"),
+    [
+        (STATE, None),
+        ({**STATE, **prefixed("ema.")}, None),
+        ({"state_dict": prefixed("network."), "optimizer_states": [{"x": torch.ones(2)}]}, None),
+        ({**prefixed("unet."), "vae.weight": torch.ones(1)}, None),
+        ({**STATE, "class_embedding.weight": torch.ones(3, 2)}, "class_embedding.weight, which"),
+        ({**prefixed("unet."), "unet.a": torch.ones(1), "unet.b": torch.ones(1)}, "unet.a, unet.b, which"),
+    ],
+)
+def test_weights_that_the_network_does_not_have_are_noted(tmp_path, content, more):
+    """Claim: results name tensors beside those of the network, which may be of another one, but no average or other part."""
+    path = str(tmp_path / "weights.pt")
+    torch.save(content, path)
+    weights = WeightsFile(path).of_network(Small())
+    model = GivenModel(model=Small, objective=LOSS, weights=weights)
+    about = [note for note in model.notes(replayed=False) if "The file of the weights has" in note]
+    assert about == [] if more is None else [more in note for note in about] == [True]
 
 
 def test_the_identity_is_the_content(tmp_path):
