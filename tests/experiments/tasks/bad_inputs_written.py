@@ -325,7 +325,6 @@ def _values() -> Iterator[BadInput]:
         ("estimator.of=[trakk,nda]", (*SMALL, "estimator=rank_average"), ("estimator.of",)),
         ("estimator.of=[nda,rank_average]", (*SCORES, "estimator=rank_average"), ("estimator.of",)),
         ("estimator.of=[journey_trak,nda]", (*SCORES, "estimator=rank_average"), ("estimator.of", "queries")),
-        ("estimator.damping=[1e-8,1e-6]", (*SMALL, *_SMALL_LDS[-2:], "benchmark.compare=[rank_average]"), ("estimator.damping",)),
         ("estimator.models=2", (*SCORES, "estimator=raw_cos"), ("estimator.models",)),
         ("+estimator.models=2", (*SCORES, "estimator=raw_cos"), ("estimator.models",)),
         ("benchmark.compare=[3]", SMALL, ("benchmark.compare",)),
