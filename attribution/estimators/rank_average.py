@@ -7,11 +7,10 @@ have the mean of their ranks. It is the Borda count, scaled to 0..1. A rank forg
 estimators, and with it how far scores are apart. Nothing but the order enters, so any increasing function of an estimator's scores
 gives the same average. A score is not a change of a measurement any more; the sum over a set of images is a sum of ranks.
 
-With ``scale="standard"`` the mean is over standard scores: (τ_e[q, z] - mean)/(standard deviation) over training images of a query.
-They too have no units, but keep how far scores are apart, which matters where scores are summed, as in the LDS. They are linear in
-the scores, given the mean and the standard deviation, so that cross scores of groups of draws are averaged as the scores are, with
-the mean and the deviation of the scores from all draws. All estimators that draw must have them, or the average has none, because
-the noise of one that has no groups would be missing.
+With ``normalize="standard"`` the mean is over standard scores: (τ_e[q, z] - mean)/(standard deviation) over training images of a
+query. They too have no units, but keep how far scores are apart, which matters where scores are summed, as in the LDS. For a fixed
+mean and deviation, those of the scores from all draws, standard scores are linear, so that cross scores of groups of draws can be
+averaged. If an estimator draws but has no groups, the average has no cross scores, because its noise would be missing.
 """
 
 import itertools
@@ -36,7 +35,7 @@ SHARED = ("attribution.estimators.base", "attribution.estimators.scores")
 
 @dataclass(frozen=True, kw_only=True)
 class RankAverage(Estimator):
-    """The mean rank of each training image by the estimators ``of``, by name, or with ``scale="standard"`` its mean standard score.
+    """The mean rank of each training image by the estimators ``of``, or with ``normalize="standard"`` its mean standard score.
 
     The command line gives the names alone, and ``experiments.tasks.composition`` the estimators.
     """
@@ -45,11 +44,11 @@ class RankAverage(Estimator):
     VERSION = 1
 
     of: Sequence[str] | Mapping[str, Estimator]
-    scale: Literal["rank", "standard"] = "rank"
+    normalize: Literal["rank", "standard"] = "rank"
 
     def __post_init__(self):
-        if self.scale not in SCALES:
-            raise FieldError(self, "scale", f"choose {' or '.join(SCALES)}")
+        if self.normalize not in NORMALIZED:
+            raise FieldError(self, "normalize", f"choose {' or '.join(NORMALIZED)}")
         if self.models != 1:
             raise FieldError(self, "models", "its estimators have models of their own: set those, or choose one of them")
         names = list(self.of)
@@ -87,10 +86,12 @@ class RankAverage(Estimator):
         """The values that parts sweep, which are the same in all parts that sweep them.
 
         Raises:
-            FieldError: two parts sweep different values.
+            FieldError: two parts sweep different values, or one has none.
         """
         swept: dict[str, Sequence[Any]] = {}
         for part in self.parts.values():
+            if empty := [axis for axis, values in part.requested().items() if not values]:
+                raise FieldError(part, empty[0], "give at least one value")
             for axis, values in _swept(part).items():
                 if swept.setdefault(axis, values) != values:
                     message = f"another part of the average has {list(swept[axis])}: give both the same values, or one"
@@ -146,14 +147,15 @@ class RankAverageScores(Node[Scores]):
 
     def _mean(self, members: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray | None]:
         """The mean over ``members``, ``[Q, N]`` each, and its cross scores ``[R, S, Q, N]``, if there are any."""
-        if any(not np.isfinite(scores.values).all() for scores in members):
-            raise FloatingPointError("scores are not finite: leave this estimator out of the average, or raise its damping")
+        for name, scores in zip(self.estimator.parts, members, strict=True):
+            if not np.isfinite(scores.values).all():
+                raise FloatingPointError(f"scores of {name} are not finite: leave it out of the average, or raise its damping")
         groups = self._groups(members)
         mean = np.empty(members[0].values.shape, np.float32)
         cross = np.empty((*groups, *mean.shape), np.float32) if groups else None
         for q in range(len(mean)):  # one at a time in float64
             if cross is None:
-                mean[q] = np.mean([SCALES[self.estimator.scale](scores.values[q]) for scores in members], axis=0)
+                mean[q] = np.mean([NORMALIZED[self.estimator.normalize](scores.values[q]) for scores in members], axis=0)
             else:
                 parts = [standard_scores(_of_groups(scores, q), scores.values[q]) for scores in members]
                 cross[:, :, q] = sum(np.broadcast_to(part, cross[:, :, q].shape) for part in parts) / len(parts)
@@ -165,7 +167,7 @@ class RankAverageScores(Node[Scores]):
         drawn = [scores for part, scores in zip(self.estimator.parts.values(), members, strict=True) if part.draws_of({})]
         shapes = {None if scores.cross is None else scores.cross.shape[:2] for scores in drawn}
         groups = [shape for shape in shapes if shape is not None]
-        if self.estimator.scale != "standard" or not groups or None in shapes:
+        if self.estimator.normalize != "standard" or not groups or None in shapes:
             return None
         queries, trains = {R for R, _ in groups}, {S for _, S in groups if S > 1} or {1}
         return (*queries, *trains) if len(queries) == len(trains) == 1 else None  # pyright: ignore[reportReturnType]
@@ -200,5 +202,5 @@ def standard_scores(values: np.ndarray, all_draws: np.ndarray | None = None) -> 
     return (values - of.mean()) / max(of.std(), np.finfo(np.float64).tiny)
 
 
-SCALES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"rank": ranks, "standard": standard_scores}
-"""What scores of a query become before they are averaged, by the value of ``scale``."""
+NORMALIZED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"rank": ranks, "standard": standard_scores}
+"""What scores of a query become before they are averaged, by the value of ``normalize``."""

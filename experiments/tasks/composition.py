@@ -150,7 +150,12 @@ def _estimator(name: str, configs: dict[str, DictConfig]) -> Estimator:
 
     Those that it averages are in ``configs`` too, or composed by name, as compared ones are.
     """
-    estimator = build(configs[name], "estimator")
+    try:
+        estimator = build(configs[name], "estimator")
+    except SettingError as error:
+        if name == next(iter(configs)):
+            raise
+        raise SettingError(f"benchmark.compare=[{name}]: {error}") from error
     if not isinstance(estimator, RankAverage):
         return estimator
     parts = {}
@@ -270,5 +275,6 @@ def _accepts(config: DictConfig, override: Override) -> bool:
     """Return whether the estimator accepts this override: bins and groups of draws are not for all."""
     kind = get_class(config.estimator._target_)
     if override.key_or_group == "estimator.draws.replicates":
-        return bool(kind.REPLICATED) and not config.estimator.get("cosine")
+        shared = OmegaConf.select(config, "estimator.draws.shared")
+        return bool(kind.REPLICATED) and not config.estimator.get("cosine") and not shared
     return override.key_or_group != "estimator.draws.bins" or kind.DRAW_BINS

@@ -92,10 +92,10 @@ def test_standard_scores_keep_distances():
     random = np.random.default_rng(2)
     first, second = random.normal(size=(2, 8)), random.exponential(size=(2, 8))
     standard = [np.array([(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).mean()) for row in of]) for of in (first, second)]
-    plain = averaged(first, second, scale="standard")
+    plain = averaged(first, second, normalize="standard")
     np.testing.assert_allclose(plain, (standard[0] + standard[1]) / 2, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(averaged(1e3 * first + 7, second, scale="standard"), plain, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(averaged(first, np.ones((2, 8)), scale="standard"), standard[0] / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(averaged(1e3 * first + 7, second, normalize="standard"), plain, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(averaged(first, np.ones((2, 8)), normalize="standard"), standard[0] / 2, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,9 @@ def test_parts_are_the_estimators_themselves(get):
 def test_standard_scores_of_groups_of_draws(get):
     """Claim: cross scores are averaged at the scale of the scores from all draws; a part without draws is equal in all groups."""
     kfac, trak = replace(ESTIMATORS["kfac"], damping=1e-3), replace(ESTIMATORS["trak"], damping=1e-3)
-    average = RankAverage(of={"kfac": kfac, "raw_cos": COSINE, "trak": trak}, scale="standard").score(RECORD, TRAIN, QUERIES, get)
+    average = RankAverage(of={"kfac": kfac, "raw_cos": COSINE, "trak": trak}, normalize="standard").score(
+        RECORD, TRAIN, QUERIES, get
+    )
     of = [part.variants(part.score(RECORD, TRAIN, QUERIES, get))[0][1] for part in (kfac, COSINE, trak)]
     assert average.cross is not None
     assert of[0].cross is not None
@@ -135,11 +137,11 @@ def test_standard_scores_of_groups_of_draws(get):
             np.testing.assert_allclose(values, sum(scaled) / 3, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(average.values, average.cross.mean((0, 1)), rtol=1e-5, atol=1e-6)
     plain = [replace(each, cross=None).values for each in of]
-    np.testing.assert_allclose(average.values, averaged(*plain, scale="standard"), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(average.values, averaged(*plain, normalize="standard"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("other", "scale"),
+    ("other", "normalize"),
     [
         (NDA(timestep=5, noises=1, execution=CPU), "standard"),
         (replace(ESTIMATORS["kfac"], damping=1.0, draws=Uniform(4, seed=1)), "standard"),
@@ -147,14 +149,14 @@ def test_standard_scores_of_groups_of_draws(get):
         (COSINE, "rank"),
     ],
 )
-def test_without_groups_of_all_draws_there_are_no_errors(other, scale, get):
+def test_without_groups_of_all_draws_there_are_no_errors(other, normalize, get):
     """Claim: groups of some parts say nothing about the noise of the others, nor do they about ranks, which are not linear."""
-    average = RankAverage(of={"kfac": replace(ESTIMATORS["kfac"], damping=1e-3), "other": other}, scale=scale)
+    average = RankAverage(of={"kfac": replace(ESTIMATORS["kfac"], damping=1e-3), "other": other}, normalize=normalize)
     assert average.score(RECORD, TRAIN, QUERIES, get).cross is None
 
 
-@pytest.mark.parametrize("scale", ["rank", "standard"])
-def test_swept_values_are_axes_of_the_average(scale, get):
+@pytest.mark.parametrize("normalize", ["rank", "standard"])
+def test_swept_values_are_axes_of_the_average(normalize, get):
     """Claim: at each of the values that parts sweep, the average is the one of parts that have this value alone."""
     guided, cosine = ESTIMATORS["guided"], {"raw_cos": COSINE}
     two = {
@@ -163,12 +165,12 @@ def test_swept_values_are_axes_of_the_average(scale, get):
         "guided": guided,
         "nda": NDA(timestep=5, noises=1, execution=CPU),
     }
-    several = RankAverage(of={**cosine, **two}, scale=scale)
+    several = RankAverage(of={**cosine, **two}, normalize=normalize)
     for settings, scores in several.variants(several.score(RECORD, TRAIN, QUERIES, get)):
         damping, strength = settings["estimator.damping"], settings["estimator.strength"]
         one = {name: replace(part, damping=damping) for name, part in two.items() if name in ("kfac", "trak")}
         one |= {"guided": replace(guided, strength=strength), "nda": two["nda"]}
-        alone = RankAverage(of={**cosine, **one}, scale=scale)
+        alone = RankAverage(of={**cosine, **one}, normalize=normalize)
         np.testing.assert_array_equal(scores.values, alone.score(RECORD, TRAIN, QUERIES, get).values)
     assert several.requested() == {"damping": [1e-3, 1.0], "strength": [0.3, 1.0]}
 
@@ -193,8 +195,8 @@ def test_an_average_that_cannot_be_is_refused():
     ):
         with pytest.raises(FieldError, match=said):
             RankAverage(of=of)
-    with pytest.raises(FieldError, match="scale=mean: choose rank or standard"):
-        RankAverage(of=pair, scale="mean")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(FieldError, match="normalize=mean: choose rank or standard"):
+        RankAverage(of=pair, normalize="mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(FieldError, match="these are names: give a mapping"):
         RankAverage(of=["a", "b"]).scores(MODEL, TRAIN, QUERIES)
     for part, said in (
@@ -206,7 +208,7 @@ def test_an_average_that_cannot_be_is_refused():
     ):
         with pytest.raises(FieldError, match=said):
             RankAverage(of={**pair, "kfac": ESTIMATORS["kfac"], "part": part}).scores(RECORD, TRAIN, QUERIES)
-    with pytest.raises(FloatingPointError, match="scores are not finite"):
+    with pytest.raises(FloatingPointError, match="scores of 0 are not finite"):
         averaged([[1.0, np.nan]], [[1.0, 2.0]])
 
 

@@ -1,10 +1,13 @@
 """Averages of ranks on the command line: their parts are composed by name, as compared estimators are."""
 
+from dataclasses import replace
+
 import pytest
 
 from attribution.curvature import EKFAC
 from attribution.estimators.influence import KFACInfluence
 from attribution.estimators.rank_average import RankAverage
+from experiments.tasks.settings import SettingError
 from tests.experiments.tasks.test_equal_draws import compared, estimators
 
 
@@ -14,7 +17,7 @@ def test_parts_are_the_compared_estimators():
     found = estimators("estimator=balanced_kfac", "estimator.draws.n=12", "estimator.models=2", compared("standard_average"))
     average, balanced = found["standard_average"], found["balanced_kfac"]
     assert isinstance(average, RankAverage)
-    assert (list(average.parts), average.scale) == (["balanced_kfac", "shared_kfac"], "standard")
+    assert (list(average.parts), average.normalize) == (["balanced_kfac", "shared_kfac"], "standard")
     assert average.parts["balanced_kfac"] == balanced
     assert (balanced.draws.count, balanced.models) == (12, 2)
     assert average.parts["shared_kfac"].draws_of({}) == (12, 12)
@@ -41,3 +44,26 @@ def test_lists_and_bins_of_the_command_line():
     assert isinstance(average := chosen["standard_average"], RankAverage)
     assert average.parts["balanced_kfac"].draws_of({}) == (8, 6)
     assert chosen["balanced_kfac"].draws_of({"estimator.draws.n": 4}) == (4, 2)
+
+
+@pytest.mark.slow
+def test_settings_that_only_some_parts_take():
+    """Claim: the scale of ASTRA's recursion is none of an average, and shared draws take no groups of the command line."""
+    found = estimators("estimator=astra", "estimator.scale=32", "estimator.draws.replicates=1", compared("standard_average"))
+    assert isinstance(average := found["standard_average"], RankAverage)
+    assert average.normalize == "standard"
+    arguments = ("estimator.of=[balanced_kfac,astra]", "estimator.normalize=standard", compared("astra"))
+    assert estimators("estimator=rank_average", *arguments)["rank_average"] == replace(
+        average, of={"balanced_kfac": average.parts["balanced_kfac"], "astra": replace(found["astra"], scale=64)}
+    )
+    found = estimators("estimator=balanced_kfac", "estimator.draws.replicates=4", compared("standard_average", "shared_kfac"))
+    assert isinstance(average := found["standard_average"], RankAverage)
+    assert found["balanced_kfac"].draws.replicates == 4
+    assert found["balanced_kfac"] == average.parts["balanced_kfac"]
+    assert found["shared_kfac"] == average.parts["shared_kfac"]
+
+
+def test_a_compared_estimator_that_refuses_a_setting_is_named():
+    """Claim: a list of dampings is not for ASTRA, and the sentence names it."""
+    with pytest.raises(SettingError, match=r"benchmark.compare=\[astra\]: estimator.damping=\[1e-08,0.0001\]"):
+        estimators("estimator.damping=[1e-8,1e-4]", compared("astra"))
