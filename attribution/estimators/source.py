@@ -100,8 +100,8 @@ class Source(SourceSettings):
         return self.segments * self.per_segment
 
     def curvature_passes(self, trained: Recorded, train: ImageSet) -> float:
-        """The passes of all bases and, for Adam, of the squares of batch gradients. How many there are depends on no record."""
-        steps = range(BATCHES, BATCHES + self.per_segment)  # any ones
+        """The passes of all bases and, for Adam, of the squares of batch gradients. Their number does not depend on the record."""
+        steps = range(BATCHES, BATCHES + self.per_segment)  # arbitrary ones
         basis = self.curvature.checkpoint_basis(trained, steps, train, self.flips)
         factors = self.curvature.checkpoint_factors(trained, steps, train, self.flips)
         squares = self.squares(trained, Segment(0, steps[-1], tuple(steps)), train)
@@ -126,7 +126,7 @@ class SourceScores(ShardedScores):
         return [batch for of_rows in zip(*self.batches(get).values(), strict=True) for batch in of_rows]  # by queries
 
     def cost(self) -> Cost:
-        """With the curvature, for a plan before training: only then it is unknown whose parts need it."""
+        """Includes the curvature: before training, a plan cannot see the parts that need it."""
         estimator, size = self.estimator, FLOAT32_BYTES * len(self.estimator.horizons) * self.pairs
         sides = estimator.segments * self.queries.count * estimator.query_bytes(self.trained)
         scratch = min(sides, estimator.execution.scratch)

@@ -49,7 +49,7 @@ class WeightsFile(Weights):
         copies = [prefix for prefix in _prefixes(found, self.names[0]) if all(prefix + name in found for name in names)]
         known = {prefix + name for prefix in copies for name in names}
         more = [name for name in found if name.startswith(self.prefix) and name not in known]
-        note = f"The file of the weights has {_some(more)}, which the network does not have: is it the one that they are of?"
+        note = f"The file of the weights has {_some(more)}, which this network lacks: is it the right network?"
         return [note] if more else []
 
     def of_network(self, network: nn.Module) -> Self:
