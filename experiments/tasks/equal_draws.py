@@ -55,7 +55,7 @@ def equal_draws(config: DictConfig, compared: DictConfig, estimator: str) -> Non
     if not isinstance(chosen, DictConfig) or not isinstance(draws, DictConfig):
         return
     kind = get_class(compared.estimator._target_)
-    given = {name: chosen[name] for name in ("n", "train") if name in chosen and not OmegaConf.is_missing(chosen, name)}
+    given = _numbers(chosen)
     if not (kind.DRAW_LISTS and get_class(draws._target_).LISTS):
         given = _largest(given)
     if given.get("train") is None and "train" in given and "n" in given:
@@ -70,10 +70,14 @@ def of_a_part(config: DictConfig) -> DictConfig:
     """A copy of ``config`` for an estimator that is averaged with others: the largest of several numbers of draws, and no bins."""
     part = copy.deepcopy(config)
     if isinstance(draws := OmegaConf.select(part, "estimator.draws"), DictConfig):
-        given = {name: draws[name] for name in ("n", "train") if name in draws and not OmegaConf.is_missing(draws, name)}
-        for name, value in {**_largest(given), **({"bins": 1} if "bins" in draws else {})}.items():
+        for name, value in {**_largest(_numbers(draws)), **({"bins": 1} if "bins" in draws else {})}.items():
             OmegaConf.update(part, f"estimator.draws.{name}", value, merge=False)
     return part
+
+
+def _numbers(draws: DictConfig) -> dict[str, Any]:
+    """The numbers of draws that a scheme has, by the name of the setting."""
+    return {name: draws[name] for name in ("n", "train") if name in draws and not OmegaConf.is_missing(draws, name)}
 
 
 def _largest(given: dict[str, Any]) -> dict[str, Any]:

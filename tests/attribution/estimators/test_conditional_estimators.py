@@ -68,11 +68,11 @@ def model(data, dropout: float):
 FACTORS = KFAC(draws=DRAWS, execution=CPU)
 COMMON = {"measurement": LOSS, "draws": DRAWS, "execution": CPU}
 ESTIMATORS = {
-    "kfac": KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=KFAC(draws=DRAWS, execution=CPU), execution=CPU),
-    "exact": KFACInfluence(measurement=LOSS, draws=DRAWS, curvature=ExactGGN(draws=DRAWS, execution=CPU), execution=CPU),
-    "trak": TRAK(measurement=LOSS, draws=DRAWS, projection=Identity(), execution=CPU),
-    "lissa": LiSSA(measurement=LOSS, draws=DRAWS, damping=0.1, scale=100.0, depth=3, batch_size=4, execution=CPU),
-    "tracin": TracIn(measurement=LOSS, draws=DRAWS, checkpoints=[12], execution=CPU),
+    "kfac": KFACInfluence(**COMMON, curvature=FACTORS),
+    "exact": KFACInfluence(**COMMON, curvature=ExactGGN(draws=DRAWS, execution=CPU)),
+    "trak": TRAK(**COMMON, projection=Identity()),
+    "lissa": LiSSA(**COMMON, damping=0.1, scale=100.0, depth=3, batch_size=4),
+    "tracin": TracIn(**COMMON, checkpoints=[12]),
     "astra": ASTRA(**COMMON, curvature=FACTORS, depth=3, scale=100.0, batch_size=4),
     "das": DAS(query_feature=LOSS, train_feature=LOSS, projection=Identity(), draws=DRAWS, execution=CPU),
     "layer weights": KFACInfluence(**COMMON, curvature=FACTORS, layers=LayerWeights(groups="layer", top=2)),
