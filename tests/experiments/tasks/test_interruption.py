@@ -193,7 +193,7 @@ def test_workers_end_with_the_run(tmp_path):
 def test_signals_at_random_times(tmp_path):
     """Claim: at any moment, also during imports, a signal ends a run with two workers as it should."""
     rng = np.random.default_rng(0)
-    for i, patience in enumerate(np.linspace(0.3, 12, 4)):
+    for i, patience in enumerate(np.linspace(0.3, 12, 6)):
         (tmp_path / str(i)).mkdir()
         run = Run(tmp_path / str(i), *MAIN, "trainer.steps=100", "workers=2", f"hydra.run.dir={tmp_path / str(i) / 'out'}")
         try:
